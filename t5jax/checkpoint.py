@@ -1,0 +1,202 @@
+"""Checkpoints that are written whole or not at all, and that say when they are damaged."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_RECORD = "record"
+
+
+class Checkpoints:
+    """The checkpoints of one run: `folder/<step>/`, the newest few kept.
+
+    Each holds named pytrees, such as parameters and optimizer state, and one JSON record, such as
+    the position in the data.  Writing goes on while training does; a checkpoint takes its final
+    name only when complete.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, keep: int):
+        """Opens `folder`, made if absent; after each save only the newest `keep` remain."""
+        self._folder = Path(folder).resolve()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._keep = keep
+        self._manager = self._open()
+
+    def _open(self):
+        ocp = _orbax()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+        )
+        return ocp.CheckpointManager(self._folder, options=options)
+
+    def steps(self) -> list[int]:
+        """Steps that have a complete checkpoint, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, trees: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        """Starts writing; returns as soon as the arrays may change.
+
+        Args:
+          step: names the checkpoint; there must be none of that step.
+          trees: named pytrees of arrays.
+          record: anything JSON can hold.
+        Raises:
+          OSError: this or the preceding save could not be written, as when the disk is full.
+        """
+        ocp = _orbax()
+        sums = {name: int(checksum(tree)) for name, tree in trees.items()}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items[_RECORD] = ocp.args.JsonSave({"record": dict(record), "checksums": sums})
+        self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(**items), force=True))
+
+    def restore_latest(
+        self, abstract: Mapping[str, Any], *, warn: Callable[[str], None]
+    ) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
+        """The newest checkpoint that can be read whole.
+
+        A damaged one is renamed to `<step>.damaged`, and the one before it is tried.
+
+        Args:
+          abstract: named pytrees of shapes, dtypes and shardings, as they were saved.
+          warn: told, in one sentence, of every damaged checkpoint.
+        Returns:
+          Step, pytrees and record; None if there is no checkpoint.
+        Raises:
+          ValueError: there are checkpoints, and not one can be read.
+        """
+        damaged = 0
+        for step in reversed(self.steps()):
+            try:
+                return step, *self._restore(step, abstract)
+            # Orbax and TensorStore raise bare Exceptions, and no two kinds of damage the same.
+            except Exception as error:
+                reason = str(error).partition("\n")[0][:200]
+                aside = self._set_aside(step)
+                damaged += 1
+                warn(f"checkpoint {step} is damaged ({reason}); it was moved to {aside}.")
+        if damaged:
+            raise ValueError(
+                f"none of the checkpoints in {self._folder} can be read; restore one from a "
+                "backup, or choose another output folder to start anew."
+            )
+        return None
+
+    def _restore(self, step: int, abstract: Mapping[str, Any]):
+        ocp = _orbax()
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        items[_RECORD] = ocp.args.JsonRestore()
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        trees = {name: restored[name] for name in abstract}
+        record = restored[_RECORD]
+        for name, tree in trees.items():
+            if int(checksum(tree)) != record["checksums"][name]:
+                raise ValueError(f"the checksum of {name} does not match")
+        return trees, record["record"]
+
+    def _set_aside(self, step: int) -> Path:
+        source = self._folder / str(step)
+        target = self._folder / f"{step}.damaged"
+        count = 1
+        while target.exists():
+            count += 1
+            target = self._folder / f"{step}.damaged{count}"
+        self._manager.close()
+        source.rename(target)
+        self._manager = self._open()
+        return target
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk; raises OSError if it could not be written."""
+        self._guard(self._manager.wait_until_finished)
+
+    def close(self) -> None:
+        """Waits, and frees the background threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def _guard(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        # A full disk arrives as OSError from Python or as ValueError from TensorStore.
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0][:300]
+            raise OSError(
+                f"could not write a checkpoint to {self._folder}: {reason}. Checkpoints saved "
+                f"before are intact (steps {self.steps()}); make room and run the same command."
+            ) from error
+
+
+def save_tree(folder: str | os.PathLike, tree: Any) -> None:
+    """Writes one pytree of arrays to a folder that does not exist yet, and waits for it."""
+    ocp = _orbax()
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(Path(folder).resolve(), tree)
+
+
+def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:
+    """Reads what `save_tree` or `Checkpoints` wrote, to the shardings and dtypes of `abstract`.
+
+    Raises:
+      ValueError: the folder is damaged or holds other arrays; the message names it.
+    """
+    ocp = _orbax()
+    folder = Path(folder).resolve()
+    saved = _shapes(folder)
+    for path, leaf in jax.tree.leaves_with_path(abstract):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name not in saved:
+            raise ValueError(f"{folder} must hold {name} for this config; it lacks it.")
+        if saved[name] != leaf.shape:
+            raise ValueError(
+                f"{folder}: {name} must have shape {leaf.shape} for this config, "
+                f"got {saved[name]}; the config belongs to other weights."
+            )
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(folder, abstract)
+    except Exception as error:  # as in `restore_latest`
+        reason = str(error).partition("\n")[0][:200]
+        raise ValueError(f"{folder} is damaged ({reason}); load another checkpoint.") from error
+
+
+def latest_step(folder: str | os.PathLike) -> int | None:
+    """The newest complete checkpoint of a run's folder, without opening it for writing."""
+    folder = Path(folder)
+    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+    return max(steps, default=None)
+
+
+@jax.jit
+def checksum(tree: Any) -> jax.Array:
+    """A number, uint32, that changes when any bit of any array does."""
+    total = jnp.zeros((), jnp.uint32)
+    for leaf in jax.tree.leaves(tree):
+        bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * np.dtype(leaf.dtype).itemsize}")
+        total = total * jnp.uint32(31) + jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
+    return total
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    with _orbax().StandardCheckpointer() as checkpointer:
+        try:
+            tree = checkpointer.metadata(folder).item_metadata.tree
+        except Exception as error:  # as in `restore_latest`
+            raise ValueError(f"{folder} must be a folder of arrays written by t5jax.") from error
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): tuple(x.shape) for p, x in leaves}
+
+
+def _orbax():
+    import orbax.checkpoint
+
+    # It reports every phase of every save as a warning.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    return orbax.checkpoint

@@ -1,0 +1,49 @@
+"""Command lines from dataclasses, and errors that read as one sentence."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+Config = TypeVar("Config")
+
+_PACKAGE = Path(__file__).parent
+
+
+def main(
+    config_class: type[Config],
+    function: Callable[[Config], object],
+    *,
+    description: str | None = None,
+) -> None:
+    """Parses the command line into a config, calls the function, and exits.
+
+    The exit status is 0, 2 after an error that the user can mend, 130 after Ctrl-C.  An error
+    raised by t5jax itself prints as one sentence; anything else keeps its traceback, and
+    T5JAX_TRACEBACK=1 keeps all.
+
+    Args:
+      config_class: a dataclass; its fields become options, their docstrings the help.
+      function: the command.
+      description: the first paragraph of the help.
+    """
+    import tyro
+
+    try:
+        config = tyro.cli(config_class, description=description)
+        function(config)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        if os.environ.get("T5JAX_TRACEBACK") or not _raised_here(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _raised_here(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(_PACKAGE in Path(frame.filename).parents for frame in frames[-1:])

@@ -1,0 +1,268 @@
+"""What a T5 is: its sizes and switches, and the sizes of every public family."""
+
+import dataclasses
+import difflib
+import json
+import os
+from typing import Any, Literal, Self
+
+Activation = Literal["relu", "gelu_tanh", "gelu_erf", "silu"]
+ComputeDtype = Literal["float32", "bfloat16"]
+Remat = Literal["none", "dots", "full"]
+
+_CHOICES = {
+    "activation": ("relu", "gelu_tanh", "gelu_erf", "silu"),
+    "dtype": ("float32", "bfloat16"),
+    "remat": ("none", "dots", "full"),
+}
+# Embedding tables are padded to a multiple of this: 32100 -> 32128, 250100 -> 250112, 259 -> 384.
+VOCAB_MULTIPLE = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T5Config:
+    """The architecture of one T5, and how to compute it.
+
+    Defaults are those of T5 v1.1.  `tie_embeddings` and `scale_logits` are independent: T5 1.0 sets
+    both, v1.1 neither, and files in the wild hold every combination.
+
+    Attributes:
+      vocab_size: rows of the embedding table, V; at least the tokenizer's vocabulary.
+      d_model: width of the residual stream, D.
+      d_ff: width of the feed-forward hidden layer, F.
+      d_kv: width of one attention head, H; not always d_model / num_heads.
+      num_heads: attention heads, N.
+      num_encoder_layers: encoder blocks.
+      num_decoder_layers: decoder blocks; 0 makes an encoder-only model.
+      activation: of the feed-forward layer; "gelu_tanh" is the one T5 v1.1 was trained with.
+      gated_ff: whether a second, linear projection multiplies the activated one (GEGLU and kin).
+      tie_embeddings: whether the output layer is the embedding table itself.
+      scale_logits: whether the decoder's output is multiplied by d_model**-0.5 before the output layer.
+      relative_buckets: relative-position buckets, R.
+      relative_max_distance: distance from which all positions share the last bucket.
+      relative_bias_per_layer: whether every layer owns its bias table (umT5) or a stack shares one.
+      norm_epsilon: added to the mean square in RMSNorm.
+      dropout_rate: probability of dropping, when training.
+      pad_id: id that fills up short sequences.
+      eos_id: id that ends a sequence.
+      decoder_start_id: first id the decoder reads.
+      dtype: type of activations and matrix products.  Parameters, norm statistics, softmax, logits
+        and the loss are float32 whatever it is.
+      remat: what training recomputes in the backward pass: nothing, everything but matrix
+        products ("dots"), or each whole block ("full").
+    """
+
+    vocab_size: int
+    d_model: int
+    d_ff: int
+    num_heads: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    d_kv: int = 64
+    activation: Activation = "gelu_tanh"
+    gated_ff: bool = True
+    tie_embeddings: bool = False
+    scale_logits: bool = False
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    relative_bias_per_layer: bool = False
+    norm_epsilon: float = 1e-6
+    dropout_rate: float = 0.0
+    pad_id: int = 0
+    eos_id: int = 1
+    decoder_start_id: int = 0
+    dtype: ComputeDtype = "float32"
+    remat: Remat = "none"
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name), field.type)
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(_unknown_choice(name, getattr(self, name), choices))
+        for name in ("vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_encoder_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.num_decoder_layers < 0:
+            raise ValueError(
+                f"num_decoder_layers must be at least 0, got {self.num_decoder_layers}; "
+                "0 makes an encoder-only model."
+            )
+        # The encoder halves the buckets by direction and needs an exact and a logarithmic half.
+        if self.relative_buckets < 4 or self.relative_buckets % 2:
+            raise ValueError(
+                f"relative_buckets must be even and at least 4, got {self.relative_buckets}; "
+                "T5 uses 32."
+            )
+        if self.relative_max_distance <= self.relative_buckets // 2:
+            raise ValueError(
+                f"relative_max_distance must exceed relative_buckets / 2 = "
+                f"{self.relative_buckets // 2}, got {self.relative_max_distance}; T5 uses 128."
+            )
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}.")
+        if self.norm_epsilon <= 0:
+            raise ValueError(f"norm_epsilon must be positive, got {self.norm_epsilon}; use 1e-6.")
+        for name in ("pad_id", "eos_id", "decoder_start_id"):
+            if not 0 <= getattr(self, name) < self.vocab_size:
+                raise ValueError(
+                    f"{name} must be in [0, vocab_size = {self.vocab_size}), "
+                    f"got {getattr(self, name)}."
+                )
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """The configuration of a published model, by its Hugging Face name.
+
+        Args:
+          name: such as "t5-small", "t5-v1_1-base" or "google/flan-t5-xl".
+          **changes: fields to set differently.
+        Raises:
+          ValueError: no such preset; the message suggests the nearest.
+        """
+        known = presets()
+        bare = name.removeprefix("google/").removeprefix("google-t5/")
+        if bare not in known:
+            raise ValueError(_unknown_choice("preset", name, tuple(known)))
+        return cls(**{**known[bare], **changes})
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields set differently, validated again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> str:
+        """All fields as a JSON object, sorted and indented."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "config") -> Self:
+        """Inverse of `to_json`.
+
+        Args:
+          text: a JSON object; fields with defaults may be absent.
+          source: what to call the text in an error, usually its file name.
+        Raises:
+          ValueError: not a JSON object, an unknown or missing field, or a value out of range.
+        """
+        try:
+            fields = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{source} must be JSON: {error}.") from error
+        if not isinstance(fields, dict):
+            raise ValueError(f"{source} must be a JSON object, got {type(fields).__name__}.")
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise ValueError(f"{source}: {_unknown_choice('field', name, tuple(known))}")
+        required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+        missing = [name for name in required if name not in fields]
+        if missing:
+            raise ValueError(f"{source} lacks {', '.join(missing)}; every T5 config needs them.")
+        try:
+            return cls(**fields)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike) -> Self:
+        """Reads a file that holds `to_json`'s text."""
+        with open(path, encoding="utf-8") as file:
+            return cls.from_json(file.read(), source=str(path))
+
+
+def pad_vocab(num_tokens: int) -> int:
+    """Embedding rows for a vocabulary of `num_tokens`: the next multiple of 128, as in every T5."""
+    return -(-num_tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """Fields of every published T5, mT5, ByT5, umT5 and UL2, by Hugging Face name.
+
+    Sizes are those of the papers' released checkpoints (arXiv:1910.10683, 2010.11934, 2105.13626,
+    2304.09151, 2205.05131).  Dropout is that of pre-training: 0.1 for T5 1.0 and none since.
+    """
+    return dict(_PRESETS)
+
+
+def _sizes(d_model, d_ff, d_kv, num_heads, encoder_layers, decoder_layers):
+    return {
+        "d_model": d_model,
+        "d_ff": d_ff,
+        "d_kv": d_kv,
+        "num_heads": num_heads,
+        "num_encoder_layers": encoder_layers,
+        "num_decoder_layers": decoder_layers,
+    }
+
+
+_V1_0 = {
+    "small": _sizes(512, 2048, 64, 8, 6, 6),
+    "base": _sizes(768, 3072, 64, 12, 12, 12),
+    "large": _sizes(1024, 4096, 64, 16, 24, 24),
+    "3b": _sizes(1024, 16384, 128, 32, 24, 24),
+    "11b": _sizes(1024, 65536, 128, 128, 24, 24),
+}
+_V1_1 = {
+    "small": _sizes(512, 1024, 64, 6, 8, 8),
+    "base": _sizes(768, 2048, 64, 12, 12, 12),
+    "large": _sizes(1024, 2816, 64, 16, 24, 24),
+    "xl": _sizes(2048, 5120, 64, 32, 24, 24),
+    "xxl": _sizes(4096, 10240, 64, 64, 24, 24),
+}
+_BYT5 = {
+    "small": _sizes(1472, 3584, 64, 6, 12, 4),
+    "base": _sizes(1536, 3968, 64, 12, 18, 6),
+    "large": _sizes(1536, 3840, 64, 16, 36, 12),
+    "xl": _sizes(2560, 6720, 64, 32, 36, 12),
+    "xxl": _sizes(4672, 12352, 64, 64, 36, 12),
+}
+_UL2 = {
+    **_sizes(4096, 16384, 256, 16, 32, 32),
+    "vocab_size": 32128,
+    "activation": "silu",
+    "tie_embeddings": True,
+    "scale_logits": True,
+}
+_RELU_TIED = {
+    "activation": "relu",
+    "gated_ff": False,
+    "tie_embeddings": True,
+    "scale_logits": True,
+    "dropout_rate": 0.1,
+}
+_PRESETS: dict[str, dict[str, Any]] = {
+    **{f"t5-{s}": {**v, "vocab_size": 32128, **_RELU_TIED} for s, v in _V1_0.items()},
+    **{f"t5-v1_1-{s}": {**v, "vocab_size": 32128} for s, v in _V1_1.items()},
+    **{f"t5-{s}-lm-adapt": {**v, "vocab_size": 32128} for s, v in _V1_1.items()},
+    **{f"flan-t5-{s}": {**v, "vocab_size": 32128} for s, v in _V1_1.items()},
+    **{f"mt5-{s}": {**v, "vocab_size": 250112} for s, v in _V1_1.items()},
+    **{f"byt5-{s}": {**v, "vocab_size": 384} for s, v in _BYT5.items()},
+    **{
+        f"umt5-{s}": {**_V1_1[s], "vocab_size": 256384, "relative_bias_per_layer": True}
+        for s in ("small", "base", "xl", "xxl")
+    },
+    "ul2": _UL2,
+    "flan-ul2": _UL2,
+}
+
+
+def _unknown_choice(what: str, given: object, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(str(given), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}."
+    if what == "dtype" and given in ("float16", "fp16", "half"):
+        hint = "T5 overflows float16, so use bfloat16 or float32."
+    return f"unknown {what} {given!r}; {hint}"
+
+
+def _check_type(name: str, value: object, annotation: Any) -> None:
+    if annotation is bool:
+        valid = isinstance(value, bool)
+    elif annotation is int:
+        valid = isinstance(value, int) and not isinstance(value, bool)
+    elif annotation is float:
+        valid = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        valid = isinstance(value, str)
+    if not valid:
+        kind = getattr(annotation, "__name__", "str") if isinstance(annotation, type) else "string"
+        raise ValueError(f"{name} must be of type {kind}, got {value!r}.")

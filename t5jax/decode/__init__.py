@@ -1,0 +1,1 @@
+"""Decoding loops over any `step(tokens, cache) -> (logits, cache)`."""

@@ -1,0 +1,30 @@
+"""Ways to choose the next token."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+
+def greedy(logits: Float[Array, "B V"], position: Int[Array, ""]) -> Int[Array, " B"]:
+    """The most likely token; the lowest id on a tie."""
+    del position
+    return jnp.argmax(logits, axis=-1)
+
+
+def sampler(
+    row_keys: Key[Array, " B"], *, temperature: Float[Array, ""]
+) -> Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]]:
+    r"""Draws each token from :math:`\mathrm{softmax}(\mathrm{logits} / \mathrm{temperature})`.
+
+    Args:
+      row_keys: one key a row, so that what a row gets does not depend on its neighbours.
+      temperature: above 0; below 1 sharpens, above 1 flattens.
+    """
+
+    def sample(logits, position):
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(row_keys, position)
+        return jax.vmap(jax.random.categorical)(keys, logits / temperature)
+
+    return sample

@@ -1,0 +1,164 @@
+"""The training loop: steps, evaluation, checkpoints, and a clean stop at any moment."""
+
+import contextlib
+import dataclasses
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from t5jax import train
+from t5jax.batches import Batch
+from t5jax.checkpoint import Checkpoints
+from t5jax.runlog import RunLog
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """How long to train, and how often to look and to save."""
+
+    steps: int
+    """Updates of the parameters in the whole run."""
+    eval_every: int = 200
+    """Steps between evaluations on held-out data; there is always one at the end."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints; there is always one at the end."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints to keep."""
+    log_every: int = 10
+    """Steps between updates of the progress bar and the logs; every step is logged."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(
+                    f"{field.name} must be at least 1, got {getattr(self, field.name)}."
+                )
+
+
+class Fitted(NamedTuple):
+    """How `fit` ended."""
+
+    state: train.TrainState
+    evaluation: dict[str, float] | None
+    """Of the final state; None if the run was interrupted."""
+    interrupted: bool
+    """By Ctrl-C or SIGTERM; everything is saved, and the same call goes on."""
+
+
+def fit(
+    config: FitConfig,
+    state: train.TrainState,
+    batches: Any,
+    *,
+    train_step: Callable[[train.TrainState, Any], tuple[train.TrainState, train.Metrics]],
+    evaluate: Callable[[train.Params], dict[str, float]],
+    checkpoints: Checkpoints,
+    log: RunLog,
+    mesh: Mesh,
+) -> Fitted:
+    """Trains from `state` to `config.steps`.
+
+    Args:
+      config: lengths and intervals.
+      state: consumed.
+      batches: an iterator with `get_state`, standing where `state` does.
+      train_step: as from `train.make_train_step`.
+      evaluate: measures parameters on held-out data.
+      checkpoints: where to save; each has the trees `params` and `optimizer`, and the record `data`.
+      log: where to write.
+      mesh: of the state.
+    """
+    step = int(state.step)
+    saved_step, evaluation = step, None
+    pending: list[tuple[train.Metrics, Batch]] = []
+    with _stop_signals() as stopping:
+        while step < config.steps and not stopping():
+            batch = next(batches)
+            state, metrics = train_step(state, train.device_batch(batch, mesh=mesh))
+            pending.append((metrics, batch))
+            step += 1
+            last = step == config.steps
+            evaluate_now = last or step % config.eval_every == 0
+            save_now = last or step % config.checkpoint_every == 0
+            if evaluate_now or save_now or step % config.log_every == 0:
+                _flush(log, step, pending)
+            if evaluate_now:
+                evaluation = evaluate(state.params)
+                log.evaluation(step, evaluation)
+            if save_now:
+                save(checkpoints, state, batches)
+                saved_step = step
+        _flush(log, step, pending)
+        if saved_step < step:
+            save(checkpoints, state, batches)
+        checkpoints.wait()
+    if step < config.steps:
+        return Fitted(state, None, interrupted=True)
+    return Fitted(state, evaluation or evaluate(state.params), interrupted=False)
+
+
+def save(checkpoints: Checkpoints, state: train.TrainState, batches: Any) -> None:
+    """Starts writing a checkpoint of the state and of the position in the data."""
+    trees = {"params": state.params, "optimizer": state.opt_state}
+    checkpoints.save(int(state.step), trees, {"data": batches.get_state()})
+
+
+def restore(
+    checkpoints: Checkpoints,
+    abstract: train.TrainState,
+    batches: Any,
+    *,
+    warn: Callable[[str], None],
+) -> train.TrainState | None:
+    """The newest readable state, with `batches` moved to where it stood; None at a run's start."""
+    trees = {"params": abstract.params, "optimizer": abstract.opt_state}
+    found = checkpoints.restore_latest(trees, warn=warn)
+    if found is None:
+        return None
+    step, restored, record = found
+    batches.set_state(record["data"])
+    count = jax.device_put(np.int32(step), abstract.step.sharding)
+    return train.TrainState(count, restored["params"], restored["optimizer"])
+
+
+def _flush(log: RunLog, step: int, pending: list[tuple[train.Metrics, Batch]]) -> None:
+    """Logs the steps up to `step`; waits for the devices here and nowhere else in the loop."""
+    metrics = jax.device_get([metrics for metrics, _ in pending])
+    for i, (values, (_, batch)) in enumerate(zip(metrics, pending, strict=True)):
+        floats = {name: float(value) for name, value in values.items()}
+        log.training(step - len(pending) + 1 + i, floats, *_count_tokens(batch))
+    log.refresh()
+    pending.clear()
+
+
+def _count_tokens(batch: Batch) -> tuple[int, int]:
+    """Positions computed, and those that hold a token."""
+    inputs, weights = batch["encoder_input_tokens"], batch["decoder_loss_weights"]
+    return inputs.size + weights.size, np.count_nonzero(inputs) + np.count_nonzero(weights)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C or SIGTERM into a request; a second one interrupts at once."""
+    received: list[int] = []
+
+    def handle(number, frame):
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        print("\nstopping after this step; once more to stop at once", flush=True)
+
+    signals: Iterable[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        signals = ()  # only the main thread may set handlers
+    previous = {number: signal.signal(number, handle) for number in signals}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,298 @@
+"""The parts of a T5 block.
+
+Shape letters: B batch, T query length, S key length, D d_model, N heads, H d_kv, J = N * H,
+F d_ff, L layers, R relative buckets.
+
+Parameters are float32; each is cast to the type of the activations it meets.  Norm statistics,
+attention scores and softmax are float32 whatever the activations are.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from t5jax.config import T5Config
+
+# T5X draws attention kernels from a normal and feed-forward kernels from a truncated normal.
+_fan_in_normal = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
+_fan_in_truncated = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+_fan_avg_uniform = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+
+_ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_erf": lambda x: jax.nn.gelu(x, approximate=False),
+    "silu": jax.nn.silu,
+}
+
+
+def relative_position_bucket(
+    offset: Int[np.ndarray, "..."], *, bidirectional: bool, num_buckets: int, max_distance: int
+) -> Int[np.ndarray, "..."]:
+    """Which row of a bias table serves a key that lies `offset` positions after its query.
+
+    Half of a direction's buckets stand for one distance each, the others for ranges that grow
+    logarithmically up to `max_distance`; all greater distances share the last.
+    (arXiv:1910.10683, section 2.1)
+
+    Args:
+      offset: key position minus query position.
+      bidirectional: whether later keys have buckets of their own (encoder) or are never attended
+        to and share bucket 0 (decoder).
+      num_buckets: rows of the table, R.
+      max_distance: distance from which the last bucket serves.
+    Returns:
+      int32 in [0, num_buckets), of the shape of `offset`.
+    """
+    # Computed by numpy in float32: accelerators' logarithms differ in the last bit, which moves
+    # the exact powers of two (16, 32, 64) into their neighbour's bucket.
+    offset = np.asarray(offset)
+    first = np.zeros(offset.shape, np.int32)
+    distance = np.maximum(-offset, 0)
+    if bidirectional:
+        num_buckets //= 2
+        first = np.where(offset > 0, num_buckets, 0)
+        distance = np.abs(offset)
+    exact = num_buckets // 2
+    ratio = np.maximum(distance, exact).astype(np.float32) / np.float32(exact)
+    steps = np.log(ratio) / np.float32(np.log(max_distance / exact)) * (num_buckets - exact)
+    logarithmic = np.minimum(exact + steps.astype(np.int32), num_buckets - 1)
+    return (first + np.where(distance < exact, distance, logarithmic)).astype(np.int32)
+
+
+def dropout(
+    x: Float[Array, "*A"],
+    *,
+    rate: float,
+    key: Key[Array, ""] | None,
+    shared_axis: int | None = None,
+) -> Float[Array, "*A"]:
+    """Zeroes elements with probability `rate` and scales up the others; no key means evaluation.
+
+    `shared_axis` names the axis along which all elements share one decision.  T5 drops the same
+    features at every position of a sequence.
+    """
+    if key is None or rate == 0:
+        return x
+    shape = list(x.shape)
+    if shared_axis is not None:
+        shape[shared_axis] = 1
+    keep = jax.random.bernoulli(key, 1 - rate, shape)
+    return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros((), x.dtype))
+
+
+class RMSNorm(nnx.Module):
+    """Divides by the root mean square over features, without centring, and scales.
+
+    (arXiv:1910.07467; T5 has no bias)
+    """
+
+    def __init__(self, config: T5Config):
+        self.scale = nnx.Param(jnp.ones((config.d_model,)))
+        self.epsilon = config.norm_epsilon
+
+    def __call__(self, x: Float[Array, "*A D"]) -> Float[Array, "*A D"]:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        # Rounded to the activations' type before the scale, as T5X does.
+        return y.astype(x.dtype) * jnp.broadcast_to(self.scale[...].astype(x.dtype), x.shape)
+
+
+class RelativeBias(nnx.Module):
+    """What a head adds to a score because of how far apart query and key are."""
+
+    def __init__(self, config: T5Config, *, bidirectional: bool, rngs: nnx.Rngs):
+        shape = (config.relative_buckets, config.num_heads)
+        self.embedding = nnx.Param(_fan_avg_uniform(rngs.params(), shape))
+        self.bidirectional = bidirectional
+        self.max_distance = config.relative_max_distance
+
+    def by_offset(self, length: int) -> Float[Array, "N offsets"]:
+        """Bias of every offset from `1 - length` to `length - 1`, in that order."""
+        buckets = relative_position_bucket(
+            np.arange(1 - length, length),
+            bidirectional=self.bidirectional,
+            num_buckets=self.embedding.shape[0],
+            max_distance=self.max_distance,
+        )
+        return self.embedding[...][buckets].T
+
+    def __call__(self, length: int) -> Float[Array, "1 N length length"]:
+        """Bias of every query (third axis) and key (fourth) of a sequence."""
+        offsets = np.arange(length)[None, :] - np.arange(length)[:, None]
+        return self.by_offset(length)[:, offsets + length - 1][None]
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with additive bias and without division by sqrt(H).
+
+    T5 folds that division into the initial queries.  Called as
+    `attention(x, *attention.keys_values(states), mask=mask)`, so that a decoder can keep keys and
+    values.
+    """
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        d_model, joined = config.d_model, config.num_heads * config.d_kv
+        self.query = nnx.Param(_fan_in_normal(rngs.params(), (d_model, joined)) * config.d_kv**-0.5)
+        self.key = nnx.Param(_fan_in_normal(rngs.params(), (d_model, joined)))
+        self.value = nnx.Param(_fan_in_normal(rngs.params(), (d_model, joined)))
+        self.out = nnx.Param(_fan_in_normal(rngs.params(), (joined, d_model)))
+        self.num_heads = config.num_heads
+        self.dropout_rate = config.dropout_rate
+
+    def _heads(self, x: Float[Array, "B T D"], kernel: nnx.Param) -> Float[Array, "B N T H"]:
+        y = jnp.einsum("btd,dj->btj", x, kernel[...].astype(x.dtype))
+        return y.reshape(*y.shape[:2], self.num_heads, -1).swapaxes(1, 2)
+
+    def keys_values(
+        self, states: Float[Array, "B S D"]
+    ) -> tuple[Float[Array, "B N S H"], Float[Array, "B N S H"]]:
+        """What queries attend to, and what they then read."""
+        return self._heads(states, self.key), self._heads(states, self.value)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        keys: Float[Array, "B N S H"],
+        values: Float[Array, "B N S H"],
+        *,
+        mask: Bool[Array, "#B 1 #T S"],
+        bias: Float[Array, "1 N T S"] | None = None,
+        dropout_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Reads from `values` for every position of `x`.
+
+        Args:
+          x: what the queries are made of.
+          keys: of the sequence attended to.
+          values: of the same.
+          mask: True where a query may look.  A query that may look nowhere gets the mean value.
+          bias: added to the scores; float32.
+          dropout_key: for the attention weights; None when not training.
+        """
+        queries = self._heads(x, self.query)
+        scores = jnp.einsum("bnth,bnsh->bnts", queries, keys, preferred_element_type=jnp.float32)
+        if bias is not None:
+            scores = scores + bias
+        # The least finite value, since a row of -inf has no softmax.
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores).astype(x.dtype)
+        weights = dropout(weights, rate=self.dropout_rate, key=dropout_key, shared_axis=-2)
+        read = jnp.einsum("bnts,bnsh->btnh", weights, values)
+        read = read.reshape(*read.shape[:2], -1)
+        return jnp.einsum("btj,jd->btd", read, self.out[...].astype(x.dtype))
+
+
+class FeedForward(nnx.Module):
+    """Two projections with a non-linearity between them, gated or not.  (arXiv:2002.05202)"""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        shape = (config.d_model, config.d_ff)
+        self.wi = nnx.Param(_fan_in_truncated(rngs.params(), shape))
+        self.wi_linear = (
+            nnx.Param(_fan_in_truncated(rngs.params(), shape)) if config.gated_ff else None
+        )
+        self.wo = nnx.Param(_fan_in_truncated(rngs.params(), shape[::-1]))
+        self.activation = config.activation
+        self.dropout_rate = config.dropout_rate
+
+    def __call__(
+        self, x: Float[Array, "B T D"], *, dropout_key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B T D"]:
+        hidden = jnp.einsum("btd,df->btf", x, self.wi[...].astype(x.dtype))
+        hidden = _ACTIVATIONS[self.activation](hidden)
+        if self.wi_linear is not None:
+            hidden = hidden * jnp.einsum("btd,df->btf", x, self.wi_linear[...].astype(x.dtype))
+        hidden = dropout(hidden, rate=self.dropout_rate, key=dropout_key, shared_axis=-2)
+        return jnp.einsum("btf,fd->btd", hidden, self.wo[...].astype(x.dtype))
+
+
+class EncoderBlock(nnx.Module):
+    """Self-attention over the whole input, then feed-forward; norms first, residuals around."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(config)
+        self.attention = Attention(config, rngs=rngs)
+        self.mlp_norm = RMSNorm(config)
+        self.mlp = FeedForward(config, rngs=rngs)
+        self.relative_bias = (
+            RelativeBias(config, bidirectional=True, rngs=rngs)
+            if config.relative_bias_per_layer
+            else None
+        )
+        self.dropout_rate = config.dropout_rate
+
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        *,
+        mask: Bool[Array, "B 1 #S S"],
+        bias: Float[Array, "1 N S S"],
+        dropout_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B S D"]:
+        keys = _split_key(dropout_key, 4)
+        h = self.attention_norm(x)
+        h = self.attention(
+            h, *self.attention.keys_values(h), mask=mask, bias=bias, dropout_key=keys[0]
+        )
+        x = x + dropout(h, rate=self.dropout_rate, key=keys[1], shared_axis=-2)
+        h = self.mlp(self.mlp_norm(x), dropout_key=keys[2])
+        return x + dropout(h, rate=self.dropout_rate, key=keys[3], shared_axis=-2)
+
+
+class DecoderBlock(nnx.Module):
+    """Self-attention over what is written, cross-attention over the input, feed-forward."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        self.self_attention_norm = RMSNorm(config)
+        self.self_attention = Attention(config, rngs=rngs)
+        self.cross_attention_norm = RMSNorm(config)
+        self.cross_attention = Attention(config, rngs=rngs)
+        self.mlp_norm = RMSNorm(config)
+        self.mlp = FeedForward(config, rngs=rngs)
+        self.relative_bias = (
+            RelativeBias(config, bidirectional=False, rngs=rngs)
+            if config.relative_bias_per_layer
+            else None
+        )
+        self.dropout_rate = config.dropout_rate
+
+    def self_keys_values(
+        self, x: Float[Array, "B T D"]
+    ) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T H"]]:
+        """What later positions attend to in this block; what a decoding loop keeps."""
+        return self.self_attention.keys_values(self.self_attention_norm(x))
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        self_keys_values: tuple[Float[Array, "B N C H"], Float[Array, "B N C H"]],
+        cross_keys_values: tuple[Float[Array, "B N S H"], Float[Array, "B N S H"]],
+        *,
+        mask: Bool[Array, "#B 1 #T C"],
+        cross_mask: Bool[Array, "B 1 #T S"],
+        bias: Float[Array, "1 N T C"],
+        dropout_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Keys and values come from `self_keys_values(x)` in training, from a cache in decoding."""
+        keys = _split_key(dropout_key, 6)
+        h = self.self_attention(
+            self.self_attention_norm(x),
+            *self_keys_values,
+            mask=mask,
+            bias=bias,
+            dropout_key=keys[0],
+        )
+        x = x + dropout(h, rate=self.dropout_rate, key=keys[1], shared_axis=-2)
+        h = self.cross_attention(
+            self.cross_attention_norm(x), *cross_keys_values, mask=cross_mask, dropout_key=keys[2]
+        )
+        x = x + dropout(h, rate=self.dropout_rate, key=keys[3], shared_axis=-2)
+        h = self.mlp(self.mlp_norm(x), dropout_key=keys[4])
+        return x + dropout(h, rate=self.dropout_rate, key=keys[5], shared_axis=-2)
+
+
+def _split_key(key: Key[Array, ""] | None, count: int):
+    return [None] * count if key is None else jax.random.split(key, count)

@@ -1,0 +1,95 @@
+"""Our own folder: `config.json`, tokenizer files, and `params/` or a run's `checkpoints/<step>/`."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from t5jax import checkpoint, tokenizer
+from t5jax.config import T5Config
+from t5jax.model import Params, abstract_params
+from t5jax.tokenizer import Tokenizer
+
+CONFIG_FILE = "config.json"
+CHECKPOINTS = "checkpoints"
+PARAMS = "params"
+
+
+def holds_model(path: Path) -> bool:
+    """Whether `load` is the reader for this folder."""
+    return (path / CONFIG_FILE).is_file() and (
+        (path / PARAMS).is_dir() or (path / CHECKPOINTS).is_dir()
+    )
+
+
+def load(path: Path) -> tuple[T5Config, Params, Tokenizer | None]:
+    """Config, parameters and tokenizer of a saved model, or of a run's newest checkpoint.
+
+    Raises:
+      ValueError: the run has no checkpoint yet, or the files are damaged or do not fit together.
+    """
+    config = T5Config.from_file(path / CONFIG_FILE)
+    arrays = path / PARAMS
+    if not arrays.is_dir():
+        step = checkpoint.latest_step(path / CHECKPOINTS)
+        if step is None:
+            raise ValueError(f"{path} must hold a checkpoint, but the run has not saved one yet.")
+        arrays = path / CHECKPOINTS / str(step) / PARAMS
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        abstract_params(config),
+    )
+    return config, checkpoint.load_tree(arrays, abstract), tokenizer.load(path)
+
+
+def save(
+    path: str | os.PathLike,
+    config: T5Config,
+    params: Params,
+    tokenizer: Tokenizer | None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Writes a folder that `load` reads; see `Text2Text.save`."""
+    with new_folder(path, overwrite=overwrite) as temporary:
+        (temporary / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+        checkpoint.save_tree(temporary / PARAMS, params)
+        if tokenizer is not None:
+            tokenizer.save(temporary)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place if the block succeeds.
+
+    Raises:
+      FileExistsError: `path` is not empty, and is not to be or must not be replaced.
+    """
+    path = Path(path).expanduser().absolute()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        if not overwrite:
+            raise FileExistsError(
+                f"{path} must not exist yet; choose another folder or pass overwrite=True."
+            )
+        model_files = (path / PARAMS, path / "model.safetensors")
+        if not any(file.exists() for file in model_files):
+            raise FileExistsError(
+                f"{path} must be a saved model to be overwritten, and it is not; "
+                "choose another folder."
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            path.rename(replaced)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,119 @@
+"""What a run writes while it trains: progress bar, `metrics.jsonl`, TensorBoard, `loss.png`."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Self
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class RunLog:
+    """Logs of one run; opened again at a later step, it goes on where that step was.
+
+    `metrics.jsonl` has one object a line: `{"step": 7, "loss": ...}` for a training step, and
+    `{"step": 200, "eval_loss": ...}` for an evaluation.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, total_steps: int, start_step: int):
+        """Opens the logs; entries of steps after `start_step` are dropped, to be written anew."""
+        from tensorboardX import SummaryWriter
+        from tqdm.auto import tqdm
+
+        self._folder = Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._entries = [e for e in read_metrics(folder) if e["step"] <= start_step]
+        path = self._folder / METRICS_FILE
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in self._entries))
+        temporary.replace(path)
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=start_step + 1)
+        self._bar = tqdm(
+            total=total_steps, initial=start_step, desc="training", unit="step", dynamic_ncols=True
+        )
+        self._shown: dict[str, str] = {}
+        self._clock = time.perf_counter()
+        self._tokens = self._real_tokens = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def training(self, step: int, metrics: dict[str, float], tokens: int, real_tokens: int) -> None:
+        """One training step: its metrics, positions computed, and positions not padding."""
+        self._write(step, metrics, "train")
+        self._tokens += tokens
+        self._real_tokens += real_tokens
+        self._shown["loss"] = f"{metrics['loss']:.3f}"
+        self._bar.update(step - self._bar.n)
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """One evaluation on held-out data."""
+        self._write(step, {f"eval_{name}": value for name, value in metrics.items()}, "eval")
+        self._shown["eval"] = f"{metrics['loss']:.3f}"
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Shows rates since the last call and makes sure that everything is in the files."""
+        now = time.perf_counter()
+        if self._tokens:
+            seconds = now - self._clock
+            rates = {
+                "tok/s": self._tokens / seconds,
+                "non-pad tok/s": self._real_tokens / seconds,
+            }
+            step = self._bar.n
+            for name, rate in rates.items():
+                self._shown[name] = f"{rate:,.0f}"
+                self._board.add_scalar(f"speed/{name}", rate, step)
+        self._tokens = self._real_tokens = 0
+        self._clock = now
+        self._bar.set_postfix(self._shown)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Draws `loss.png` and closes the files."""
+        self._bar.close()
+        self._file.close()
+        self._board.close()
+        if self._entries:
+            _draw(self._entries, self._folder / "loss.png")
+
+    def _write(self, step: int, metrics: dict[str, float], group: str) -> None:
+        entry = {"step": step, **metrics}
+        self._entries.append(entry)
+        self._file.write(json.dumps(entry) + "\n")
+        for name, value in metrics.items():
+            self._board.add_scalar(f"{group}/{name.removeprefix('eval_')}", value, step)
+
+
+def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """All entries of a run's `metrics.jsonl`; a last line that was cut off is left out."""
+    path = Path(folder) / METRICS_FILE
+    entries = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            break
+    return entries
+
+
+def _draw(entries: list[dict[str, Any]], path: Path) -> None:
+    # The object interface: pyplot would choose a backend for the whole process.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, label, style in (("loss", "training", "-"), ("eval_loss", "held out", "o-")):
+        points = [(e["step"], e[name]) for e in entries if name in e]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1, markersize=4)
+    axes.set(xlabel="step", ylabel="nats per target token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)

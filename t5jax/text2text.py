@@ -1,0 +1,311 @@
+"""What `t5jax.load` returns: a model with its parameters and tokenizer, from text to text."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from t5jax import generate, pretrained
+from t5jax.config import T5Config
+from t5jax.model import T5, Params, bind
+from t5jax.tokenizer import Tokenizer
+
+
+class Text2Text:
+    """A T5 ready for use.
+
+    Texts are tokenised, grouped by length, padded to a few fixed lengths and run through compiled
+    programs; results come in the order of the texts.  The first call with a new combination of
+    lengths compiles, later ones do not.
+
+    Attributes:
+      config: the architecture.
+      params: nested dict of arrays.
+      tokenizer: None if the model came without one; then only the methods on ids work.
+    """
+
+    def __init__(self, config: T5Config, params: Params, tokenizer: Tokenizer | None):
+        """Checks that the three fit together.
+
+        Raises:
+          ValueError: parameters of other shapes, or a tokenizer with more ids than embeddings.
+        """
+        self._model = bind(config, params)
+        if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"the tokenizer must have at most vocab_size = {config.vocab_size} ids, got "
+                f"{tokenizer.vocab_size}; it belongs to another model."
+            )
+        self.config = config
+        self.params = params
+        self._tokenizer = tokenizer
+
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return f"Text2Text({count / 1e6:.1f} M parameters, {self.config})"
+
+    @property
+    def model(self) -> T5:
+        """The `flax.nnx` module, for everything that the methods here do not do."""
+        return self._model
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self._tokenizer
+
+    def generate(
+        self,
+        texts: Sequence[str],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+        batch_size: int = 32,
+        max_input_tokens: int = 2048,
+    ) -> list[str]:
+        """Writes an answer to every text.
+
+        Args:
+          texts: inputs, with whatever prefix the model was trained on.
+          max_new_tokens: most tokens of an answer.
+          temperature: 0 takes the most likely token each time; above, tokens are drawn at random.
+          seed: of the draws.  An answer depends on it, on its text and on its place in `texts`.
+          batch_size: texts computed at once.
+          max_input_tokens: longest input allowed, since memory grows with its square.
+        Raises:
+          ValueError: an option out of range, or a text longer than allowed.
+        """
+        if temperature < 0:
+            raise ValueError(f"temperature must be at least 0, got {temperature}; 0 is greedy.")
+        _check_positive(max_new_tokens=max_new_tokens, batch_size=batch_size)
+        inputs = self._encode_texts("texts", texts, max_input_tokens)
+        tokenizer = self._need_tokenizer()
+
+        def run(rows, tokens, mask):
+            return self._generate(rows, tokens, mask, max_new_tokens, temperature, seed)
+
+        return [tokenizer.decode(ids) for ids in self._run(inputs, run, batch_size=batch_size)]
+
+    def generate_ids(
+        self,
+        encoder_tokens: Int[Array, "B S"] | Int[np.ndarray, "B S"],
+        *,
+        encoder_mask: Bool[Array, "B S"] | Bool[np.ndarray, "B S"],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Int[np.ndarray, "B T"]:
+        """`generate` from ids to ids, for one batch.
+
+        Args:
+          encoder_tokens: input ids.
+          encoder_mask: True on ids that are not padding.
+          max_new_tokens: most tokens of an answer, T.
+          temperature: as in `generate`.
+          seed: as in `generate`.
+        Returns:
+          [B, T] int32; rows end with EOS, then padding, unless they reached the limit.
+        """
+        if temperature < 0:
+            raise ValueError(f"temperature must be at least 0, got {temperature}; 0 is greedy.")
+        _check_positive(max_new_tokens=max_new_tokens)
+        tokens, mask = np.asarray(encoder_tokens), np.asarray(encoder_mask)
+        if tokens.ndim != 2 or tokens.shape != mask.shape:
+            raise ValueError(
+                "encoder_tokens and encoder_mask must both have shape [B, S], got "
+                f"{tokens.shape} and {mask.shape}."
+            )
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
+            raise ValueError(
+                f"ids must be in [0, vocab_size = {self.config.vocab_size}), got "
+                f"{tokens.min()} to {tokens.max()}; another tokenizer made them."
+            )
+        if not len(tokens):
+            return np.zeros((0, max_new_tokens), np.int32)
+        count, length = tokens.shape
+        room = ((0, _rows_bucket(count) - count), (0, generate.bucket(length) - length))
+        tokens = np.pad(tokens.astype(np.int32), room, constant_values=self.config.pad_id)
+        mask = np.pad(mask.astype(bool), room)
+        rows = np.where(np.arange(len(tokens)) < count, np.arange(len(tokens)), -1)
+        return self._generate(rows, tokens, mask, max_new_tokens, temperature, seed)[:count]
+
+    def score(
+        self,
+        inputs: Sequence[str],
+        targets: Sequence[str],
+        *,
+        batch_size: int = 32,
+        max_input_tokens: int = 2048,
+    ) -> Float[np.ndarray, " B"]:
+        """Log-probability, in nats, that each input is answered by its target and then EOS.
+
+        Args:
+          inputs: texts.
+          targets: one for each input.
+          batch_size: pairs computed at once.
+          max_input_tokens: longest input or target allowed.
+        """
+        _check_positive(batch_size=batch_size)
+        if len(inputs) != len(targets):
+            raise ValueError(
+                f"inputs and targets must be as many, got {len(inputs)} and {len(targets)}."
+            )
+        tokenizer = self._need_tokenizer()
+        encoded = self._encode_texts("inputs", inputs, max_input_tokens)
+        wanted = self._encode_texts("targets", targets, max_input_tokens)
+
+        def run(rows, tokens, mask):
+            labels, label_mask = generate.pad_batch(
+                [wanted[i] for i in rows if i >= 0], pad_id=tokenizer.pad_id, num_rows=len(rows)
+            )
+            return np.asarray(
+                generate.score(self.params, tokens, mask, labels, label_mask, config=self.config)
+            )
+
+        return np.array(self._run(encoded, run, batch_size=batch_size), np.float32)
+
+    def encode(
+        self, texts: Sequence[str], *, batch_size: int = 32, max_input_tokens: int = 2048
+    ) -> tuple[Float[np.ndarray, "B S D"], Bool[np.ndarray, "B S"]]:
+        """Final encoder states of every token, and which positions are tokens.
+
+        S is the length, EOS included, of the longest text; states behind a text's end are 0.
+        """
+        _check_positive(batch_size=batch_size)
+        encoded = self._encode_texts("texts", texts, max_input_tokens)
+        lengths = np.array([len(ids) for ids in encoded], np.int32)
+
+        def run(rows, tokens, mask):
+            del rows
+            states = generate.encode(self.params, tokens, mask, config=self.config)
+            return np.asarray(states.astype(jnp.float32))
+
+        width = int(lengths.max(initial=0))
+        mask = np.arange(width)[None, :] < lengths[:, None]
+        states = np.zeros((*mask.shape, self.config.d_model), np.float32)
+        for i, row in enumerate(self._run(encoded, run, batch_size=batch_size)):
+            states[i, : lengths[i]] = row[: lengths[i]]
+        return states, mask
+
+    def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
+        """Writes config, parameters and tokenizer to a folder that `t5jax.load` reads.
+
+        Args:
+          folder: made whole or not at all.
+          overwrite: replace an existing folder, which otherwise is an error.
+        """
+        pretrained.save(folder, self.config, self.params, self.tokenizer, overwrite=overwrite)
+
+    def _need_tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise ValueError(
+                "this model was loaded without a tokenizer; pass `tokenizer=` to t5jax.load, put "
+                "spiece.model into its folder, or call generate_ids with ids of your own."
+            )
+        return self._tokenizer
+
+    def _encode_texts(self, name: str, texts: Sequence[str], limit: int) -> list[list[int]]:
+        tokenizer = self._need_tokenizer()
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"{name} must be a list of strings, got {texts!r:.60}.")
+        encoded = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+        for i, ids in enumerate(encoded):
+            if len(ids) > limit:
+                raise ValueError(
+                    f"{name}[{i}] must have at most {limit} tokens, got {len(ids)}; shorten it or "
+                    "raise max_input_tokens."
+                )
+        return encoded
+
+    def _generate(self, rows, tokens, mask, max_new_tokens, temperature, seed) -> np.ndarray:
+        ids = generate.generate(
+            self.params,
+            tokens,
+            mask,
+            np.asarray(rows, np.int32),
+            config=self.config,
+            max_len=generate.bucket(max_new_tokens),
+            limit=np.int32(max_new_tokens),
+            sample=temperature > 0,
+            temperature=np.float32(temperature),
+            seed=np.int32(seed),
+        )
+        return np.asarray(ids)[:, :max_new_tokens]
+
+    def _run(
+        self,
+        encoded: list[list[int]],
+        run: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+        *,
+        batch_size: int,
+    ) -> Iterator[np.ndarray]:
+        """Results of `run(rows, tokens, mask)` for each input, in order; computed by length."""
+        results: list[np.ndarray] = [np.empty(0)] * len(encoded)
+        by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+        for start in range(0, len(encoded), batch_size):
+            group = by_length[start : start + batch_size]
+            num_rows = min(_rows_bucket(len(group)), batch_size)
+            tokens, mask = generate.pad_batch(
+                [encoded[i] for i in group], pad_id=self.config.pad_id, num_rows=num_rows
+            )
+            rows = np.array([*group, *[-1] * (num_rows - len(group))])
+            for i, result in zip(group, run(rows, tokens, mask), strict=False):
+                results[i] = result
+        return iter(results)
+
+
+def load(
+    name_or_path: str | os.PathLike,
+    *,
+    dtype: str = "auto",
+    tokenizer: Tokenizer | None = None,
+    revision: str | None = None,
+) -> Text2Text:
+    """Loads a T5 from a folder or from the Hugging Face hub.
+
+    Args:
+      name_or_path: a folder written by `save`, by `scripts/pretrain.py` or by Hugging Face
+        transformers, or a hub id such as "google/flan-t5-small".
+      dtype: type to compute in: "float32", "bfloat16", or "auto", which is bfloat16 on TPU and GPU
+        and float32 on a CPU.  Parameters are float32.
+      tokenizer: instead of the model's own.
+      revision: branch, tag or commit on the hub.
+    Raises:
+      FileNotFoundError: no such folder, and no such model on the hub.
+      ConnectionError: the hub cannot be reached and the model is not in its cache.
+      ValueError: the files do not hold a T5, or do not fit together.
+    """
+    config, params, found = pretrained.load(name_or_path, revision=revision)
+    config = config.replace(dtype=resolve_dtype(dtype))
+    return Text2Text(config, params, tokenizer or found)
+
+
+def export_hf(t5: Text2Text, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
+    """Writes a folder that Hugging Face transformers loads.
+
+    Args:
+      t5: what to write.
+      folder: made whole or not at all.
+      overwrite: replace an existing folder, which otherwise is an error.
+    """
+    pretrained.hf.save(folder, t5.config, t5.params, t5.tokenizer, overwrite=overwrite)
+
+
+def resolve_dtype(dtype: str) -> str:
+    """What "auto" means on the devices at hand; other names are returned as they are."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def _rows_bucket(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
+def _check_positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")

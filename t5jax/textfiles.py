@@ -1,0 +1,175 @@
+"""One file of text, in any of the usual formats, plain or compressed, read document by document.
+
+Not the loaders of `datasets`: those guess the types of all columns from the first 10 MB, and fail
+on a later row with another key or type, in columns that nobody asked for; and their errors name
+neither the file nor the line.  These read one column, as fast.
+"""
+
+import bz2
+import csv
+import difflib
+import functools
+import gzip
+import io
+import json
+import lzma
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+VERSION = 1  # of what is read from a file; raise it when a change here changes that, for caches
+
+
+class CorpusError(ValueError):
+    """A source of text was found, but its content cannot be used."""
+
+
+def ending(file: str) -> str:
+    """Find the format of a file by its name.
+
+    Returns:
+      the ending without that of the compression, such as ".jsonl"; "" if it is not a known one.
+    """
+    name, last = os.path.splitext(file.lower())
+    if last in _COMPRESSIONS:
+        last = os.path.splitext(name)[1]
+        return last if last in _FORMATS and last != ".parquet" else ""
+    return last if last in _FORMATS else ""
+
+
+def same_format(endings: Iterable[str]) -> bool:
+    """Tell whether files with these endings are read in the same way: .json and .jsonl are."""
+    return len({_FORMATS[ending] for ending in endings}) <= 1
+
+
+def texts(file: str, column: str) -> Iterator[str]:
+    """Read the documents of a file.
+
+    Args:
+      file: path with a known ending.
+      column: column or key that holds the text; a .txt file has the column "text".
+    Yields:
+      the text of each line (.txt), object (.jsonl, .json) or row (.csv, .tsv, .parquet) that has
+      any.
+    Raises:
+      CorpusError: the file is damaged or in another format, or the column is missing or not text.
+    """
+    read = _FORMATS[ending(file)]
+    row = 0
+    try:
+        for row, text in enumerate(read(file, column), start=1):
+            if text is None:
+                continue
+            if not isinstance(text, str):
+                raise CorpusError(
+                    f"column {column!r} must hold text, got {text!r:.80} in row {row} of {file}; "
+                    "choose another column or repair the file."
+                )
+            text.encode()  # fails on a lone surrogate, which JSON can write and Arrow cannot
+            if text.strip():
+                yield text
+    except CorpusError:
+        raise
+    except Exception as error:  # every decoder and parser has errors of its own
+        if isinstance(error, OSError) and error.errno:
+            raise  # permission or hardware: the system's message names the file
+        line, reason = row + 1, str(error).rstrip(".")
+        if isinstance(error, json.JSONDecodeError):  # an array is one record of many lines
+            line, reason = row + error.lineno, f"{error.msg} at column {error.colno}"
+        raise CorpusError(
+            f"{file} must be a complete {ending(file)} file in UTF-8, got an error in row {line}: "
+            f"{reason}; repair the file or take it away."
+        ) from error
+
+
+def missing_column(where: str, column: str, columns: Iterable[str]) -> CorpusError:
+    """Make the error for a column that is not there; it lists those that are."""
+    columns = list(columns)
+    near = difflib.get_close_matches(column, columns, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "set column to one of these."
+    return CorpusError(f"{where} must have a column {column!r}, got {', '.join(columns)}; {hint}")
+
+
+def _read_lines(file: str, column: str) -> Iterator[object]:
+    if column != "text":
+        raise missing_column(file, column, ["text"])
+    with _open(file) as stream:
+        for line in stream:
+            yield line.decode("utf-8-sig").rstrip("\r\n")
+
+
+def _read_json(file: str, column: str) -> Iterator[object]:
+    """One object per line or one array of objects; the first object must have the column."""
+    with _open(file) as stream:
+        if stream.peek(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            records = json.load(stream)
+        else:
+            records = (json.loads(line) if line else {} for line in map(bytes.strip, stream))
+        found = False
+        for record in records:
+            if not isinstance(record, dict):
+                raise CorpusError(
+                    f'{file} must hold objects such as {{"{column}": "..."}}, one per line, got '
+                    f"{record!r:.80}; plain text belongs in a .txt file."
+                )
+            if record and not found and column not in record:
+                raise missing_column(file, column, record)
+            found = found or column in record
+            yield record.get(column)
+
+
+def _read_csv(file: str, column: str, *, delimiter: str) -> Iterator[object]:
+    csv.field_size_limit(2**31 - 1)  # the default, 128 kB, is less than a long document
+    with _open(file) as stream:
+        lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        header = next(rows, [column])
+        if column not in header:
+            raise missing_column(file, column, header)
+        index = header.index(column)
+        for row in rows:
+            if row and len(row) != len(header):
+                raise CorpusError(
+                    f"{file} must have {len(header)} fields in a row, as the header has, got "
+                    f"{len(row)} in line {rows.line_num}; put text with {delimiter!r} in quotes."
+                )
+            yield row[index] if row else None
+
+
+def _read_parquet(file: str, column: str) -> Iterator[object]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(file) as table:
+        names = table.schema_arrow.names
+        if column not in names:
+            raise missing_column(file, column, names)
+        for batch in table.iter_batches(batch_size=1000, columns=[column]):
+            yield from batch.column(0).to_pylist()
+
+
+def _open(file: str) -> io.BufferedReader:
+    opener = _COMPRESSIONS.get(os.path.splitext(file.lower())[1])
+    return io.BufferedReader(opener(file)) if opener else open(file, "rb")
+
+
+def _open_zstd(file: str) -> Any:
+    import pyarrow  # unlike the package zstandard, it reads all frames and notices a missing end
+
+    return pyarrow.input_stream(file, compression="zstd")
+
+
+_FORMATS: dict[str, Callable[[str, str], Iterator[object]]] = {
+    ".txt": _read_lines,
+    ".jsonl": _read_json,
+    ".json": _read_json,
+    ".csv": functools.partial(_read_csv, delimiter=","),
+    ".tsv": functools.partial(_read_csv, delimiter="\t"),
+    ".parquet": _read_parquet,
+}
+_COMPRESSIONS: dict[str, Callable[[str], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstd,
+}
+KNOWN_ENDINGS = f"{', '.join(_FORMATS)}, and {', '.join(_COMPRESSIONS)} behind all but .parquet"

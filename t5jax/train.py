@@ -1,0 +1,169 @@
+"""The training step: one program, the same on one device and on many."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int
+
+from t5jax import loss, sharding
+from t5jax.batches import Batch
+from t5jax.config import T5Config
+from t5jax.model import PARTITION_RULES, Params, bind, init_params
+
+Metrics = dict[str, Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes."""
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: Any
+
+
+def init_state(
+    config: T5Config, optimizer: optax.GradientTransformation, *, mesh: Mesh, seed: int
+) -> TrainState:
+    """Random parameters and a fresh optimizer, each made where it will live."""
+    make = functools.partial(_init, config, optimizer)
+    abstract = jax.eval_shape(make, 0)
+    out = sharding.shardings(abstract, mesh=mesh, rules=PARTITION_RULES)
+    return jax.jit(make, out_shardings=out)(seed)
+
+
+def abstract_state(
+    config: T5Config, optimizer: optax.GradientTransformation, *, mesh: Mesh
+) -> TrainState:
+    """Shapes, dtypes and shardings of `init_state`, without computing anything."""
+    abstract = jax.eval_shape(functools.partial(_init, config, optimizer), 0)
+    where = sharding.shardings(abstract, mesh=mesh, rules=PARTITION_RULES)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where
+    )
+
+
+def make_train_step(
+    config: T5Config,
+    optimizer: optax.GradientTransformation,
+    *,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    z_loss: float,
+    seed: int,
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """The compiled `step(state, batch) -> (state, metrics)`; it consumes the state it is given.
+
+    Dropout depends on `seed` and the step alone, so a resumed run draws what the first one would.
+
+    Args:
+      config: of the model.
+      optimizer: as from `optimizer.make`.
+      schedule: for the metrics; the optimizer has its own.
+      mesh: to compute on.
+      z_loss: weight of the z-loss.
+      seed: of dropout.
+    Returns:
+      The step.  Metrics are float32 scalars: `loss` (with z-loss) and `cross_entropy`, in nats a
+      target token, `accuracy`, `grad_norm`, `learning_rate`.
+    """
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step) if config.dropout_rate else None
+
+        def mean_loss(params):
+            result = _loss(config, params, batch, z_loss=z_loss, dropout_key=key)
+            return result.total / jnp.maximum(result.weight, 1.0), result
+
+        grads, result = jax.grad(mean_loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics = {
+            **_means(result),
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": jnp.asarray(schedule(state.step)),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    where = sharding.shardings(
+        abstract_state(config, optimizer, mesh=mesh), mesh=mesh, rules=PARTITION_RULES
+    )
+    return jax.jit(
+        step,
+        in_shardings=(where, NamedSharding(mesh, sharding.BATCH)),
+        out_shardings=(where, NamedSharding(mesh, P())),
+        donate_argnums=0,
+    )
+
+
+def make_eval_step(config: T5Config, *, mesh: Mesh) -> Callable[[Params, Any], loss.Loss]:
+    """The compiled `step(params, batch) -> Loss`: sums, without dropout or z-loss."""
+
+    def step(params: Params, batch: Any) -> loss.Loss:
+        return _loss(config, params, batch, z_loss=0.0, dropout_key=None)
+
+    return jax.jit(step, out_shardings=NamedSharding(mesh, P()))
+
+
+def device_batch(batch: Batch, *, mesh: Mesh) -> dict[str, jax.Array]:
+    """Places a batch on the mesh, its examples divided over the devices.
+
+    Raises:
+      ValueError: the devices do not divide the examples.
+    """
+    where = NamedSharding(mesh, sharding.BATCH)
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    for name, value in batch.items():
+        if len(value) % ways:
+            raise ValueError(
+                f"the batch size must be a multiple of data x fsdp = {ways}, "
+                f"got {len(value)} examples in {name}."
+            )
+    return {k: jax.make_array_from_process_local_data(where, v) for k, v in batch.items()}
+
+
+def evaluate(
+    eval_step: Callable[[Params, Any], loss.Loss], params: Params, batches: Any, *, mesh: Mesh
+) -> dict[str, float]:
+    """Token-weighted means over all batches: `loss` in nats a target token, and `accuracy`."""
+    sums = [eval_step(params, device_batch(batch, mesh=mesh)) for batch in batches]
+    total = loss.Loss(*(np.sum(parts, dtype=np.float64) for parts in zip(*sums, strict=True)))
+    weight = max(float(total.weight), 1.0)
+    return {
+        "loss": float(total.cross_entropy) / weight,
+        "accuracy": float(total.correct) / weight,
+    }
+
+
+def _init(config: T5Config, optimizer: optax.GradientTransformation, seed: Any) -> TrainState:
+    params = init_params(config, jax.random.key(seed))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def _loss(config: T5Config, params: Params, batch: Any, *, z_loss: float, dropout_key: Any):
+    encoder_tokens = batch["encoder_input_tokens"]
+    logits = bind(config, params)(
+        encoder_tokens,
+        batch["decoder_input_tokens"],
+        encoder_mask=encoder_tokens != config.pad_id,
+        encoder_segment_ids=batch.get("encoder_segment_ids"),
+        decoder_segment_ids=batch.get("decoder_segment_ids"),
+        dropout_key=dropout_key,
+    )
+    targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
+    return loss.cross_entropy(logits, targets, weights, z_loss=z_loss)
+
+
+def _means(result: loss.Loss) -> Metrics:
+    weight = jnp.maximum(result.weight, 1.0)
+    return {
+        "loss": result.total / weight,
+        "cross_entropy": result.cross_entropy / weight,
+        "accuracy": result.correct / weight,
+    }
