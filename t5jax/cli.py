@@ -20,9 +20,9 @@ def main(
 ) -> None:
     """Parses the command line into a config, calls the function, and exits.
 
-    The exit status is 0, 2 after an error that the user can mend, 130 after Ctrl-C.  An error
-    raised by t5jax itself prints as one sentence; anything else keeps its traceback, and
-    T5JAX_TRACEBACK=1 keeps all.
+    The exit status is 0, 2 after an error that the user can mend, 130 after Ctrl-C.  A ValueError
+    raised by t5jax itself, or any OSError, prints as one sentence; anything else keeps its
+    traceback, and T5JAX_TRACEBACK=1 keeps all.
 
     Args:
       config_class: a dataclass; its fields become options, their docstrings the help.
@@ -38,7 +38,8 @@ def main(
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError) as error:
-        if os.environ.get("T5JAX_TRACEBACK") or not _raised_here(error):
+        expected = isinstance(error, OSError) or _raised_here(error)
+        if os.environ.get("T5JAX_TRACEBACK") or not expected:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

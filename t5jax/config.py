@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import json
 import os
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 Activation = Literal["relu", "gelu_tanh", "gelu_erf", "silu"]
 ComputeDtype = Literal["float32", "bfloat16"]
@@ -111,7 +111,7 @@ class T5Config:
                 )
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> Self:
+    def preset(cls, name: str, **changes: Any) -> "T5Config":
         """The configuration of a published model, by its Hugging Face name.
 
         Args:
@@ -126,7 +126,7 @@ class T5Config:
             raise ValueError(_unknown_choice("preset", name, tuple(known)))
         return cls(**{**known[bare], **changes})
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> "T5Config":
         """A copy with some fields set differently, validated again."""
         return dataclasses.replace(self, **changes)
 
@@ -135,7 +135,7 @@ class T5Config:
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, *, source: str = "config") -> Self:
+    def from_json(cls, text: str, *, source: str = "config") -> "T5Config":
         """Inverse of `to_json`.
 
         Args:
@@ -164,7 +164,7 @@ class T5Config:
             raise ValueError(f"{source}: {error}") from error
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike) -> Self:
+    def from_file(cls, path: str | os.PathLike) -> "T5Config":
         """Reads a file that holds `to_json`'s text."""
         with open(path, encoding="utf-8") as file:
             return cls.from_json(file.read(), source=str(path))

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -37,7 +37,7 @@ class RunLog:
         self._clock = time.perf_counter()
         self._tokens = self._real_tokens = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -73,7 +73,7 @@ def new_folder(path: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         if not overwrite:
             raise FileExistsError(
-                f"{path} must not exist yet; choose another folder or pass overwrite=True."
+                f"{path} must be a new or an empty folder, and it holds files; choose another, or ask for it to be overwritten."
             )
         model_files = (path / PARAMS, path / "model.safetensors")
         if not any(file.exists() for file in model_files):
