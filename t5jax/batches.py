@@ -5,7 +5,7 @@ Example `i` of epoch `e` depends on (seed, e, i) alone, so a run can stop anywhe
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 #   decoder_target_tokens  [B, T] int32
 #   decoder_loss_weights   [B, T] float32, 0 on padding
 Batch = dict[str, np.ndarray]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Raw examples, by their number; lists and `Chunks` are sources."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
 
 
 class TokenStream:
@@ -49,7 +58,7 @@ class TokenStream:
         return np.concatenate(parts).astype(np.int32)
 
 
-class Chunks(Sequence):
+class Chunks:
     """A token stream cut into pieces of equal length; an incomplete last piece is left out."""
 
     def __init__(self, stream: TokenStream, length: int):
@@ -111,7 +120,7 @@ def span_corruption_example(
 
 
 def training(
-    chunks: Sequence[np.ndarray],
+    chunks: Source,
     make_example: Callable[[np.ndarray, np.random.Generator], Batch],
     *,
     batch_size: int,
@@ -141,7 +150,7 @@ def training(
 
 
 def evaluation(
-    chunks: Sequence[np.ndarray],
+    chunks: Source,
     make_example: Callable[[np.ndarray, np.random.Generator], Batch],
     *,
     batch_size: int,
@@ -167,7 +176,7 @@ def evaluation(
 
 
 def shift_right(targets: Int[np.ndarray, "*B T"], *, start_id: int) -> Int[np.ndarray, "*B T"]:
-    """What the decoder reads while it is to write `targets`: the start id, then all but the last."""
+    """What the decoder reads while it is to write `targets`: the start id, then all but one."""
     shifted = np.roll(targets, 1, axis=-1)
     shifted[..., 0] = start_id
     return shifted

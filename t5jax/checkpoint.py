@@ -51,7 +51,7 @@ class Checkpoints:
         """
         ocp = _orbax()
         sums = {name: int(checksum(tree)) for name, tree in trees.items()}
-        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items[_RECORD] = ocp.args.JsonSave({"record": dict(record), "checksums": sums})
         self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(**items), force=True))
 
@@ -89,7 +89,9 @@ class Checkpoints:
 
     def _restore(self, step: int, abstract: Mapping[str, Any]):
         ocp = _orbax()
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        items: dict[str, Any] = {
+            name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()
+        }
         items[_RECORD] = ocp.args.JsonRestore()
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         trees = {name: restored[name] for name in abstract}

@@ -37,7 +37,7 @@ class T5Config:
       activation: of the feed-forward layer; "gelu_tanh" is the one T5 v1.1 was trained with.
       gated_ff: whether a second, linear projection multiplies the activated one (GEGLU and kin).
       tie_embeddings: whether the output layer is the embedding table itself.
-      scale_logits: whether the decoder's output is multiplied by d_model**-0.5 before the output layer.
+      scale_logits: whether the decoder's output is multiplied by d_model**-0.5 before that layer.
       relative_buckets: relative-position buckets, R.
       relative_max_distance: distance from which all positions share the last bucket.
       relative_bias_per_layer: whether every layer owns its bias table (umT5) or a stack shares one.

@@ -69,7 +69,7 @@ def fit(
       batches: an iterator with `get_state`, standing where `state` does.
       train_step: as from `train.make_train_step`.
       evaluate: measures parameters on held-out data.
-      checkpoints: where to save; each has the trees `params` and `optimizer`, and the record `data`.
+      checkpoints: where to save the trees `params` and `optimizer`, and the record `data`.
       log: where to write.
       mesh: of the state.
     """
@@ -139,7 +139,7 @@ def _flush(log: RunLog, step: int, pending: list[tuple[train.Metrics, Batch]]) -
 def _count_tokens(batch: Batch) -> tuple[int, int]:
     """Positions computed, and those that hold a token."""
     inputs, weights = batch["encoder_input_tokens"], batch["decoder_loss_weights"]
-    return inputs.size + weights.size, np.count_nonzero(inputs) + np.count_nonzero(weights)
+    return inputs.size + weights.size, int(np.count_nonzero(inputs) + np.count_nonzero(weights))
 
 
 @contextlib.contextmanager

@@ -5,17 +5,17 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from t5jax import denoise
+from t5jax import generate
 from t5jax.text2text import Text2Text
 from t5jax.tokenizer import Tokenizer
 
 # A plain sentence: a capital, words and ordinary punctuation, a full stop.
-_SENTENCE = re.compile(r"(?<![^\s])[A-Z][A-Za-z0-9,;:'()\- ]{60,140}\.(?=\s|$)")
+_SENTENCE = re.compile(r"(?<!\S)[A-Z][A-Za-z0-9,;:'()\- ]{60,140}\.(?!\S)")
 
 
 def sentences(documents: Iterable[str], *, count: int) -> list[str]:
-    """The first sentence of plain English in each of the first documents that have one."""
-    found = []
+    """The first sentence of plain English in each of the first `count` documents that have one."""
+    found: list[str] = []
     for document in documents:
         match = _SENTENCE.search(" ".join(document.split()))
         if match and match.group() not in found:
@@ -25,69 +25,68 @@ def sentences(documents: Iterable[str], *, count: int) -> list[str]:
     return found
 
 
-def show(
-    t5: Text2Text, sentences: Sequence[str], *, corruption: denoise.SpanCorruption, seed: int
-) -> Iterator[str]:
-    """Each sentence with its hidden spans as `[hidden -> filled in]`."""
+def hide(
+    sentence: str, *, num_blanks: int, words_in_blank: int, rng: np.random.Generator
+) -> tuple[str, list[str]]:
+    """Replaces runs of words by `<extra_id_0>`, `<extra_id_1>`, ...
+
+    The first and the last word stay, and a word between blanks.
+
+    Returns:
+      The sentence with blanks, as one would type it, and the hidden words of each blank.
+    """
+    words = sentence.split()
+    room = (len(words) - 1) // num_blanks
+    if room <= words_in_blank:
+        raise ValueError(
+            f"sentence must have more than {num_blanks * (words_in_blank + 1)} words for "
+            f"{num_blanks} blanks of {words_in_blank}, got {len(words)}."
+        )
+    pieces, hidden, end = [], [], 0
+    for k in range(num_blanks):
+        start = 1 + k * room + int(rng.integers(room - words_in_blank))
+        pieces += [*words[end:start], f"<extra_id_{k}>"]
+        end = start + words_in_blank
+        hidden.append(" ".join(words[start:end]))
+    return " ".join([*pieces, *words[end:]]), hidden
+
+
+def fill(t5: Text2Text, texts: Sequence[str], *, max_new_tokens: int = 32) -> list[list[str]]:
+    """What the model writes for every `<extra_id_k>` of every text; "" where it writes nothing."""
     tokenizer = t5.tokenizer
     if tokenizer is None:
-        raise ValueError("t5 must have a tokenizer to fill in text, got None; load one with it.")
-    sentinels = np.array([tokenizer.sentinel_id(k) for k in range(tokenizer.num_sentinels)])
-    for i, sentence in enumerate(sentences):
-        tokens = np.array(tokenizer.encode(sentence), np.int32)
-        if len(tokens) < 2:
-            continue
-        mask = denoise.noise_mask(
-            len(tokens), corruption=corruption, rng=np.random.default_rng([seed, i])
-        )
-        inputs, targets = denoise.corrupt(
-            tokens, mask, sentinels=sentinels, eos_id=tokenizer.eos_id
-        )
-        written = t5.generate_ids(
-            inputs[None],
-            encoder_mask=np.ones((1, len(inputs)), bool),
-            max_new_tokens=2 * len(targets),
-        )[0]
-        truth = spans(targets, tokenizer)
-        guess = spans(written, tokenizer)
-        pieces, k = [], 0
-        for part in _split(inputs[:-1], sentinels):
-            if part is None:
-                pieces.append(f" [{truth.get(k, '')} -> {guess.get(k, '')}]")
-                k += 1
-            else:
-                pieces.append(_spaced(tokenizer, part))
-        yield "".join(pieces).strip()
+        raise ValueError("t5 must have a tokenizer to fill in text, got None; load it with one.")
+    inputs = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+    tokens, mask = generate.pad_batch(inputs, pad_id=tokenizer.pad_id)
+    written = t5.generate_ids(tokens, encoder_mask=mask, max_new_tokens=max_new_tokens)
+    spans = [read_spans(ids, tokenizer) for ids in written]
+    return [
+        [found.get(k, "") for k in range(text.count("<extra_id_"))]
+        for text, found in zip(texts, spans, strict=True)
+    ]
 
 
-def spans(targets: Sequence[int] | np.ndarray, tokenizer: Tokenizer) -> dict[int, str]:
-    """Texts behind each sentinel of a target sequence, by the sentinel's number."""
+def read_spans(ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer) -> dict[int, str]:
+    """The text behind each sentinel of a written sequence, by the sentinel's number."""
     number = {tokenizer.sentinel_id(k): k for k in range(tokenizer.num_sentinels)}
-    found: dict[int, list[int]] = {}
+    spans: dict[int, list[int]] = {}
     current: list[int] = []
-    for token in map(int, targets):
+    for token in map(int, ids):
         if token == tokenizer.eos_id:
             break
         if token in number:
-            current = found.setdefault(number[token], [])
+            current = spans.setdefault(number[token], [])
         else:
             current.append(token)
-    return {k: tokenizer.decode(ids) for k, ids in found.items()}
+    return {k: tokenizer.decode(tokens) for k, tokens in spans.items()}
 
 
-def _split(inputs: np.ndarray, sentinels: np.ndarray) -> Iterator[np.ndarray | None]:
-    """Runs of ordinary ids, and None for each sentinel."""
-    places = np.flatnonzero(np.isin(inputs, sentinels))
-    start = 0
-    for place in places:
-        yield inputs[start:place]
-        yield None
-        start = place + 1
-    yield inputs[start:]
-
-
-def _spaced(tokenizer: Tokenizer, ids: np.ndarray) -> str:
-    """Text of ids from the middle of a sentence, with the space that decoding strips."""
-    text = tokenizer.decode(ids)
-    anchor = tokenizer.decode([*tokenizer.encode("a"), *map(int, ids)])
-    return f" {text}" if anchor.startswith("a ") else text
+def show(t5: Text2Text, sentences: Sequence[str], *, seed: int) -> Iterator[str]:
+    """Each sentence with two blanks, as `[what stood there -> what the model writes]`."""
+    rng = np.random.default_rng(seed)
+    blanked = [hide(s, num_blanks=2, words_in_blank=2, rng=rng) for s in sentences]
+    guesses = fill(t5, [text for text, _ in blanked])
+    for (text, hidden), guessed in zip(blanked, guesses, strict=True):
+        for k, (truth, guess) in enumerate(zip(hidden, guessed, strict=True)):
+            text = text.replace(f"<extra_id_{k}>", f"[{truth} -> {guess}]")
+        yield text

@@ -44,5 +44,5 @@ def cross_entropy(
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     entropy = jnp.sum(weights * (log_z - target_logits))
     penalty = z_loss * jnp.sum(weights * jnp.square(log_z))
-    correct = jnp.sum(weights * (jnp.argmax(logits, axis=-1) == targets))
+    correct = jnp.sum(jnp.where(jnp.argmax(logits, axis=-1) == targets, weights, 0.0))
     return Loss(entropy + penalty, entropy, correct, jnp.sum(weights))

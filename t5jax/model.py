@@ -142,7 +142,7 @@ class Decoder(nnx.Module):
 class Cache(NamedTuple):
     """What a decoding loop carries from token to token; one entry a layer in each list."""
 
-    index: Int[Array, ""]
+    position: Int[Array, ""]
     keys: list[Float[Array, "B N C H"]]
     values: list[Float[Array, "B N C H"]]
 
@@ -268,15 +268,17 @@ class T5(nnx.Module):
         positions = jnp.arange(max_len)
 
         def step(tokens, cache):
-            index = cache.index
-            mask = (positions <= index)[None, None, None, :]
+            position = cache.position
+            mask = (positions <= position)[None, None, None, :]
             x = self._embed(tokens[:, None])
             keys, values = list(cache.keys), list(cache.values)
             for i, block in enumerate(blocks):
                 key, value = block.self_keys_values(x)
-                keys[i] = jax.lax.dynamic_update_slice_in_dim(keys[i], key, index, axis=2)
-                values[i] = jax.lax.dynamic_update_slice_in_dim(values[i], value, index, axis=2)
-                bias = jax.lax.dynamic_slice_in_dim(biases[i], max_len - 1 - index, max_len, axis=1)
+                keys[i] = jax.lax.dynamic_update_slice_in_dim(keys[i], key, position, axis=2)
+                values[i] = jax.lax.dynamic_update_slice_in_dim(values[i], value, position, axis=2)
+                bias = jax.lax.dynamic_slice_in_dim(
+                    biases[i], max_len - 1 - position, max_len, axis=1
+                )
                 x = block(
                     x,
                     (keys[i], values[i]),
@@ -286,7 +288,7 @@ class T5(nnx.Module):
                     bias=bias[None, :, None, :],
                 )
             logits = self._logits(decoder.final_norm(x))[:, 0]
-            return logits, Cache(index + 1, keys, values)
+            return logits, Cache(position + 1, keys, values)
 
         shape = (states.shape[0], config.num_heads, max_len, config.d_kv)
         empty = [jnp.zeros(shape, states.dtype) for _ in blocks]

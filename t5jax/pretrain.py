@@ -1,7 +1,6 @@
-"""A whole pre-training run: text, vocabulary, span corruption, training, and a look at the result."""
+"""A whole pre-training run: text, vocabulary, span corruption, training, a look at the result."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,18 +30,25 @@ from t5jax.tokenizer import Tokenizer
 RUN_FILE = "run.json"
 # The model of a run without arguments: minutes on two cores.
 TINY = {
-    "d_model": 192,
+    "d_model": 128,
     "d_ff": 512,
     "d_kv": 32,
-    "num_heads": 6,
-    "num_encoder_layers": 3,
-    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
     "tie_embeddings": True,
     "scale_logits": True,
 }
 # Options that may differ when a run is continued, since the numbers do not depend on them.
-_FREE = ("output", "mesh", "fit.eval_every", "fit.checkpoint_every", "fit.keep_checkpoints")
-_FREE += ("fit.log_every", "eval_examples")
+_FREE = (
+    "output",
+    "mesh",
+    "eval_examples",
+    *(
+        f"fit.{name}"
+        for name in ("eval_every", "checkpoint_every", "keep_checkpoints", "log_every")
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +65,7 @@ class PretrainConfig:
     """Architecture: 'tiny', a published size such as 't5-v1_1-base', or a JSON file with the
     fields of T5Config.  But for a JSON file, the vocabulary size is the tokenizer's."""
     tokenizer: str | None = None
-    """Folder of a tokenizer, such as a downloaded T5's.  Without it one is trained on the corpus."""
+    """Folder of a tokenizer, such as a downloaded T5's.  Without it, one is trained."""
     vocab_size: int = 4000
     """Pieces of the tokenizer that is trained, to which 100 sentinels are added."""
     data: DataConfig = DataConfig()
@@ -68,14 +74,14 @@ class PretrainConfig:
     """What is hidden of it."""
     input_length: int = 128
     """Tokens the encoder reads; T5 used 512."""
-    batch_size: int = 32
+    batch_size: int = 16
     """Examples a step, over all devices; T5 used 128 and later 2048."""
     eval_examples: int = 512
     """Held-out examples an evaluation looks at, at most."""
     fit: Annotated[FitConfig, tyro.conf.arg(name="")] = FitConfig(steps=1000)
     optimizer: OptimizerConfig = OptimizerConfig(
         name="adafactor",
-        schedule=ScheduleConfig(name="rsqrt", learning_rate=1.0, warmup_steps=10000),
+        schedule=ScheduleConfig(name="rsqrt", learning_rate=0.3, warmup_steps=100),
     )
     """How parameters are updated."""
     z_loss: float = 1e-4
@@ -115,24 +121,34 @@ def run(config: PretrainConfig) -> Text2Text:
     Returns:
       The model as it is then, also saved in `config.output`.
     Raises:
-      ValueError, OSError: bad options, text or files; raised before any training starts, except
-        for a disk that runs full.
+      ValueError, OSError: bad options, text or files.  All but a disk that runs full are noticed
+        before training starts, and before anything is written to a new `config.output`.
     """
-    mesh = sharding.make_mesh(config.mesh)
     folder = Path(config.output).expanduser()
-    _claim(folder, config)
-    documents, heldout_documents = corpus.read(config.data)
-    tokenizer = _tokenizer(config, folder, documents)
+    options = _options(config)
+    _check_folder(folder, options)
+    mesh = sharding.make_mesh(config.mesh)
+    train.check_batch_size(config.batch_size, mesh=mesh)
+    texts, heldout_texts = corpus.read(config.data)
+    tokenizer = _tokenizer(config, folder, texts)
     model_config = _model_config(config, tokenizer)
-    (folder / CONFIG_FILE).write_text(model_config.to_json(), encoding="utf-8")
 
     length = config.corruption.raw_length(config.input_length)
-    stream = batches.TokenStream(batches.tokenize(documents, tokenizer))
-    heldout_stream = batches.TokenStream(batches.tokenize(heldout_documents, tokenizer))
-    chunks, heldout = batches.Chunks(stream, length), batches.Chunks(heldout_stream, length)
-    example = functools.partial(
-        _example, tokenizer=tokenizer, corruption=config.corruption, model=model_config
-    )
+    stream = batches.TokenStream(batches.tokenize(texts, tokenizer))
+    chunks = batches.Chunks(stream, length)
+    heldout_stream = batches.TokenStream(batches.tokenize(heldout_texts, tokenizer))
+    heldout = batches.Chunks(heldout_stream, length)
+    _claim(folder, options, num_tokens=len(stream), model=model_config, tokenizer=tokenizer)
+
+    def example(tokens: np.ndarray, rng: np.random.Generator) -> batches.Batch:
+        return batches.span_corruption_example(
+            tokens,
+            tokenizer=tokenizer,
+            corruption=config.corruption,
+            decoder_start_id=model_config.decoder_start_id,
+            rng=rng,
+        )
+
     data = batches.training(chunks, example, batch_size=config.batch_size, seed=config.seed)
     eval_batches = list(
         batches.evaluation(
@@ -146,29 +162,30 @@ def run(config: PretrainConfig) -> Text2Text:
 
     total_steps = config.fit.steps
     tx = optimizer.make(config.optimizer, total_steps=total_steps, stacked=stacked)
-    abstract = train.abstract_state(model_config, tx, mesh=mesh)
     checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.fit.keep_checkpoints)
+    abstract = train.abstract_state(model_config, tx, mesh=mesh)
     state = fitting.restore(checkpoints, abstract, data, warn=_say)
     if state is None:
         state = train.init_state(model_config, tx, mesh=mesh, seed=config.seed)
     else:
         _say(f"continuing at step {int(state.step)} of {total_steps} from {folder}")
-    _describe(config, model_config, state, mesh, stream, chunks)
+    _describe(config, model_config, state, mesh, num_tokens=len(stream), num_chunks=len(chunks))
 
     eval_step = train.make_eval_step(model_config, mesh=mesh)
+    train_step = train.make_train_step(
+        model_config,
+        tx,
+        schedule=schedule.learning_rate(config.optimizer.schedule, total_steps=total_steps),
+        mesh=mesh,
+        z_loss=config.z_loss,
+        seed=config.seed,
+    )
     with RunLog(folder, total_steps=total_steps, start_step=int(state.step)) as log:
         fitted = fitting.fit(
             config.fit,
             state,
             data,
-            train_step=train.make_train_step(
-                model_config,
-                tx,
-                schedule=schedule.learning_rate(config.optimizer.schedule, total_steps=total_steps),
-                mesh=mesh,
-                z_loss=config.z_loss,
-                seed=config.seed,
-            ),
+            train_step=train_step,
             evaluate=lambda params: train.evaluate(eval_step, params, eval_batches, mesh=mesh),
             checkpoints=checkpoints,
             log=log,
@@ -186,38 +203,21 @@ def run(config: PretrainConfig) -> Text2Text:
         f"{fitted.evaluation['accuracy']:.1%}; by guessing at random {uniform:.3f}, "
         f"by token frequency {unigram:.3f}"
     )
-    _say("\nheld-out sentences, [hidden -> what the model fills in]:")
-    sentences = infill.sentences(corpus.documents(heldout_documents), count=6)
-    for line in infill.show(t5, sentences, corruption=config.corruption, seed=config.seed):
+    _say("\nheld-out sentences, [what stood there -> what the model fills in]:")
+    sentences = infill.sentences(corpus.documents(heldout_texts), count=6)
+    for line in infill.show(t5, sentences, seed=config.seed):
         _say(f"  {line}")
     _say(f"\nuse it:  import t5jax; t5 = t5jax.load({str(folder)!r})")
     return t5
-
-
-def _example(
-    tokens: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    tokenizer: Tokenizer,
-    corruption: SpanCorruption,
-    model: T5Config,
-) -> batches.Batch:
-    return batches.span_corruption_example(
-        tokens,
-        tokenizer=tokenizer,
-        corruption=corruption,
-        decoder_start_id=model.decoder_start_id,
-        rng=rng,
-    )
 
 
 def _say(message: str) -> None:
     print(message, flush=True)
 
 
-def _tokenizer(config: PretrainConfig, folder: Path, documents: Any) -> Tokenizer:
-    """The run's own tokenizer if it has one already, else the one asked for, saved with it."""
-    found = tokenizers.load(folder)
+def _tokenizer(config: PretrainConfig, folder: Path, texts: Any) -> Tokenizer:
+    """The run's own tokenizer if it has one already, else the one asked for."""
+    found = tokenizers.load(folder) if folder.is_dir() else None
     if found is not None:
         return found
     if config.tokenizer is not None:
@@ -234,8 +234,7 @@ def _tokenizer(config: PretrainConfig, folder: Path, documents: Any) -> Tokenize
             )
     else:
         _say(f"training a vocabulary of {config.vocab_size} pieces")
-        found = tokenizers.train(corpus.documents(documents), vocab_size=config.vocab_size)
-    found.save(folder)
+        found = tokenizers.train(corpus.documents(texts), vocab_size=config.vocab_size)
     return found
 
 
@@ -263,49 +262,79 @@ def _model_config(config: PretrainConfig, tokenizer: Tokenizer) -> T5Config:
     return found.replace(**changes)
 
 
-def _claim(folder: Path, config: PretrainConfig) -> None:
-    """Makes the folder this run's, or checks that it already is."""
-    wanted = _identity(config)
-    path = folder / RUN_FILE
-    if path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} must be JSON: {error}; choose another --output.") from error
-        for name in sorted({*wanted, *found}):
-            if wanted.get(name) != found.get(name):
-                raise ValueError(
-                    f"{folder} holds another run: its {name} is {found.get(name)!r}, and "
-                    f"{wanted.get(name)!r} was asked for; choose another --output, or give the "
-                    "options of that run to continue it."
-                )
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(
-            f"output must be a new or empty folder or a run to continue, got {folder}, which "
-            "holds something else; choose another --output."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def _identity(config: PretrainConfig) -> dict[str, Any]:
+def _options(config: PretrainConfig) -> dict[str, Any]:
     """All options on which the numbers of a run depend, by dotted name."""
-
-    def flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                yield from flatten(f"{prefix}{name}.", inner)
-        else:
-            yield prefix.rstrip("."), value
-
-    options = dict(flatten("", dataclasses.asdict(config)))
     free = set(_FREE)
     if not config.optimizer.schedule.spans_run:
         free.add("fit.steps")  # such a run can be made longer
-    return {name: value for name, value in options.items() if name not in free}
+
+    def flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if prefix in free:
+            return
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                yield from flatten(f"{prefix}.{name}".lstrip("."), inner)
+        else:
+            yield prefix, value
+
+    return dict(flatten("", dataclasses.asdict(config)))
+
+
+def _check_folder(folder: Path, options: dict[str, Any]) -> None:
+    """Raises unless the folder is free, or holds a run with these options."""
+    path = folder / RUN_FILE
+    if not path.exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(
+                f"output must be a new or empty folder or a run to continue, got {folder}, which "
+                "holds something else; choose another --output."
+            )
+        return
+    found = _read_run(path)["options"]
+    for name in sorted({*options, *found}):
+        if options.get(name) != found.get(name):
+            raise ValueError(
+                f"{folder} holds another run: its {name} is {found.get(name)!r}, and "
+                f"{options.get(name)!r} was asked for; choose another --output, or give the "
+                "options of that run to continue it."
+            )
+
+
+def _claim(
+    folder: Path,
+    options: dict[str, Any],
+    *,
+    num_tokens: int,
+    model: T5Config,
+    tokenizer: Tokenizer,
+) -> None:
+    """Makes the folder this run's, or checks that it was trained on this corpus."""
+    path = folder / RUN_FILE
+    if path.exists():
+        before = _read_run(path)["corpus_tokens"]
+        if before != num_tokens:
+            raise ValueError(
+                f"the corpus of this run had {before} tokens when it began, and has {num_tokens} "
+                "now; restore the text, or choose another --output."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        record = json.dumps({"options": options, "corpus_tokens": num_tokens}, indent=2)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(record + "\n", encoding="utf-8")
+        temporary.replace(path)
+    # Written again after a crash between these lines; all three are functions of the options.
+    if tokenizers.load(folder) is None:
+        tokenizer.save(folder)
+    (folder / CONFIG_FILE).write_text(model.to_json(), encoding="utf-8")
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {"options": dict(found["options"]), "corpus_tokens": int(found["corpus_tokens"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the record of a run; choose another --output.") from error
 
 
 def _describe(
@@ -313,24 +342,25 @@ def _describe(
     model: T5Config,
     state: train.TrainState,
     mesh: Any,
-    stream: batches.TokenStream,
-    chunks: batches.Chunks,
+    *,
+    num_tokens: int,
+    num_chunks: int,
 ) -> None:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    epochs = config.fit.steps * config.batch_size / len(chunks)
+    epochs = config.fit.steps * config.batch_size / num_chunks
     devices = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     _say(
         f"model {config.model}: {parameters / 1e6:.1f} M parameters, vocabulary "
         f"{model.vocab_size}, {model.dtype}, on {jax.default_backend()} ({devices})"
     )
     _say(
-        f"corpus: {len(stream) / 1e6:.1f} M tokens; {config.fit.steps} steps of "
+        f"corpus: {num_tokens / 1e6:.1f} M tokens; {config.fit.steps} steps of "
         f"{config.batch_size} x {config.input_length} are {epochs:.1f} epochs"
     )
 
 
 def _count_targets(
-    chunks: Sequence[np.ndarray], example: Any, vocab_size: int, *, max_examples: int = 2000
+    chunks: batches.Source, example: Any, vocab_size: int, *, max_examples: int = 2000
 ) -> np.ndarray:
     """How often each id is a target in the training data."""
     counts = np.zeros(vocab_size, np.int64)

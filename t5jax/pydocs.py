@@ -155,5 +155,5 @@ def _parse(path: Path) -> ast.Module:
     with warnings.catch_warnings(action="ignore"):  # invalid escapes in other people's strings
         try:
             return ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):  # ValueError: a null byte, before Python 3.12
+        except (SyntaxError, ValueError):  # ValueError: null bytes, in older Pythons
             return ast.Module(body=[], type_ignores=[])

@@ -35,7 +35,7 @@ class MeshConfig:
             raise ValueError(f"at most one mesh axis may be -1, got {sizes}.")
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of all devices, axes `data`, `fsdp` and `tensor`; one device is a mesh of ones.
 
     Raises:

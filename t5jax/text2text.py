@@ -1,7 +1,7 @@
 """What `t5jax.load` returns: a model with its parameters and tokenizer, from text to text."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -241,7 +241,7 @@ class Text2Text:
         run: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
         *,
         batch_size: int,
-    ) -> Iterator[np.ndarray]:
+    ) -> list[np.ndarray]:
         """Results of `run(rows, tokens, mask)` for each input, in order; computed by length."""
         results: list[np.ndarray] = [np.empty(0)] * len(encoded)
         by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
@@ -254,7 +254,7 @@ class Text2Text:
             rows = np.array([*group, *[-1] * (num_rows - len(group))])
             for i, result in zip(group, run(rows, tokens, mask), strict=False):
                 results[i] = result
-        return iter(results)
+        return results
 
 
 def load(

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -85,10 +84,10 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = {
             **_means(result),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step)),
         }
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     where = sharding.shardings(
@@ -111,20 +110,19 @@ def make_eval_step(config: T5Config, *, mesh: Mesh) -> Callable[[Params, Any], l
     return jax.jit(step, out_shardings=NamedSharding(mesh, P()))
 
 
-def device_batch(batch: Batch, *, mesh: Mesh) -> dict[str, jax.Array]:
-    """Places a batch on the mesh, its examples divided over the devices.
-
-    Raises:
-      ValueError: the devices do not divide the examples.
-    """
-    where = NamedSharding(mesh, sharding.BATCH)
+def check_batch_size(batch_size: int, *, mesh: Mesh) -> None:
+    """Raises ValueError unless the devices divide a batch."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    for name, value in batch.items():
-        if len(value) % ways:
-            raise ValueError(
-                f"the batch size must be a multiple of data x fsdp = {ways}, "
-                f"got {len(value)} examples in {name}."
-            )
+    if batch_size % ways:
+        raise ValueError(
+            f"the batch size must be a multiple of data x fsdp = {ways}, got {batch_size}."
+        )
+
+
+def device_batch(batch: Batch, *, mesh: Mesh) -> dict[str, jax.Array]:
+    """Places a batch on the mesh, its examples divided over the devices."""
+    check_batch_size(len(batch["encoder_input_tokens"]), mesh=mesh)
+    where = NamedSharding(mesh, sharding.BATCH)
     return {k: jax.make_array_from_process_local_data(where, v) for k, v in batch.items()}
 
 
@@ -133,11 +131,10 @@ def evaluate(
 ) -> dict[str, float]:
     """Token-weighted means over all batches: `loss` in nats a target token, and `accuracy`."""
     sums = [eval_step(params, device_batch(batch, mesh=mesh)) for batch in batches]
-    total = loss.Loss(*(np.sum(parts, dtype=np.float64) for parts in zip(*sums, strict=True)))
-    weight = max(float(total.weight), 1.0)
+    weight = max(sum(float(part.weight) for part in sums), 1.0)
     return {
-        "loss": float(total.cross_entropy) / weight,
-        "accuracy": float(total.correct) / weight,
+        "loss": sum(float(part.cross_entropy) for part in sums) / weight,
+        "accuracy": sum(float(part.correct) for part in sums) / weight,
     }
 
 

@@ -52,7 +52,7 @@ def failure(kind, **options):
     return message
 
 
-@pytest.mark.parametrize("holdout", [0, 1, -0.1, 5.0, float("nan")])
+@pytest.mark.parametrize("holdout", [0.0, 1.0, -0.1, 5.0, float("nan")])
 def test_config_refuses_a_holdout_that_is_no_fraction(holdout):
     with pytest.raises(ValueError, match=rf"holdout must be in \(0, 1\), got {holdout};"):
         DataConfig(holdout=holdout)
@@ -105,6 +105,7 @@ def test_read_of_a_folder_takes_known_files_below_it(folder):
     (folder / "more").mkdir()
     (folder / "more" / "c.json.gz").write_bytes(gzip.compress(b'{"text": "nested"}'))
     (folder / "LICENSE.md").write_text("not a document")
+    (folder / "folder.jsonl").mkdir()
     (folder / ".hidden").mkdir()
     write(folder / ".hidden" / "d.jsonl", ["hidden"])
     train, heldout = corpus.read(DataConfig(path=str(folder), holdout=0.5))
@@ -240,7 +241,9 @@ def test_read_without_a_path_reads_the_documentation(tmp_path, monkeypatch):
     assert "must have a column 'body', got text" in failure(ValueError, column="body")
 
 
-@pytest.mark.parametrize("path", ["gone.txt", "no/such/folder", "/gone", "./gone", "plainname"])
+@pytest.mark.parametrize(
+    "path", ["gone.txt", "corpus/gone.txt", "no/such/folder", "/gone", "./gone", "plainname"]
+)
 def test_read_names_a_path_that_does_not_exist(path):
     message = failure(FileNotFoundError, path=path)
     assert f"got {path!r}, which does not exist" in message

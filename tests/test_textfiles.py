@@ -148,12 +148,9 @@ def test_texts_leaves_out_a_byte_order_mark(save, ending):
 
 
 def test_texts_splits_plain_text_at_line_feeds_only(save):
-    data = "one\r\ntwo\x0bstill two\x0cand\x85\u2028two\n\nthree".encode()
-    assert read(save("corpus.txt", data)) == [
-        "one",
-        "two\x0bstill two\x0cand\x85\u2028two",
-        "three",
-    ]
+    data = "one\r\ntwo\x0bstill two\x0cand\x85\u2028two\n\n\tthree ".encode()
+    expected = ["one", "two\x0bstill two\x0cand\x85\u2028two", "\tthree "]
+    assert read(save("corpus.txt", data)) == expected
 
 
 @pytest.mark.parametrize("compression", [".gz", ".bz2", ".xz", ".zst"])

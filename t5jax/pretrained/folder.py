@@ -1,8 +1,9 @@
-"""Our own folder: `config.json`, tokenizer files, and `params/` or a run's `checkpoints/<step>/`."""
+"""Our own folder: `config.json`, tokenizer files, `params/` or a run's `checkpoints/<step>/`."""
 
 import contextlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,21 +70,24 @@ def new_folder(path: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
     Raises:
       FileExistsError: `path` is not empty, and is not to be or must not be replaced.
     """
-    path = Path(path).expanduser().absolute()
+    path = Path(path).expanduser().resolve()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         if not overwrite:
             raise FileExistsError(
-                f"{path} must be a new or an empty folder, and it holds files; choose another, or ask for it to be overwritten."
+                f"{path} must be a new or an empty folder, and it holds files; choose another, or "
+                "ask for it to be overwritten."
             )
-        model_files = (path / PARAMS, path / "model.safetensors")
-        if not any(file.exists() for file in model_files):
+        weights = (path / PARAMS, path / "model.safetensors")
+        if not (path / CONFIG_FILE).is_file() or not any(file.exists() for file in weights):
             raise FileExistsError(
                 f"{path} must be a saved model to be overwritten, and it is not; "
                 "choose another folder."
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
+    # Never a name that a killed process left behind.
+    unique = uuid.uuid4().hex[:8]
+    temporary = path.with_name(f".{path.name}.{unique}.tmp")
+    replaced = path.with_name(f".{path.name}.{unique}.old")
     temporary.mkdir()
     try:
         yield temporary
@@ -91,5 +95,7 @@ def new_folder(path: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
             path.rename(replaced)
         temporary.rename(path)
     finally:
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)

@@ -21,7 +21,9 @@ from t5jax.tokenizer import Tokenizer
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_GENERATION = "generation_config.json"
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+_DTYPES = ("F32", "BF16", "F16")
 # Written by old versions for a bias that cross-attention does not have.
 _UNUSED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 
@@ -33,6 +35,24 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "silu": "silu",
     "swish": "silu",
+}
+
+# Our fields, their keys, and what an absent key means there; without a default, it must be there.
+_FIELDS: dict[str, tuple[Any, ...]] = {
+    "vocab_size": ("vocab_size",),
+    "d_model": ("d_model",),
+    "d_ff": ("d_ff",),
+    "d_kv": ("d_kv", 64),
+    "num_heads": ("num_heads",),
+    "num_encoder_layers": ("num_layers", 6),
+    "num_decoder_layers": ("num_decoder_layers", None),
+    "relative_buckets": ("relative_attention_num_buckets", 32),
+    "relative_max_distance": ("relative_attention_max_distance", 128),
+    "norm_epsilon": ("layer_norm_epsilon", 1e-6),
+    "dropout_rate": ("dropout_rate", 0.1),
+    "pad_id": ("pad_token_id", 0),
+    "eos_id": ("eos_token_id", 1),
+    "decoder_start_id": ("decoder_start_token_id", None),
 }
 
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
@@ -75,6 +95,11 @@ def load(path: Path) -> tuple[T5Config, Params]:
     """
     tensors = _Tensors(path)
     config = read_config(path / CONFIG_FILE, tensors)
+    tensors.check(tensors.embedding, (config.vocab_size, config.d_model))
+    # Last layers first: a damaged config can ask for more of them than there is memory to name.
+    for stack in ("encoder", "decoder") if config.num_decoder_layers else ("encoder",):
+        last = getattr(config, f"num_{stack}_layers") - 1
+        tensors.check(f"{stack}.block.{last}.layer.0.layer_norm.weight", (config.d_model,))
     layout = _layout(config, embedding=tensors.embedding)
     leaves = jax.tree.leaves_with_path(abstract_params(config))
     shapes = {jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in leaves}
@@ -88,8 +113,9 @@ def load(path: Path) -> tuple[T5Config, Params]:
     params: Params = {}
     for name, leaf in layout.items():
         value = np.empty(shapes[name], np.float32)
-        for row, tensor in zip(value if stacked(name) else [value], leaf.names, strict=True):
-            row[...] = tensors.read(tensor).T if leaf.transpose else tensors.read(tensor)
+        rows = value if stacked(name) else value[None]
+        for i, tensor in enumerate(leaf.names):
+            rows[i] = tensors.read(tensor).T if leaf.transpose else tensors.read(tensor)
         *parents, last = name.split("/")
         node = params
         for parent in parents:
@@ -130,7 +156,7 @@ def save(
             "eos_token_id": config.eos_id,
             "pad_token_id": config.pad_id,
         }
-        _write_json(temporary / "generation_config.json", ids)
+        _write_json(temporary / _GENERATION, ids)
         if tokenizer is not None:
             tokenizer.save(temporary)
 
@@ -150,47 +176,53 @@ def read_config(path: Path, tensors: "_Tensors") -> T5Config:
             f"{path}: model_type must be 't5' (T5 1.0, v1.1, Flan-T5, ByT5, UL2), got "
             f"{raw['model_type']!r}, which is another architecture."
         )
-    missing = [k for k in ("vocab_size", "d_model", "d_ff", "num_heads") if k not in raw]
+    missing = [key for key, *default in _FIELDS.values() if not default and key not in raw]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; every T5 config has them.")
-    gate, _, activation = (raw.get("feed_forward_proj") or "relu").rpartition("-")
-    # Their own shorthand: gated "gelu" means the tanh approximation.
-    activation = "gelu_new" if gate == "gated" and activation == "gelu" else activation
-    activation = raw.get("dense_act_fn") or activation
-    if activation not in _ACTIVATIONS:
-        raise ValueError(
-            f"{path}: the feed-forward activation must be one of {', '.join(_ACTIVATIONS)}, "
-            f"got {activation!r}."
-        )
-    tie = raw.get("tie_word_embeddings") is not False
-    scale = raw.get("scale_decoder_outputs")
-    num_layers = raw.get("num_layers", 6)
-    num_decoder_layers = raw.get("num_decoder_layers")
+    fields = {ours: raw.get(key, *default) for ours, (key, *default) in _FIELDS.items()}
     if "decoder.final_layer_norm.weight" not in tensors:
-        num_decoder_layers = 0
+        fields["num_decoder_layers"] = 0
+    elif fields["num_decoder_layers"] is None:
+        fields["num_decoder_layers"] = fields["num_encoder_layers"]
+    if fields["decoder_start_id"] is None:
+        beside = path.with_name(_GENERATION)
+        start = _read_json(beside).get("decoder_start_token_id") if beside.is_file() else None
+        fields["decoder_start_id"] = fields["pad_id"] if start is None else start
+    tie = _switch(path, raw, "tie_word_embeddings")
+    scale = _switch(path, raw, "scale_decoder_outputs")
+    activation = _activation(path, raw)
     try:
         return T5Config(
-            vocab_size=raw["vocab_size"],
-            d_model=raw["d_model"],
-            d_ff=raw["d_ff"],
-            d_kv=raw.get("d_kv", 64),
-            num_heads=raw["num_heads"],
-            num_encoder_layers=num_layers,
-            num_decoder_layers=num_layers if num_decoder_layers is None else num_decoder_layers,
-            activation=_ACTIVATIONS[activation],  # pyright: ignore[reportArgumentType]
+            **fields,
+            activation=activation,  # pyright: ignore[reportArgumentType]
             gated_ff="encoder.block.0.layer.1.DenseReluDense.wi_0.weight" in tensors,
             tie_embeddings=not tensors.has_own_output(),
-            scale_logits=tie if scale is None else bool(scale),
-            relative_buckets=raw.get("relative_attention_num_buckets", 32),
-            relative_max_distance=raw.get("relative_attention_max_distance", 128),
-            norm_epsilon=raw.get("layer_norm_epsilon", 1e-6),
-            dropout_rate=raw.get("dropout_rate", 0.1),
-            pad_id=raw.get("pad_token_id", 0),
-            eos_id=raw.get("eos_token_id", 1),
-            decoder_start_id=raw.get("decoder_start_token_id", raw.get("pad_token_id", 0)),
+            scale_logits=tie is not False if scale is None else scale,
         )
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        name, _, rest = str(error).partition(" ")
+        raise ValueError(f"{path}: {_FIELDS.get(name, (name,))[0]} {rest}") from error
+
+
+def _activation(path: Path, raw: Mapping[str, Any]) -> str:
+    project, name = raw.get("feed_forward_proj"), raw.get("dense_act_fn")
+    if name is None and project is not None:
+        # Their own shorthand: gated "gelu" means the tanh approximation.
+        name = "gelu_new" if project == "gated-gelu" else str(project).removeprefix("gated-")
+    name = "relu" if name is None else str(name)
+    if name not in _ACTIVATIONS:
+        raise ValueError(
+            f"{path}: the activation in feed_forward_proj or dense_act_fn must be one of "
+            f"{', '.join(_ACTIVATIONS)}, got {name!r}."
+        )
+    return _ACTIVATIONS[name]
+
+
+def _switch(path: Path, raw: Mapping[str, Any], key: str) -> bool | None:
+    value = raw.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{path}: {key} must be true or false, got {value!r}.")
+    return value
 
 
 def _to_hf(config: T5Config) -> dict[str, Any]:
@@ -265,7 +297,7 @@ class _Tensors:
             if not isinstance(weight_map, dict):
                 raise ValueError(f"{self.source} must have a 'weight_map' from tensors to files.")
             for tensor, name in weight_map.items():
-                if not isinstance(name, str) or Path(name).name != name:
+                if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
                     raise ValueError(
                         f"{self.source}: {tensor} must lie in a file of the same folder, "
                         f"got {name!r}."
@@ -325,11 +357,18 @@ class _Tensors:
         return self.read(one).tobytes() == self.read(other).tobytes()
 
     def _shape(self, tensor: str) -> tuple[int, ...]:
-        handle = self._handle(self._files[tensor])
+        file = self._files[tensor]
+        handle = self._handle(file)
         try:
-            return tuple(handle.get_slice(tensor).get_shape())
+            header = handle.get_slice(tensor)
         except Exception as error:
-            raise ValueError(f"{self._files[tensor]} must hold {tensor} ({error}).") from error
+            raise ValueError(f"{file} must hold {tensor} ({error}).") from error
+        if header.get_dtype() not in _DTYPES:
+            raise ValueError(
+                f"{file}: {tensor} must be of type {', '.join(_DTYPES)}, got "
+                f"{header.get_dtype()}; quantized files cannot be read."
+            )
+        return tuple(header.get_shape())
 
     def _handle(self, file: Path) -> Any:
         from safetensors import safe_open
@@ -338,9 +377,10 @@ class _Tensors:
             try:
                 self._open[file] = safe_open(file, framework="numpy")
             except Exception as error:
+                reason = str(error).partition("\n")[0][:200]
                 raise ValueError(
                     f"{file} must be a safetensors file; it is damaged, incomplete or missing "
-                    f"({error}). Download it again."
+                    f"({reason}). Download it again."
                 ) from error
         return self._open[file]
 
@@ -348,7 +388,7 @@ class _Tensors:
 def _read_json(path: Path) -> Mapping[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON: {error}.") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must be a JSON object, got {type(value).__name__}.")

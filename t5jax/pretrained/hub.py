@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from t5jax.tokenizer import MODEL_FILES
+
 # Weights in safetensors alone: a repository's pickles and other frameworks' files stay there.
 _FILES = (
     "config.json",
@@ -9,7 +11,7 @@ _FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*-of-*.safetensors",
-    "spiece.model",
+    *MODEL_FILES,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -17,7 +19,10 @@ _FILES = (
 
 
 def download(repo_id: str, *, revision: str | None = None) -> Path:
-    """The folder, in the hub's cache, of a model's files; an interrupted download is continued.
+    """The folder, in the hub's cache, of a model's files.
+
+    A connection that breaks is taken up where it broke; after an interrupt, complete files are kept
+    and the others are fetched anew.
 
     Args:
       repo_id: such as "google/flan-t5-small".
@@ -25,11 +30,12 @@ def download(repo_id: str, *, revision: str | None = None) -> Path:
     Raises:
       FileNotFoundError: the hub has no such model or revision, or does not show it to you.
       ConnectionError: the hub cannot be reached, and the model is not in the cache.
+      ValueError: the model has no weights in safetensors files.
     """
     from huggingface_hub import errors, snapshot_download
 
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(_FILES)))
+        path = Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(_FILES)))
     except errors.HFValidationError as error:
         raise FileNotFoundError(
             f"{repo_id} must be an existing folder or a hub id such as google/flan-t5-small; "
@@ -46,9 +52,18 @@ def download(repo_id: str, *, revision: str | None = None) -> Path:
             f"{repo_id} is neither a folder here nor a model on the hub; check the spelling, and "
             "run `hf auth login` if the model is private."
         ) from error
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
-        reason = str(error).partition("\n")[0][:200]
+    # Besides its own errors, the client lets those of its two transports pass, httpx and hf_xet.
+    except Exception as error:
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        if isinstance(error.__cause__, errors.OfflineModeIsEnabled):
+            reason = "HF_HUB_OFFLINE is set"
         raise ConnectionError(
             f"{repo_id} is not a folder here, and could not be fetched from the hub ({reason}); "
             "check the path, or connect once so that the model enters the cache."
         ) from error
+    if not any(path.glob("*.safetensors")):
+        raise ValueError(
+            f"{repo_id} must have its weights in safetensors files on the hub, and it has none; "
+            "load it with transformers, and save it with save_pretrained."
+        )
+    return path

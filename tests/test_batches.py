@@ -1,0 +1,181 @@
+"""Chunks against plain Python lists; positions against going on without a stop."""
+
+import itertools
+
+import datasets
+import numpy as np
+import pytest
+
+from t5jax import batches, denoise, tokenizer
+
+BYTES = tokenizer.ByteTokenizer()
+CORRUPTION = denoise.SpanCorruption()
+
+
+@pytest.fixture
+def documents(tmp_path, monkeypatch) -> datasets.Dataset:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    texts = [f"document {i}, {'x' * (i % 7)}" for i in range(40)]
+    return datasets.Dataset.from_dict({"text": texts})
+
+
+def make_example(tokens: np.ndarray, rng: np.random.Generator) -> batches.Batch:
+    return batches.span_corruption_example(
+        tokens, tokenizer=BYTES, corruption=CORRUPTION, decoder_start_id=0, rng=rng
+    )
+
+
+def expected_ids(documents: datasets.Dataset) -> list[int]:
+    joined = []
+    for text in documents["text"]:
+        joined += [byte + 3 for byte in text.encode()] + [1]
+    return joined
+
+
+def test_token_stream_joins_documents_with_eos(documents):
+    stream = batches.TokenStream(batches.tokenize(documents, BYTES))
+    expected = expected_ids(documents)
+    assert len(stream) == len(expected)
+    for start, stop in [(0, 1), (0, len(expected)), (13, 57), (len(expected) - 3, len(expected))]:
+        assert stream.slice(start, stop).tolist() == expected[start:stop]
+
+
+def test_token_stream_slices_across_arrow_pieces(documents):
+    parts = [documents.select(range(0, 9)), documents.select(range(9, 40))]
+    joined = datasets.concatenate_datasets([batches.tokenize(part, BYTES) for part in parts])
+    stream = batches.TokenStream(joined)
+    assert stream.slice(0, len(stream)).tolist() == expected_ids(documents)
+    end_of_first = sum(len(text) + 1 for text in parts[0]["text"])
+    window = slice(end_of_first - 4, end_of_first + 5)
+    assert stream.slice(window.start, window.stop).tolist() == expected_ids(documents)[window]
+
+
+def test_tokenize_is_cached_by_text_and_tokenizer(documents):
+    first = batches.tokenize(documents, BYTES)
+    assert batches.tokenize(documents, BYTES)._fingerprint == first._fingerprint
+    shorter = documents.select(range(3))
+    assert batches.tokenize(shorter, BYTES)._fingerprint != first._fingerprint
+
+
+def test_chunks_are_equal_and_leave_out_the_rest(documents):
+    stream = batches.TokenStream(batches.tokenize(documents, BYTES))
+    chunks = batches.Chunks(stream, 37)
+    ids = expected_ids(documents)
+    assert len(chunks) == len(ids) // 37
+    for i in (0, 1, len(chunks) - 1):
+        assert chunks[i].tolist() == ids[37 * i : 37 * i + 37]
+
+
+def test_chunks_refuse_a_corpus_below_one_chunk(documents):
+    stream = batches.TokenStream(batches.tokenize(documents, BYTES))
+    with pytest.raises(ValueError, match=rf"at least one chunk of 5000 tokens, got {len(stream)}"):
+        batches.Chunks(stream, 5000)
+
+
+def numbered_chunks(count: int, length: int = 20) -> list[np.ndarray]:
+    return [np.full(length, 3 + i, np.int32) for i in range(count)]
+
+
+def first_token(batch: batches.Batch) -> list[int]:
+    return batch["encoder_input_tokens"][:, 0].tolist()
+
+
+def test_training_sees_every_chunk_once_an_epoch_in_new_order():
+    iterator = batches.training(numbered_chunks(12), make_example, batch_size=4, seed=7)
+    seen = [first_token(next(iterator)) for _ in range(6)]
+    epochs = [list(itertools.chain(*seen[:3])), list(itertools.chain(*seen[3:]))]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(3, 15))
+    assert epochs[0] != epochs[1]
+
+
+def test_training_masks_anew_every_epoch():
+    def keep_mask(tokens, rng):
+        return {"mask": denoise.noise_mask(len(tokens), corruption=CORRUPTION, rng=rng)}
+
+    iterator = batches.training(numbered_chunks(1, length=60), keep_mask, batch_size=1, seed=7)
+    masks = [next(iterator)["mask"].tobytes() for _ in range(8)]
+    assert len(set(masks)) > 4
+
+
+def test_training_example_depends_on_seed_epoch_and_index_alone():
+    chunks = numbered_chunks(6)
+    one = batches.training(chunks, make_example, batch_size=2, seed=3)
+    other = batches.training(chunks, make_example, batch_size=3, seed=3)
+    rows_one = np.concatenate([next(one)["encoder_input_tokens"] for _ in range(6)])
+    rows_other = np.concatenate([next(other)["encoder_input_tokens"] for _ in range(4)])
+    np.testing.assert_array_equal(rows_one, rows_other)
+    changed = batches.training(chunks, make_example, batch_size=2, seed=4)
+    rows_changed = np.concatenate([next(changed)["encoder_input_tokens"] for _ in range(6)])
+    assert (rows_one != rows_changed).any()
+
+
+def test_training_continues_from_a_saved_position():
+    def iterator():
+        return batches.training(numbered_chunks(7), make_example, batch_size=3, seed=1)
+
+    straight = iterator()
+    expected = [next(straight) for _ in range(9)]
+    stopped = iterator()
+    for _ in range(4):
+        next(stopped)
+    state = stopped.get_state()
+    resumed = iterator()
+    resumed.set_state(state)
+    for batch in expected[4:]:
+        found = next(resumed)
+        for name, value in batch.items():
+            np.testing.assert_array_equal(found[name], value)
+
+
+def test_evaluation_counts_every_example_once_and_repeats_itself():
+    chunks = numbered_chunks(7)
+
+    def run():
+        return list(
+            batches.evaluation(chunks, make_example, batch_size=4, seed=0, max_examples=100)
+        )
+
+    found = run()
+    weights = np.concatenate([batch["decoder_loss_weights"] for batch in found])
+    starts = list(itertools.chain(*map(first_token, found)))
+    counted = [start for start, weight in zip(starts, weights, strict=True) if weight.any()]
+    assert counted == list(range(3, 10))
+    assert [batch["encoder_input_tokens"].shape[0] for batch in found] == [4, 4]
+    for one, other in zip(found, run(), strict=True):
+        np.testing.assert_array_equal(one["encoder_input_tokens"], other["encoder_input_tokens"])
+
+
+def test_evaluation_stops_at_max_examples():
+    found = batches.evaluation(
+        numbered_chunks(9), make_example, batch_size=2, seed=0, max_examples=4
+    )
+    assert len(list(found)) == 2
+
+
+def test_span_corruption_example_has_the_lengths_of_its_config():
+    length = CORRUPTION.raw_length(64)
+    example = make_example(np.arange(3, 3 + length, dtype=np.int32), np.random.default_rng(0))
+    shapes = {name: value.shape for name, value in example.items()}
+    input_length, target_length = CORRUPTION.lengths(length)
+    assert shapes == {
+        "encoder_input_tokens": (input_length,),
+        "decoder_input_tokens": (target_length,),
+        "decoder_target_tokens": (target_length,),
+        "decoder_loss_weights": (target_length,),
+    }
+
+
+def test_shift_right_starts_with_the_start_id():
+    targets = np.array([[5, 6, 1], [7, 1, 0]], np.int32)
+    shifted = batches.shift_right(targets, start_id=9)
+    assert shifted.tolist() == [[9, 5, 6], [9, 7, 1]]
+
+
+def test_pad_fills_on_the_right_and_refuses_what_is_longer():
+    assert batches.pad([[4, 5], [], [6]], length=3, pad_id=8).tolist() == [
+        [4, 5, 8],
+        [8, 8, 8],
+        [6, 8, 8],
+    ]
+    with pytest.raises(ValueError, match="sequence 1 must have at most 2 tokens, got 3"):
+        batches.pad([[1], [1, 2, 3]], length=2, pad_id=0)

@@ -1,0 +1,177 @@
+"""What was saved comes back bit for bit, or is known to be damaged."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5jax.checkpoint import Checkpoints, checksum, latest_step, load_tree, save_tree
+
+
+def tree(offset: float) -> dict:
+    key = jax.random.key(3)
+    return {
+        "weights": jax.random.normal(key, (300, 200)) + offset,
+        "inner": {"count": jnp.asarray(7, jnp.int32), "half": jnp.ones((5,), jnp.bfloat16)},
+    }
+
+
+def shapes(value) -> dict:
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), value)
+
+
+def assert_equal(found, expected) -> None:
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def save_two(folder: Path) -> None:
+    checkpoints = Checkpoints(folder, keep=2)
+    for step in (1, 2):
+        checkpoints.save(step, {"params": tree(step)}, {"next": 10 * step})
+    checkpoints.close()
+
+
+def test_checkpoints_return_the_newest_bit_for_bit(tmp_path):
+    save_two(tmp_path)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    step, trees, record = checkpoints.restore_latest(
+        {"params": shapes(tree(0.0))}, warn=pytest.fail
+    )
+    assert (step, record) == (2, {"next": 20})
+    assert_equal(trees["params"], tree(2))
+
+
+def test_checkpoints_keep_only_the_newest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"params": {"x": jnp.ones(3)}}, {})
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 3]
+    assert latest_step(tmp_path) == 3
+
+
+def test_checkpoints_are_none_in_a_new_folder(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "new", keep=1)
+    assert checkpoints.restore_latest({"params": {}}, warn=pytest.fail) is None
+    assert latest_step(tmp_path / "absent") is None
+
+
+def test_checkpoints_save_what_the_arrays_were_when_asked(tmp_path):
+    """The step after a save gives its memory to the next state."""
+    overwrite = jax.jit(lambda x: x + 1, donate_argnums=0)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    x = jnp.zeros((1000, 1000))
+    checkpoints.save(1, {"params": {"x": x}}, {})
+    for _ in range(20):
+        x = overwrite(x)
+    checkpoints.wait()
+    _, trees, _ = checkpoints.restore_latest({"params": shapes({"x": x})}, warn=pytest.fail)
+    assert not np.any(trees["params"]["x"])
+
+
+def largest_file(folder: Path) -> Path:
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def truncate(folder: Path) -> None:
+    file = largest_file(folder)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_bit(folder: Path) -> None:
+    file = largest_file(folder / "params")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def remove_record(folder: Path) -> None:
+    shutil.rmtree(folder / "record")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_bit, remove_record])
+def test_checkpoints_fall_back_when_the_newest_is_damaged(tmp_path, damage):
+    save_two(tmp_path)
+    damage(tmp_path / "2")
+    warnings = []
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    step, trees, record = checkpoints.restore_latest(
+        {"params": shapes(tree(0.0))}, warn=warnings.append
+    )
+    assert (step, record) == (1, {"next": 10})
+    assert_equal(trees["params"], tree(1))
+    assert len(warnings) == 1
+    assert "checkpoint 2 is damaged" in warnings[0]
+    assert (tmp_path / "2.damaged").is_dir()
+    # The damaged step can be reached and saved again.
+    checkpoints.save(2, {"params": tree(2)}, {"next": 20})
+    checkpoints.close()
+    assert latest_step(tmp_path) == 2
+
+
+def test_checkpoints_say_when_none_can_be_read(tmp_path):
+    save_two(tmp_path)
+    truncate(tmp_path / "1")
+    truncate(tmp_path / "2")
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    with pytest.raises(ValueError, match="none of the checkpoints"):
+        checkpoints.restore_latest({"params": shapes(tree(0.0))}, warn=lambda _: None)
+
+
+def test_checkpoints_survive_a_full_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        checkpoints = Checkpoints(disk / "run", keep=3)
+        small = {"x": jnp.arange(1000.0)}
+        checkpoints.save(1, {"params": small}, {})
+        checkpoints.wait()
+        large = {"x": jax.random.normal(jax.random.key(0), (1000, 1000))}
+
+        def save():
+            checkpoints.save(2, {"params": large}, {})
+            checkpoints.wait()
+
+        with pytest.raises(OSError, match=r"could not write a checkpoint.*saved before are intact"):
+            save()
+        again = Checkpoints(disk / "run", keep=3)
+        step, trees, _ = again.restore_latest({"params": shapes(small)}, warn=pytest.fail)
+        assert step == 1
+        assert_equal(trees["params"], small)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_load_tree_names_the_first_array_that_does_not_fit(tmp_path):
+    save_tree(tmp_path / "params", tree(0.0))
+    assert_equal(load_tree(tmp_path / "params", shapes(tree(0.0))), tree(0.0))
+    wrong = {**tree(0.0), "weights": jnp.ones((300, 199))}
+    with pytest.raises(ValueError, match=r"weights must have shape \(300, 199\).*\(300, 200\)"):
+        load_tree(tmp_path / "params", shapes(wrong))
+    with pytest.raises(ValueError, match="must hold other"):
+        load_tree(tmp_path / "params", shapes({"other": jnp.ones(1)}))
+    with pytest.raises(ValueError, match="must be a folder of arrays"):
+        load_tree(tmp_path, shapes(tree(0.0)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+def test_checksum_notices_any_single_bit(dtype):
+    width = 8 * jnp.dtype(dtype).itemsize
+    values = jnp.arange(64).astype(dtype)
+    bits = np.asarray(jax.lax.bitcast_convert_type(values, f"uint{width}"))
+    before = int(checksum({"x": values}))
+    for bit in range(width):
+        changed = bits.copy()
+        changed[bit] ^= changed.dtype.type(1 << bit)
+        value = jax.lax.bitcast_convert_type(jnp.asarray(changed), dtype)
+        assert int(checksum({"x": value})) != before

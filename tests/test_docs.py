@@ -1,0 +1,79 @@
+"""Every Python block of the README and of docs/ runs, in order, page by page."""
+
+import re
+from pathlib import Path
+
+import datasets
+import jax
+import pytest
+
+from t5jax import tokenizer
+from t5jax.config import T5Config
+from t5jax.model import init_params
+from t5jax.pretrained import hf, hub
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SENTENCE = "The party of the small dogs was good; its story is told in German and English. "
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """A folder with the text that pages read, where a hub id is a tiny model of T5's vocabulary."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "notes.txt").write_text("\n".join([SENTENCE * 3] * 30))
+    config = T5Config(
+        vocab_size=32128,
+        d_model=4,
+        d_ff=4,
+        d_kv=2,
+        num_heads=1,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+    )
+    words = tokenizer.train([SENTENCE * 3], vocab_size=30)
+    hf.save(tmp_path / "hub", config, init_params(config, jax.random.key(0)), words)
+    monkeypatch.setattr(hub, "download", lambda name, *, revision=None: tmp_path / "hub")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_docs_python_blocks_run(page, workplace):
+    namespace: dict = {}
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        exec(compile(block, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_docs_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_docs_name_every_module():
+    source = (ROOT / "docs" / "source.md").read_text()
+    for module in (ROOT / "t5jax").glob("*.py"):
+        if not module.stem.startswith("__"):
+            assert f"`{module.stem}`" in source, module.stem
+
+
+def test_docs_options_exist():
+    """Options in shell blocks are options of the command."""
+    import contextlib
+    import io
+
+    import tyro
+
+    from t5jax.pretrain import PretrainConfig
+
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        tyro.cli(PretrainConfig, args=["--help"], console_outputs=True)
+    known = set(re.findall(r"--[a-z][a-z0-9.-]*", shown.getvalue()))
+    known |= {option.rsplit(".", 1)[0] for option in known}  # groups, as in `--data.*`
+    for page in PAGES:
+        text = page.read_text()
+        lines = [x for x in text.splitlines() if "pip" not in x and "pytest" not in x]
+        for option in re.findall(r"--[a-z][a-z0-9.-]*[a-z0-9]", "\n".join(lines)):
+            assert option in known | {"--help", "--check"}, (page.name, option)

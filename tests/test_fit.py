@@ -1,0 +1,120 @@
+"""The loop's bookkeeping, with a training step that only counts."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from t5jax import fit, sharding, train
+from t5jax.checkpoint import Checkpoints
+from t5jax.runlog import RunLog, read_metrics
+
+MESH = sharding.make_mesh(sharding.MeshConfig(data=1), devices=jax.devices()[:1])
+
+
+class Numbers:
+    """Batches that are all the same but for their place."""
+
+    def __init__(self):
+        self.place = 0
+
+    def __next__(self):
+        self.place += 1
+        ones = np.ones((2, 3), np.int32)
+        return {"encoder_input_tokens": ones, "decoder_loss_weights": ones.astype(np.float32)}
+
+    def get_state(self):
+        return {"place": self.place}
+
+    def set_state(self, state):
+        self.place = state["place"]
+
+
+def fresh_state() -> train.TrainState:
+    zero = jax.device_put(np.float32(0))
+    return train.TrainState(jax.device_put(np.int32(0)), {"x": zero}, {"m": zero})
+
+
+def count_step(state, batch):
+    step = state.step + 1
+    params = {"x": state.params["x"] + 1}
+    return train.TrainState(step, params, state.opt_state), {"loss": params["x"]}
+
+
+def run(folder, *, steps: int, at_step=None, state=None, data=None, **options) -> fit.Fitted:
+    def step(state, batch):
+        state, metrics = count_step(state, batch)
+        if at_step is not None:
+            at_step(int(state.step))
+        return state, metrics
+
+    data = Numbers() if data is None else data
+    state = fresh_state() if state is None else state
+    checkpoints = Checkpoints(folder / "checkpoints", keep=3)
+    with RunLog(folder, total_steps=steps, start_step=int(state.step)) as log:
+        fitted = fit.fit(
+            fit.FitConfig(steps=steps, **options),
+            state,
+            data,
+            train_step=step,
+            evaluate=lambda params: {"loss": float(params["x"])},
+            checkpoints=checkpoints,
+            log=log,
+            mesh=MESH,
+        )
+    checkpoints.close()
+    return fitted
+
+
+def test_fit_evaluates_and_saves_when_asked_and_at_the_end(tmp_path):
+    fitted = run(tmp_path, steps=7, eval_every=3, checkpoint_every=2)
+    assert (int(fitted.state.step), fitted.interrupted) == (7, False)
+    assert fitted.evaluation == {"loss": 7.0}
+    evaluated = [e["step"] for e in read_metrics(tmp_path) if "eval_loss" in e]
+    trained = [(e["step"], e["loss"]) for e in read_metrics(tmp_path) if "loss" in e]
+    assert evaluated == [3, 6, 7]
+    assert trained == [(i, float(i)) for i in range(1, 8)]
+    assert Checkpoints(tmp_path / "checkpoints", keep=3).steps() == [4, 6, 7]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_fit_saves_and_stops_on_a_signal(tmp_path, number):
+    before = signal.getsignal(number)
+    fitted = run(
+        tmp_path, steps=50, at_step=lambda step: step == 5 and os.kill(os.getpid(), number)
+    )
+    assert (int(fitted.state.step), fitted.interrupted, fitted.evaluation) == (5, True, None)
+    assert signal.getsignal(number) is before
+    data = Numbers()
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    state = fit.restore(checkpoints, jax.eval_shape(fresh_state), data, warn=pytest.fail)
+    assert (int(state.step), float(state.params["x"]), data.place) == (5, 5.0, 5)
+    finished = run(tmp_path, steps=8, state=state, data=data)
+    assert int(finished.state.step) == 8
+    assert [e["step"] for e in read_metrics(tmp_path) if "loss" in e] == list(range(1, 9))
+
+
+def test_fit_interrupts_at_once_on_a_second_signal(tmp_path):
+    def twice(step):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, steps=50, at_step=twice)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_fit_has_nothing_to_do_when_the_run_is_complete(tmp_path):
+    run(tmp_path, steps=3)
+    data = Numbers()
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    state = fit.restore(checkpoints, jax.eval_shape(fresh_state), data, warn=pytest.fail)
+    fitted = run(tmp_path, steps=3, state=state, data=data)
+    assert (int(fitted.state.step), fitted.evaluation, data.place) == (3, {"loss": 3.0}, 3)
+
+
+def test_fit_config_refuses_intervals_below_one():
+    with pytest.raises(ValueError, match="eval_every must be at least 1, got 0"):
+        fit.FitConfig(steps=5, eval_every=0)

@@ -1,0 +1,326 @@
+"""A run from text to model; killed, stopped, damaged, it ends where an undisturbed run ends."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+import t5jax
+from t5jax import batches, pretrain, tokenizer
+from t5jax.config import T5Config
+from t5jax.corpus import DataConfig
+from t5jax.fit import FitConfig
+from t5jax.optimizer import OptimizerConfig
+from t5jax.runlog import read_metrics
+from t5jax.schedule import ScheduleConfig
+
+ROOT = Path(__file__).parents[1]
+TINY = T5Config(
+    vocab_size=384,
+    d_model=16,
+    d_ff=32,
+    d_kv=8,
+    num_heads=2,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    tie_embeddings=True,
+    scale_logits=True,
+    dropout_rate=0.1,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> dict[str, str]:
+    """Files that a small run reads: text, a byte tokenizer, a model."""
+    folder = tmp_path_factory.mktemp("inputs")
+    words = ["red", "green", "blue", "cat", "dog", "sun", "moon", "walks", "sleeps", "sees"]
+    rng = np.random.default_rng(0)
+    lines = ["The " + " ".join(rng.choice(words, 12)) + " today." for _ in range(400)]
+    (folder / "text.txt").write_text("\n".join(lines))
+    tokenizer.ByteTokenizer().save(folder / "bytes")
+    (folder / "tiny.json").write_text(TINY.to_json())
+    return {
+        "text": str(folder / "text.txt"),
+        "tokenizer": str(folder / "bytes"),
+        "model": str(folder / "tiny.json"),
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory) -> tuple[pretrain.PretrainConfig, t5jax.Text2Text, str]:
+    """A complete run: its config, its model, and what it printed."""
+    config = make_config(inputs, tmp_path_factory.mktemp("runs") / "run")
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        t5 = pretrain.run(config)
+    return config, t5, shown.getvalue()
+
+
+def make_config(inputs: dict[str, str], folder: Path, **changes) -> pretrain.PretrainConfig:
+    options = {
+        "output": str(folder),
+        "model": inputs["model"],
+        "tokenizer": inputs["tokenizer"],
+        "data": DataConfig(path=inputs["text"]),
+        "input_length": 48,
+        "batch_size": 8,
+        "eval_examples": 16,
+        "fit": FitConfig(steps=6, eval_every=3, checkpoint_every=2, log_every=1),
+    }
+    return pretrain.PretrainConfig(**{**options, **changes})
+
+
+def training_losses(folder: Path) -> dict[int, float]:
+    return {e["step"]: e["loss"] for e in read_metrics(folder) if "loss" in e}
+
+
+def test_run_ends_in_a_model_that_loads_and_generates(finished):
+    config, t5, shown = finished
+    folder = Path(config.output)
+    assert "held-out loss" in shown
+    assert " -> " in shown
+    assert f"t5jax.load({config.output!r})" in shown
+    assert sorted(training_losses(folder)) == [1, 2, 3, 4, 5, 6]
+    loaded = t5jax.load(folder)
+    text = ["The red <extra_id_0> sleeps today."]
+    assert loaded.generate(text, max_new_tokens=9) == t5.generate(text, max_new_tokens=9)
+    assert loaded.config == t5.config
+    for name in ("loss.png", "metrics.jsonl", "tensorboard", "run.json", "config.json"):
+        assert (folder / name).exists()
+
+
+def test_run_learns_more_than_token_frequencies(inputs, tmp_path, capsys):
+    """A vocabulary of ten words: bytes inside a word are nearly certain, their frequencies not."""
+    config = make_config(
+        inputs,
+        tmp_path / "run",
+        fit=FitConfig(steps=150, eval_every=150, checkpoint_every=150),
+        optimizer=OptimizerConfig(
+            name="adamw",
+            schedule=ScheduleConfig(name="cosine", learning_rate=0.05, warmup_steps=10),
+        ),
+    )
+    pretrain.run(config)
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("held-out loss"))
+    heldout, uniform, unigram = (
+        float(line.split(before)[1].split()[0].rstrip(","))
+        for before in ("held-out loss", "at random", "token frequency")
+    )
+    assert uniform == pytest.approx(np.log(384), abs=1e-3)
+    assert heldout < unigram - 0.3 < uniform
+
+
+def test_run_trains_a_vocabulary_without_a_tokenizer(inputs, tmp_path):
+    config = make_config(inputs, tmp_path / "run", tokenizer=None, vocab_size=26, model="tiny")
+    small = {**pretrain.TINY, "d_model": 8, "d_ff": 8, "num_encoder_layers": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "TINY", small)
+        t5 = pretrain.run(dataclasses.replace(config, fit=FitConfig(steps=1)))
+    assert t5.tokenizer.vocab_size == 126
+    assert t5.config.vocab_size == 128
+    assert (tmp_path / "run" / "spiece.model").exists()
+
+
+def command(inputs: dict[str, str], output: Path, steps: int) -> list[str]:
+    options = {
+        "output": output,
+        "model": inputs["model"],
+        "tokenizer": inputs["tokenizer"],
+        "data.path": inputs["text"],
+        "input-length": 48,
+        "batch-size": 8,
+        "eval-examples": 16,
+        "steps": steps,
+        "eval-every": 50,
+        "checkpoint-every": 20,
+        "log-every": 1,
+    }
+    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return [sys.executable, str(ROOT / "scripts" / "pretrain.py"), *flags]
+
+
+@contextlib.contextmanager
+def started(arguments: list[str], tmp_path: Path):
+    environment = {
+        **os.environ,
+        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+    }
+    with subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def signal_at(step: int, number: int, arguments: list[str], output: Path, tmp_path: Path) -> int:
+    """Runs the command, sends the signal once the step is logged, and returns the exit status."""
+    with started(arguments, tmp_path) as process:
+        deadline = time.monotonic() + 120
+        while max(training_losses(output), default=0) < step:
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        return process.returncode
+
+
+def finish(arguments: list[str], tmp_path: Path) -> str:
+    with started(arguments, tmp_path) as process:
+        shown, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, shown
+        return shown
+
+
+def test_run_disturbed_in_every_way_equals_an_undisturbed_one(inputs, tmp_path):
+    steps = 240
+    finish(command(inputs, tmp_path / "calm", steps), tmp_path)
+    output = tmp_path / "disturbed"
+    arguments = command(inputs, output, steps)
+    assert signal_at(30, signal.SIGKILL, arguments, output, tmp_path) == -signal.SIGKILL
+    assert signal_at(80, signal.SIGTERM, arguments, output, tmp_path) == 0
+    saved = sorted(int(p.name) for p in (output / "checkpoints").iterdir() if p.name.isdigit())
+    assert saved[-1] == max(training_losses(output))
+    newest = output / "checkpoints" / str(saved[-1])
+    largest = max(newest.rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    largest.write_bytes(largest.read_bytes()[:100])
+    shown = finish(arguments, tmp_path)
+    assert f"checkpoint {saved[-1]} is damaged" in shown
+    assert f"continuing at step {saved[-2]} of {steps}" in shown
+    calm, disturbed = training_losses(tmp_path / "calm"), training_losses(output)
+    assert sorted(disturbed) == list(range(1, steps + 1))
+    assert disturbed == calm  # bit for bit: JSON holds every digit of a float
+
+
+def test_run_of_a_complete_run_only_shows_it_again(finished, capsys):
+    config, _, shown = finished
+    before = (Path(config.output) / "metrics.jsonl").read_text()
+    pretrain.run(config)
+    again = capsys.readouterr().out
+    assert "continuing at step 6 of 6" in again
+    assert again.endswith(shown[shown.index("held-out loss") :])
+    assert (Path(config.output) / "metrics.jsonl").read_text() == before
+
+
+def test_run_can_be_made_longer_where_the_schedule_allows(finished, tmp_path):
+    config, _, _ = finished
+    output = tmp_path / "run"
+    shutil.copytree(config.output, output)
+    longer = dataclasses.replace(config, output=str(output), fit=FitConfig(steps=8))
+    pretrain.run(longer)
+    assert sorted(training_losses(output)) == list(range(1, 9))
+    options = json.loads((output / "run.json").read_text())["options"]
+    fixed = dataclasses.replace(
+        longer,
+        optimizer=OptimizerConfig(
+            name="adamw",
+            schedule=ScheduleConfig(name="cosine", learning_rate=0.01, warmup_steps=1),
+        ),
+    )
+    assert "fit.steps" not in options
+    assert pretrain._options(fixed)["fit.steps"] == 8
+
+
+def test_run_refuses_the_folder_of_another_run(finished, tmp_path):
+    config, _, _ = finished
+    with pytest.raises(ValueError, match=r"holds another run: its seed is 0, and 1 was asked for"):
+        pretrain.run(dataclasses.replace(config, seed=1))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").touch()
+    with pytest.raises(FileExistsError, match="holds something else; choose another --output"):
+        pretrain.run(dataclasses.replace(config, output=str(tmp_path / "photos")))
+    assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.png"]
+
+
+def test_run_refuses_a_corpus_that_changed_since(finished, tmp_path):
+    config, _, _ = finished
+    output, text = tmp_path / "run", tmp_path / "text.txt"
+    shutil.copytree(config.output, output)
+    text.write_text(Path(config.data.path).read_text() + "\nOne more line of text.")
+    record = json.loads((output / "run.json").read_text())
+    record["options"]["data.path"] = str(text)
+    (output / "run.json").write_text(json.dumps(record))
+    changed = dataclasses.replace(config, output=str(output), data=DataConfig(path=str(text)))
+    with pytest.raises(ValueError, match="the corpus of this run had"):
+        pretrain.run(changed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "t5-v1_1-bass"}, "did you mean 't5-v1_1-base'"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"input_length": 1}, "input_length must be at least"),
+        ({"output": "gs://bucket/run"}, "must be a folder of this machine, got gs://bucket/run"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"z_loss": -1.0}, "z_loss must be at least 0"),
+    ],
+)
+def test_config_refuses_what_cannot_work(inputs, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_config(inputs, tmp_path / "run", **changes)
+
+
+def test_run_says_which_inputs_are_missing_or_do_not_fit(inputs, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer must be a folder.*does not exist"):
+        pretrain.run(make_config(inputs, tmp_path / "a", tokenizer=str(tmp_path / "absent")))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"must hold spiece\.model"):
+        pretrain.run(make_config(inputs, tmp_path / "b", tokenizer=str(tmp_path / "empty")))
+    narrow = tmp_path / "narrow.json"
+    narrow.write_text(TINY.replace(vocab_size=200).to_json())
+    with pytest.raises(ValueError, match="at least the tokenizer's 259, got 200; 384 fits"):
+        pretrain.run(make_config(inputs, tmp_path / "c", model=str(narrow)))
+    with pytest.raises(ValueError, match="at least one chunk of"):
+        pretrain.run(make_config(inputs, tmp_path / "d", input_length=40_000))
+    with pytest.raises(ValueError, match="multiple of data x fsdp = 8, got 6"):
+        pretrain.run(make_config(inputs, tmp_path / "e", batch_size=6))
+    with pytest.raises(FileNotFoundError, match=r"absent\.json"):
+        pretrain.run(make_config(inputs, tmp_path / "f", model=str(tmp_path / "absent.json")))
+
+
+def test_run_leaves_no_folder_behind_when_options_are_wrong(inputs, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        pretrain.run(make_config(inputs, tmp_path / "run", data=DataConfig(path="absent.txt")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_baselines_are_those_of_the_counts():
+    counts = np.array([0, 3, 5, 0])
+    batch: batches.Batch = {
+        "decoder_target_tokens": np.array([[1, 2], [3, 0]]),
+        "decoder_loss_weights": np.array([[1.0, 1.0], [1.0, 0.0]]),
+    }
+    uniform, unigram = pretrain._baselines(counts, [batch])
+    assert uniform == pytest.approx(np.log(4))
+    assert unigram == pytest.approx(-(np.log(4 / 12) + np.log(6 / 12) + np.log(1 / 12)) / 3)
+
+
+def test_run_file_holds_what_the_numbers_depend_on(finished, inputs):
+    config, _, _ = finished
+    options = json.loads((Path(config.output) / "run.json").read_text())["options"]
+    assert options["seed"] == 0
+    assert options["data.path"] == inputs["text"]
+    assert not {"output", "mesh.data", "fit.log_every"} & set(options)

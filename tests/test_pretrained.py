@@ -1,0 +1,170 @@
+"""Which reader a name or path goes to, and what is said where none fits."""
+
+import json
+import shutil
+
+import hf_folders
+import jax
+import numpy as np
+import pytest
+
+import t5jax
+from t5jax import pretrained, tokenizer
+from t5jax.checkpoint import Checkpoints
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return tokenizer.train(["a folder in a folder"], vocab_size=14, num_sentinels=7)
+
+
+@pytest.fixture
+def ours(tmp_path, tiny_config, tiny_params, vocabulary):
+    path = tmp_path / "ours"
+    pretrained.save(path, tiny_config, tiny_params, vocabulary)
+    return path
+
+
+@pytest.fixture
+def theirs(tmp_path, vocabulary):
+    tensors = hf_folders.random_tensors(hf_folders.CONFIG)
+    path = hf_folders.write(tmp_path / "theirs", hf_folders.CONFIG, tensors)
+    vocabulary.save(path)
+    return path
+
+
+@pytest.fixture
+def run(tmp_path, tiny_config, tiny_params, vocabulary):
+    path = tmp_path / "run"
+    checkpoints = Checkpoints(path / "checkpoints", keep=1)
+    checkpoints.save(3, {"params": tiny_params}, {})
+    checkpoints.close()
+    (path / "config.json").write_text(tiny_config.to_json())
+    vocabulary.save(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["ours", "run"])
+def test_load_reads_folders_of_ours(kind, request, tiny_config, tiny_params, vocabulary):
+    config, params, found = pretrained.load(request.getfixturevalue(kind))
+    assert config == tiny_config
+    for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(tiny_params), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert found is not None
+    assert found.fingerprint == vocabulary.fingerprint
+
+
+def test_load_reads_folders_of_hugging_face(theirs, vocabulary):
+    config, params, found = pretrained.load(theirs)
+    assert (config.d_model, config.num_decoder_layers, config.scale_logits) == (16, 3, True)
+    expected = hf_folders.random_tensors(hf_folders.CONFIG)["shared.weight"]
+    np.testing.assert_array_equal(params["token_embedder"]["embedding"], expected)
+    assert found is not None
+    assert found.fingerprint == vocabulary.fingerprint
+
+
+def test_load_without_tokenizer_files_has_none(theirs):
+    for name in ("spiece.model", "tokenizer_config.json"):
+        (theirs / name).unlink()
+    assert pretrained.load(theirs)[2] is None
+
+
+def test_load_takes_paths_as_users_write_them(ours, tmp_path, monkeypatch, tiny_config):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in (ours, str(ours), "ours", "./ours/", "~/ours"):
+        assert pretrained.load(path)[0] == tiny_config
+
+
+def test_load_prefers_a_folder_to_a_hub_id_of_the_same_name(ours, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ours, tmp_path / "google" / "flan-t5-small")
+    assert pretrained.load("google/flan-t5-small")[0].d_model == 16
+
+
+def test_load_refuses_a_file(theirs):
+    file = theirs / "model.safetensors"
+    with pytest.raises(ValueError, match=f"^{file} must be a folder .* not a file"):
+        pretrained.load(file)
+
+
+def test_load_refuses_an_empty_folder(tmp_path):
+    with pytest.raises(ValueError, match=f"^{tmp_path} must hold a model: .* it holds nothing"):
+        pretrained.load(tmp_path)
+
+
+@pytest.mark.parametrize("present", [["config.json", "pytorch_model.bin"], ["params"], ["a.txt"]])
+def test_load_says_what_a_folder_without_model_holds(tmp_path, present):
+    for name in present:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match="must hold a model") as caught:
+        pretrained.load(tmp_path)
+    assert str(caught.value).endswith(f"it holds {', '.join(present)}.")
+    assert "model.safetensors" in str(caught.value)
+
+
+def test_load_lists_a_few_of_many_files(tmp_path):
+    for i in range(1000):
+        (tmp_path / f"{i:04}.txt").touch()
+    with pytest.raises(ValueError, match=r"0000\.txt, .*, 0007\.txt") as caught:
+        pretrained.load(tmp_path)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("kind", ["ours", "theirs"])
+def test_load_refuses_a_revision_of_a_folder(kind, request):
+    path = request.getfixturevalue(kind)
+    with pytest.raises(ValueError, match=f"revision must be absent for a folder, .* {path}"):
+        pretrained.load(path, revision="main")
+
+
+def test_load_names_a_damaged_tokenizer(theirs):
+    file = theirs / "spiece.model"
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(ValueError, match=rf"^{file}.* must be a complete SentencePiece model"):
+        pretrained.load(theirs)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c", "~/nowhere"])
+def test_load_of_a_path_that_does_not_exist_says_so(name):
+    with pytest.raises(FileNotFoundError, match="must be an existing folder or a hub id"):
+        pretrained.load(name)
+
+
+def test_t5jax_load_returns_model_and_tokenizer(theirs, vocabulary):
+    t5 = t5jax.load(theirs)
+    assert t5.tokenizer is not None
+    assert t5.tokenizer.fingerprint == vocabulary.fingerprint
+    assert t5.config.dtype == "float32"  # on a CPU
+    assert t5.model.config == t5.config
+
+
+def test_t5jax_load_computes_in_the_type_asked_for(theirs):
+    t5 = t5jax.load(theirs, dtype="bfloat16")
+    assert t5.config.dtype == "bfloat16"
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(t5.params)} == {"float32"}
+    states, _ = t5.encode(["a folder"])
+    exact, _ = t5jax.load(theirs, dtype="float32").encode(["a folder"])
+    assert not np.array_equal(states, exact)
+    # Eight bits of mantissa, through two layers.
+    assert np.abs(states - exact).max() < 0.1 * np.abs(exact).max()
+
+
+@pytest.mark.usefixtures("own_checks")
+@pytest.mark.parametrize("dtype", ["float16", "fp32", ""])
+def test_t5jax_load_refuses_an_unknown_type(theirs, dtype):
+    with pytest.raises(ValueError, match=f"unknown dtype '{dtype}'"):
+        t5jax.load(theirs, dtype=dtype)
+
+
+def test_t5jax_load_takes_another_tokenizer(theirs):
+    other = tokenizer.train(["else or other"], vocab_size=12, num_sentinels=3)
+    t5 = t5jax.load(theirs, tokenizer=other)
+    assert t5.tokenizer is other
+
+
+def test_t5jax_load_refuses_a_tokenizer_that_does_not_fit(theirs):
+    config = json.loads((theirs / "tokenizer_config.json").read_text())
+    (theirs / "tokenizer_config.json").write_text(json.dumps(config | {"extra_ids": 100}))
+    with pytest.raises(ValueError, match="at most vocab_size = 97 ids, got 114"):
+        t5jax.load(theirs)

@@ -1,0 +1,57 @@
+import json
+
+import pytest
+
+from t5jax.runlog import RunLog, read_metrics
+
+
+def write_steps(log: RunLog, start: int, stop: int) -> None:
+    for step in range(start, stop):
+        log.training(step, {"loss": 1.0 / step}, 100, 80)
+    log.refresh()
+
+
+def test_run_log_writes_every_step_and_evaluation(tmp_path, capsys):
+    with RunLog(tmp_path, total_steps=3, start_step=0) as log:
+        write_steps(log, 1, 4)
+        log.evaluation(3, {"loss": 0.25, "accuracy": 0.5})
+    assert read_metrics(tmp_path) == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 0.5},
+        {"step": 3, "loss": 1 / 3},
+        {"step": 3, "eval_loss": 0.25, "eval_accuracy": 0.5},
+    ]
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().err
+    assert "3/3" in shown
+    assert "non-pad tok/s" in shown
+
+
+def test_run_log_drops_what_a_resumed_run_will_write_again(tmp_path):
+    with RunLog(tmp_path, total_steps=9, start_step=0) as log:
+        write_steps(log, 1, 8)
+    with RunLog(tmp_path, total_steps=9, start_step=4) as log:
+        assert [entry["step"] for entry in read_metrics(tmp_path)] == [1, 2, 3, 4]
+        write_steps(log, 5, 10)
+    assert [entry["step"] for entry in read_metrics(tmp_path)] == list(range(1, 10))
+
+
+def test_read_metrics_leaves_out_a_line_that_was_cut_off(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_run_log_closes_when_nothing_was_logged(tmp_path):
+    with RunLog(tmp_path, total_steps=2, start_step=0):
+        pass
+    assert not (tmp_path / "loss.png").exists()
+    assert json.loads("[]") == read_metrics(tmp_path)
+
+
+def test_run_log_counts_padding_apart(tmp_path, capsys):
+    with RunLog(tmp_path, total_steps=1, start_step=0) as log:
+        log.training(1, {"loss": 1.0}, 1000, 0)
+        log.refresh()
+    assert "non-pad tok/s=0" in capsys.readouterr().err
+    assert pytest.approx(1.0) == read_metrics(tmp_path)[0]["loss"]

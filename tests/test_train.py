@@ -1,0 +1,159 @@
+"""One step against plain optax, and the same numbers on one device and on eight."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from t5jax import loss, model, optimizer, schedule, sharding, train
+from t5jax.config import T5Config
+
+CONFIG = T5Config(
+    vocab_size=64,
+    d_model=32,
+    d_ff=48,
+    d_kv=8,
+    num_heads=4,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+)
+SCHEDULE = schedule.ScheduleConfig(name="constant", learning_rate=0.01, warmup_steps=0)
+OPTIMIZER = optimizer.make(
+    optimizer.OptimizerConfig(name="adafactor", schedule=SCHEDULE),
+    total_steps=10,
+    stacked=model.stacked,
+)
+
+
+def make_mesh(**axes: int) -> jax.sharding.Mesh:
+    count = int(np.prod(list(axes.values())))
+    return sharding.make_mesh(
+        sharding.MeshConfig(**{"data": 1, **axes}), devices=jax.devices()[:count]
+    )
+
+
+def make_batch(rows: int = 8) -> dict[str, np.ndarray]:
+    """Padded on both sides, and of odd lengths."""
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(2, 64, (rows, 11), dtype=np.int32)
+    targets = rng.integers(2, 64, (rows, 7), dtype=np.int32)
+    weights = np.ones((rows, 7), np.float32)
+    inputs[1, 6:] = 0
+    targets[2, 4:] = 0
+    weights[2, 4:] = 0
+    return {
+        "encoder_input_tokens": inputs,
+        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": weights,
+    }
+
+
+def make_step(config: T5Config, mesh: jax.sharding.Mesh, *, seed: int = 0):
+    return train.make_train_step(
+        config,
+        OPTIMIZER,
+        schedule=schedule.learning_rate(SCHEDULE, total_steps=10),
+        mesh=mesh,
+        z_loss=1e-4,
+        seed=seed,
+    )
+
+
+def losses(config: T5Config, mesh: jax.sharding.Mesh, *, steps: int, step=None) -> list[float]:
+    state = train.init_state(config, OPTIMIZER, mesh=mesh, seed=1)
+    step = step or make_step(config, mesh)
+    batch = train.device_batch(make_batch(), mesh=mesh)
+    found = []
+    for _ in range(steps):
+        state, metrics = step(state, batch)
+        found.append(float(metrics["loss"]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def one_device_losses() -> list[float]:
+    return losses(CONFIG, make_mesh(), steps=5)
+
+
+def test_train_step_lowers_the_loss(one_device_losses):
+    assert one_device_losses[-1] < one_device_losses[0] - 0.1
+
+
+@pytest.mark.parametrize("axes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_train_step_is_the_same_on_many_devices(axes, one_device_losses):
+    # Sums are taken in another order: a few units in the last place of a loss near 4.
+    np.testing.assert_allclose(
+        losses(CONFIG, make_mesh(**axes), steps=5), one_device_losses, rtol=0, atol=1e-5
+    )
+
+
+def test_train_step_equals_grad_and_optax():
+    """The first update, from jax.grad and optax.adafactor on each layer by itself."""
+    mesh = make_mesh()
+    state = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1)
+    before = jax.tree.map(jnp.array, state.params)  # a copy: the step consumes the state
+    batch = make_batch()
+    arrays = jax.tree.map(jnp.asarray, batch)
+
+    def mean_loss(params):
+        logits = model.bind(CONFIG, params)(
+            arrays["encoder_input_tokens"],
+            arrays["decoder_input_tokens"],
+            encoder_mask=arrays["encoder_input_tokens"] != 0,
+        )
+        targets, weights = arrays["decoder_target_tokens"], arrays["decoder_loss_weights"]
+        result = loss.cross_entropy(logits, targets, weights, z_loss=1e-4)
+        return result.total / result.weight
+
+    grads = jax.grad(mean_loss)(before)
+    reference = optax.adafactor(0.01, multiply_by_parameter_scale=True, clipping_threshold=1.0)
+    wi, wi_grad = before["encoder"]["layers"]["mlp"]["wi"], grads["encoder"]["layers"]["mlp"]["wi"]
+    state, metrics = make_step(CONFIG, mesh)(state, train.device_batch(batch, mesh=mesh))
+    for layer in range(2):
+        with jax.numpy_dtype_promotion("standard"):
+            update, _ = reference.update(wi_grad[layer], reference.init(wi[layer]), wi[layer])
+        found = state.params["encoder"]["layers"]["mlp"]["wi"][layer]
+        np.testing.assert_allclose(found, wi[layer] + update, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], mean_loss(before), rtol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-5)
+    np.testing.assert_allclose(metrics["learning_rate"], 0.01)
+
+
+def test_train_step_draws_dropout_from_seed_and_step():
+    config = CONFIG.replace(dropout_rate=0.2, num_encoder_layers=1, num_decoder_layers=1)
+    mesh = make_mesh()
+    step = make_step(config, mesh)
+    first = losses(config, mesh, steps=2, step=step)
+    assert losses(config, mesh, steps=2, step=step) == first
+    assert losses(config, mesh, steps=1, step=make_step(config, mesh, seed=1))[0] != first[0]
+
+
+def test_evaluate_weights_tokens_not_batches():
+    mesh = make_mesh()
+    state = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1)
+    whole = make_batch()
+    parts = [{k: v[:2] for k, v in whole.items()}, {k: v[2:] for k, v in whole.items()}]
+    step = train.make_eval_step(CONFIG, mesh=mesh)
+    one = train.evaluate(step, state.params, [whole], mesh=mesh)
+    two = train.evaluate(step, state.params, parts, mesh=mesh)
+    assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
+    assert one["accuracy"] == pytest.approx(two["accuracy"])
+    assert one["loss"] == pytest.approx(np.log(64), rel=0.1)
+
+
+def test_device_batch_refuses_rows_that_do_not_divide():
+    mesh = make_mesh(data=4, fsdp=2)
+    with pytest.raises(ValueError, match="multiple of data x fsdp = 8, got 6"):
+        train.device_batch(make_batch(rows=6), mesh=mesh)
+
+
+def test_init_state_is_born_sharded():
+    mesh = make_mesh(fsdp=4, tensor=2)
+    state = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1)
+    wi = state.params["encoder"]["layers"]["mlp"]["wi"]
+    assert wi.shape == (2, 32, 48)
+    assert {shard.data.shape for shard in wi.addressable_shards} == {(2, 8, 24)}
+    alone = train.init_state(CONFIG, OPTIMIZER, mesh=make_mesh(), seed=1)
+    np.testing.assert_array_equal(wi, alone.params["encoder"]["layers"]["mlp"]["wi"])
