@@ -1,5 +1,6 @@
 """Command lines from dataclasses, and errors that read as one sentence."""
 
+import errno
 import os
 import sys
 import traceback
@@ -41,7 +42,9 @@ def main(
         expected = isinstance(error, OSError) or _raised_here(error)
         if os.environ.get("T5JAX_TRACEBACK") or not expected:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        remedy = "; make room and run the same command again" if full else ""
+        print(f"error: {error}{remedy}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -33,6 +33,7 @@ class RunLog:
         self._bar = tqdm(
             total=total_steps, initial=start_step, desc="training", unit="step", dynamic_ncols=True
         )
+        self._step = start_step
         self._shown: dict[str, str] = {}
         self._clock = time.perf_counter()
         self._tokens = self._real_tokens = 0
@@ -48,8 +49,8 @@ class RunLog:
         self._write(step, metrics, "train")
         self._tokens += tokens
         self._real_tokens += real_tokens
+        self._step = step
         self._shown["loss"] = f"{metrics['loss']:.3f}"
-        self._bar.update(step - self._bar.n)
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """One evaluation on held-out data."""
@@ -66,13 +67,14 @@ class RunLog:
                 "tok/s": self._tokens / seconds,
                 "non-pad tok/s": self._real_tokens / seconds,
             }
-            step = self._bar.n
             for name, rate in rates.items():
                 self._shown[name] = f"{rate:,.0f}"
-                self._board.add_scalar(f"speed/{name}", rate, step)
+                self._board.add_scalar(f"speed/{name}", rate, self._step)
         self._tokens = self._real_tokens = 0
         self._clock = now
-        self._bar.set_postfix(self._shown)
+        self._bar.set_postfix(self._shown, refresh=False)
+        self._bar.update(self._step - self._bar.n)
+        self._bar.refresh()
         self._file.flush()
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -241,9 +242,9 @@ class Text2Text:
         run: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
         *,
         batch_size: int,
-    ) -> list[np.ndarray]:
+    ) -> list[Any]:
         """Results of `run(rows, tokens, mask)` for each input, in order; computed by length."""
-        results: list[np.ndarray] = [np.empty(0)] * len(encoded)
+        results: list[Any] = [None] * len(encoded)
         by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         for start in range(0, len(encoded), batch_size):
             group = by_length[start : start + batch_size]

@@ -47,6 +47,15 @@ def test_main_prints_os_errors_as_one_sentence(monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().err.startswith("error: [Errno 2]")
 
 
+def test_main_tells_what_to_do_about_a_full_disk(monkeypatch, capsys):
+    def write(_):
+        with open("/dev/full", "w") as file:
+            file.write("text")
+
+    assert run(monkeypatch, [], write) == 2
+    assert "make room and run the same command again" in capsys.readouterr().err
+
+
 def test_main_keeps_the_traceback_of_errors_that_are_not_ours(monkeypatch):
     with pytest.raises(json.JSONDecodeError):
         run(monkeypatch, [], lambda _: json.loads("{"))

@@ -38,7 +38,9 @@ def test_hide_can_be_undone():
 
 def test_hide_refuses_a_sentence_too_short_for_its_blanks():
     with pytest.raises(ValueError, match="more than 6 words for 2 blanks of 2, got 4"):
-        infill.hide("One two three four", num_blanks=2, words_in_blank=2, rng=np.random.default_rng())
+        infill.hide(
+            "One two three four", num_blanks=2, words_in_blank=2, rng=np.random.default_rng(0)
+        )
 
 
 def test_read_spans_stops_at_eos_and_keeps_numbers():
