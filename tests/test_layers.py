@@ -207,6 +207,15 @@ def test_attention_ignores_masked_keys_whatever_they_hold(attention, reading):
     )
 
 
+def test_attention_masks_keys_below_any_score(attention, reading):
+    x, states, mask, bias = reading
+    # Trained T5s have scores of many hundreds; a mask of -1e4, say, would not be below these.
+    found = attend(attention, x, states, mask, np.full_like(bias, -5e4))
+    expected = reference_attention(attention, x, states, mask, np.zeros_like(bias))
+    # float32 has steps of 0.004 at 5e4.
+    np.testing.assert_allclose(found, expected, atol=1e-2)
+
+
 def test_attention_of_bfloat16_has_float32_scores(attention, reading):
     x, states, mask, bias = reading
     x, states = (jnp.asarray(a, jnp.bfloat16) for a in (x, states))

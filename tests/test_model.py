@@ -353,23 +353,60 @@ def test_t5_negative_id_becomes_nan(tiny, batch, token):
     assert np.isfinite(logits[1:]).all()
 
 
+@functools.partial(jit, static_argnames="config")
+def states_and_logits_with_dropout(config, params, encoder_tokens, decoder_tokens, mask, key):
+    bound = model.bind(config, params)
+    states = bound.encode(encoder_tokens, encoder_mask=mask, dropout_key=key)
+    return states, bound(encoder_tokens, decoder_tokens, encoder_mask=mask, dropout_key=key)
+
+
+def dropout_key(seed):
+    return jax.random.key(seed, impl="unsafe_rbg")  # compiles fastest
+
+
 def test_t5_dropout_needs_a_key_and_repeats_with_it(tiny, batch):
-    config = tiny[0].replace(dropout_rate=0.3)
-    encoder_tokens, decoder_tokens, mask = map(jnp.asarray, batch)
-
-    @jit
-    def dropped(params, key):
-        bound = model.bind(config, params)
-        return bound(encoder_tokens, decoder_tokens, encoder_mask=mask, dropout_key=key)
-
-    # This generator compiles fastest.
-    keys = [jax.random.key(seed, impl="unsafe_rbg") for seed in (0, 0, 1)]
-    first, again, other = (np.asarray(dropped(tiny[1], key)) for key in keys)
-    evaluated = np.asarray(logits_of(config, tiny[1], *batch))
+    config, params = tiny[0].replace(dropout_rate=0.3), tiny[1]
+    evaluated = np.asarray(logits_of(config, params, *batch))
     np.testing.assert_array_equal(evaluated, logits_of(*tiny, *batch))
+    first, again, other = (
+        np.asarray(states_and_logits_with_dropout(config, params, *batch, dropout_key(seed))[1])
+        for seed in (0, 0, 1)
+    )
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).mean() > 0.1
     assert np.abs(first - evaluated).mean() > 0.1
+
+
+def test_t5_dropout_of_final_states_is_shared_by_positions_in_the_decoder_alone(tiny, batch):
+    # The first logits are the decoder's states themselves.
+    params = changed(tiny[1], "output/kernel", jnp.eye(16, 97))
+    config = tiny[0].replace(dropout_rate=0.3)
+    states, logits = states_and_logits_with_dropout(config, params, *batch, dropout_key(0))
+    encoder, decoder = np.asarray(states) == 0, np.asarray(logits)[..., :16] == 0
+    np.testing.assert_array_equal(decoder, decoder[:, :1].repeat(T, axis=1))
+    assert len({row.tobytes() for row in decoder[:, 0]}) == 3
+    assert len({state.tobytes() for row in encoder for state in row}) > 20
+    for dropped in (encoder, decoder[:, 0]):
+        assert 0.1 < dropped.mean() < 0.5
+
+
+def test_t5_dropout_differs_between_layers(tiny, batch):
+    config, params = tiny[0].replace(dropout_rate=0.3), tiny[1]
+    encoder_tokens, _, mask = (part[:1] for part in batch)
+
+    @jit
+    @jax.grad
+    def total(params, encoder_tokens, mask, key):
+        bound = model.bind(config, params)
+        return bound.encode(encoder_tokens, encoder_mask=mask, dropout_key=key).sum()
+
+    gradient = total(params, encoder_tokens, mask, dropout_key(0))
+    # A hidden unit that is dropped at all positions leaves a row of zeros, an output a column.
+    untouched = np.asarray(gradient["encoder"]["layers"]["mlp"]["wo"]) == 0
+    hidden, outputs = untouched.all(axis=2), untouched.all(axis=1)
+    for dropped in (hidden, outputs):
+        assert 0.1 < dropped.mean() < 0.5
+        assert not np.array_equal(dropped[0], dropped[1])
 
 
 # Gradients
@@ -581,6 +618,15 @@ def test_bind_names_parameter_it_has_no_use_for(tiny):
         model.bind(tiny[0], wrong)
     with pytest.raises(ValueError, match=r"output/kernel.*no use"):
         model.bind(tiny[0].replace(tie_embeddings=True), tiny[1])
+
+
+def test_bind_takes_bfloat16_params(tiny, batch):
+    config, params = tiny
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    whole = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half)
+    np.testing.assert_allclose(
+        logits_of(config, half, *batch), logits_of(config, whole, *batch), atol=ABSOLUTE
+    )
 
 
 def test_bind_leaves_params_as_they_were(tiny):
