@@ -61,10 +61,10 @@ class TokenStream:
 class Chunks:
     """A token stream cut into pieces of equal length; an incomplete last piece is left out."""
 
-    def __init__(self, stream: TokenStream, length: int):
+    def __init__(self, stream: TokenStream, length: int, *, name: str = "text"):
         if len(stream) < length:
             raise ValueError(
-                f"the corpus must have at least one chunk of {length} tokens, got {len(stream)} "
+                f"the {name} must have at least one chunk of {length} tokens, got {len(stream)} "
                 "tokens in all; use more text or a shorter input length."
             )
         self._stream = stream

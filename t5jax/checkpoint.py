@@ -37,7 +37,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, ascending."""
-        return sorted(self._manager.all_steps())
+        return complete_steps(self._folder)
 
     def save(self, step: int, trees: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         """Starts writing; returns as soon as the arrays may change.
@@ -70,36 +70,34 @@ class Checkpoints:
         Raises:
           ValueError: there are checkpoints, and not one can be read.
         """
-        damaged = 0
+        damaged: list[tuple[int, str]] = []
         for step in reversed(self.steps()):
             try:
-                return step, *self._restore(step, abstract)
+                found = self._restore(step, abstract)
+            except (MemoryError, PermissionError):
+                raise
             # Orbax and TensorStore raise bare Exceptions, and no two kinds of damage the same.
             except Exception as error:
-                reason = str(error).partition("\n")[0][:200]
-                aside = self._set_aside(step)
-                damaged += 1
-                warn(f"checkpoint {step} is damaged ({reason}); it was moved to {aside}.")
+                if isinstance(error, _OtherArrays) or "RESOURCE_EXHAUSTED" in str(error):
+                    raise
+                damaged.append((step, str(error).partition("\n")[0][:200]))
+                continue
+            for bad, reason in damaged:
+                aside = self._set_aside(bad)
+                warn(f"checkpoint {bad} is damaged ({reason}); it was moved to {aside}.")
+            return step, *found
         if damaged:
             raise ValueError(
-                f"none of the checkpoints in {self._folder} can be read; restore one from a "
-                "backup, or choose another output folder to start anew."
+                f"none of the checkpoints in {self._folder} can be read "
+                f"(step {damaged[0][0]}: {damaged[0][1]}); restore one from a backup, or choose "
+                "another output folder to start anew."
             )
         return None
 
     def _restore(self, step: int, abstract: Mapping[str, Any]):
-        ocp = _orbax()
-        items: dict[str, Any] = {
-            name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()
-        }
-        items[_RECORD] = ocp.args.JsonRestore()
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        trees = {name: restored[name] for name in abstract}
-        record = restored[_RECORD]
-        for name, tree in trees.items():
-            if int(checksum(tree)) != record["checksums"][name]:
-                raise ValueError(f"the checksum of {name} does not match")
-        return trees, record["record"]
+        folder = self._folder / str(step)
+        trees = {name: load_item(folder, name, tree) for name, tree in abstract.items()}
+        return trees, _read_record(folder)["record"]
 
     def _set_aside(self, step: int) -> Path:
         source = self._folder / str(step)
@@ -136,6 +134,10 @@ class Checkpoints:
             ) from error
 
 
+class _OtherArrays(ValueError):
+    """A checkpoint is whole, but not of these arrays."""
+
+
 def save_tree(folder: str | os.PathLike, tree: Any) -> None:
     """Writes one pytree of arrays to a folder that does not exist yet, and waits for it."""
     ocp = _orbax()
@@ -155,9 +157,9 @@ def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:
     for path, leaf in jax.tree.leaves_with_path(abstract):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name not in saved:
-            raise ValueError(f"{folder} must hold {name} for this config; it lacks it.")
+            raise _OtherArrays(f"{folder} must hold {name} for this config; it lacks it.")
         if saved[name] != leaf.shape:
-            raise ValueError(
+            raise _OtherArrays(
                 f"{folder}: {name} must have shape {leaf.shape} for this config, "
                 f"got {saved[name]}; the config belongs to other weights."
             )
@@ -169,11 +171,24 @@ def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:
         raise ValueError(f"{folder} is damaged ({reason}); load another checkpoint.") from error
 
 
-def latest_step(folder: str | os.PathLike) -> int | None:
-    """The newest complete checkpoint of a run's folder, without opening it for writing."""
+def load_item(folder: str | os.PathLike, name: str, abstract: Any) -> Any:
+    """One of the trees of a run's checkpoint `<step>/`, its checksum compared.
+
+    Raises:
+      ValueError: as from `load_tree`, or the checksum differs.
+    """
+    tree = load_tree(Path(folder) / name, abstract)
+    if int(checksum(tree)) != _read_record(Path(folder))["checksums"].get(name):
+        raise ValueError(f"{folder} is damaged (the checksum of {name} differs).")
+    return tree
+
+
+def complete_steps(folder: str | os.PathLike) -> list[int]:
+    """Steps of the complete checkpoints in a run's folder, ascending; others have other names."""
     folder = Path(folder)
-    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
-    return max(steps, default=None)
+    return (
+        sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+    )
 
 
 @jax.jit
@@ -184,6 +199,16 @@ def checksum(tree: Any) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * np.dtype(leaf.dtype).itemsize}")
         total = total * jnp.uint32(31) + jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
     return total
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    ocp = _orbax()
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        try:
+            found = checkpointer.restore((folder / _RECORD).resolve())
+            return {"record": found["record"], "checksums": dict(found["checksums"])}
+        except Exception as error:  # as in `restore_latest`
+            raise ValueError(f"{folder} is damaged (its record cannot be read).") from error
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:

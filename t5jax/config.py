@@ -101,7 +101,7 @@ class T5Config:
             )
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}.")
-        if self.norm_epsilon <= 0:
+        if not self.norm_epsilon > 0:
             raise ValueError(f"norm_epsilon must be positive, got {self.norm_epsilon}; use 1e-6.")
         for name in ("pad_id", "eos_id", "decoder_start_id"):
             if not 0 <= getattr(self, name) < self.vocab_size:
@@ -109,6 +109,8 @@ class T5Config:
                     f"{name} must be in [0, vocab_size = {self.vocab_size}), "
                     f"got {getattr(self, name)}."
                 )
+        if self.pad_id == self.eos_id:
+            raise ValueError(f"pad_id and eos_id must differ, got {self.pad_id} for both.")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "T5Config":
@@ -181,7 +183,7 @@ def presets() -> dict[str, dict[str, Any]]:
     Sizes are those of the papers' released checkpoints (arXiv:1910.10683, 2010.11934, 2105.13626,
     2304.09151, 2205.05131).  Dropout is that of pre-training: 0.1 for T5 1.0 and none since.
     """
-    return dict(_PRESETS)
+    return {name: dict(fields) for name, fields in _PRESETS.items()}
 
 
 def _sizes(d_model, d_ff, d_kv, num_heads, encoder_layers, decoder_layers):
@@ -249,6 +251,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
 def _unknown_choice(what: str, given: object, known: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(str(given), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}."
+    if what == "activation" and str(given).startswith("gelu"):
+        hint = "use 'gelu_tanh', which T5 v1.1 was trained with, or 'gelu_erf'."
     if what == "dtype" and given in ("float16", "fp16", "half"):
         hint = "T5 overflows float16, so use bfloat16 or float32."
     return f"unknown {what} {given!r}; {hint}"

@@ -61,6 +61,11 @@ class DataConfig:
                 f"holdout must be in (0, 1), got {self.holdout}; 0.05 keeps one document in "
                 "twenty for evaluation, eval_path names other documents instead."
             )
+        if self.eval_path is not None and self.holdout != type(self).holdout:
+            raise ValueError(
+                f"holdout must be left out with eval_path, got {self.holdout}; nothing is held "
+                "out of path then."
+            )
         for field in ("path", "name", "split", "column", "eval_path", "eval_split"):
             if getattr(self, field) == "":
                 raise ValueError(f"{field} must not be empty; leave it out to use its default.")

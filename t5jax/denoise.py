@@ -44,14 +44,21 @@ class SpanCorruption:
         Raises:
           ValueError: not even two tokens fit.
         """
-        length = 2
-        if self.lengths(length)[0] > input_length:
+        fits = 2
+        if self.lengths(fits)[0] > input_length:
             raise ValueError(
-                f"input_length must be at least {self.lengths(length)[0]}, got {input_length}."
+                f"input_length must be at least {self.lengths(fits)[0]}, got {input_length}."
             )
-        while self.lengths(length + 1)[0] <= input_length:
-            length += 1
-        return length
+        too_long = 4
+        while self.lengths(too_long)[0] <= input_length:
+            too_long *= 2
+        while too_long - fits > 1:
+            middle = (fits + too_long) // 2
+            if self.lengths(middle)[0] <= input_length:
+                fits = middle
+            else:
+                too_long = middle
+        return fits
 
 
 def noise_mask(

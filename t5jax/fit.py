@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import math
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -60,6 +62,7 @@ def fit(
     checkpoints: Checkpoints,
     log: RunLog,
     mesh: Mesh,
+    pad_id: int,
 ) -> Fitted:
     """Trains from `state` to `config.steps`.
 
@@ -72,8 +75,14 @@ def fit(
       checkpoints: where to save the trees `params` and `optimizer`, and the record `data`.
       log: where to write.
       mesh: of the state.
+      pad_id: what does not count as an input token.
+    Raises:
+      ValueError: the state is further than `config.steps`, or a loss is not finite.
+      OSError: a checkpoint or a log could not be written.
     """
     step = int(state.step)
+    if step > config.steps:
+        raise ValueError(f"steps must be at least {step}, where the run is, got {config.steps}.")
     saved_step, evaluation = step, None
     pending: list[tuple[train.Metrics, Batch]] = []
     with _stop_signals() as stopping:
@@ -82,21 +91,25 @@ def fit(
             state, metrics = train_step(state, train.device_batch(batch, mesh=mesh))
             pending.append((metrics, batch))
             step += 1
-            last = step == config.steps
-            evaluate_now = last or step % config.eval_every == 0
-            save_now = last or step % config.checkpoint_every == 0
-            if evaluate_now or save_now or step % config.log_every == 0:
-                _flush(log, step, pending)
-            if evaluate_now:
-                evaluation = evaluate(state.params)
-                log.evaluation(step, evaluation)
+            evaluate_now, save_now, log_now = (
+                step == config.steps or step % every == 0
+                for every in (config.eval_every, config.checkpoint_every, config.log_every)
+            )
+            if not (evaluate_now or save_now or log_now):
+                continue
+            entries = _fetch(step, pending, pad_id)
             if save_now:
                 save(checkpoints, state, batches)
                 saved_step = step
-        _flush(log, step, pending)
+            _write(log, entries)
+            if evaluate_now:
+                evaluation = evaluate(state.params)
+                log.evaluation(step, evaluation)
+        entries = _fetch(step, pending, pad_id)
         if saved_step < step:
             save(checkpoints, state, batches)
         checkpoints.wait()
+        _write(log, entries)
     if step < config.steps:
         return Fitted(state, None, interrupted=True)
     return Fitted(state, evaluation or evaluate(state.params), interrupted=False)
@@ -126,20 +139,42 @@ def restore(
     return train.TrainState(count, restored["params"], restored["optimizer"])
 
 
-def _flush(log: RunLog, step: int, pending: list[tuple[train.Metrics, Batch]]) -> None:
-    """Logs the steps up to `step`; waits for the devices here and nowhere else in the loop."""
-    metrics = jax.device_get([metrics for metrics, _ in pending])
-    for i, (values, (_, batch)) in enumerate(zip(metrics, pending, strict=True)):
-        floats = {name: float(value) for name, value in values.items()}
-        log.training(step - len(pending) + 1 + i, floats, *_count_tokens(batch))
-    log.refresh()
+class _Entry(NamedTuple):
+    """What is logged of one step."""
+
+    step: int
+    metrics: dict[str, float]
+    tokens: int
+    real_tokens: int
+
+
+def _fetch(step: int, pending: list[tuple[train.Metrics, Batch]], pad_id: int) -> list[_Entry]:
+    """Entries of the steps up to `step`; waits for the devices here and nowhere else in the loop.
+
+    Raises:
+      ValueError: a loss is not finite; nothing is saved after it.
+    """
+    fetched = jax.device_get([metrics for metrics, _ in pending])
+    entries = []
+    for i, (values, (_, batch)) in enumerate(zip(fetched, pending, strict=True)):
+        metrics = {name: float(value) for name, value in values.items()}
+        at = step - len(pending) + 1 + i
+        if not math.isfinite(metrics["loss"]):
+            raise ValueError(
+                f"the loss must be finite, got {metrics['loss']} at step {at}; lower the learning "
+                "rate and start anew, or continue with other text: checkpoints before are intact."
+            )
+        inputs, weights = batch["encoder_input_tokens"], batch["decoder_loss_weights"]
+        real = int(np.count_nonzero(inputs != pad_id) + np.count_nonzero(weights))
+        entries.append(_Entry(at, metrics, inputs.size + weights.size, real))
     pending.clear()
+    return entries
 
 
-def _count_tokens(batch: Batch) -> tuple[int, int]:
-    """Positions computed, and those that hold a token."""
-    inputs, weights = batch["encoder_input_tokens"], batch["decoder_loss_weights"]
-    return inputs.size + weights.size, int(np.count_nonzero(inputs) + np.count_nonzero(weights))
+def _write(log: RunLog, entries: list[_Entry]) -> None:
+    for entry in entries:
+        log.training(*entry)
+    log.refresh()
 
 
 @contextlib.contextmanager
@@ -151,7 +186,9 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
         received.append(number)
         if len(received) > 1:
             raise KeyboardInterrupt
-        print("\nstopping after this step; once more to stop at once", flush=True)
+        # Not `print`, which may be interrupted by itself; the reader of a pipe may be gone.
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
     signals: Iterable[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread():

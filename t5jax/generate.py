@@ -15,13 +15,13 @@ from t5jax.decode import choose, loop
 SMALLEST_BUCKET = 16
 
 
-def bucket(length: int, *, smallest: int = SMALLEST_BUCKET) -> int:
+def bucket(length: int) -> int:
     """The length that `length` is padded to: 16, 24, 32, 48, 64, 96, 128, ...
 
     Two buckets for every doubling bound both the padding, to a half, and the number of programs
     that are compiled.
     """
-    size = smallest
+    size = SMALLEST_BUCKET
     while size < length:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
     return size

@@ -18,7 +18,7 @@ def sentences(documents: Iterable[str], *, count: int) -> list[str]:
     found: list[str] = []
     for document in documents:
         match = _SENTENCE.search(" ".join(document.split()))
-        if match and match.group() not in found:
+        if match and match.group() not in found and len(match.group().split()) >= 8:
             found.append(match.group())
         if len(found) == count:
             break
@@ -59,16 +59,22 @@ def fill(t5: Text2Text, texts: Sequence[str], *, max_new_tokens: int = 32) -> li
     inputs = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
     tokens, mask = generate.pad_batch(inputs, pad_id=tokenizer.pad_id)
     written = t5.generate_ids(tokens, encoder_mask=mask, max_new_tokens=max_new_tokens)
-    spans = [read_spans(ids, tokenizer) for ids in written]
-    return [
-        [found.get(k, "") for k in range(text.count("<extra_id_"))]
-        for text, found in zip(texts, spans, strict=True)
-    ]
+    filled = []
+    for text, ids in zip(texts, written, strict=True):
+        count = text.count("<extra_id_")
+        spans = read_spans(ids, tokenizer, count=count)
+        filled.append([spans.get(k, "") for k in range(count)])
+    return filled
 
 
-def read_spans(ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer) -> dict[int, str]:
-    """The text behind each sentinel of a written sequence, by the sentinel's number."""
-    number = {tokenizer.sentinel_id(k): k for k in range(tokenizer.num_sentinels)}
+def read_spans(
+    ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer, *, count: int
+) -> dict[int, str]:
+    """The text behind each of the first `count` sentinels of a written sequence, by its number.
+
+    Later sentinels are text: those of ByT5 are bytes of ordinary characters.
+    """
+    number = {tokenizer.sentinel_id(k): k for k in range(count)}
     spans: dict[int, list[int]] = {}
     current: list[int] = []
     for token in map(int, ids):

@@ -1,7 +1,7 @@
-"""The parts of a T5 block.
+"""The parts of a T5.
 
 Shape letters: B batch, T query length, S key length, D d_model, N heads, H d_kv, J = N * H,
-F d_ff, L layers, R relative buckets.
+F d_ff, V vocabulary, R relative buckets.
 
 Parameters are float32; each is cast to the type of the activations it meets.  Norm statistics,
 attention scores and softmax are float32 whatever the activations are.
@@ -83,6 +83,32 @@ def dropout(
     return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros((), x.dtype))
 
 
+class Embedder(nnx.Module):
+    """Token ids to vectors."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        shape = (config.vocab_size, config.d_model)
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), shape))
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        # An id outside the table becomes NaN rather than somebody else's vector; `take` would
+        # count negative ones from the end.
+        table = self.embedding[...]
+        tokens = jnp.where(tokens < 0, len(table), tokens)
+        return jnp.take(table, tokens, axis=0, mode="fill")
+
+
+class Output(nnx.Module):
+    """Decoder states to logits, where the embedding table does not do it."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        shape = (config.d_model, config.vocab_size)
+        self.kernel = nnx.Param(_fan_in_truncated(rngs.params(), shape))
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        return jnp.einsum("btd,dv->btv", x, self.kernel[...].astype(x.dtype))
+
+
 class RMSNorm(nnx.Module):
     """Divides by the root mean square over features, without centring, and scales.
 
@@ -117,7 +143,7 @@ class RelativeBias(nnx.Module):
             num_buckets=self.embedding.shape[0],
             max_distance=self.max_distance,
         )
-        return self.embedding[...][buckets].T
+        return self.embedding[...][buckets].T.astype(jnp.float32)
 
     def __call__(self, length: int) -> Float[Array, "1 N length length"]:
         """Bias of every query (third axis) and key (fourth) of a sequence."""

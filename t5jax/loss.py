@@ -42,7 +42,9 @@ def cross_entropy(
     """
     log_z = jax.scipy.special.logsumexp(logits, axis=-1)
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    entropy = jnp.sum(weights * (log_z - target_logits))
-    penalty = z_loss * jnp.sum(weights * jnp.square(log_z))
+    # Chosen, not multiplied: what does not count must not be able to turn the sum into NaN.
+    counts = weights != 0
+    entropy = jnp.sum(jnp.where(counts, weights * (log_z - target_logits), 0.0))
+    penalty = z_loss * jnp.sum(jnp.where(counts, weights * jnp.square(log_z), 0.0))
     correct = jnp.sum(jnp.where(jnp.argmax(logits, axis=-1) == targets, weights, 0.0))
     return Loss(entropy + penalty, entropy, correct, jnp.sum(weights))

@@ -13,8 +13,17 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from t5jax import sharding
 from t5jax.config import T5Config
-from t5jax.layers import DecoderBlock, EncoderBlock, RelativeBias, RMSNorm, dropout
+from t5jax.layers import (
+    DecoderBlock,
+    Embedder,
+    EncoderBlock,
+    Output,
+    RelativeBias,
+    RMSNorm,
+    dropout,
+)
 
 Params = dict[str, Any]
 
@@ -35,26 +44,6 @@ PARTITION_RULES = (
 def stacked(path: str) -> bool:
     """Whether the parameter at a '/'-joined path holds all layers of a stack on its first axis."""
     return "layers" in path.split("/")
-
-
-class Embedder(nnx.Module):
-    """Token ids to vectors."""
-
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        shape = (config.vocab_size, config.d_model)
-        self.embedding = nnx.Param(jax.random.normal(rngs.params(), shape))
-
-    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        # An id outside the table becomes NaN rather than somebody else's vector.
-        return jnp.take(self.embedding[...], tokens, axis=0, mode="fill")
-
-
-class Output(nnx.Module):
-    """Decoder states to logits, where the embedding table does not do it."""
-
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        initializer = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-        self.kernel = nnx.Param(initializer(rngs.params(), (config.d_model, config.vocab_size)))
 
 
 class Encoder(nnx.Module):
@@ -295,7 +284,8 @@ class T5(nnx.Module):
         return step, Cache(jnp.zeros((), jnp.int32), empty, list(empty))
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.token_embedder(tokens).astype(self.config.dtype)
+        x = self.token_embedder(tokens).astype(self.config.dtype)
+        return sharding.divide_batch(x)
 
     def _logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         # float32 even under bfloat16: the loss exponentiates differences of large logits.
@@ -303,9 +293,9 @@ class T5(nnx.Module):
         if self.config.scale_logits:
             x = x * self.config.d_model**-0.5
         if self.output is not None:
-            return jnp.einsum("btd,dv->btv", x, self.output.kernel[...].astype(jnp.float32))
+            return sharding.divide_batch(self.output(x))
         table = self.token_embedder.embedding[...].astype(jnp.float32)
-        return jnp.einsum("btd,vd->btv", x, table)
+        return sharding.divide_batch(jnp.einsum("btd,vd->btv", x, table))
 
     def _decoder(self) -> Decoder:
         if self.decoder is None:
@@ -390,12 +380,18 @@ def _same_segment(queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Bool[A
 
 def _scan(config: T5Config, block: Callable, x: Array, layers: Any, key: Key[Array, ""] | None):
     """Runs `block(x, layer, key)` over the stacked layers: compile time is flat in depth."""
+
+    def body(x, layer_and_key):
+        # Without this, the partitioner of `fsdp` divides features instead of examples.
+        return sharding.divide_batch(block(x, *layer_and_key)), None
+
+    # Inside a scan nothing is merged across iterations, so no barriers are needed.
     if config.remat == "full":
-        block = jax.checkpoint(block)
+        body = jax.checkpoint(body, prevent_cse=False)
     elif config.remat == "dots":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        block = jax.checkpoint(block, policy=policy)
+        body = jax.checkpoint(body, policy=policy, prevent_cse=False)
     count = jax.tree.leaves(layers)[0].shape[0]
     keys = None if key is None else jax.random.split(key, count)
-    x, _ = jax.lax.scan(lambda x, layer: (block(x, *layer), None), x, (layers, keys))
+    x, _ = jax.lax.scan(body, x, (layers, keys))
     return x

@@ -1,7 +1,6 @@
 """A whole pre-training run: text, vocabulary, span corruption, training, a look at the result."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,24 +9,23 @@ import jax
 import numpy as np
 import tyro
 
-from t5jax import batches, corpus, infill, optimizer, schedule, sharding, train
+from t5jax import batches, corpus, infill, optimizer, runfolder, schedule, sharding, train
 from t5jax import fit as fitting
 from t5jax import tokenizer as tokenizers
 from t5jax.checkpoint import Checkpoints
-from t5jax.config import Remat, T5Config, pad_vocab, presets
+from t5jax.config import Remat, T5Config, pad_vocab
 from t5jax.corpus import DataConfig
 from t5jax.denoise import SpanCorruption
 from t5jax.fit import FitConfig
 from t5jax.model import stacked
 from t5jax.optimizer import OptimizerConfig
-from t5jax.pretrained.folder import CHECKPOINTS, CONFIG_FILE
+from t5jax.pretrained.folder import CHECKPOINTS
 from t5jax.runlog import RunLog
 from t5jax.schedule import ScheduleConfig
 from t5jax.sharding import MeshConfig
 from t5jax.text2text import Text2Text, resolve_dtype
 from t5jax.tokenizer import Tokenizer
 
-RUN_FILE = "run.json"
 # The model of a run without arguments: minutes on two cores.
 TINY = {
     "d_model": 128,
@@ -39,10 +37,12 @@ TINY = {
     "tie_embeddings": True,
     "scale_logits": True,
 }
-# Options that may differ when a run is continued, since the numbers do not depend on them.
+# Options that may differ when a run is continued: what it learns does not depend on them, but for
+# the last bits where devices divide a sum in another way.
 _FREE = (
     "output",
     "mesh",
+    "remat",
     "eval_examples",
     *(
         f"fit.{name}"
@@ -66,8 +66,8 @@ class PretrainConfig:
     fields of T5Config.  But for a JSON file, the vocabulary size is the tokenizer's."""
     tokenizer: str | None = None
     """Folder of a tokenizer, such as a downloaded T5's.  Without it, one is trained."""
-    vocab_size: int = 4000
-    """Pieces of the tokenizer that is trained, to which 100 sentinels are added."""
+    vocab_size: int | None = None
+    """Pieces of the tokenizer that is trained, 4000 unless given; 100 sentinels are added."""
     data: DataConfig = DataConfig()
     """The text."""
     corruption: SpanCorruption = SpanCorruption()
@@ -90,9 +90,9 @@ class PretrainConfig:
     """Instead of the model's."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type to compute in; auto is bfloat16 on TPU and GPU and float32 on a CPU."""
-    remat: Remat = "none"
-    """What the backward pass recomputes to save memory: nothing, all but matrix products ('dots'),
-    or each block ('full')."""
+    remat: Remat | None = None
+    """What the backward pass recomputes to save memory, instead of the model's choice: nothing, all
+    but the matrix products with weights ('dots'), or each block ('full')."""
     mesh: MeshConfig = MeshConfig()
     """How devices share the work."""
     seed: int = 0
@@ -104,8 +104,13 @@ class PretrainConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.z_loss < 0:
             raise ValueError(f"z_loss must be at least 0, got {self.z_loss}; T5 uses 1e-4.")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}.")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
+        if self.tokenizer is not None and self.vocab_size is not None:
+            raise ValueError(
+                f"vocab_size must be left out with a tokenizer, got {self.vocab_size}; it is the "
+                "size of one that is trained."
+            )
         if "://" in self.output:
             raise ValueError(
                 f"output must be a folder of this machine, got {self.output}; mount the bucket."
@@ -126,7 +131,8 @@ def run(config: PretrainConfig) -> Text2Text:
     """
     folder = Path(config.output).expanduser()
     options = _options(config)
-    _check_folder(folder, options)
+    runfolder.check(folder, options)
+    _check_inputs(config)
     mesh = sharding.make_mesh(config.mesh)
     train.check_batch_size(config.batch_size, mesh=mesh)
     texts, heldout_texts = corpus.read(config.data)
@@ -137,8 +143,7 @@ def run(config: PretrainConfig) -> Text2Text:
     stream = batches.TokenStream(batches.tokenize(texts, tokenizer))
     chunks = batches.Chunks(stream, length)
     heldout_stream = batches.TokenStream(batches.tokenize(heldout_texts, tokenizer))
-    heldout = batches.Chunks(heldout_stream, length)
-    _claim(folder, options, num_tokens=len(stream), model=model_config, tokenizer=tokenizer)
+    heldout = batches.Chunks(heldout_stream, length, name="held-out text")
 
     def example(tokens: np.ndarray, rng: np.random.Generator) -> batches.Batch:
         return batches.span_corruption_example(
@@ -162,8 +167,11 @@ def run(config: PretrainConfig) -> Text2Text:
 
     total_steps = config.fit.steps
     tx = optimizer.make(config.optimizer, total_steps=total_steps, stacked=stacked)
-    checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.fit.keep_checkpoints)
     abstract = train.abstract_state(model_config, tx, mesh=mesh)
+    runfolder.claim(
+        folder, options, runfolder.digest(chunks), model=model_config, tokenizer=tokenizer
+    )
+    checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.fit.keep_checkpoints)
     state = fitting.restore(checkpoints, abstract, data, warn=_say)
     if state is None:
         state = train.init_state(model_config, tx, mesh=mesh, seed=config.seed)
@@ -190,6 +198,7 @@ def run(config: PretrainConfig) -> Text2Text:
             checkpoints=checkpoints,
             log=log,
             mesh=mesh,
+            pad_id=model_config.pad_id,
         )
     checkpoints.close()
     t5 = Text2Text(model_config, fitted.state.params, tokenizer)
@@ -218,48 +227,87 @@ def _say(message: str) -> None:
 def _tokenizer(config: PretrainConfig, folder: Path, texts: Any) -> Tokenizer:
     """The run's own tokenizer if it has one already, else the one asked for."""
     found = tokenizers.load(folder) if folder.is_dir() else None
-    if found is not None:
-        return found
+    if found is None and config.tokenizer is not None:
+        found = tokenizers.load(config.tokenizer)
+    if found is None:
+        vocab_size = config.vocab_size or 4000
+        _say(f"training a vocabulary of {vocab_size} pieces")
+        found = tokenizers.train(corpus.documents(texts), vocab_size=vocab_size)
+    if found.pad_id == found.unk_id:
+        raise ValueError(
+            f"the tokenizer must have a padding id of its own, got {found.pad_id} for padding and "
+            "for unknown text; train one with scripts/train_tokenizer.py."
+        )
+    length = config.corruption.raw_length(config.input_length)
+    _, spans = config.corruption.counts(length)
+    if spans > found.num_sentinels:
+        raise ValueError(
+            f"an input of {config.input_length} tokens must hide at most {found.num_sentinels} "
+            f"spans, one for each sentinel of the tokenizer, got {spans}; lower input_length or "
+            "corruption.density, or raise corruption.mean_span."
+        )
+    return found
+
+
+def _check_inputs(config: PretrainConfig) -> None:
+    """Raises, before anything slow is done, if a file that was named is not there."""
     if config.tokenizer is not None:
         if not Path(config.tokenizer).is_dir():
             raise FileNotFoundError(
                 f"tokenizer must be a folder with spiece.model, got {config.tokenizer}, which "
                 "does not exist; leave it out to train one on the corpus."
             )
-        found = tokenizers.load(config.tokenizer)
-        if found is None:
+        if tokenizers.load(config.tokenizer) is None:
             raise FileNotFoundError(
                 f"{config.tokenizer} must hold spiece.model or a ByT5 tokenizer_config.json, and "
                 "holds neither; leave --tokenizer out to train one on the corpus."
             )
-    else:
-        _say(f"training a vocabulary of {config.vocab_size} pieces")
-        found = tokenizers.train(corpus.documents(texts), vocab_size=config.vocab_size)
-    return found
+    if config.model.endswith(".json"):
+        if not Path(config.model).is_file():
+            raise FileNotFoundError(
+                f"model must be a preset or a JSON file, got {config.model}, which does not exist."
+            )
+        T5Config.from_file(config.model)
 
 
 def _model_config(config: PretrainConfig, tokenizer: Tokenizer) -> T5Config:
-    changes: dict[str, Any] = {
-        "dtype": resolve_dtype(config.dtype),
-        "remat": config.remat,
+    ids = {
         "pad_id": tokenizer.pad_id,
         "eos_id": tokenizer.eos_id,
         "decoder_start_id": tokenizer.pad_id,
     }
+    changes: dict[str, Any] = {}
     if config.dropout_rate is not None:
         changes["dropout_rate"] = config.dropout_rate
-    vocab_size = pad_vocab(tokenizer.vocab_size)
-    if config.model == "tiny":
-        return T5Config(**{**TINY, "vocab_size": vocab_size, **changes})
-    if config.model in presets() or not config.model.endswith(".json"):
-        return T5Config.preset(config.model, **{"vocab_size": vocab_size, **changes})
-    found = T5Config.from_file(config.model)
-    if found.vocab_size < tokenizer.vocab_size:
-        raise ValueError(
-            f"{config.model}: vocab_size must be at least the tokenizer's {tokenizer.vocab_size}, "
-            f"got {found.vocab_size}; {vocab_size} fits."
+    if config.remat is not None:
+        changes["remat"] = config.remat
+    if config.model.endswith(".json"):
+        if config.dtype != "auto":
+            changes["dtype"] = config.dtype
+        return _check_vocabulary(T5Config.from_file(config.model), config.model, tokenizer).replace(
+            **changes
         )
-    return found.replace(**changes)
+    changes |= {**ids, "dtype": resolve_dtype(config.dtype)}
+    changes["vocab_size"] = pad_vocab(tokenizer.vocab_size)
+    if config.model == "tiny":
+        return T5Config(**{**TINY, **changes})
+    return T5Config.preset(config.model, **changes)
+
+
+def _check_vocabulary(model: T5Config, source: str, tokenizer: Tokenizer) -> T5Config:
+    """The model, if its vocabulary is the tokenizer's."""
+    if model.vocab_size < tokenizer.vocab_size:
+        raise ValueError(
+            f"{source}: vocab_size must be at least the tokenizer's {tokenizer.vocab_size}, "
+            f"got {model.vocab_size}; {pad_vocab(tokenizer.vocab_size)} fits."
+        )
+    for name in ("pad_id", "eos_id"):
+        if getattr(model, name) != getattr(tokenizer, name):
+            raise ValueError(
+                f"{source}: {name} must be the tokenizer's {getattr(tokenizer, name)}, "
+                f"got {getattr(model, name)}."
+            )
+    return model
 
 
 def _options(config: PretrainConfig) -> dict[str, Any]:
@@ -277,64 +325,9 @@ def _options(config: PretrainConfig) -> dict[str, Any]:
         else:
             yield prefix, value
 
-    return dict(flatten("", dataclasses.asdict(config)))
-
-
-def _check_folder(folder: Path, options: dict[str, Any]) -> None:
-    """Raises unless the folder is free, or holds a run with these options."""
-    path = folder / RUN_FILE
-    if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FileExistsError(
-                f"output must be a new or empty folder or a run to continue, got {folder}, which "
-                "holds something else; choose another --output."
-            )
-        return
-    found = _read_run(path)["options"]
-    for name in sorted({*options, *found}):
-        if options.get(name) != found.get(name):
-            raise ValueError(
-                f"{folder} holds another run: its {name} is {found.get(name)!r}, and "
-                f"{options.get(name)!r} was asked for; choose another --output, or give the "
-                "options of that run to continue it."
-            )
-
-
-def _claim(
-    folder: Path,
-    options: dict[str, Any],
-    *,
-    num_tokens: int,
-    model: T5Config,
-    tokenizer: Tokenizer,
-) -> None:
-    """Makes the folder this run's, or checks that it was trained on this corpus."""
-    path = folder / RUN_FILE
-    if path.exists():
-        before = _read_run(path)["corpus_tokens"]
-        if before != num_tokens:
-            raise ValueError(
-                f"the corpus of this run had {before} tokens when it began, and has {num_tokens} "
-                "now; restore the text, or choose another --output."
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        record = json.dumps({"options": options, "corpus_tokens": num_tokens}, indent=2)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(record + "\n", encoding="utf-8")
-        temporary.replace(path)
-    # Written again after a crash between these lines; all three are functions of the options.
-    if tokenizers.load(folder) is None:
-        tokenizer.save(folder)
-    (folder / CONFIG_FILE).write_text(model.to_json(), encoding="utf-8")
-
-
-def _read_run(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {"options": dict(found["options"]), "corpus_tokens": int(found["corpus_tokens"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not the record of a run; choose another --output.") from error
+    # Resolved, so that a run begun on one kind of device does not change type on another.
+    dtype = config.dtype if config.model.endswith(".json") else resolve_dtype(config.dtype)
+    return {**dict(flatten("", dataclasses.asdict(config))), "dtype": dtype}
 
 
 def _describe(

@@ -1,10 +1,13 @@
 """What a run writes while it trains: progress bar, `metrics.jsonl`, TensorBoard, `loss.png`."""
 
+import contextlib
 import json
 import os
 import time
 from pathlib import Path
 from typing import Any
+
+from t5jax import files
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -23,11 +26,9 @@ class RunLog:
 
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._entries = [e for e in read_metrics(folder) if e["step"] <= start_step]
         path = self._folder / METRICS_FILE
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in self._entries))
-        temporary.replace(path)
+        kept = [entry for entry in read_metrics(folder) if entry["step"] <= start_step]
+        files.write(path, "".join(json.dumps(entry) + "\n" for entry in kept))
         self._file = path.open("a")
         self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=start_step + 1)
         self._bar = tqdm(
@@ -41,8 +42,11 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *rest: object) -> None:
+        with contextlib.ExitStack() as stack:
+            if kind is not None:  # what went wrong must not be hidden by what follows from it
+                stack.enter_context(contextlib.suppress(OSError))
+            stack.callback(self.close)
 
     def training(self, step: int, metrics: dict[str, float], tokens: int, real_tokens: int) -> None:
         """One training step: its metrics, positions computed, and positions not padding."""
@@ -78,17 +82,20 @@ class RunLog:
         self._file.flush()
 
     def close(self) -> None:
-        """Draws `loss.png` and closes the files."""
-        self._bar.close()
-        self._file.close()
-        self._board.close()
-        if self._entries:
-            _draw(self._entries, self._folder / "loss.png")
+        """Closes the files and draws `loss.png`."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._draw)
+            stack.callback(self._board.close)
+            stack.callback(self._file.close)
+            stack.callback(self._bar.close)
+
+    def _draw(self) -> None:
+        entries = read_metrics(self._folder)
+        if entries:
+            _draw(entries, self._folder / "loss.png")
 
     def _write(self, step: int, metrics: dict[str, float], group: str) -> None:
-        entry = {"step": step, **metrics}
-        self._entries.append(entry)
-        self._file.write(json.dumps(entry) + "\n")
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         for name, value in metrics.items():
             self._board.add_scalar(f"{group}/{name.removeprefix('eval_')}", value, step)
 

@@ -1,6 +1,7 @@
 """One mesh, and rules that say by its path how an array lies on it."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -54,10 +55,21 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         product = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
         raise ValueError(
             f"mesh axes must multiply to the number of devices, {len(devices)}, "
-            f"got {product} = {known}."
+            f"got {product} = {known}; choose divisors of {len(devices)}, or -1 for one axis."
         )
     axis_types = (AxisType.Auto,) * len(sizes)
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types, devices=devices)
+
+
+def divide_batch(x: jax.Array) -> jax.Array:
+    """Keeps the examples of an activation, its first axis, divided over the mesh.
+
+    Has no effect but under `jax.set_mesh` of a mesh with the axes of `BATCH`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not {"data", "fsdp"} <= set(mesh.axis_names):
+        return x
+    return jax.lax.with_sharding_constraint(x, BATCH)
 
 
 def shardings(tree: Any, *, mesh: Mesh, rules: Rules) -> Any:
@@ -95,9 +107,11 @@ def _fit(name: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> P:
         raise ValueError(f"{name} has shape {shape}, fewer axes than its sharding rule {spec}.")
     axes = [axis if size > 1 else None for axis, size in zip(spec, shape, strict=False)]
     for axis, size in zip(axes, shape, strict=False):
-        if axis is not None and size % mesh.shape[axis]:
+        names = axis if isinstance(axis, tuple) else (axis,) if axis else ()
+        ways = math.prod(mesh.shape[name] for name in names)
+        if size % ways:
             raise ValueError(
-                f"mesh axis {axis} = {mesh.shape[axis]} must divide every axis it shards, but "
+                f"mesh axis {' x '.join(names)} = {ways} must divide every axis it shards, but "
                 f"{name} has shape {shape}; choose a divisor of {size}."
             )
     return P(*axes)

@@ -40,6 +40,11 @@ class Text2Text:
                 f"the tokenizer must have at most vocab_size = {config.vocab_size} ids, got "
                 f"{tokenizer.vocab_size}; it belongs to another model."
             )
+        if tokenizer is not None and tokenizer.eos_id != config.eos_id:
+            raise ValueError(
+                f"the tokenizer must end sequences as the model does, with eos_id = "
+                f"{config.eos_id}, got {tokenizer.eos_id}; it belongs to another model."
+            )
         self.config = config
         self.params = params
         self._tokenizer = tokenizer
@@ -79,8 +84,7 @@ class Text2Text:
         Raises:
           ValueError: an option out of range, or a text longer than allowed.
         """
-        if temperature < 0:
-            raise ValueError(f"temperature must be at least 0, got {temperature}; 0 is greedy.")
+        _check_sampling(temperature, seed)
         _check_positive(max_new_tokens=max_new_tokens, batch_size=batch_size)
         inputs = self._encode_texts("texts", texts, max_input_tokens)
         tokenizer = self._need_tokenizer()
@@ -110,8 +114,7 @@ class Text2Text:
         Returns:
           [B, T] int32; rows end with EOS, then padding, unless they reached the limit.
         """
-        if temperature < 0:
-            raise ValueError(f"temperature must be at least 0, got {temperature}; 0 is greedy.")
+        _check_sampling(temperature, seed)
         _check_positive(max_new_tokens=max_new_tokens)
         tokens, mask = np.asarray(encoder_tokens), np.asarray(encoder_mask)
         if tokens.ndim != 2 or tokens.shape != mask.shape:
@@ -279,9 +282,9 @@ def load(
       ConnectionError: the hub cannot be reached and the model is not in its cache.
       ValueError: the files do not hold a T5, or do not fit together.
     """
+    compute_dtype = resolve_dtype(dtype)
     config, params, found = pretrained.load(name_or_path, revision=revision)
-    config = config.replace(dtype=resolve_dtype(dtype))
-    return Text2Text(config, params, tokenizer or found)
+    return Text2Text(config.replace(dtype=compute_dtype), params, tokenizer or found)
 
 
 def export_hf(t5: Text2Text, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
@@ -296,14 +299,26 @@ def export_hf(t5: Text2Text, folder: str | os.PathLike, *, overwrite: bool = Fal
 
 
 def resolve_dtype(dtype: str) -> str:
-    """What "auto" means on the devices at hand; other names are returned as they are."""
-    if dtype != "auto":
-        return dtype
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    """What "auto" means on the devices at hand; other names are checked and returned."""
+    if dtype == "auto":
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(
+            f"dtype must be 'auto', 'float32' or 'bfloat16', got {dtype!r}; "
+            "float16 is too narrow for T5."
+        )
+    return dtype
 
 
 def _rows_bucket(count: int) -> int:
     return 1 << (count - 1).bit_length()
+
+
+def _check_sampling(temperature: float, seed: int) -> None:
+    if not temperature >= 0:
+        raise ValueError(f"temperature must be at least 0, got {temperature}; 0 is greedy.")
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed must be in [0, 2**31), got {seed}.")
 
 
 def _check_positive(**values: int) -> None:

@@ -13,8 +13,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import sentencepiece
 
+from t5jax import files
+
 MODEL_FILES = ("spiece.model", "sentencepiece.model", "tokenizer.model")
 CONFIG_FILE = "tokenizer_config.json"
+MAX_SENTINELS = 100_000
 StrPath = str | os.PathLike[str]
 
 _UNSPACED_SENTINEL = re.compile(r"(?<=\S)<extra_id_(0|[1-9][0-9]{0,4})>")
@@ -117,7 +120,7 @@ class SentencePieceTokenizer(Tokenizer):
     def save(self, folder: StrPath) -> None:
         special = map(self._processor.id_to_piece, (self.pad_id, self.eos_id, self.unk_id))
         _save_config(folder, "T5Tokenizer", self.num_appended, *special)
-        (Path(folder) / MODEL_FILES[0]).write_bytes(self.model)
+        files.write(Path(folder) / MODEL_FILES[0], self.model)
 
 
 class ByteTokenizer(Tokenizer):
@@ -161,6 +164,8 @@ def load(folder: StrPath) -> Tokenizer | None:
     try:
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         kind, num_sentinels = config.get("tokenizer_class"), int(config.get("extra_ids", 100))
+        if not 0 <= num_sentinels <= MAX_SENTINELS:
+            raise ValueError(f"{num_sentinels} extra_ids, more than {MAX_SENTINELS} or negative")
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} must be a JSON object, got {error}; copy it again.") from error
     if kind == "ByT5Tokenizer":
@@ -247,11 +252,11 @@ def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
 def _sentinel_pieces(count: int) -> bytes:
     """Protobuf bytes that, put after a model's, append USER_DEFINED pieces to it."""
     # By hand, for the protobuf classes of SentencePiece and transformers exclude each other.
-    pieces = b""
+    pieces = bytearray()
     for name in (f"▁<extra_id_{k}>".encode() for k in reversed(range(count))):
         piece = b"\x0a" + bytes([len(name)]) + name + b"\x15" + struct.pack("<f", 0) + b"\x18\x04"
         pieces += b"\x0a" + bytes([len(piece)]) + piece
-    return pieces
+    return bytes(pieces)
 
 
 def _held_sentinels(processor: sentencepiece.SentencePieceProcessor) -> list[int]:
@@ -297,4 +302,4 @@ def _save_config(folder: StrPath, kind: str, extra_ids: int, *special: str) -> N
     config = {"tokenizer_class": kind, "extra_ids": extra_ids, "legacy": False}
     config |= zip(("pad_token", "eos_token", "unk_token"), special, strict=True)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    files.write(Path(folder) / CONFIG_FILE, json.dumps(config, indent=2) + "\n")

@@ -32,15 +32,23 @@ def init_state(
 ) -> TrainState:
     """Random parameters and a fresh optimizer, each made where it will live."""
     make = functools.partial(_init, config, optimizer)
-    abstract = jax.eval_shape(make, 0)
-    out = sharding.shardings(abstract, mesh=mesh, rules=PARTITION_RULES)
-    return jax.jit(make, out_shardings=out)(seed)
+    where = jax.tree.map(lambda x: x.sharding, abstract_state(config, optimizer, mesh=mesh))
+    return jax.jit(make, out_shardings=where)(seed)
 
 
 def abstract_state(
     config: T5Config, optimizer: optax.GradientTransformation, *, mesh: Mesh
 ) -> TrainState:
-    """Shapes, dtypes and shardings of `init_state`, without computing anything."""
+    """Shapes, dtypes and shardings of `init_state`, without computing anything.
+
+    Raises:
+      ValueError: an axis of the mesh does not divide what it shards.
+    """
+    if config.num_heads % mesh.shape["tensor"]:
+        raise ValueError(
+            f"mesh axis tensor = {mesh.shape['tensor']} must divide num_heads = "
+            f"{config.num_heads}; choose a divisor."
+        )
     abstract = jax.eval_shape(functools.partial(_init, config, optimizer), 0)
     where = sharding.shardings(abstract, mesh=mesh, rules=PARTITION_RULES)
     return jax.tree.map(
@@ -74,10 +82,12 @@ def make_train_step(
     """
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step) if config.dropout_rate else None
+        # 1 apart from the key that parameters were drawn from.
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
+        dropout_key = key if config.dropout_rate else None
 
         def mean_loss(params):
-            result = _loss(config, params, batch, z_loss=z_loss, dropout_key=key)
+            result = _loss(config, params, batch, z_loss=z_loss, dropout_key=dropout_key)
             return result.total / jnp.maximum(result.weight, 1.0), result
 
         grads, result = jax.grad(mean_loss, has_aux=True)(state.params)
@@ -90,15 +100,14 @@ def make_train_step(
         params: Any = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    where = sharding.shardings(
-        abstract_state(config, optimizer, mesh=mesh), mesh=mesh, rules=PARTITION_RULES
-    )
-    return jax.jit(
+    where = jax.tree.map(lambda x: x.sharding, abstract_state(config, optimizer, mesh=mesh))
+    compiled = jax.jit(
         step,
         in_shardings=(where, NamedSharding(mesh, sharding.BATCH)),
         out_shardings=(where, NamedSharding(mesh, P())),
         donate_argnums=0,
     )
+    return _on(mesh, compiled)
 
 
 def make_eval_step(config: T5Config, *, mesh: Mesh) -> Callable[[Params, Any], loss.Loss]:
@@ -107,7 +116,7 @@ def make_eval_step(config: T5Config, *, mesh: Mesh) -> Callable[[Params, Any], l
     def step(params: Params, batch: Any) -> loss.Loss:
         return _loss(config, params, batch, z_loss=0.0, dropout_key=None)
 
-    return jax.jit(step, out_shardings=NamedSharding(mesh, P()))
+    return _on(mesh, jax.jit(step, out_shardings=NamedSharding(mesh, P())))
 
 
 def check_batch_size(batch_size: int, *, mesh: Mesh) -> None:
@@ -138,6 +147,16 @@ def evaluate(
     }
 
 
+def _on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function under `jax.set_mesh`, where `sharding.divide_batch` takes effect."""
+
+    def call(*args: Any) -> Any:
+        with jax.set_mesh(mesh):
+            return function(*args)
+
+    return call
+
+
 def _init(config: T5Config, optimizer: optax.GradientTransformation, seed: Any) -> TrainState:
     params = init_params(config, jax.random.key(seed))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
@@ -145,11 +164,12 @@ def _init(config: T5Config, optimizer: optax.GradientTransformation, seed: Any) 
 
 def _loss(config: T5Config, params: Params, batch: Any, *, z_loss: float, dropout_key: Any):
     encoder_tokens = batch["encoder_input_tokens"]
+    segments = batch.get("encoder_segment_ids")
     logits = bind(config, params)(
         encoder_tokens,
         batch["decoder_input_tokens"],
-        encoder_mask=encoder_tokens != config.pad_id,
-        encoder_segment_ids=batch.get("encoder_segment_ids"),
+        encoder_mask=encoder_tokens != config.pad_id if segments is None else segments > 0,
+        encoder_segment_ids=segments,
         decoder_segment_ids=batch.get("decoder_segment_ids"),
         dropout_key=dropout_key,
     )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5jax.checkpoint import Checkpoints, checksum, latest_step, load_tree, save_tree
+from t5jax.checkpoint import Checkpoints, checksum, complete_steps, load_tree, save_tree
 
 
 def tree(offset: float) -> dict:
@@ -54,13 +54,13 @@ def test_checkpoints_keep_only_the_newest(tmp_path):
         checkpoints.save(step, {"params": {"x": jnp.ones(3)}}, {})
     checkpoints.wait()
     assert checkpoints.steps() == [2, 3]
-    assert latest_step(tmp_path) == 3
+    assert complete_steps(tmp_path) == [2, 3]
 
 
 def test_checkpoints_are_none_in_a_new_folder(tmp_path):
     checkpoints = Checkpoints(tmp_path / "new", keep=1)
     assert checkpoints.restore_latest({"params": {}}, warn=pytest.fail) is None
-    assert latest_step(tmp_path / "absent") is None
+    assert complete_steps(tmp_path / "absent") == []
 
 
 def test_checkpoints_save_what_the_arrays_were_when_asked(tmp_path):
@@ -113,7 +113,7 @@ def test_checkpoints_fall_back_when_the_newest_is_damaged(tmp_path, damage):
     # The damaged step can be reached and saved again.
     checkpoints.save(2, {"params": tree(2)}, {"next": 20})
     checkpoints.close()
-    assert latest_step(tmp_path) == 2
+    assert complete_steps(tmp_path) == [1, 2]
 
 
 def test_checkpoints_say_when_none_can_be_read(tmp_path):
@@ -122,7 +122,17 @@ def test_checkpoints_say_when_none_can_be_read(tmp_path):
     truncate(tmp_path / "2")
     checkpoints = Checkpoints(tmp_path, keep=2)
     with pytest.raises(ValueError, match="none of the checkpoints"):
-        checkpoints.restore_latest({"params": shapes(tree(0.0))}, warn=lambda _: None)
+        checkpoints.restore_latest({"params": shapes(tree(0.0))}, warn=pytest.fail)
+    assert complete_steps(tmp_path) == [1, 2]
+
+
+def test_checkpoints_stay_where_they_are_when_asked_for_other_arrays(tmp_path):
+    save_two(tmp_path)
+    other = {**tree(0.0), "weights": jnp.ones((300, 201))}
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    with pytest.raises(ValueError, match=r"weights must have shape \(300, 201\)"):
+        checkpoints.restore_latest({"params": shapes(other)}, warn=pytest.fail)
+    assert complete_steps(tmp_path) == [1, 2]
 
 
 def test_checkpoints_survive_a_full_disk(tmp_path):

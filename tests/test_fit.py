@@ -43,9 +43,12 @@ def count_step(state, batch):
     return train.TrainState(step, params, state.opt_state), {"loss": params["x"]}
 
 
+one_step = count_step
+
+
 def run(folder, *, steps: int, at_step=None, state=None, data=None, **options) -> fit.Fitted:
     def step(state, batch):
-        state, metrics = count_step(state, batch)
+        state, metrics = one_step(state, batch)
         if at_step is not None:
             at_step(int(state.step))
         return state, metrics
@@ -63,6 +66,7 @@ def run(folder, *, steps: int, at_step=None, state=None, data=None, **options) -
             checkpoints=checkpoints,
             log=log,
             mesh=MESH,
+            pad_id=0,
         )
     checkpoints.close()
     return fitted
@@ -118,3 +122,21 @@ def test_fit_has_nothing_to_do_when_the_run_is_complete(tmp_path):
 def test_fit_config_refuses_intervals_below_one():
     with pytest.raises(ValueError, match="eval_every must be at least 1, got 0"):
         fit.FitConfig(steps=5, eval_every=0)
+
+
+def test_fit_refuses_fewer_steps_than_are_done(tmp_path):
+    run(tmp_path, steps=3)
+    late = train.TrainState(jax.device_put(np.int32(3)), *fresh_state()[1:])
+    with pytest.raises(ValueError, match="steps must be at least 3, where the run is, got 2"):
+        run(tmp_path, steps=2, state=late)
+
+
+def test_fit_does_not_save_after_a_loss_that_is_not_finite(tmp_path, monkeypatch):
+    def diverge(state, batch):
+        state, metrics = count_step(state, batch)
+        return state, {"loss": metrics["loss"] * (np.nan if int(state.step) == 5 else 1)}
+
+    monkeypatch.setitem(globals(), "one_step", diverge)
+    with pytest.raises(ValueError, match="must be finite, got nan at step 5"):
+        run(tmp_path, steps=9, checkpoint_every=2, log_every=100)
+    assert Checkpoints(tmp_path / "checkpoints", keep=9).steps() == [2, 4]

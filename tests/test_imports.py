@@ -19,11 +19,11 @@ MAX_LINES = 400
 
 # From bottom to top; a module imports from its own level and from those below.
 LEVELS = {
-    "data": "config tokenizer denoise corpus pydocs textfiles batches runlog",
+    "data": "config tokenizer denoise corpus pydocs textfiles batches files runlog",
     "math": "loss optimizer schedule sharding checkpoint decode decode.choose decode.loop",
     "net": "layers model",
     "state": "pretrained pretrained.folder pretrained.hf pretrained.hub",
-    "task": "train fit generate text2text infill pretrain",
+    "task": "train fit generate text2text infill runfolder pretrain",
     "app": "cli",
 }
 LEVEL = {f"t5jax.{m}": i for i, names in enumerate(LEVELS.values()) for m in names.split()}

@@ -47,7 +47,7 @@ def test_read_spans_stops_at_eos_and_keeps_numbers():
     bytes_ = tokenizer.ByteTokenizer()
     first, second = bytes_.sentinel_id(0), bytes_.sentinel_id(1)
     ids = [first, *bytes_.encode("ab"), second, *bytes_.encode("c"), 1, *bytes_.encode("ignored")]
-    assert infill.read_spans(ids, bytes_) == {0: "ab", 1: "c"}
+    assert infill.read_spans(ids, bytes_, count=2) == {0: "ab", 1: "c"}
 
 
 def test_show_puts_the_truth_beside_the_guess():

@@ -5,19 +5,15 @@ Weights are drawn by numpy and larger than at initialisation: norms in [0.5, 1.5
 so that no norm or bias can be swapped or left out unnoticed.
 """
 
-import json
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import t5jax
+from t5jax import generate, tokenizer
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-
-import t5jax
-from t5jax import tokenizer
-from t5jax.text2text import Text2Text
 
 # float32 on both sides, sums in another order; logits are of size 1 to 20.
 TOLERANCE = 1e-4
@@ -78,15 +74,16 @@ def few_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     yield
     torch.set_num_threads(before)
 
 
-def draw(model, *, eos_gain):
+def draw(model, *, loudness, eos_gain):
     """Fills a model with numbers that do not depend on torch's generator.
 
-    Random decoders repeat themselves.  Here the feed-forward layers, which tell tokens apart, are
-    made louder than the residual, and lose the mean that all tokens have in common.
+    Random decoders repeat themselves.  For those that are to write, the feed-forward layers, which
+    tell tokens apart, are louder than the residual, and lose the mean that all tokens share.
     """
     rng = np.random.default_rng(0)
     config = model.config
@@ -97,37 +94,49 @@ def draw(model, *, eos_gain):
             values = rng.uniform(0.5, 1.5, shape).astype(np.float32)
         elif ".q." in name:
             values *= (config.d_model * config.d_kv) ** -0.5
-        elif "embed" not in name and "shared" not in name and "bias" not in name:
+        elif "lm_head" in name:
+            values *= 3 * shape[1] ** -0.5
+        elif "shared" not in name and "bias" not in name:
             values *= shape[1] ** -0.5
         if "decoder" in name and "DenseReluDense.wo" in name:
-            values = 40 * (values - values.mean(axis=1, keepdims=True))
-        if "lm_head" in name:
-            values *= 3
-        if eos_gain and ("lm_head" in name or "shared" in name):
+            values = loudness * (values - values.mean(axis=1, keepdims=True))
+        if "lm_head" in name or "shared" in name:
             values[config.eos_token_id] *= eos_gain
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(values))
 
 
-def make(folder, keys, *, kind="T5ForConditionalGeneration", eos_gain=0, **saving):
+def make(
+    folder,
+    keys,
+    *,
+    kind="T5ForConditionalGeneration",
+    dtype=torch.float32,
+    loudness=1.0,
+    eos_gain=1.0,
+    **saving,
+):
     """Saves a random model there, and reads it back, with transformers alone."""
     model = getattr(transformers, kind)(transformers.T5Config(decoder_start_token_id=0, **keys))
-    if keys.get("tie_word_embeddings") is False and kind != "T5EncoderModel":
+    if keys.get("tie_word_embeddings") is False:
         # A new model shares the tensor whatever the config says; one that was read does not.
         model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
-    draw(model, eos_gain=eos_gain)
-    model.save_pretrained(folder, **saving)
-    return read(folder, kind=kind)
+    draw(model, loudness=loudness, eos_gain=eos_gain)
+    model.to(dtype).save_pretrained(folder, **saving)
+    return read(folder, kind=kind)[0]
 
 
-def read(folder, *, kind="T5ForConditionalGeneration", **options):
-    kind = getattr(transformers, kind)
-    return kind.from_pretrained(folder, attn_implementation="eager", **options).eval()
+def read(folder, *, kind="T5ForConditionalGeneration"):
+    """The model, in evaluation mode, and what transformers has to say about its tensors."""
+    model, info = getattr(transformers, kind).from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
+    )
+    return model.eval(), info
 
 
-def batch(vocab_size, lengths, target_length):
+def batch(vocab_size, lengths, target_length, *, seed=1):
     """Encoder ids padded on the right, their mask, and decoder ids that start with 0."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
     mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
     encoder = np.where(mask, rng.integers(3, vocab_size, mask.shape), 0)
     decoder = rng.integers(3, vocab_size, (len(lengths), target_length))
@@ -143,7 +152,8 @@ def their_forward(model, encoder, mask, decoder):
         decoder_input_ids=torch.from_numpy(decoder).long(),
         output_hidden_states=True,
     )
-    return found.encoder_last_hidden_state.numpy(), found.logits.numpy(), found
+    layers = (*found.encoder_hidden_states, *found.decoder_hidden_states)
+    return found.logits.numpy(), [states.numpy() for states in layers]
 
 
 @jax.jit
@@ -178,9 +188,9 @@ def their_greedy(model, encoder, mask):
 def assert_exported_bit_for_bit(t5, folder, reference, *, kind="T5ForConditionalGeneration"):
     """transformers finds every tensor where it looks for it, and none that it does not know."""
     t5jax.export_hf(t5, folder)
-    again, info = read(folder, kind=kind, output_loading_info=True)
+    again, info = read(folder, kind=kind)
     assert {name: len(values) for name, values in info.items()} == dict.fromkeys(info, 0)
-    expected, found = reference.state_dict(), again.eval().state_dict()
+    expected, found = reference.state_dict(), again.state_dict()
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype == torch.float32
@@ -195,14 +205,15 @@ def assert_exported_bit_for_bit(t5, folder, reference, *, kind="T5ForConditional
 def small(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     keys = {"vocab_size": 32128, "d_model": 512, "d_kv": 64, **SMALL[request.param]}
-    return make(folder, keys, eos_gain=2.5), t5jax.load(folder)
+    return make(folder, keys, loudness=40, eos_gain=2), t5jax.load(folder)
 
 
 def test_small_has_the_states_and_logits_of_transformers(small):
     theirs, ours = small
     # Both lengths exceed the largest distance that positions are told apart by, 128.
     encoder, mask, decoder = batch(32128, (141, 90, 17, 1), 135)
-    states, logits, _ = their_forward(theirs, encoder, mask, decoder)
+    logits, layers = their_forward(theirs, encoder, mask, decoder)
+    states = layers[theirs.config.num_layers]
     our_states, our_logits = our_forward(ours.model, encoder, mask, decoder)
     assert logits.std() > 0.5
     np.testing.assert_allclose(np.asarray(our_states)[mask], states[mask], rtol=0, atol=TOLERANCE)
@@ -211,10 +222,9 @@ def test_small_has_the_states_and_logits_of_transformers(small):
 
 def test_small_decodes_greedily_to_the_ids_of_transformers(small):
     theirs, ours = small
-    encoder, mask, _ = batch(32128, (40, 23, 9, 1), 1)
+    encoder, mask, _ = batch(32128, (40, 23, 9, 1), 1, seed=3)
     ids, lead = their_greedy(theirs, encoder, mask)
     lengths = [list(row).index(1) if 1 in row else STEPS for row in ids]
-    print(lengths, lead, len(np.unique(ids)))
     assert len(np.unique(ids)) >= 20
     assert max(lengths) == STEPS
     assert min(lengths) < STEPS / 2
@@ -226,3 +236,191 @@ def test_small_decodes_greedily_to_the_ids_of_transformers(small):
 def test_small_exports_what_it_read(small, tmp_path):
     theirs, ours = small
     assert_exported_bit_for_bit(ours, tmp_path / "out", theirs)
+
+
+# Tiny, of every family.
+
+
+@pytest.fixture(scope="module", params=TINY)
+def tiny(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    keys = SIZES | TINY[request.param]
+    return make(folder, keys, loudness=4), t5jax.load(folder)
+
+
+@jax.jit
+def our_layers(model, encoder, mask, decoder):
+    """States behind the embedding and every block; the last of a stack, behind its norm."""
+    length, target_length = encoder.shape[1], decoder.shape[1]
+    cross_mask = mask[:, None, None, :]
+    x = model.token_embedder(encoder)
+    found = []
+    for i in range(model.config.num_encoder_layers):
+        found.append(x)
+        block = jax.tree.map(lambda leaf, i=i: leaf[i], model.encoder.layers)
+        x = block(x, mask=cross_mask, bias=model.encoder.relative_bias(length))
+    states = model.encoder.final_norm(x)
+    found.append(states)
+    x = model.token_embedder(decoder)
+    for i in range(model.config.num_decoder_layers):
+        found.append(x)
+        block = jax.tree.map(lambda leaf, i=i: leaf[i], model.decoder.layers)
+        x = block(
+            x,
+            block.self_keys_values(x),
+            block.cross_attention.keys_values(states),
+            mask=jax.numpy.tri(target_length, dtype=bool)[None, None],
+            cross_mask=cross_mask,
+            bias=model.decoder.relative_bias(target_length),
+        )
+    return [*found, model.decoder.final_norm(x)]
+
+
+def test_tiny_has_the_states_of_transformers_behind_every_layer(tiny):
+    theirs, ours = tiny
+    encoder, mask, decoder = batch(theirs.config.vocab_size, (19, 8, 1), 31)
+    _, expected = their_forward(theirs, encoder, mask, decoder)
+    found = our_layers(ours.model, encoder, mask, decoder)
+    for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+        rows = mask if i <= theirs.config.num_layers else np.ones(decoder.shape, bool)
+        scale = max(1, abs(other[rows]).max())
+        error = abs(np.asarray(one)[rows] - other[rows]).max()
+        assert error < TOLERANCE * scale, f"layer {i}"
+
+
+def test_tiny_has_the_logits_of_transformers(tiny):
+    theirs, ours = tiny
+    encoder, mask, decoder = batch(theirs.config.vocab_size, (19, 8, 1), 31)
+    logits, layers = their_forward(theirs, encoder, mask, decoder)
+    states = layers[theirs.config.num_layers]
+    our_states, our_logits = our_forward(ours.model, encoder, mask, decoder)
+    np.testing.assert_allclose(np.asarray(our_states)[mask], states[mask], rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(our_logits, logits, rtol=0, atol=TOLERANCE)
+
+
+def test_tiny_exports_what_it_read(tiny, tmp_path):
+    theirs, ours = tiny
+    again = assert_exported_bit_for_bit(ours, tmp_path / "out", theirs)
+    encoder, mask, decoder = batch(theirs.config.vocab_size, (19, 8, 1), 31)
+    expected, _ = their_forward(theirs, encoder, mask, decoder)
+    found, _ = their_forward(again, encoder, mask, decoder)
+    np.testing.assert_array_equal(found, expected)  # nor does the config change anything
+    for key in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
+        assert getattr(again.generation_config, key) == getattr(theirs.generation_config, key)
+
+
+def test_tiny_scores_as_the_loss_of_transformers(tiny):
+    theirs, ours = tiny
+    encoder, mask, targets = batch(theirs.config.vocab_size, (19, 8, 1), 16)
+    target_mask = np.arange(16) < np.array([16, 5, 1])[:, None]
+    found = generate.score(ours.params, encoder, mask, targets, target_mask, config=ours.config)
+    for i, count in enumerate(target_mask.sum(axis=1)):
+        labels = np.where(target_mask[i], targets[i], -100)[None]
+        with torch.no_grad():
+            loss = theirs(
+                input_ids=torch.from_numpy(encoder[i : i + 1]).long(),
+                attention_mask=torch.from_numpy(mask[i : i + 1]).long(),
+                labels=torch.from_numpy(labels).long(),
+            ).loss
+        # A sum of up to 16 log-probabilities.
+        np.testing.assert_allclose(found[i], -loss.item() * count, rtol=1e-5, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["t5", "byt5", "madlad-ids"])
+def test_tiny_decodes_greedily_to_the_ids_of_transformers(tmp_path, family):
+    theirs = make(tmp_path, SIZES | TINY[family], loudness=20, eos_gain=1.5)
+    ours = t5jax.load(tmp_path)
+    encoder, mask, _ = batch(theirs.config.vocab_size, (19, 8, 5, 3, 1), 1)
+    ids, lead = their_greedy(theirs, encoder, mask)
+    assert len(np.unique(ids)) >= 20
+    assert lead > 10 * TOLERANCE
+    found = ours.generate_ids(encoder, encoder_mask=mask, max_new_tokens=STEPS)
+    np.testing.assert_array_equal(found, ids)
+
+
+def assert_same_params(one, other):
+    for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_shards_of_transformers_hold_the_same_model(tmp_path):
+    keys = SIZES | TINY["v1_1"]
+    make(tmp_path / "one", keys)
+    make(tmp_path / "many", keys, max_shard_size="3KB")
+    assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 5
+    one, many = t5jax.load(tmp_path / "one"), t5jax.load(tmp_path / "many")
+    assert many.config == one.config
+    assert_same_params(many.params, one.params)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_files_are_read_as_transformers_reads_them(tmp_path, dtype):
+    theirs = make(tmp_path / "in", SIZES | TINY["v1_1"], dtype=dtype)
+    ours = t5jax.load(tmp_path / "in")
+    assert_exported_bit_for_bit(ours, tmp_path / "out", theirs)
+
+
+def test_encoder_alone_has_the_states_of_transformers(tmp_path):
+    keys = SIZES | {"feed_forward_proj": "gated-gelu"}
+    theirs = make(tmp_path / "in", keys, kind="T5EncoderModel")
+    ours = t5jax.load(tmp_path / "in")
+    assert ours.config.num_decoder_layers == 0
+    encoder, mask, _ = batch(97, (31, 8, 1), 1)
+    with torch.no_grad():
+        expected = theirs(
+            input_ids=torch.from_numpy(encoder).long(),
+            attention_mask=torch.from_numpy(mask).long(),
+        ).last_hidden_state.numpy()
+    found = jax.jit(lambda model: model.encode(encoder, encoder_mask=mask))(ours.model)
+    np.testing.assert_allclose(np.asarray(found)[mask], expected[mask], rtol=0, atol=TOLERANCE)
+    assert_exported_bit_for_bit(ours, tmp_path / "out", theirs, kind="T5EncoderModel")
+
+
+# Tokenizers.
+
+LINES = [
+    "translate English to German: That is good.",
+    "Zwei junge weiße Männer sind im Freien in der Nähe vieler Büsche.",
+    "  two  spaces\tand a tab\nand a line ",
+    "1234567890 (numbers), e.g. 3.14!",
+    "½ ﬁne ﬀ ①② emoji 🙂 {braces}",
+    "",
+]
+
+
+def export_with(vocabulary, folder, vocab_size):
+    keys = SIZES | {"vocab_size": vocab_size, "feed_forward_proj": "relu"}
+    make(folder / "in", keys)
+    t5 = t5jax.load(folder / "in", tokenizer=vocabulary)
+    t5jax.export_hf(t5, folder / "out")
+    return transformers.AutoTokenizer.from_pretrained(folder / "out")
+
+
+def test_exported_vocabulary_gives_transformers_the_same_ids(shared_data, tmp_path):
+    ours = tokenizer.load(shared_data / "t5_tokenizer")
+    theirs = export_with(ours, tmp_path, 32128)
+    assert len(theirs) == ours.vocab_size == 32100
+    for line in LINES:
+        ids = [*ours.encode(line), ours.eos_id]
+        assert theirs(line).input_ids == ids
+        assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids)
+    for k in (0, 1, 99):
+        assert theirs.convert_tokens_to_ids(f"<extra_id_{k}>") == ours.sentinel_id(k)
+
+
+def test_exported_trained_vocabulary_gives_transformers_the_same_ids(tmp_path):
+    texts = ["a small vocabulary of small words", "words of a small model", "a model of words"]
+    ours = tokenizer.train(texts, vocab_size=30, num_sentinels=10)
+    theirs = export_with(ours, tmp_path, 97)
+    assert len(theirs) == ours.vocab_size
+    for line in [*texts, "unseen words: small vocabularies", "x"]:
+        assert theirs(line).input_ids == [*ours.encode(line), ours.eos_id]
+    for k in range(10):
+        assert theirs.convert_tokens_to_ids(f"<extra_id_{k}>") == ours.sentinel_id(k)
+
+
+def test_exported_byte_vocabulary_gives_transformers_the_same_ids(tmp_path):
+    ours = tokenizer.ByteTokenizer()
+    theirs = export_with(ours, tmp_path, 384)
+    for line in LINES:
+        assert theirs(line).input_ids == [*ours.encode(line), ours.eos_id]

@@ -24,6 +24,7 @@ from t5jax.fit import FitConfig
 from t5jax.optimizer import OptimizerConfig
 from t5jax.runlog import read_metrics
 from t5jax.schedule import ScheduleConfig
+from t5jax.sharding import MeshConfig
 
 ROOT = Path(__file__).parents[1]
 TINY = T5Config(
@@ -263,7 +264,7 @@ def test_run_refuses_a_corpus_that_changed_since(finished, tmp_path):
     record["options"]["data.path"] = str(text)
     (output / "run.json").write_text(json.dumps(record))
     changed = dataclasses.replace(config, output=str(output), data=DataConfig(path=str(text)))
-    with pytest.raises(ValueError, match="the corpus of this run had"):
+    with pytest.raises(ValueError, match="holds a run on other text"):
         pretrain.run(changed)
 
 
@@ -274,7 +275,8 @@ def test_run_refuses_a_corpus_that_changed_since(finished, tmp_path):
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"input_length": 1}, "input_length must be at least"),
         ({"output": "gs://bucket/run"}, "must be a folder of this machine, got gs://bucket/run"),
-        ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": -1}, "seed must be in"),
+        ({"tokenizer": "here", "vocab_size": 9}, "vocab_size must be left out"),
         ({"z_loss": -1.0}, "z_loss must be at least 0"),
     ],
 )
@@ -297,14 +299,47 @@ def test_run_says_which_inputs_are_missing_or_do_not_fit(inputs, tmp_path):
         pretrain.run(make_config(inputs, tmp_path / "d", input_length=40_000))
     with pytest.raises(ValueError, match="multiple of data x fsdp = 8, got 6"):
         pretrain.run(make_config(inputs, tmp_path / "e", batch_size=6))
-    with pytest.raises(FileNotFoundError, match=r"absent\.json"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.json, which does not exist"):
         pretrain.run(make_config(inputs, tmp_path / "f", model=str(tmp_path / "absent.json")))
 
 
-def test_run_leaves_no_folder_behind_when_options_are_wrong(inputs, tmp_path):
-    with pytest.raises(FileNotFoundError):
-        pretrain.run(make_config(inputs, tmp_path / "run", data=DataConfig(path="absent.txt")))
+def test_run_refuses_a_model_file_that_changed_since(finished, tmp_path):
+    config, _, _ = finished
+    output, model = tmp_path / "run", tmp_path / "model.json"
+    shutil.copytree(config.output, output)
+    model.write_text(TINY.replace(d_ff=40).to_json())
+    record = json.loads((output / "run.json").read_text())
+    record["options"]["model"] = str(model)
+    (output / "run.json").write_text(json.dumps(record))
+    changed = dataclasses.replace(config, output=str(output), model=str(model))
+    with pytest.raises(ValueError, match="its model has d_ff = 32, and 40 was asked for"):
+        pretrain.run(changed)
+    assert [p.name for p in (output / "checkpoints").glob("*damaged*")] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": DataConfig(path="absent.txt")}, "does not exist"),
+        ({"input_length": 3000}, "must hide at most 125 spans"),
+        ({"fit": FitConfig(steps=5), "optimizer": "short cosine"}, "more than warmup_steps=9"),
+        ({"mesh": MeshConfig(data=2, tensor=4)}, "must divide num_heads = 2"),
+    ],
+)
+def test_run_leaves_no_folder_behind_when_options_are_wrong(inputs, tmp_path, changes, message):
+    if "optimizer" in changes:
+        cosine = ScheduleConfig(name="cosine", learning_rate=0.1, warmup_steps=9)
+        changes = {**changes, "optimizer": OptimizerConfig(name="adamw", schedule=cosine)}
+    with pytest.raises((ValueError, OSError), match=message):
+        pretrain.run(make_config(inputs, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_run_begins_again_where_a_crash_left_half_a_file(inputs, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json.writing").write_text('{"opti')
+    pretrain.run(make_config(inputs, tmp_path / "run", fit=FitConfig(steps=1)))
+    assert sorted(training_losses(tmp_path / "run")) == [1]
 
 
 def test_baselines_are_those_of_the_counts():

@@ -41,6 +41,7 @@ def decode(
       [B, max_len] int32.
     """
     tokens = jnp.full((start_tokens.shape[0], max_len), pad_id, jnp.int32)
+    limit = jnp.minimum(limit, max_len)
 
     def running(state):
         index, _, _, done, _ = state

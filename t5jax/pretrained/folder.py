@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,18 +34,30 @@ def load(path: Path) -> tuple[T5Config, Params, Tokenizer | None]:
       ValueError: the run has no checkpoint yet, or the files are damaged or do not fit together.
     """
     config = T5Config.from_file(path / CONFIG_FILE)
-    arrays = path / PARAMS
-    if not arrays.is_dir():
-        step = checkpoint.latest_step(path / CHECKPOINTS)
-        if step is None:
-            raise ValueError(f"{path} must hold a checkpoint, but the run has not saved one yet.")
-        arrays = path / CHECKPOINTS / str(step) / PARAMS
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
         abstract_params(config),
     )
-    return config, checkpoint.load_tree(arrays, abstract), tokenizer.load(path)
+    if (path / PARAMS).is_dir():
+        params = checkpoint.load_tree(path / PARAMS, abstract)
+    else:
+        params = _newest_params(path / CHECKPOINTS, abstract)
+    return config, params, tokenizer.load(path)
+
+
+def _newest_params(path: Path, abstract: Params) -> Params:
+    """Parameters of the newest checkpoint that is whole; says which ones are not."""
+    failure = None
+    for step in reversed(checkpoint.complete_steps(path)):
+        try:
+            return checkpoint.load_item(path / str(step), PARAMS, abstract)
+        except ValueError as error:
+            warnings.warn(f"{error} Trying the checkpoint before it.", stacklevel=4)
+            failure = error
+    if failure is not None:
+        raise failure
+    raise ValueError(f"{path} must hold a checkpoint, but the run has not saved one yet.")
 
 
 def save(

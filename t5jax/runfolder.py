@@ -1,0 +1,88 @@
+"""Which run a folder holds, so that the same command continues it and another one does not."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from t5jax import batches, files
+from t5jax import tokenizer as tokenizers
+from t5jax.config import T5Config
+from t5jax.pretrained.folder import CONFIG_FILE
+from t5jax.tokenizer import Tokenizer
+
+RUN_FILE = "run.json"
+
+
+def check(folder: Path, options: dict[str, Any]) -> None:
+    """Raises unless the folder is free, or holds a run with these options."""
+    path = folder / RUN_FILE
+    if not path.exists():
+        if folder.exists() and not (
+            folder.is_dir() and all(map(files.is_temporary, folder.iterdir()))
+        ):
+            raise FileExistsError(
+                f"output must be a new or empty folder or a run to continue, got {folder}, which "
+                "holds something else; choose another --output."
+            )
+        return
+    found = _read_run(path)["options"]
+    for name in sorted({*options, *found}):
+        if options.get(name) != found.get(name):
+            raise ValueError(
+                f"{folder} holds another run: its {name} is {found.get(name)!r}, and "
+                f"{options.get(name)!r} was asked for; choose another --output, or give the "
+                "options of that run to continue it."
+            )
+
+
+def claim(
+    folder: Path,
+    options: dict[str, Any],
+    text_digest: str,
+    *,
+    model: T5Config,
+    tokenizer: Tokenizer,
+) -> None:
+    """Makes the folder this run's, or checks that the run had this text and this model."""
+    path = folder / RUN_FILE
+    if path.exists():
+        if _read_run(path)["corpus"] != text_digest:
+            raise ValueError(
+                f"{folder} holds a run on other text: what {RUN_FILE} records of the corpus is not "
+                "what is there now; restore the text, or choose another --output."
+            )
+        if (folder / CONFIG_FILE).exists():
+            before = T5Config.from_file(folder / CONFIG_FILE)
+            for field in dataclasses.fields(model):
+                old, new = getattr(before, field.name), getattr(model, field.name)
+                if old != new and field.name != "remat":
+                    raise ValueError(
+                        f"{folder} holds another run: its model has {field.name} = {old!r}, and "
+                        f"{new!r} was asked for; choose another --output."
+                    )
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        record = {"options": options, "corpus": text_digest}
+        files.write(path, json.dumps(record, indent=2) + "\n")
+    # Written again after a crash between these lines; both are functions of the options.
+    if tokenizers.load(folder) is None:
+        tokenizer.save(folder)
+    files.write(folder / CONFIG_FILE, model.to_json())
+
+
+def digest(chunks: batches.Source) -> str:
+    """What tells one corpus from another: its length, and up to 64 evenly spaced chunks."""
+    found = hashlib.sha256(str(len(chunks)).encode())
+    for i in range(0, len(chunks), -(-len(chunks) // 64)):
+        found.update(chunks[i].tobytes())
+    return found.hexdigest()
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {"options": dict(found["options"]), "corpus": str(found["corpus"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the record of a run; choose another --output.") from error

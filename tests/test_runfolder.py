@@ -1,0 +1,57 @@
+import json
+
+import numpy as np
+import pytest
+
+from t5jax import runfolder, tokenizer
+from t5jax.config import T5Config
+
+MODEL = T5Config(
+    vocab_size=384, d_model=8, d_ff=8, num_heads=1, num_encoder_layers=1, num_decoder_layers=1
+)
+
+
+def claim(folder, *, options=None, text="abc", model=MODEL) -> None:
+    runfolder.claim(
+        folder, options or {"seed": 0}, text, model=model, tokenizer=tokenizer.ByteTokenizer()
+    )
+
+
+def test_claim_writes_what_check_then_accepts(tmp_path):
+    claim(tmp_path / "run")
+    runfolder.check(tmp_path / "run", {"seed": 0})
+    claim(tmp_path / "run", model=MODEL.replace(remat="full"))
+    assert T5Config.from_file(tmp_path / "run" / "config.json").remat == "full"
+    assert isinstance(tokenizer.load(tmp_path / "run"), tokenizer.ByteTokenizer)
+
+
+@pytest.mark.parametrize("options", [{"seed": 1}, {}, {"seed": 0, "more": 2}])
+def test_check_refuses_any_other_option(tmp_path, options):
+    claim(tmp_path / "run")
+    with pytest.raises(ValueError, match="holds another run: its (seed|more) is"):
+        runfolder.check(tmp_path / "run", options)
+
+
+def test_check_refuses_a_file_and_a_record_that_is_none(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="new or empty folder"):
+        runfolder.check(tmp_path / "file", {})
+    (tmp_path / "run.json").write_text(json.dumps(["not", "a", "run"]))
+    with pytest.raises(ValueError, match=r"run\.json is not the record of a run"):
+        runfolder.check(tmp_path, {})
+
+
+def test_claim_refuses_other_text_and_other_models(tmp_path):
+    claim(tmp_path / "run")
+    with pytest.raises(ValueError, match="a run on other text"):
+        claim(tmp_path / "run", text="abd")
+    with pytest.raises(ValueError, match="d_ff = 8, and 9 was asked for"):
+        claim(tmp_path / "run", model=MODEL.replace(d_ff=9))
+
+
+def test_digest_differs_with_length_and_content():
+    chunks = [np.arange(4) + i for i in range(200)]
+    found = runfolder.digest(chunks)
+    assert found == runfolder.digest(list(chunks))
+    assert found != runfolder.digest(chunks[:-1])
+    assert found != runfolder.digest(chunks[::-1])
