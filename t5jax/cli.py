@@ -21,7 +21,8 @@ def main(
 ) -> None:
     """Parses the command line into a config, calls the function, and exits.
 
-    The exit status is 0, 2 after an error that the user can mend, 130 after Ctrl-C.  A ValueError
+    The exit status is 0, 2 after an error that the user can mend, 130 after a Ctrl-C that the
+    function did not handle itself (a training run saves, and ends with 0).  A ValueError
     raised by t5jax itself, or any OSError, prints as one sentence; anything else keeps its
     traceback, and T5JAX_TRACEBACK=1 keeps all.
 

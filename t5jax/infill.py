@@ -72,13 +72,17 @@ def read_spans(
 ) -> dict[int, str]:
     """The text behind each of the first `count` sentinels of a written sequence, by its number.
 
-    Later sentinels are text: those of ByT5 are bytes of ordinary characters.
+    It ends at EOS, or where the sentinel after those begins a span that nobody asked for.
     """
+    # No sentinel further than that: those of ByT5 are bytes of ordinary characters.
     number = {tokenizer.sentinel_id(k): k for k in range(count)}
+    ends = {tokenizer.eos_id}
+    if count < tokenizer.num_sentinels:
+        ends.add(tokenizer.sentinel_id(count))
     spans: dict[int, list[int]] = {}
     current: list[int] = []
     for token in map(int, ids):
-        if token == tokenizer.eos_id:
+        if token in ends:
             break
         if token in number:
             current = spans.setdefault(number[token], [])

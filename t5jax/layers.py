@@ -83,6 +83,16 @@ def dropout(
     return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros((), x.dtype))
 
 
+def project(x: Float[Array, "B T I"], kernel: nnx.Param) -> Float[Array, "B T O"]:
+    """Multiplies every position by a kernel [I, O], in the type of `x`.
+
+    Positions are made one axis first: the kernel's gradient is then a plain matrix product too,
+    where XLA would transpose whole activations on a CPU.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    return (flat @ kernel[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
+
+
 class Embedder(nnx.Module):
     """Token ids to vectors."""
 
@@ -106,7 +116,7 @@ class Output(nnx.Module):
         self.kernel = nnx.Param(_fan_in_truncated(rngs.params(), shape))
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        return jnp.einsum("btd,dv->btv", x, self.kernel[...].astype(x.dtype))
+        return project(x, self.kernel)
 
 
 class RMSNorm(nnx.Module):
@@ -169,7 +179,7 @@ class Attention(nnx.Module):
         self.dropout_rate = config.dropout_rate
 
     def _heads(self, x: Float[Array, "B T D"], kernel: nnx.Param) -> Float[Array, "B N T H"]:
-        y = jnp.einsum("btd,dj->btj", x, kernel[...].astype(x.dtype))
+        y = project(x, kernel)
         return y.reshape(*y.shape[:2], self.num_heads, -1).swapaxes(1, 2)
 
     def keys_values(
@@ -208,7 +218,7 @@ class Attention(nnx.Module):
         weights = dropout(weights, rate=self.dropout_rate, key=dropout_key, shared_axis=-2)
         read = jnp.einsum("bnts,bnsh->btnh", weights, values)
         read = read.reshape(*read.shape[:2], -1)
-        return jnp.einsum("btj,jd->btd", read, self.out[...].astype(x.dtype))
+        return project(read, self.out)
 
 
 class FeedForward(nnx.Module):
@@ -227,12 +237,12 @@ class FeedForward(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], *, dropout_key: Key[Array, ""] | None = None
     ) -> Float[Array, "B T D"]:
-        hidden = jnp.einsum("btd,df->btf", x, self.wi[...].astype(x.dtype))
+        hidden = project(x, self.wi)
         hidden = _ACTIVATIONS[self.activation](hidden)
         if self.wi_linear is not None:
-            hidden = hidden * jnp.einsum("btd,df->btf", x, self.wi_linear[...].astype(x.dtype))
+            hidden = hidden * project(x, self.wi_linear)
         hidden = dropout(hidden, rate=self.dropout_rate, key=dropout_key, shared_axis=-2)
-        return jnp.einsum("btf,fd->btd", hidden, self.wo[...].astype(x.dtype))
+        return project(hidden, self.wo)
 
 
 class EncoderBlock(nnx.Module):

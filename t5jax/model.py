@@ -295,7 +295,8 @@ class T5(nnx.Module):
         if self.output is not None:
             return sharding.divide_batch(self.output(x))
         table = self.token_embedder.embedding[...].astype(jnp.float32)
-        return sharding.divide_batch(jnp.einsum("btd,vd->btv", x, table))
+        logits = jnp.einsum("xd,vd->xv", x.reshape(-1, x.shape[-1]), table)
+        return sharding.divide_batch(logits.reshape(*x.shape[:-1], -1))
 
     def _decoder(self) -> Decoder:
         if self.decoder is None:

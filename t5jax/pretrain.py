@@ -78,7 +78,7 @@ class PretrainConfig:
     """Examples a step, over all devices; T5 used 128 and later 2048."""
     eval_examples: int = 512
     """Held-out examples an evaluation looks at, at most."""
-    fit: Annotated[FitConfig, tyro.conf.arg(name="")] = FitConfig(steps=800)
+    fit: Annotated[FitConfig, tyro.conf.arg(name="")] = FitConfig(steps=1000)
     optimizer: OptimizerConfig = OptimizerConfig(
         name="adafactor",
         schedule=ScheduleConfig(name="rsqrt", learning_rate=0.3, warmup_steps=100),

@@ -77,7 +77,7 @@ class RunLog:
         self._tokens = self._real_tokens = 0
         self._clock = now
         self._bar.set_postfix(self._shown, refresh=False)
-        self._bar.update(self._step - self._bar.n)
+        self._bar.n = self._step
         self._bar.refresh()
         self._file.flush()
 

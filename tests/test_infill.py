@@ -48,6 +48,15 @@ def test_read_spans_stops_at_eos_and_keeps_numbers():
     first, second = bytes_.sentinel_id(0), bytes_.sentinel_id(1)
     ids = [first, *bytes_.encode("ab"), second, *bytes_.encode("c"), 1, *bytes_.encode("ignored")]
     assert infill.read_spans(ids, bytes_, count=2) == {0: "ab", 1: "c"}
+    assert infill.read_spans(ids, bytes_, count=1) == {0: "ab"}
+
+
+def test_read_spans_leaves_characters_that_share_a_byte_with_a_far_sentinel_alone():
+    bytes_ = tokenizer.ByteTokenizer()
+    text = "déjà"
+    assert {bytes_.sentinel_id(k) for k in range(3, 100)} & set(bytes_.encode(text))
+    ids = [bytes_.sentinel_id(0), *bytes_.encode(text), 1]
+    assert infill.read_spans(ids, bytes_, count=2) == {0: text}
 
 
 def test_show_puts_the_truth_beside_the_guess():

@@ -15,7 +15,7 @@ from t5jax import generate, tokenizer
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-# float32 on both sides, sums in another order; logits are of size 1 to 20.
+# float32 on both sides, sums in another order: logits of size 3 to 15 differ by up to 4e-5.
 TOLERANCE = 1e-4
 STEPS = 64
 
@@ -94,8 +94,6 @@ def draw(model, *, loudness, eos_gain):
             values = rng.uniform(0.5, 1.5, shape).astype(np.float32)
         elif ".q." in name:
             values *= (config.d_model * config.d_kv) ** -0.5
-        elif "lm_head" in name:
-            values *= 3 * shape[1] ** -0.5
         elif "shared" not in name and "bias" not in name:
             values *= shape[1] ** -0.5
         if "decoder" in name and "DenseReluDense.wo" in name:
@@ -169,6 +167,8 @@ def their_greedy(model, encoder, mask):
         torch.from_numpy(encoder).long(),
         attention_mask=torch.from_numpy(mask).long(),
         max_new_tokens=STEPS,
+        # Its cache has as many layers as the encoder.
+        use_cache=model.config.num_layers == model.config.num_decoder_layers,
         do_sample=False,
         num_beams=1,
         output_logits=True,
@@ -309,8 +309,10 @@ def test_tiny_exports_what_it_read(tiny, tmp_path):
         assert getattr(again.generation_config, key) == getattr(theirs.generation_config, key)
 
 
-def test_tiny_scores_as_the_loss_of_transformers(tiny):
-    theirs, ours = tiny
+@pytest.mark.parametrize("family", ["t5", "madlad-ids"])
+def test_tiny_scores_as_the_loss_of_transformers(tmp_path, family):
+    theirs = make(tmp_path, SIZES | TINY[family])
+    ours = t5jax.load(tmp_path)
     encoder, mask, targets = batch(theirs.config.vocab_size, (19, 8, 1), 16)
     target_mask = np.arange(16) < np.array([16, 5, 1])[:, None]
     found = generate.score(ours.params, encoder, mask, targets, target_mask, config=ours.config)
@@ -328,11 +330,12 @@ def test_tiny_scores_as_the_loss_of_transformers(tiny):
 
 @pytest.mark.parametrize("family", ["t5", "byt5", "madlad-ids"])
 def test_tiny_decodes_greedily_to_the_ids_of_transformers(tmp_path, family):
-    theirs = make(tmp_path, SIZES | TINY[family], loudness=20, eos_gain=1.5)
+    theirs = make(tmp_path, SIZES | TINY[family], loudness=40, eos_gain=1.5)
     ours = t5jax.load(tmp_path)
-    encoder, mask, _ = batch(theirs.config.vocab_size, (19, 8, 5, 3, 1), 1)
+    encoder, mask, _ = batch(theirs.config.vocab_size, (19, 8, 5, 3, 1), 1, seed=2)
     ids, lead = their_greedy(theirs, encoder, mask)
     assert len(np.unique(ids)) >= 20
+    assert theirs.config.eos_token_id in ids
     assert lead > 10 * TOLERANCE
     found = ours.generate_ids(encoder, encoder_mask=mask, max_new_tokens=STEPS)
     np.testing.assert_array_equal(found, ids)
@@ -371,7 +374,7 @@ def test_encoder_alone_has_the_states_of_transformers(tmp_path):
             input_ids=torch.from_numpy(encoder).long(),
             attention_mask=torch.from_numpy(mask).long(),
         ).last_hidden_state.numpy()
-    found = jax.jit(lambda model: model.encode(encoder, encoder_mask=mask))(ours.model)
+    found = generate.encode(ours.params, encoder, mask, config=ours.config)
     np.testing.assert_allclose(np.asarray(found)[mask], expected[mask], rtol=0, atol=TOLERANCE)
     assert_exported_bit_for_bit(ours, tmp_path / "out", theirs, kind="T5EncoderModel")
 
@@ -403,14 +406,15 @@ def test_exported_vocabulary_gives_transformers_the_same_ids(shared_data, tmp_pa
     for line in LINES:
         ids = [*ours.encode(line), ours.eos_id]
         assert theirs(line).input_ids == ids
-        assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids)
+        if ours.unk_id not in ids:  # which they leave out
+            assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids)
     for k in (0, 1, 99):
         assert theirs.convert_tokens_to_ids(f"<extra_id_{k}>") == ours.sentinel_id(k)
 
 
 def test_exported_trained_vocabulary_gives_transformers_the_same_ids(tmp_path):
     texts = ["a small vocabulary of small words", "words of a small model", "a model of words"]
-    ours = tokenizer.train(texts, vocab_size=30, num_sentinels=10)
+    ours = tokenizer.train(texts, vocab_size=20, num_sentinels=10)
     theirs = export_with(ours, tmp_path, 97)
     assert len(theirs) == ours.vocab_size
     for line in [*texts, "unseen words: small vocabularies", "x"]:

@@ -28,7 +28,7 @@ def test_claim_writes_what_check_then_accepts(tmp_path):
 @pytest.mark.parametrize("options", [{"seed": 1}, {}, {"seed": 0, "more": 2}])
 def test_check_refuses_any_other_option(tmp_path, options):
     claim(tmp_path / "run")
-    with pytest.raises(ValueError, match="holds another run: its (seed|more) is"):
+    with pytest.raises(ValueError, match=r"holds another run: its (seed|more) is"):
         runfolder.check(tmp_path / "run", options)
 
 
