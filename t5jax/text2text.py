@@ -213,7 +213,8 @@ class Text2Text:
 
     def _encode_texts(self, name: str, texts: Sequence[str], limit: int) -> list[list[int]]:
         tokenizer = self._need_tokenizer()
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        readable = isinstance(texts, Sequence) and not isinstance(texts, str)
+        if not readable or not all(isinstance(text, str) for text in texts):
             raise TypeError(f"{name} must be a list of strings, got {texts!r:.60}.")
         encoded = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
         for i, ids in enumerate(encoded):

@@ -143,10 +143,15 @@ def test_read_names_every_column_text(tmp_path):
 
 def test_read_holds_nothing_out_of_path_when_eval_path_is_given(folder):
     train, heldout = corpus.read(
-        DataConfig(path=f"{folder}/a.jsonl", eval_path=f"{folder}/b.jsonl", holdout=0.9)
+        DataConfig(path=f"{folder}/a.jsonl", eval_path=f"{folder}/b.jsonl")
     )
     assert texts(train) == numbered(0, 6)
     assert texts(heldout) == numbered(6, 10)
+
+
+def test_config_refuses_a_holdout_that_would_do_nothing():
+    with pytest.raises(ValueError, match=r"holdout must be left out with eval_path, got 0\.9"):
+        DataConfig(path="a.jsonl", eval_path="b.jsonl", holdout=0.9)
 
 
 def test_read_refuses_an_evaluation_file_that_is_also_trained_on(folder):

@@ -214,12 +214,6 @@ def test_texts_that_are_no_list_of_strings_are_refused(t5, given):
         t5.score(["x"] * len(given), given)
 
 
-@pytest.mark.usefixtures("own_checks")
-def test_texts_that_can_be_read_only_once_are_refused(t5):
-    with pytest.raises(TypeError, match="must be a list of strings, got <generator"):
-        t5.generate(text for text in ["a", "b"])
-
-
 def test_text_that_is_too_long_is_named_with_both_lengths(t5, texts):
     length = len(t5.tokenizer.encode(texts[3])) + 1
     with pytest.raises(ValueError, match=rf"^texts\[3\] must have at most 15 tokens, got {length}"):
@@ -242,6 +236,9 @@ def test_text_of_the_longest_length_allowed_is_not_too_long(t5, texts, answers):
     ("options", "message"),
     [
         ({"temperature": -0.1}, r"temperature must be at least 0, got -0\.1; 0 is greedy"),
+        ({"temperature": float("nan")}, r"temperature must be at least 0, got nan"),
+        ({"seed": -1}, r"seed must be in \[0, 2\*\*31\), got -1"),
+        ({"seed": 2**31}, r"seed must be in \[0, 2\*\*31\), got 2147483648"),
         ({"max_new_tokens": 0}, r"max_new_tokens must be at least 1, got 0"),
         ({"batch_size": 0}, r"batch_size must be at least 1, got 0"),
     ],
@@ -411,6 +408,11 @@ def test_text2text_refuses_a_tokenizer_with_more_ids_than_embeddings(t5, english
         Text2Text(t5.config, t5.params, large)
     exact = tokenizer.SentencePieceTokenizer(english.model, num_sentinels=12)
     assert Text2Text(t5.config, t5.params, exact).tokenizer is exact
+
+
+def test_text2text_refuses_a_tokenizer_that_ends_sequences_otherwise(t5, english):
+    with pytest.raises(ValueError, match=r"with eos_id = 5, got 1"):
+        Text2Text(t5.config.replace(eos_id=5), t5.params, english)
 
 
 def test_text2text_refuses_parameters_of_another_config(t5, english):
