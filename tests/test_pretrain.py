@@ -295,8 +295,8 @@ def test_run_says_which_inputs_are_missing_or_do_not_fit(inputs, tmp_path):
     narrow.write_text(TINY.replace(vocab_size=200).to_json())
     with pytest.raises(ValueError, match="at least the tokenizer's 259, got 200; 384 fits"):
         pretrain.run(make_config(inputs, tmp_path / "c", model=str(narrow)))
-    with pytest.raises(ValueError, match="at least one chunk of"):
-        pretrain.run(make_config(inputs, tmp_path / "d", input_length=40_000))
+    with pytest.raises(ValueError, match="the held-out text must have at least one chunk of"):
+        pretrain.run(make_config(inputs, tmp_path / "d", input_length=2000))
     with pytest.raises(ValueError, match="multiple of data x fsdp = 8, got 6"):
         pretrain.run(make_config(inputs, tmp_path / "e", batch_size=6))
     with pytest.raises(FileNotFoundError, match=r"absent\.json, which does not exist"):
