@@ -4,41 +4,23 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+from small_runs import TINY, training_losses, write_inputs
 
 import t5jax
-from t5jax import batches, pretrain, tokenizer
-from t5jax.config import T5Config
+from t5jax import batches, pretrain
 from t5jax.corpus import DataConfig
 from t5jax.fit import FitConfig
 from t5jax.optimizer import OptimizerConfig
-from t5jax.runlog import read_metrics
 from t5jax.schedule import ScheduleConfig
 from t5jax.sharding import MeshConfig
 
 ROOT = Path(__file__).parents[1]
-TINY = T5Config(
-    vocab_size=384,
-    d_model=16,
-    d_ff=32,
-    d_kv=8,
-    num_heads=2,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-    tie_embeddings=True,
-    scale_logits=True,
-    dropout_rate=0.1,
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,19 +32,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> dict[str, str]:
-    """Files that a small run reads: text, a byte tokenizer, a model."""
-    folder = tmp_path_factory.mktemp("inputs")
-    words = ["red", "green", "blue", "cat", "dog", "sun", "moon", "walks", "sleeps", "sees"]
-    rng = np.random.default_rng(0)
-    lines = ["The " + " ".join(rng.choice(words, 12)) + " today." for _ in range(400)]
-    (folder / "text.txt").write_text("\n".join(lines))
-    tokenizer.ByteTokenizer().save(folder / "bytes")
-    (folder / "tiny.json").write_text(TINY.to_json())
-    return {
-        "text": str(folder / "text.txt"),
-        "tokenizer": str(folder / "bytes"),
-        "model": str(folder / "tiny.json"),
-    }
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +57,6 @@ def make_config(inputs: dict[str, str], folder: Path, **changes) -> pretrain.Pre
         "fit": FitConfig(steps=6, eval_every=3, checkpoint_every=2, log_every=1),
     }
     return pretrain.PretrainConfig(**{**options, **changes})
-
-
-def training_losses(folder: Path) -> dict[int, float]:
-    return {e["step"]: e["loss"] for e in read_metrics(folder) if "loss" in e}
 
 
 def test_run_ends_in_a_model_that_loads_and_generates(finished):
@@ -138,81 +104,6 @@ def test_run_trains_a_vocabulary_without_a_tokenizer(inputs, tmp_path):
     assert t5.tokenizer.vocab_size == 126
     assert t5.config.vocab_size == 128
     assert (tmp_path / "run" / "spiece.model").exists()
-
-
-def command(inputs: dict[str, str], output: Path, steps: int) -> list[str]:
-    options = {
-        "output": output,
-        "model": inputs["model"],
-        "tokenizer": inputs["tokenizer"],
-        "data.path": inputs["text"],
-        "input-length": 48,
-        "batch-size": 8,
-        "eval-examples": 16,
-        "steps": steps,
-        "eval-every": 50,
-        "checkpoint-every": 20,
-        "log-every": 1,
-    }
-    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    return [sys.executable, str(ROOT / "scripts" / "pretrain.py"), *flags]
-
-
-@contextlib.contextmanager
-def started(arguments: list[str], tmp_path: Path):
-    environment = {
-        **os.environ,
-        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-    }
-    with subprocess.Popen(
-        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def signal_at(step: int, number: int, arguments: list[str], output: Path, tmp_path: Path) -> int:
-    """Runs the command, sends the signal once the step is logged, and returns the exit status."""
-    with started(arguments, tmp_path) as process:
-        deadline = time.monotonic() + 120
-        while max(training_losses(output), default=0) < step:
-            assert process.poll() is None, process.stdout.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(number)
-        process.communicate(timeout=60)
-        return process.returncode
-
-
-def finish(arguments: list[str], tmp_path: Path) -> str:
-    with started(arguments, tmp_path) as process:
-        shown, _ = process.communicate(timeout=200)
-        assert process.returncode == 0, shown
-        return shown
-
-
-def test_run_disturbed_in_every_way_equals_an_undisturbed_one(inputs, tmp_path):
-    steps = 240
-    finish(command(inputs, tmp_path / "calm", steps), tmp_path)
-    output = tmp_path / "disturbed"
-    arguments = command(inputs, output, steps)
-    assert signal_at(30, signal.SIGKILL, arguments, output, tmp_path) == -signal.SIGKILL
-    assert signal_at(80, signal.SIGTERM, arguments, output, tmp_path) == 0
-    saved = sorted(int(p.name) for p in (output / "checkpoints").iterdir() if p.name.isdigit())
-    assert saved[-1] == max(training_losses(output))
-    newest = output / "checkpoints" / str(saved[-1])
-    largest = max(newest.rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
-    largest.write_bytes(largest.read_bytes()[:100])
-    shown = finish(arguments, tmp_path)
-    assert f"checkpoint {saved[-1]} is damaged" in shown
-    assert f"continuing at step {saved[-2]} of {steps}" in shown
-    calm, disturbed = training_losses(tmp_path / "calm"), training_losses(output)
-    assert sorted(disturbed) == list(range(1, steps + 1))
-    assert disturbed == calm  # bit for bit: JSON holds every digit of a float
 
 
 def test_run_of_a_complete_run_only_shows_it_again(finished, capsys):

@@ -214,6 +214,12 @@ def test_texts_that_are_no_list_of_strings_are_refused(t5, given):
         t5.score(["x"] * len(given), given)
 
 
+@pytest.mark.usefixtures("own_checks")
+def test_texts_that_can_be_read_only_once_are_refused(t5):
+    with pytest.raises(TypeError, match="must be a list of strings, got <generator"):
+        t5.generate(text for text in ["a", "b"])
+
+
 def test_text_that_is_too_long_is_named_with_both_lengths(t5, texts):
     length = len(t5.tokenizer.encode(texts[3])) + 1
     with pytest.raises(ValueError, match=rf"^texts\[3\] must have at most 15 tokens, got {length}"):

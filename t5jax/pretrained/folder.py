@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from t5jax import checkpoint, tokenizer
 from t5jax.config import T5Config
@@ -18,6 +19,7 @@ from t5jax.tokenizer import Tokenizer
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 PARAMS = "params"
+CHECKSUM = "params.checksum"
 
 
 def holds_model(path: Path) -> bool:
@@ -41,6 +43,9 @@ def load(path: Path) -> tuple[T5Config, Params, Tokenizer | None]:
     )
     if (path / PARAMS).is_dir():
         params = checkpoint.load_tree(path / PARAMS, abstract)
+        expected = path / CHECKSUM
+        if expected.is_file() and expected.read_text().strip() != _checksum(params):
+            raise ValueError(f"{path / PARAMS} is damaged (its checksum differs); copy it again.")
     else:
         params = _newest_params(path / CHECKPOINTS, abstract)
     return config, params, tokenizer.load(path)
@@ -48,13 +53,13 @@ def load(path: Path) -> tuple[T5Config, Params, Tokenizer | None]:
 
 def _newest_params(path: Path, abstract: Params) -> Params:
     """Parameters of the newest checkpoint that is whole; says which ones are not."""
-    failure = None
+    failure: ValueError | None = None
     for step in reversed(checkpoint.complete_steps(path)):
         try:
             return checkpoint.load_item(path / str(step), PARAMS, abstract)
         except ValueError as error:
             warnings.warn(f"{error} Trying the checkpoint before it.", stacklevel=4)
-            failure = error
+            failure = failure or error
     if failure is not None:
         raise failure
     raise ValueError(f"{path} must hold a checkpoint, but the run has not saved one yet.")
@@ -72,8 +77,15 @@ def save(
     with new_folder(path, overwrite=overwrite) as temporary:
         (temporary / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
         checkpoint.save_tree(temporary / PARAMS, params)
+        (temporary / CHECKSUM).write_text(_checksum(params) + "\n")
         if tokenizer is not None:
             tokenizer.save(temporary)
+
+
+def _checksum(params: Params) -> str:
+    # Of float32, as which they are loaded.
+    wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    return str(int(checkpoint.checksum(wide)))
 
 
 @contextlib.contextmanager
