@@ -78,9 +78,9 @@ class Checkpoints:
                 raise
             # Orbax and TensorStore raise bare Exceptions, and no two kinds of damage the same.
             except Exception as error:
-                if isinstance(error, _OtherArrays) or "RESOURCE_EXHAUSTED" in str(error):
+                if isinstance(error, OtherArrays) or "RESOURCE_EXHAUSTED" in str(error):
                     raise
-                damaged.append((step, str(error).partition("\n")[0][:200]))
+                damaged.append((step, _reason(error)))
                 continue
             for bad, reason in damaged:
                 aside = self._set_aside(bad)
@@ -127,14 +127,13 @@ class Checkpoints:
             action()
         # A full disk arrives as OSError from Python or as ValueError from TensorStore.
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0][:300]
             raise OSError(
-                f"could not write a checkpoint to {self._folder}: {reason}. Checkpoints saved "
+                f"could not write a checkpoint to {self._folder}: {_reason(error)}. Those saved "
                 f"before are intact (steps {self.steps()}); make room and run the same command."
             ) from error
 
 
-class _OtherArrays(ValueError):
+class OtherArrays(ValueError):
     """A checkpoint is whole, but not of these arrays."""
 
 
@@ -153,22 +152,28 @@ def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:
     """
     ocp = _orbax()
     folder = Path(folder).resolve()
-    saved = _shapes(folder)
-    for path, leaf in jax.tree.leaves_with_path(abstract):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    saved, wanted = _shapes(folder), _by_path(abstract)
+    for name, shape in wanted.items():
         if name not in saved:
-            raise _OtherArrays(f"{folder} must hold {name} for this config; it lacks it.")
-        if saved[name] != leaf.shape:
-            raise _OtherArrays(
-                f"{folder}: {name} must have shape {leaf.shape} for this config, "
+            raise OtherArrays(f"{folder} must hold {name} for this config; it lacks it.")
+        if saved[name] != shape:
+            raise OtherArrays(
+                f"{folder}: {name} must have shape {shape} for this config, "
                 f"got {saved[name]}; the config belongs to other weights."
+            )
+    for name in saved:
+        if name not in wanted:
+            raise OtherArrays(
+                f"{folder} holds {name}, which this config has no use for; the config belongs to "
+                "other weights."
             )
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(folder, abstract)
     except Exception as error:  # as in `restore_latest`
-        reason = str(error).partition("\n")[0][:200]
-        raise ValueError(f"{folder} is damaged ({reason}); load another checkpoint.") from error
+        raise ValueError(
+            f"{folder} is damaged ({_reason(error)}); load another checkpoint."
+        ) from error
 
 
 def load_item(folder: str | os.PathLike, name: str, abstract: Any) -> Any:
@@ -217,8 +222,18 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             tree = checkpointer.metadata(folder).item_metadata.tree
         except Exception as error:  # as in `restore_latest`
             raise ValueError(f"{folder} must be a folder of arrays written by t5jax.") from error
+    return _by_path(tree)
+
+
+def _by_path(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of all leaves by '/'-joined path."""
     leaves = jax.tree.leaves_with_path(tree)
     return {jax.tree_util.keystr(p, simple=True, separator="/"): tuple(x.shape) for p, x in leaves}
+
+
+def _reason(error: Exception) -> str:
+    """The first words of an error, without the specification that TensorStore appends."""
+    return str(error).partition("\n")[0].partition(" See full")[0][:200]
 
 
 def _orbax():

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import os
+from pathlib import Path
 from typing import Any, Literal
 
 Activation = Literal["relu", "gelu_tanh", "gelu_erf", "silu"]
@@ -168,8 +169,11 @@ class T5Config:
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "T5Config":
         """Reads a file that holds `to_json`'s text."""
-        with open(path, encoding="utf-8") as file:
-            return cls.from_json(file.read(), source=str(path))
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} must be JSON: {error}.") from error
+        return cls.from_json(text, source=str(path))
 
 
 def pad_vocab(num_tokens: int) -> int:

@@ -153,13 +153,13 @@ class Text2Text:
           max_input_tokens: longest input or target allowed.
         """
         _check_positive(batch_size=batch_size)
+        tokenizer = self._need_tokenizer()
+        encoded = self._encode_texts("inputs", inputs, max_input_tokens)
+        wanted = self._encode_texts("targets", targets, max_input_tokens)
         if len(inputs) != len(targets):
             raise ValueError(
                 f"inputs and targets must be as many, got {len(inputs)} and {len(targets)}."
             )
-        tokenizer = self._need_tokenizer()
-        encoded = self._encode_texts("inputs", inputs, max_input_tokens)
-        wanted = self._encode_texts("targets", targets, max_input_tokens)
 
         def run(rows, tokens, mask):
             labels, label_mask = generate.pad_batch(

@@ -168,6 +168,9 @@ def test_load_tree_names_the_first_array_that_does_not_fit(tmp_path):
     wrong = {**tree(0.0), "weights": jnp.ones((300, 199))}
     with pytest.raises(ValueError, match=r"weights must have shape \(300, 199\).*\(300, 200\)"):
         load_tree(tmp_path / "params", shapes(wrong))
+    fewer = {"weights": tree(0.0)["weights"]}
+    with pytest.raises(ValueError, match="holds inner/count, which this config has no use for"):
+        load_tree(tmp_path / "params", shapes(fewer))
     with pytest.raises(ValueError, match="must hold other"):
         load_tree(tmp_path / "params", shapes({"other": jnp.ones(1)}))
     with pytest.raises(ValueError, match="must be a folder of arrays"):

@@ -57,6 +57,8 @@ def _newest_params(path: Path, abstract: Params) -> Params:
     for step in reversed(checkpoint.complete_steps(path)):
         try:
             return checkpoint.load_item(path / str(step), PARAMS, abstract)
+        except checkpoint.OtherArrays:
+            raise
         except ValueError as error:
             warnings.warn(f"{error} Trying the checkpoint before it.", stacklevel=4)
             failure = failure or error
