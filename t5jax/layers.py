@@ -268,7 +268,7 @@ class EncoderBlock(nnx.Module):
         bias: Float[Array, "1 N S S"],
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B S D"]:
-        keys = _split_key(dropout_key, 4)
+        keys = split_key(dropout_key, 4)
         h = self.attention_norm(x)
         h = self.attention(
             h, *self.attention.keys_values(h), mask=mask, bias=bias, dropout_key=keys[0]
@@ -313,7 +313,7 @@ class DecoderBlock(nnx.Module):
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
         """Keys and values come from `self_keys_values(x)` in training, from a cache in decoding."""
-        keys = _split_key(dropout_key, 6)
+        keys = split_key(dropout_key, 6)
         h = self.self_attention(
             self.self_attention_norm(x),
             *self_keys_values,
@@ -330,5 +330,6 @@ class DecoderBlock(nnx.Module):
         return x + dropout(h, rate=self.dropout_rate, key=keys[5], shared_axis=-2)
 
 
-def _split_key(key: Key[Array, ""] | None, count: int):
+def split_key(key: Key[Array, ""] | None, count: int):
+    """`count` keys, or as many times None if dropout is off."""
     return [None] * count if key is None else jax.random.split(key, count)

@@ -23,6 +23,7 @@ from t5jax.layers import (
     RelativeBias,
     RMSNorm,
     dropout,
+    split_key,
 )
 
 Params = dict[str, Any]
@@ -75,7 +76,7 @@ class Encoder(nnx.Module):
             bias = shared_bias if shared_bias is not None else layer.relative_bias(length)
             return layer(x, mask=mask, bias=bias, dropout_key=key)
 
-        keys = _dropout_keys(dropout_key)
+        keys = split_key(dropout_key, 3)
         rate = self.config.dropout_rate
         x = dropout(x, rate=rate, key=keys[0], shared_axis=-2)
         x = _scan(self.config, block, x, self.layers, keys[1])
@@ -121,7 +122,7 @@ class Decoder(nnx.Module):
                 dropout_key=key,
             )
 
-        keys = _dropout_keys(dropout_key)
+        keys = split_key(dropout_key, 3)
         rate = self.config.dropout_rate
         x = dropout(x, rate=rate, key=keys[0], shared_axis=-2)
         x = _scan(self.config, block, x, self.layers, keys[1])
@@ -172,7 +173,7 @@ class T5(nnx.Module):
         Returns:
           [B, T, V] float32.
         """
-        keys = [None, None] if dropout_key is None else jax.random.split(dropout_key)
+        keys = split_key(dropout_key, 2)
         states = self.encode(
             encoder_tokens,
             encoder_mask=encoder_mask,
@@ -369,10 +370,6 @@ def _join(path: tuple[Any, ...]) -> str:
 def _stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> Any:
     keys = jax.random.split(rngs.params(), count)
     return jax.vmap(lambda key: make(nnx.Rngs(params=key)))(keys)
-
-
-def _dropout_keys(key: Key[Array, ""] | None):
-    return [None] * 3 if key is None else jax.random.split(key, 3)
 
 
 def _same_segment(queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Bool[Array, "B 1 T S"]:
