@@ -152,7 +152,24 @@ def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:
     """
     ocp = _orbax()
     folder = Path(folder).resolve()
-    saved, wanted = _shapes(folder), _by_path(abstract)
+    check_shapes(folder, _shapes(folder), shapes_by_path(abstract))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(folder, abstract)
+    except Exception as error:  # as in `restore_latest`
+        raise ValueError(
+            f"{folder} is damaged ({_reason(error)}); load another checkpoint."
+        ) from error
+
+
+def check_shapes(
+    folder: Path, saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Compares what a folder holds with what is to be read, shapes by '/'-joined path.
+
+    Raises:
+      OtherArrays: they differ; the message names the first array that does.
+    """
     for name, shape in wanted.items():
         if name not in saved:
             raise OtherArrays(f"{folder} must hold {name} for this config; it lacks it.")
@@ -167,13 +184,6 @@ def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:
                 f"{folder} holds {name}, which this config has no use for; the config belongs to "
                 "other weights."
             )
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(folder, abstract)
-    except Exception as error:  # as in `restore_latest`
-        raise ValueError(
-            f"{folder} is damaged ({_reason(error)}); load another checkpoint."
-        ) from error
 
 
 def load_item(folder: str | os.PathLike, name: str, abstract: Any) -> Any:
@@ -183,9 +193,14 @@ def load_item(folder: str | os.PathLike, name: str, abstract: Any) -> Any:
       ValueError: as from `load_tree`, or the checksum differs.
     """
     tree = load_tree(Path(folder) / name, abstract)
-    if int(checksum(tree)) != _read_record(Path(folder))["checksums"].get(name):
+    if int(checksum(tree)) != recorded_checksum(folder, name):
         raise ValueError(f"{folder} is damaged (the checksum of {name} differs).")
     return tree
+
+
+def recorded_checksum(folder: str | os.PathLike, name: str) -> int | None:
+    """The checksum of one of the trees of a run's checkpoint `<step>/`, when it was saved."""
+    return _read_record(Path(folder))["checksums"].get(name)
 
 
 def complete_steps(folder: str | os.PathLike) -> list[int]:
@@ -222,10 +237,10 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             tree = checkpointer.metadata(folder).item_metadata.tree
         except Exception as error:  # as in `restore_latest`
             raise ValueError(f"{folder} must be a folder of arrays written by t5jax.") from error
-    return _by_path(tree)
+    return shapes_by_path(tree)
 
 
-def _by_path(tree: Any) -> dict[str, tuple[int, ...]]:
+def shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of all leaves by '/'-joined path."""
     leaves = jax.tree.leaves_with_path(tree)
     return {jax.tree_util.keystr(p, simple=True, separator="/"): tuple(x.shape) for p, x in leaves}

@@ -1,12 +1,15 @@
 """Command lines from dataclasses, and errors that read as one sentence."""
 
 import errno
+import functools
+import operator
 import os
 import sys
 import traceback
+import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Config = TypeVar("Config")
 
@@ -14,10 +17,11 @@ _PACKAGE = Path(__file__).parent
 
 
 def main(
-    config_class: type[Config],
+    config_class: type[Config] | types.UnionType,
     function: Callable[[Config], object],
     *,
     description: str | None = None,
+    name: str | None = None,
 ) -> None:
     """Parses the command line into a config, calls the function, and exits.
 
@@ -27,14 +31,18 @@ def main(
     traceback, and T5JAX_TRACEBACK=1 keeps all.
 
     Args:
-      config_class: a dataclass; its fields become options, their docstrings the help.
+      config_class: a dataclass, whose fields become options and their docstrings the help; or a
+        union of several, each a subcommand.
       function: the command.
       description: the first paragraph of the help.
+      name: of the command in its help, if not that of the file which is run.
     """
     import tyro
 
+    # The types of tyro's arguments know no unions before Python 3.14.
+    form: Any = config_class
     try:
-        config = tyro.cli(config_class, description=description)
+        config = tyro.cli(form, description=description, prog=name)
         function(config)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -47,6 +55,22 @@ def main(
         remedy = "; make room and run the same command again" if full else ""
         print(f"error: {error}{remedy}", file=sys.stderr)
         sys.exit(2)
+
+
+def entry() -> None:
+    """The command `t5jax`."""
+    from t5jax import convert, inspect
+
+    commands: dict[type, Callable[[Any], object]] = {
+        convert.Convert: convert.run,
+        inspect.Inspect: inspect.run,
+    }
+    main(
+        functools.reduce(operator.or_, commands),
+        lambda options: commands[type(options)](options),
+        description="Convert and inspect T5 checkpoints.",
+        name="t5jax",
+    )
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -42,6 +42,8 @@ class T5Config:
       relative_buckets: relative-position buckets, R.
       relative_max_distance: distance from which all positions share the last bucket.
       relative_bias_per_layer: whether every layer owns its bias table (umT5) or a stack shares one.
+      projection_dim: width that sentence encoders (sentence-T5, GTR) project their mean state to;
+        0 if there is no such projection.
       norm_epsilon: added to the mean square in RMSNorm.
       dropout_rate: probability of dropping, when training.
       pad_id: id that fills up short sequences.
@@ -67,6 +69,7 @@ class T5Config:
     relative_buckets: int = 32
     relative_max_distance: int = 128
     relative_bias_per_layer: bool = False
+    projection_dim: int = 0
     norm_epsilon: float = 1e-6
     dropout_rate: float = 0.0
     pad_id: int = 0
@@ -88,6 +91,10 @@ class T5Config:
             raise ValueError(
                 f"num_decoder_layers must be at least 0, got {self.num_decoder_layers}; "
                 "0 makes an encoder-only model."
+            )
+        if self.projection_dim < 0:
+            raise ValueError(
+                f"projection_dim must be at least 0, got {self.projection_dim}; 0 means none."
             )
         # The encoder halves the buckets by direction and needs an exact and a logarithmic half.
         if self.relative_buckets < 4 or self.relative_buckets % 2:

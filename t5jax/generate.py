@@ -59,6 +59,24 @@ def encode(
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
+def embed(
+    params: model.Params,
+    encoder_tokens: Int[Array, "B S"],
+    encoder_mask: Bool[Array, "B S"],
+    *,
+    config: T5Config,
+) -> Float[Array, "B E"]:
+    """Mean of the final encoder states, projected if the model has a projection, of length 1."""
+    bound = model.bind(config, params)
+    states = bound.encode(encoder_tokens, encoder_mask=encoder_mask).astype(jnp.float32)
+    weights = encoder_mask.astype(jnp.float32)[..., None]
+    mean = jnp.sum(states * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
+    if bound.projection is not None:
+        mean = bound.projection(mean)
+    return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
 def score(
     params: model.Params,
     encoder_tokens: Int[Array, "B S"],

@@ -83,7 +83,7 @@ def dropout(
     return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros((), x.dtype))
 
 
-def project(x: Float[Array, "B T I"], kernel: nnx.Param) -> Float[Array, "B T O"]:
+def project(x: Float[Array, "*A I"], kernel: nnx.Param) -> Float[Array, "*A O"]:
     """Multiplies every position by a kernel [I, O], in the type of `x`.
 
     Positions are made one axis first: the kernel's gradient is then a plain matrix product too,
@@ -116,6 +116,17 @@ class Output(nnx.Module):
         self.kernel = nnx.Param(_fan_in_truncated(rngs.params(), shape))
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        return project(x, self.kernel)
+
+
+class Projection(nnx.Module):
+    """A sentence's mean encoder state to its embedding.  (arXiv:2108.08877, section 3)"""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        shape = (config.d_model, config.projection_dim)
+        self.kernel = nnx.Param(_fan_in_truncated(rngs.params(), shape))
+
+    def __call__(self, x: Float[Array, "*A D"]) -> Float[Array, "*A E"]:
         return project(x, self.kernel)
 
 

@@ -20,6 +20,7 @@ from t5jax.layers import (
     Embedder,
     EncoderBlock,
     Output,
+    Projection,
     RelativeBias,
     RMSNorm,
     dropout,
@@ -37,6 +38,7 @@ PARTITION_RULES = (
     ("mlp/(wi|wi_linear)", P(None, "fsdp", "tensor")),
     ("mlp/wo", P(None, "tensor", "fsdp")),
     ("output/kernel", P("fsdp", "tensor")),
+    ("projection/kernel", P("fsdp", None)),
     ("relative_bias/embedding", P()),
     ("[a-z_]*norm/scale", P()),
 )
@@ -150,6 +152,7 @@ class T5(nnx.Module):
         self.decoder = Decoder(config, rngs=rngs) if config.num_decoder_layers else None
         has_output = config.num_decoder_layers and not config.tie_embeddings
         self.output = Output(config, rngs=rngs) if has_output else None
+        self.projection = Projection(config, rngs=rngs) if config.projection_dim else None
 
     def __call__(
         self,
@@ -325,7 +328,7 @@ def init_params(config: T5Config, key: Key[Array, ""]) -> Params:
 
 def abstract_params(config: T5Config) -> Params:
     """Shapes and dtypes of `init_params(config, key)`, without computing anything."""
-    return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+    return jax.tree.map(lambda leaf: leaf, _graph(config)[1])
 
 
 def bind(config: T5Config, params: Mapping[str, Any]) -> T5:
@@ -337,7 +340,8 @@ def bind(config: T5Config, params: Mapping[str, Any]) -> T5:
     Raises:
       ValueError: a parameter is missing, unknown or of another shape; the message has its path.
     """
-    graph, expected = _graph(config)
+    graph, abstract = _graph(config)
+    expected = {_join(path): x.shape for path, x in jax.tree.leaves_with_path(abstract)}
     given = {_join(path): x.shape for path, x in jax.tree.leaves_with_path(dict(params))}
     for path, shape in expected.items():
         if path not in given:
@@ -356,11 +360,10 @@ def bind(config: T5Config, params: Mapping[str, Any]) -> T5:
 
 
 @functools.lru_cache(maxsize=32)
-def _graph(config: T5Config) -> tuple[Any, dict[str, tuple[int, ...]]]:
+def _graph(config: T5Config) -> tuple[Any, Params]:
     model = jax.eval_shape(lambda key: T5(config, rngs=nnx.Rngs(params=key)), jax.random.key(0))
     graph, state = nnx.split(model, graph=False)
-    shapes = jax.tree.leaves_with_path(nnx.to_pure_dict(state))
-    return graph, {_join(path): leaf.shape for path, leaf in shapes}
+    return graph, nnx.to_pure_dict(state)
 
 
 def _join(path: tuple[Any, ...]) -> str:

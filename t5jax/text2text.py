@@ -7,11 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from t5jax import generate, pretrained
 from t5jax.config import T5Config
 from t5jax.model import T5, Params, bind
+from t5jax.pretrained import hf_save
+from t5jax.pretrained.source import Weights
 from t5jax.tokenizer import Tokenizer
 
 
@@ -194,6 +197,25 @@ class Text2Text:
             states[i, : lengths[i]] = row[: lengths[i]]
         return states, mask
 
+    def embed(
+        self, texts: Sequence[str], *, batch_size: int = 32, max_input_tokens: int = 2048
+    ) -> Float[np.ndarray, "B E"]:
+        """One vector of length 1 for every text: the mean of its encoder states.
+
+        If the model has a projection (sentence-T5, GTR), it is applied to the mean, and E is its
+        width; otherwise E is d_model.  (arXiv:2108.08877, section 3)
+        """
+        _check_positive(batch_size=batch_size)
+        encoded = self._encode_texts("texts", texts, max_input_tokens)
+
+        def run(rows, tokens, mask):
+            del rows
+            return np.asarray(generate.embed(self.params, tokens, mask, config=self.config))
+
+        width = self.config.projection_dim or self.config.d_model
+        rows = self._run(encoded, run, batch_size=batch_size)
+        return np.array(rows, np.float32).reshape(len(texts), width)
+
     def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
         """Writes config, parameters and tokenizer to a folder that `t5jax.load` reads.
 
@@ -266,25 +288,40 @@ def load(
     name_or_path: str | os.PathLike,
     *,
     dtype: str = "auto",
+    encoder_only: bool = False,
+    mesh: Mesh | None = None,
     tokenizer: Tokenizer | None = None,
     revision: str | None = None,
+    subfolder: str | None = None,
 ) -> Text2Text:
-    """Loads a T5 from a folder or from the Hugging Face hub.
+    """Loads a T5 from a folder, a file or the Hugging Face hub.
 
     Args:
-      name_or_path: a folder written by `save`, by `scripts/pretrain.py` or by Hugging Face
-        transformers, or a hub id such as "google/flan-t5-small".
-      dtype: type to compute in: "float32", "bfloat16", or "auto", which is bfloat16 on TPU and GPU
-        and float32 on a CPU.  Parameters are float32.
+      name_or_path: a folder written by `save`, by `scripts/pretrain.py`, by Hugging Face
+        transformers, diffusers or sentence-transformers; a .safetensors file; a T5X or Mesh
+        TensorFlow checkpoint; or a hub id such as "google/flan-t5-small".
+      dtype: "float32" or "bfloat16" to hold parameters in and to compute in, or "auto", which holds
+        them in float32 and computes in bfloat16 on TPU and GPU, in float32 on a CPU.
+      encoder_only: leave the decoder where it is, and load a model that encodes and embeds.
+      mesh: to divide parameters over, by `model.PARTITION_RULES`; no host holds more than its part.
+        Without one they lie on the first device.
       tokenizer: instead of the model's own.
       revision: branch, tag or commit on the hub.
+      subfolder: where the model lies among others, such as "text_encoder_2".
     Raises:
       FileNotFoundError: no such folder, and no such model on the hub.
       ConnectionError: the hub cannot be reached and the model is not in its cache.
       ValueError: the files do not hold a T5, or do not fit together.
     """
     compute_dtype = resolve_dtype(dtype)
-    config, params, found = pretrained.load(name_or_path, revision=revision)
+    config, params, found = pretrained.load(
+        name_or_path,
+        revision=revision,
+        subfolder=subfolder,
+        encoder_only=encoder_only,
+        dtype=np.dtype(jnp.float32 if dtype == "auto" else dtype),
+        mesh=mesh,
+    )
     return Text2Text(config.replace(dtype=compute_dtype), params, tokenizer or found)
 
 
@@ -296,7 +333,7 @@ def export_hf(t5: Text2Text, folder: str | os.PathLike, *, overwrite: bool = Fal
       folder: made whole or not at all.
       overwrite: replace an existing folder, which otherwise is an error.
     """
-    pretrained.hf.save(folder, t5.config, t5.params, t5.tokenizer, overwrite=overwrite)
+    hf_save.save(folder, t5.config, Weights.of(t5.params), t5.tokenizer, overwrite=overwrite)
 
 
 def resolve_dtype(dtype: str) -> str:

@@ -1,4 +1,7 @@
-"""Text <-> ids: T5's SentencePiece vocabularies, ByT5's bytes, and training a new vocabulary."""
+"""Text <-> ids: T5's SentencePiece vocabularies, ByT5's bytes, and training a new vocabulary.
+
+`load` also finds the vocabularies of `fast_tokenizer`.
+"""
 
 import hashlib
 import io
@@ -13,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import sentencepiece
 
-from t5jax import files
+from t5jax import fast_tokenizer, files
 
 MODEL_FILES = ("spiece.model", "sentencepiece.model", "tokenizer.model")
 CONFIG_FILE = "tokenizer_config.json"
@@ -156,6 +159,7 @@ def load(folder: StrPath) -> Tokenizer | None:
     """The tokenizer in a checkpoint folder, ours or Hugging Face's; None if it has no such file.
 
     Only the tokenizer's own files count: the `config.json` of mT5 and ByT5 names the wrong class.
+    A SentencePiece model comes first, for its ids are Google's own where other files' nearly are.
 
     Raises:
       ValueError: a damaged file, which the message names.
@@ -166,13 +170,15 @@ def load(folder: StrPath) -> Tokenizer | None:
         kind, num_sentinels = config.get("tokenizer_class"), int(config.get("extra_ids", 100))
         if not 0 <= num_sentinels <= MAX_SENTINELS:
             raise ValueError(f"{num_sentinels} extra_ids, more than {MAX_SENTINELS} or negative")
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} must be a JSON object, got {error}; copy it again.") from error
     if kind == "ByT5Tokenizer":
         return ByteTokenizer()
     for path in (Path(folder) / name for name in MODEL_FILES):
         if path.is_file():
             return SentencePieceTokenizer.from_file(path, num_sentinels=num_sentinels)
+    if fast_tokenizer.holds_tokenizer(folder):
+        return fast_tokenizer.FastTokenizer.from_folder(folder)
     return None
 
 

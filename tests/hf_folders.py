@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from flax import serialization, traverse_util
 from safetensors.numpy import save_file
 
 # No two sizes alike, and d_kv * num_heads = 15 is not d_model.
@@ -92,4 +93,37 @@ def write(folder, config, tensors, *, num_shards=1):
     size = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def flax_leaves(tensors):
+    """The same tensors as transformers' Flax classes had them, by '/'-joined path."""
+    found = {}
+    for name, values in tensors.items():
+        path = name.removesuffix(".weight").replace(".", "/")
+        if path.endswith("layer_norm"):
+            found[f"{path}/weight"] = values
+        elif path.endswith(("shared", "relative_attention_bias")):
+            found[f"{path}/embedding"] = values
+        else:
+            found[f"{path}/kernel"] = np.ascontiguousarray(values.T)
+    return found
+
+
+def write_flax(folder, config, tensors, *, num_shards=1):
+    """Writes config.json and the weights as Flax does, in one file or in shards with an index."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    leaves, weight_map = flax_leaves(tensors), {}
+    for i in range(num_shards):
+        file = f"flax_model-{i + 1:05}-of-{num_shards:05}.msgpack"
+        part = {name: leaves[name] for name in list(leaves)[i::num_shards]}
+        nested = traverse_util.unflatten_dict(part, sep="/")
+        name = file if num_shards > 1 else "flax_model.msgpack"
+        (folder / name).write_bytes(serialization.msgpack_serialize(nested))
+        weight_map |= dict.fromkeys(part, file)
+    if num_shards > 1:
+        index = json.dumps({"metadata": {}, "weight_map": weight_map})
+        (folder / "flax_model.msgpack.index.json").write_text(index, encoding="utf-8")
     return folder

@@ -1,10 +1,13 @@
 import dataclasses
+import importlib.metadata
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from t5jax import cli
+from t5jax import cli, convert
 from t5jax.config import T5Config
 
 
@@ -73,3 +76,139 @@ def test_main_exits_130_after_an_interrupt(monkeypatch, capsys):
 
     assert run(monkeypatch, [], interrupt) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+# The command `t5jax`.
+
+MESH_TF = Path(__file__).parent / "data" / "mesh_tf"
+
+
+@pytest.fixture
+def t5jax(monkeypatch, capsys):
+    """Runs the command, and returns its exit status and what it prints to either stream."""
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["/a/long/path/bin/t5jax", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "100")
+        status = 0
+        try:
+            cli.entry()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return status, *capsys.readouterr()
+
+    return command
+
+
+def test_t5jax_is_installed_as_a_command():
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="t5jax")
+    assert script.load() is cli.entry
+
+
+def test_t5jax_runs_in_a_process_of_its_own():
+    code = "from t5jax.cli import entry; entry()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "inspect", "/nowhere/model"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: /nowhere/model must be ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_t5jax_help_lists_its_commands(t5jax):
+    status, out, err = t5jax("--help")
+    assert (status, err) == (0, "")
+    assert out.startswith("usage: t5jax [-h] {convert,inspect}")
+    assert "convert  Write a checkpoint in another format" in out
+    assert "inspect  Say what a checkpoint is" in out
+
+
+@pytest.mark.parametrize("command", ["convert", "inspect"])
+def test_t5jax_help_of_a_command_explains_every_option(t5jax, command):
+    status, out, err = t5jax(command, "--help")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"usage: t5jax {command} ")
+    options = {
+        "convert": ("to", "dtype", "encoder-only", "scan-layers", "max-shard-size SIZE"),
+        "inspect": ("json",),
+    }
+    for option in (*options[command], "revision NAME", "subfolder FOLDER"):
+        assert f"--{option}" in out
+    assert "SOURCE " in out
+    assert "--no-" not in out
+    assert "{None}" not in out
+    assert "/a/long/path" not in out
+    assert all(len(line) <= 100 for line in out.splitlines())
+
+
+def test_t5jax_suggests_the_option_that_was_meant(t5jax):
+    status, out, err = t5jax("convert", "a", "b", "--to", "hf", "--encoder-onli")
+    assert (status, out) == (2, "")
+    assert "--encoder-only" in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["explode"], ["convert"], ["inspect", "a", "b"]])
+def test_t5jax_refuses_what_is_no_command(t5jax, arguments):
+    status, out, err = t5jax(*arguments)
+    assert (status, out) == (2, "")
+    assert "--help" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--to", "onnx"], "'onnx'"),
+        ([], "--to"),
+        (["--to", "hf", "--dtype", "float16"], "'float16'"),
+        (["--to", "hf", "--scan-layers"], "scan_layers must be left out for hf"),
+        (["--to", "hf", "--max-shard-size", "0"], "max_shard_size must be a size such as 5GB"),
+    ],
+)
+def test_t5jax_convert_refuses_options_before_it_reads(t5jax, tmp_path, options, reason):
+    status, out, err = t5jax("convert", MESH_TF, tmp_path / "out", *options)
+    assert (status, out) == (2, "")
+    assert reason in " ".join(err.replace("│", "").split())
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["convert", "--to", "hf"]])
+def test_t5jax_says_in_one_sentence_what_is_wrong_with_a_path(t5jax, tmp_path, command):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.safetensors").write_bytes(b"<html>")
+    (tmp_path / "text.txt").write_text("text")
+    for name in ("absent/model", "empty", "file.safetensors", "text.txt"):
+        destination = [tmp_path / "out"] if command[0] == "convert" else []
+        status, out, err = t5jax(command[0], tmp_path / name, *destination, *command[1:])
+        assert (status, out) == (2, "")
+        assert err.startswith(f"error: {tmp_path / name}")
+        assert err.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_t5jax_converts_and_inspects(t5jax, tmp_path):
+    status, out, _ = t5jax("convert", MESH_TF, tmp_path / "out", "--to", "hf")
+    assert status == 0
+    assert out.startswith("read     38 tensors")
+    status, out, err = t5jax("inspect", tmp_path / "out")
+    assert (status, err) == (0, "")
+    assert "format        Hugging Face, model.safetensors\n" in out
+    status, out, _ = t5jax("inspect", tmp_path / "out", "--json")
+    assert json.loads(out)["parameters"] == 3144
+    status, out, err = t5jax("convert", MESH_TF, tmp_path / "out", "--to", "hf")
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: {tmp_path / 'out'} must be a new or an empty folder")
+    assert t5jax("convert", MESH_TF, tmp_path / "out", "--to", "t5x", "--overwrite")[0] == 0
+    assert (tmp_path / "out" / "checkpoint_0").is_dir()
+
+
+def test_t5jax_exits_130_after_an_interrupt_and_leaves_nothing(t5jax, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert.hf_save.safetensors_file.Writer, "write", interrupt)
+    status, out, err = t5jax("convert", MESH_TF, tmp_path / "out", "--to", "hf")
+    assert (status, out) == (130, "")
+    assert err.endswith("interrupted\n")
+    assert not any(tmp_path.iterdir())

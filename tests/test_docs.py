@@ -10,7 +10,8 @@ import pytest
 from t5jax import tokenizer
 from t5jax.config import T5Config
 from t5jax.model import init_params
-from t5jax.pretrained import hf, hub
+from t5jax.pretrained import hf_save, hub
+from t5jax.pretrained.source import Weights
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,8 +34,9 @@ def workplace(tmp_path, monkeypatch) -> Path:
         num_decoder_layers=1,
     )
     words = tokenizer.train([SENTENCE * 3], vocab_size=30)
-    hf.save(tmp_path / "hub", config, init_params(config, jax.random.key(0)), words)
-    monkeypatch.setattr(hub, "download", lambda name, *, revision=None: tmp_path / "hub")
+    weights = Weights.of(init_params(config, jax.random.key(0)))
+    hf_save.save(tmp_path / "hub", config, weights, words)
+    monkeypatch.setattr(hub, "download", lambda name, *, revision, subfolder: tmp_path / "hub")
     return tmp_path
 
 
@@ -65,11 +67,14 @@ def test_docs_options_exist():
 
     import tyro
 
+    from t5jax.convert import Convert
+    from t5jax.inspect import Inspect
     from t5jax.pretrain import PretrainConfig
 
     shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        tyro.cli(PretrainConfig, args=["--help"], console_outputs=True)
+    for command in (PretrainConfig, Convert, Inspect):
+        with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+            tyro.cli(command, args=["--help"], console_outputs=True)
     known = set(re.findall(r"--[a-z][a-z0-9.-]*", shown.getvalue()))
     known |= {option.rsplit(".", 1)[0] for option in known}  # groups, as in `--data.*`
     for page in PAGES:

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 
 from t5jax import tokenizer
 from t5jax.config import T5Config
-from t5jax.pretrained import hf
+from t5jax.pretrained import hf, hf_save
+from t5jax.pretrained.source import Weights
 
 CONFIG = hf_folders.CONFIG
 UNUSED_BIAS = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
@@ -57,6 +58,15 @@ FAMILIES = {
 }
 
 
+def load(folder):
+    source = hf.open_source(folder)
+    return source.config, source.params(dtype=np.dtype(np.float32))
+
+
+def save(folder, config, params, vocabulary, **options):
+    hf_save.save(folder, config, Weights.of(params), vocabulary, **options)
+
+
 def expected_params(tensors):
     """The parameters of a file, '/'-joined, by the table of names above."""
     gated = any("wi_0" in name for name in tensors)
@@ -93,7 +103,7 @@ def assert_same_bits(found, expected):
 
 
 def assert_loads(folder, tensors):
-    config, params = hf.load(folder)
+    config, params = load(folder)
     assert_same_bits(flat(params), expected_params(tensors))
     return config
 
@@ -101,7 +111,7 @@ def assert_loads(folder, tensors):
 def error_of(folder) -> str:
     """The message with which `folder` is refused: one sentence that names a file of it."""
     with pytest.raises(ValueError, match=re.escape(str(folder))) as caught:
-        hf.load(folder)
+        load(folder)
     assert type(caught.value) is ValueError
     message = str(caught.value)
     assert message.startswith(str(folder))
@@ -193,13 +203,41 @@ def test_load_refuses_types_that_are_no_exact_float32(tmp_path, dtype):
     name = "encoder.block.1.layer.0.SelfAttention.k.weight"
     tensors[name] = tensors[name].astype(dtype)
     message = error_of(hf_folders.write(tmp_path, CONFIG, tensors))
-    assert f"{name} must be of type F32, BF16, F16, got " in message
+    assert f"{name} must be of type float32, bfloat16, float16, got " in message
 
 
 def test_load_ignores_the_bias_that_cross_attention_never_had(tmp_path):
     tensors = hf_folders.random_tensors(CONFIG)
     hf_folders.write(tmp_path, CONFIG, tensors | {UNUSED_BIAS: np.ones((8, 3), np.float32)})
     assert_loads(tmp_path, tensors)
+
+
+def test_load_reads_flax_files(tmp_path):
+    for family, (changes, options) in FAMILIES.items():
+        tensors = hf_folders.random_tensors(CONFIG, **options)
+        folder = hf_folders.write_flax(tmp_path / family, CONFIG | changes, tensors)
+        assert_loads(folder, tensors)
+
+
+def test_load_reads_flax_files_in_shards(tmp_path):
+    changes, options = FAMILIES["gelu-untied"]
+    tensors = hf_folders.random_tensors(CONFIG, **options)
+    folder = hf_folders.write_flax(tmp_path, CONFIG | changes, tensors, num_shards=3)
+    assert len(list(folder.glob("flax_model-*-of-00003.msgpack"))) == 3
+    assert_loads(folder, tensors)
+    (folder / "flax_model-00002-of-00003.msgpack").unlink()
+    assert "flax_model-00002-of-00003.msgpack" in error_of(folder)
+
+
+def test_load_ties_a_flax_output_layer_equal_to_the_embedding(tmp_path):
+    """There it is [in, out], and the embedding is not."""
+    tensors = hf_folders.random_tensors(CONFIG)
+    tensors["lm_head.weight"] = tensors["shared.weight"]
+    folder = hf_folders.write_flax(tmp_path, CONFIG, tensors)
+    config, params = load(folder)
+    assert config.tie_embeddings
+    assert "output" not in params
+    assert hf.open_source(folder).ignored == {"lm_head/kernel": "the same as shared/embedding"}
 
 
 # Which of several embeddings, and what the output layer is.
@@ -273,7 +311,7 @@ def test_load_unties_an_output_layer_that_differs_in_one_bit(tmp_path):
 def test_config_ties_by_the_tensors_and_scales_by_the_keys(tmp_path, head, keys, scaled):
     hf_folders.write(tmp_path, CONFIG, hf_folders.random_tensors(CONFIG, head=head))
     edit(tmp_path, **keys)
-    config, _ = hf.load(tmp_path)
+    config, _ = load(tmp_path)
     assert config.tie_embeddings is not head
     assert config.scale_logits is scaled
 
@@ -282,7 +320,7 @@ def test_config_ties_by_the_tensors_and_scales_by_the_keys(tmp_path, head, keys,
 
 
 def test_config_has_the_sizes_of_the_file(folder):
-    config, _ = hf.load(folder)
+    config, _ = load(folder)
     assert config == T5Config(
         vocab_size=97,
         d_model=16,
@@ -307,14 +345,14 @@ def test_config_without_decoder_layers_has_as_many_as_the_encoder(tmp_path, valu
     square = CONFIG | {"num_decoder_layers": 2}
     hf_folders.write(tmp_path, square, hf_folders.random_tensors(square))
     edit(tmp_path, num_decoder_layers=value)
-    assert hf.load(tmp_path)[0].num_decoder_layers == 2
+    assert load(tmp_path)[0].num_decoder_layers == 2
 
 
 @pytest.mark.parametrize("junk", [24, None, "null", 0])
 def test_config_of_an_encoder_only_file_says_nothing_about_the_decoder(tmp_path, junk):
     hf_folders.write(tmp_path, CONFIG, hf_folders.random_tensors(CONFIG, decoder=False))
     edit(tmp_path, num_decoder_layers=junk)
-    assert hf.load(tmp_path)[0].num_decoder_layers == 0
+    assert load(tmp_path)[0].num_decoder_layers == 0
 
 
 def test_config_without_optional_keys_has_the_first_release_s_defaults(tmp_path):
@@ -328,7 +366,7 @@ def test_config_without_optional_keys_has_the_first_release_s_defaults(tmp_path)
     hf_folders.write(tmp_path, original, hf_folders.random_tensors(original))
     needed = {"vocab_size", "d_model", "d_ff", "num_heads"}
     edit(tmp_path, **dict.fromkeys(original.keys() - needed))
-    config, _ = hf.load(tmp_path)
+    config, _ = load(tmp_path)
     sizes = (config.d_kv, config.num_encoder_layers, config.num_decoder_layers)
     assert sizes == (64, 6, 6)
     assert (config.relative_buckets, config.relative_max_distance) == (32, 128)
@@ -368,13 +406,13 @@ def test_config_names_the_activation_and_tensors_tell_whether_it_is_gated(
 ):
     hf_folders.write(tmp_path, CONFIG, hf_folders.random_tensors(CONFIG, gated=gated))
     edit(tmp_path, **keys)
-    config, _ = hf.load(tmp_path)
+    config, _ = load(tmp_path)
     assert (config.activation, config.gated_ff) == (activation, gated)
 
 
 def test_config_ids_may_be_those_of_madlad(folder):
     edit(folder, pad_token_id=1, eos_token_id=2, decoder_start_token_id=0)
-    config, _ = hf.load(folder)
+    config, _ = load(folder)
     assert (config.pad_id, config.eos_id, config.decoder_start_id) == (1, 2, 0)
 
 
@@ -385,81 +423,7 @@ def test_config_without_start_id_takes_that_of_generation_or_padding(
 ):
     edit(folder, pad_token_id=3, decoder_start_token_id=absent)
     (folder / "generation_config.json").write_text(json.dumps(generation))
-    assert hf.load(folder)[0].decoder_start_id == start
-
-
-class Names:
-    """What `read_config` asks of a file: which tensors it has, and whether the output is one."""
-
-    def __init__(self, config):
-        # A gated model where feed_forward_proj or is_gated_act says so; an encoder by its class.
-        gated = config.get("is_gated_act", "gated" in config.get("feed_forward_proj", ""))
-        decoder = config.get("architectures") != ["T5EncoderModel"]
-        head = decoder and config.get("tie_word_embeddings") is False
-        self.names = hf_folders.shapes(config, gated=gated, decoder=decoder, head=head)
-
-    def __contains__(self, name):
-        return name in self.names
-
-    def has_own_output(self):
-        return "lm_head.weight" in self.names
-
-
-def expected_config(preset, **changes):
-    """Dropout in the files is that of fine-tuning, in the presets that of pre-training."""
-    return T5Config.preset(preset, dropout_rate=0.1, **changes)
-
-
-@pytest.mark.parametrize(
-    ("file", "expected"),
-    [
-        ("t5-small", expected_config("t5-small")),
-        # ComfyUI's own rendering says untied, so scaled is what it is not.
-        (
-            "t5-base.comfyui",
-            expected_config("t5-base", tie_embeddings=False, scale_logits=False),
-        ),
-        ("t5-v1_1-base", expected_config("t5-v1_1-base")),
-        ("flan-t5-large", expected_config("flan-t5-large")),
-        ("byt5-small", expected_config("byt5-small")),
-        ("byt5-large", expected_config("byt5-large")),
-        ("t5-v1_1-xxl.comfyui", expected_config("t5-v1_1-xxl")),
-        (
-            "t5-v1_1-xxl.sd3_encoder",
-            expected_config("t5-v1_1-xxl", num_decoder_layers=0, tie_embeddings=True),
-        ),
-        (
-            "mt5-xl.hunyuandit_encoder",
-            expected_config("mt5-xl", num_decoder_layers=0, tie_embeddings=True),
-        ),
-    ],
-)
-def test_config_of_published_models_is_read_as_the_papers_have_it(shared_data, file, expected):
-    path = shared_data / "hf_configs" / f"{file}.config.json"
-    assert hf.read_config(path, Names(json.loads(path.read_text()))) == expected
-
-
-def test_config_covers_every_published_t5_at_hand(shared_data):
-    """No file is left out of the list above, and other architectures are refused by name."""
-    kinds = {}
-    for path in sorted((shared_data / "hf_configs").glob("*.config.json")):
-        kinds[path.name.removesuffix(".config.json")] = json.loads(path.read_text())["model_type"]
-    assert sum(kind == "t5" for kind in kinds.values()) == 9
-    for name, kind in kinds.items():
-        path = shared_data / "hf_configs" / f"{name}.config.json"
-        if kind != "t5":
-            with pytest.raises(ValueError, match=f"got '{kind}', which is another architecture"):
-                hf.read_config(path, Names(json.loads(path.read_text())))
-
-
-@pytest.mark.parametrize(
-    "kind", ["mt5", "umt5", "longt5", "switch_transformers", "t5gemma", "udop", "bert", 5, "null"]
-)
-def test_config_of_another_architecture_is_refused_by_name(folder, kind):
-    edit(folder, model_type=kind)
-    given = None if kind == "null" else kind
-    assert "config.json: model_type must be 't5' (T5 1.0, v1.1" in error_of(folder)
-    assert f"got {given!r}" in error_of(folder)
+    assert load(folder)[0].decoder_start_id == start
 
 
 # What does not fit together, or is damaged.
@@ -468,11 +432,10 @@ def test_config_of_another_architecture_is_refused_by_name(folder, kind):
 @pytest.mark.parametrize(
     ("changes", "tensor", "wanted", "found"),
     [
-        ({"vocab_size": 128}, "shared.weight", (128, 16), (97, 16)),
         ({"d_model": 15}, "shared.weight", (97, 15), (97, 16)),
-        ({"num_heads": 4}, "encoder.block.0.layer.0.SelfAttention.q.weight", (20, 16), (15, 16)),
-        ({"d_kv": 3}, "encoder.block.0.layer.0.SelfAttention.q.weight", (9, 16), (15, 16)),
-        ({"d_ff": 25}, "encoder.block.0.layer.1.DenseReluDense.wo.weight", (16, 25), (16, 24)),
+        ({"num_heads": 4}, "encoder.block.0.layer.0.SelfAttention.k.weight", (20, 16), (15, 16)),
+        ({"d_kv": 3}, "encoder.block.0.layer.0.SelfAttention.k.weight", (9, 16), (15, 16)),
+        ({"d_ff": 25}, "encoder.block.0.layer.1.DenseReluDense.wi.weight", (25, 16), (24, 16)),
         (
             {"relative_attention_num_buckets": 10, "relative_attention_max_distance": 20},
             "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
@@ -502,9 +465,9 @@ def test_load_names_the_first_tensor_that_does_not_fit_the_config(
 )
 def test_load_names_a_tensor_that_is_missing(tmp_path, name, num_shards):
     tensors = hf_folders.random_tensors(CONFIG)
-    shape = tensors.pop(name).shape
+    del tensors[name]
     message = error_of(hf_folders.write(tmp_path, CONFIG, tensors, num_shards=num_shards))
-    assert f"must hold {name} of shape {shape}" in message
+    assert f"must hold {name}" in message
 
 
 @pytest.mark.parametrize("count", [3, 10**7])
@@ -514,7 +477,7 @@ def test_load_names_a_tensor_that_is_missing(tmp_path, name, num_shards):
 def test_load_names_a_layer_that_is_missing_however_many_are_asked_for(folder, key, stack, count):
     count += 1  # one more than the decoder has
     edit(folder, **{key: count})
-    assert f"must hold {stack}.block.{count - 1}.layer.0.layer_norm.weight" in error_of(folder)
+    assert f"must hold {stack}.block.{2 + (stack == 'decoder')}.layer." in error_of(folder)
 
 
 @pytest.mark.parametrize(
@@ -522,17 +485,14 @@ def test_load_names_a_layer_that_is_missing_however_many_are_asked_for(folder, k
     [
         "encoder.block.0.layer.0.SelfAttention.q.bias",
         "decoder.block.1.layer.1.EncDecAttention.relative_attention_bias.weight",
-        "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight",  # umT5
         "encoder.block.2.layer.0.layer_norm.weight",
-        "encoder.block.0.layer.1.DenseReluDense.wi_1.weight",
-        "classification_head.dense.weight",
         "scaled_fp8",
     ],
 )
 def test_load_names_a_tensor_that_nobody_reads(tmp_path, name):
     tensors = hf_folders.random_tensors(CONFIG) | {name: np.ones((16,), np.float32)}
     message = error_of(hf_folders.write(tmp_path, CONFIG, tensors))
-    assert f"holds 1 tensors that a T5 of its config.json has no use for, first {name}" in message
+    assert f"holds 1 tensors that a T5 of its config has no use for, first {name}" in message
 
 
 def header_of(data: bytes) -> tuple[dict, bytes]:
@@ -625,7 +585,7 @@ def test_load_refuses_an_index_that_names_the_wrong_shard(tmp_path):
     other = next(shard for shard in index["weight_map"].values() if shard != own)
     index["weight_map"][name] = other
     path.write_text(json.dumps(index))
-    assert error_of(tmp_path).startswith(f"{tmp_path / other} must hold {name}")
+    assert error_of(tmp_path).startswith(f"{tmp_path / other} must hold the tensor {name}")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}'])
@@ -662,7 +622,6 @@ def test_load_refuses_a_config_that_is_none(folder, data, reason):
     ("key", "value"),
     [
         *(("d_model", value) for value in ("16", "null", 16.0, True, [], {}, 0, -16)),
-        ("vocab_size", "null"),
         ("num_layers", "2"),
         ("num_layers", 0),
         ("num_decoder_layers", 2.5),
@@ -716,10 +675,10 @@ def test_holds_model_needs_config_and_weights(tmp_path):
 def test_save_writes_the_tensors_that_were_read(tmp_path, family):
     changes, options = FAMILIES[family]
     tensors = hf_folders.random_tensors(CONFIG, **options)
-    config, params = hf.load(hf_folders.write(tmp_path / "in", CONFIG | changes, tensors))
-    hf.save(tmp_path / "out", config, params, None)
+    config, params = load(hf_folders.write(tmp_path / "in", CONFIG | changes, tensors))
+    save(tmp_path / "out", config, params, None)
     assert_same_bits(load_file(tmp_path / "out" / "model.safetensors"), tensors)
-    again, reloaded = hf.load(tmp_path / "out")
+    again, reloaded = load(tmp_path / "out")
     assert again == config
     assert_same_bits(flat(reloaded), flat(params))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
@@ -737,12 +696,12 @@ def test_save_writes_the_tensors_that_were_read(tmp_path, family):
 def test_save_and_load_agree_on_every_switch(tmp_path, tie, scale, gated, activation):
     options = {"gated": gated, "head": not tie}
     hf_folders.write(tmp_path / "in", CONFIG, hf_folders.random_tensors(CONFIG, **options))
-    config, params = hf.load(tmp_path / "in")
+    config, params = load(tmp_path / "in")
     config = config.replace(
         activation=activation, scale_logits=scale, norm_epsilon=1e-5, pad_id=2, decoder_start_id=3
     )
-    hf.save(tmp_path / "out", config, params, None)
-    again, reloaded = hf.load(tmp_path / "out")
+    save(tmp_path / "out", config, params, None)
+    again, reloaded = load(tmp_path / "out")
     assert again == config
     assert_same_bits(flat(reloaded), flat(params))
 
@@ -752,7 +711,7 @@ def test_save_writes_the_keys_that_readers_need(tmp_path):
     config = CONFIG | {"feed_forward_proj": "gated-gelu", "eos_token_id": 2, "pad_token_id": 3}
     tensors = hf_folders.random_tensors(config, gated=True, head=True)
     hf_folders.write(tmp_path / "in", config | {"tie_word_embeddings": False}, tensors)
-    hf.save(tmp_path / "out", *hf.load(tmp_path / "in"), None)
+    save(tmp_path / "out", *load(tmp_path / "in"), None)
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     sizes = ("d_ff", "d_kv", "d_model", "num_decoder_layers", "num_heads", "num_layers")
     buckets = ("relative_attention_max_distance", "relative_attention_num_buckets")
@@ -772,7 +731,7 @@ def test_save_writes_the_keys_that_readers_need(tmp_path):
 
 def test_save_writes_an_encoder_as_one(tmp_path):
     hf_folders.write(tmp_path / "in", CONFIG, hf_folders.random_tensors(CONFIG, decoder=False))
-    hf.save(tmp_path / "out", *hf.load(tmp_path / "in"), None)
+    save(tmp_path / "out", *load(tmp_path / "in"), None)
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["architectures"] == ["T5EncoderModel"]
     assert written["is_encoder_decoder"] is False
@@ -781,47 +740,51 @@ def test_save_writes_an_encoder_as_one(tmp_path):
 
 def test_save_writes_torch_s_format_mark(folder, tmp_path):
     """transformers refuses a file without it."""
-    hf.save(tmp_path / "out", *hf.load(folder), None)
+    save(tmp_path / "out", *load(folder), None)
     header, _ = header_of((tmp_path / "out" / "model.safetensors").read_bytes())
     assert header["__metadata__"] == {"format": "pt"}
 
 
 def test_save_writes_the_tokenizer(folder, tmp_path):
     vocabulary = tokenizer.train(["a bee sees a bee"], vocab_size=10, num_sentinels=5)
-    hf.save(tmp_path / "out", *hf.load(folder), vocabulary)
+    save(tmp_path / "out", *load(folder), vocabulary)
     found = tokenizer.load(tmp_path / "out")
     assert found is not None
     assert found.fingerprint == vocabulary.fingerprint
 
 
-def test_save_refuses_a_bias_in_every_layer(folder, tmp_path):
-    config, params = hf.load(folder)
+def test_save_writes_a_bias_in_every_layer_as_umt5(folder, tmp_path):
+    config, params = load(folder)
+    for stack, count in (("encoder", 2), ("decoder", 3)):
+        table = params[stack].pop("relative_bias")["embedding"]
+        rows = np.stack([table + i for i in range(count)])
+        params[stack]["layers"]["relative_bias"] = {"embedding": rows}
     config = config.replace(relative_bias_per_layer=True)
-    with pytest.raises(ValueError, match="relative_bias_per_layer must be False"):
-        hf.save(tmp_path / "out", config, params, None)
-    assert not (tmp_path / "out").exists()
+    save(tmp_path / "out", config, params, None)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "umt5"
+    assert_same_bits(flat(load(tmp_path / "out")[1]), flat(params))
 
 
 def test_save_replaces_a_model_only_if_told_to(folder, tmp_path):
-    config, params = hf.load(folder)
+    config, params = load(folder)
     out = tmp_path / "out"
     out.mkdir()
-    hf.save(out, config, params, None)  # an empty folder is as good as none
+    save(out, config, params, None)  # an empty folder is as good as none
     (out / "notes.txt").write_text("of the old model")
     with pytest.raises(FileExistsError, match=f"^{out} must be a new or an empty folder"):
-        hf.save(out, config, params, None)
+        save(out, config, params, None)
     assert (out / "notes.txt").exists()
-    hf.save(out, config.replace(dropout_rate=0.0), params, None, overwrite=True)
+    save(out, config.replace(dropout_rate=0.0), params, None, overwrite=True)
     assert not (out / "notes.txt").exists()
-    assert hf.load(out)[0].dropout_rate == 0.0
+    assert load(out)[0].dropout_rate == 0.0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"]
 
 
 def test_save_never_replaces_what_is_not_a_model(folder, tmp_path):
-    config, params = hf.load(folder)
+    config, params = load(folder)
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
     with pytest.raises(FileExistsError, match="must be a saved model to be overwritten"):
-        hf.save(out, config, params, None, overwrite=True)
+        save(out, config, params, None, overwrite=True)
     assert (out / "thesis.tex").read_text() == "years of work"

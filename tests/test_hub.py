@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import json
 import os
+import pickle
 import re
 import socket
 import struct
@@ -36,9 +37,9 @@ LARGE = {**hf_folders.CONFIG, "vocab_size": 180_000}
 CLIENT = """
 import json, sys
 import numpy as np, t5jax
-for name, revision in json.loads(sys.argv[1]):
+for name, revision, subfolder in json.loads(sys.argv[1]):
     try:
-        t5 = t5jax.load(name, revision=revision)
+        t5 = t5jax.load(name, revision=revision, subfolder=subfolder)
     except Exception as error:
         found = {"errors": [c.__name__ for c in type(error).__mro__], "message": str(error)}
     else:
@@ -168,6 +169,16 @@ def tensors():
     }
 
 
+class Malice:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory, tensors, vocabulary):
     root = tmp_path_factory.mktemp("models")
@@ -182,12 +193,18 @@ def hub(tmp_path_factory, tensors, vocabulary):
     large = hf_folders.write(root / "large", LARGE, tensors["large"])
     bare = root / "bare"
     bare.mkdir()
-    (bare / "pytorch_model.bin").write_bytes(b"pickle")
+    (bare / "config.json").write_text(json.dumps(hf_folders.CONFIG))
+    malicious = root / "malicious"
+    malicious.mkdir()
+    (malicious / "config.json").write_text(json.dumps(hf_folders.CONFIG))
+    (malicious / "pytorch_model.bin").write_bytes(pickle.dumps(Malice(str(root / "executed"))))
+    flax = root / "flax"
+    hf_folders.write_flax(flax / "text_encoder", hf_folders.CONFIG, tensors["tiny"])
     contents = {
         folder: {
             str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()
         }
-        for folder in (tiny, sharded, large, bare)
+        for folder in (tiny, sharded, large, bare, malicious, flax)
     }
     repositories = {
         "owner/tiny": contents[tiny],
@@ -195,7 +212,9 @@ def hub(tmp_path_factory, tensors, vocabulary):
         "owner/sharded": contents[sharded],
         "owner/broken": contents[large],
         "owner/reset": contents[large],
-        "owner/pickle": contents[bare],
+        "owner/bare": contents[bare],
+        "owner/pickle": contents[malicious],
+        "owner/flax": contents[flax],
     }
     handler = type("Handler", (Handler,), {})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -215,7 +234,7 @@ def home(tmp_path_factory):
 
 
 def load_all(home, address, models, **environment) -> dict[Any, dict[str, Any]]:
-    """What became of each `name` or `(name, revision)`, in one process of its own."""
+    """What became of each `name` or `(name, revision, subfolder)`, in one process of its own."""
     environment = {
         **{key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")},
         "HF_ENDPOINT": address,
@@ -227,8 +246,9 @@ def load_all(home, address, models, **environment) -> dict[Any, dict[str, Any]]:
         "JAX_PLATFORMS": "cpu",
         **environment,
     }
-    pairs = [(model, None) if isinstance(model, str) else model for model in models]
-    command = [sys.executable, "-c", CLIENT, json.dumps(pairs)]
+    calls = [model if isinstance(model, tuple) else (model,) for model in models]
+    padded = [(*call, *[None] * (3 - len(call))) for call in calls]
+    command = [sys.executable, "-c", CLIENT, json.dumps(padded)]
     done = subprocess.run(
         command, env=environment, cwd=home, capture_output=True, text=True, timeout=120
     )
@@ -247,7 +267,9 @@ def online(hub, home):
         "owner/reset",
         "owner/gated",
         "owner/failing",
+        "owner/bare",
         "owner/pickle",
+        ("owner/flax", None, "text_encoder"),
         "owner/absent",
         "runs/defualt",
         "./runs/defualt",
@@ -330,8 +352,24 @@ def test_download_refuses_a_gated_model(online):
     assert_one_sentence(online["owner/gated"], "FileNotFoundError", "gated: .*hf auth login")
 
 
-def test_download_refuses_a_model_without_safetensors(online):
-    assert_one_sentence(online["owner/pickle"], "ValueError", "^owner/pickle must .*safetensors")
+def test_download_refuses_a_model_without_weights(online):
+    pattern = "^owner/bare must have weights in safetensors, torch or Flax files"
+    assert_one_sentence(online["owner/bare"], "ValueError", pattern)
+
+
+def test_download_takes_other_weights_where_there_are_no_safetensors(online, hub, tensors):
+    found = online["owner/flax", None, "text_encoder"]
+    assert found["sum"] == bits(tensors["tiny"]["shared.weight"])
+    asked = {file for method, file, _ in hub.requests["owner/flax"] if method == "GET"}
+    assert asked - {"revision", "tree"} == {
+        "text_encoder/config.json",
+        "text_encoder/flax_model.msgpack",
+    }
+
+
+def test_load_executes_no_pickle(online, hub, tmp_path_factory):
+    assert_one_sentence(online["owner/pickle"], "ValueError", r"pytorch_model\.bin")
+    assert not list(tmp_path_factory.getbasetemp().glob("models*/executed"))
 
 
 def test_download_reports_a_failing_hub(online):

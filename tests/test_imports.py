@@ -19,11 +19,15 @@ MAX_LINES = 400
 
 # From bottom to top; a module imports from its own level and from those below.
 LEVELS = {
-    "data": "config tokenizer denoise corpus pydocs textfiles batches files runlog",
+    "data": "config tokenizer fast_tokenizer denoise corpus pydocs textfiles batches files runlog",
     "math": "loss optimizer schedule sharding checkpoint decode decode.choose decode.loop",
     "net": "layers model",
-    "state": "pretrained pretrained.folder pretrained.hf pretrained.hub",
-    "task": "train fit generate text2text infill runfolder pretrain",
+    "state": "pretrained pretrained.arrays pretrained.names pretrained.source pretrained.evidence "
+    "pretrained.safetensors_file pretrained.tensor_pickle pretrained.torch_file pretrained.shards "
+    "pretrained.msgpack_file pretrained.tf_bundle pretrained.zarr_folder pretrained.sentence "
+    "pretrained.folder pretrained.hf pretrained.hf_config pretrained.hf_save pretrained.t5x "
+    "pretrained.t5x_save pretrained.mesh_tf pretrained.hub",
+    "task": "train fit generate text2text infill runfolder pretrain convert inspect",
     "app": "cli",
 }
 LEVEL = {f"t5jax.{m}": i for i, names in enumerate(LEVELS.values()) for m in names.split()}

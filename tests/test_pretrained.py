@@ -82,10 +82,20 @@ def test_load_prefers_a_folder_to_a_hub_id_of_the_same_name(ours, tmp_path, monk
     assert pretrained.load("google/flan-t5-small")[0].d_model == 16
 
 
-def test_load_refuses_a_file(theirs):
-    file = theirs / "model.safetensors"
-    with pytest.raises(ValueError, match=f"^{file} must be a folder .* not a file"):
+def test_load_refuses_a_file_that_is_no_model(theirs):
+    file = theirs / "config.json"
+    with pytest.raises(ValueError, match=f"^{file} must be a folder with a model, .* none of them"):
         pretrained.load(file)
+
+
+def test_load_reads_a_single_file_by_its_tensors(theirs):
+    """As image models have their text encoders; only the maximal distance cannot be seen."""
+    config, params, _ = pretrained.load(theirs)
+    alone, same, found = pretrained.load(theirs / "model.safetensors")
+    expected = config.replace(dropout_rate=0.0, relative_max_distance=128)
+    assert alone == expected
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+    assert found is not None
 
 
 def test_load_refuses_an_empty_folder(tmp_path):
@@ -93,7 +103,7 @@ def test_load_refuses_an_empty_folder(tmp_path):
         pretrained.load(tmp_path)
 
 
-@pytest.mark.parametrize("present", [["config.json", "pytorch_model.bin"], ["params"], ["a.txt"]])
+@pytest.mark.parametrize("present", [["config.json"], ["params"], ["a.txt"]])
 def test_load_says_what_a_folder_without_model_holds(tmp_path, present):
     for name in present:
         (tmp_path / name).write_text("{}")
@@ -142,7 +152,7 @@ def test_t5jax_load_returns_model_and_tokenizer(theirs, vocabulary):
 def test_t5jax_load_computes_in_the_type_asked_for(theirs):
     t5 = t5jax.load(theirs, dtype="bfloat16")
     assert t5.config.dtype == "bfloat16"
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(t5.params)} == {"float32"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(t5.params)} == {"bfloat16"}
     states, _ = t5.encode(["a folder"])
     exact, _ = t5jax.load(theirs, dtype="float32").encode(["a folder"])
     assert not np.array_equal(states, exact)

@@ -1,40 +1,117 @@
 """Checkpoints in, checkpoints out: whatever the format, a config, parameters and a tokenizer."""
 
 import os
+import warnings
 from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
 
 from t5jax import tokenizer
 from t5jax.config import T5Config
 from t5jax.model import Params
-from t5jax.pretrained import folder, hf, hub
-from t5jax.pretrained.folder import save as save
+from t5jax.pretrained import folder, hf, hub, mesh_tf, sentence, t5x
+from t5jax.pretrained.source import Progress, Source
 from t5jax.tokenizer import Tokenizer
 
 
 def load(
-    name_or_path: str | os.PathLike, *, revision: str | None = None
+    name_or_path: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    encoder_only: bool = False,
+    dtype: np.dtype | None = None,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
 ) -> tuple[T5Config, Params, Tokenizer | None]:
-    """Reads a folder of any known format, or downloads one from the hub first.
+    """Reads a checkpoint of any known format, or downloads one from the hub first.
 
     Args:
       name_or_path: as for `t5jax.load`.
       revision: branch, tag or commit on the hub.
+      subfolder: where the model lies in a folder or repository of several.
+      encoder_only: leave the decoder where it is.
+      dtype: to hold parameters in; None keeps every one as it is in the files.
+      mesh: to divide parameters over; None puts them on one device.
+      progress: told the number of bytes read.
     Returns:
-      Config, float32 parameters, and the tokenizer if the folder has one.
+      Config, parameters, and the tokenizer if there is one beside them.
     """
+    path = locate(name_or_path, revision=revision, subfolder=subfolder)
+    if folder.holds_model(path):
+        config, params = folder.load(
+            path, dtype=dtype, mesh=mesh, encoder_only=encoder_only, progress=progress
+        )
+    else:
+        source = open_source(path, encoder_only=encoder_only)
+        for note in source.notes:
+            warnings.warn(f"{path}: {note}", stacklevel=3)
+        config, params = source.config, source.params(dtype=dtype, mesh=mesh, progress=progress)
+    return config, params, find_tokenizer(path)
+
+
+def locate(
+    name_or_path: str | os.PathLike, *, revision: str | None = None, subfolder: str | None = None
+) -> Path:
+    """The file or folder that a user means, downloaded if it is on the hub."""
     path = Path(name_or_path).expanduser()
-    if not path.exists():
-        path = hub.download(str(name_or_path), revision=revision)
+    given = path.exists() or mesh_tf.find(path) is not None
+    if not given:
+        path = hub.download(str(name_or_path), revision=revision, subfolder=subfolder)
     elif revision is not None:
         raise ValueError(f"revision must be absent for a folder, got {revision!r} for {path}.")
-    if not path.is_dir():
-        raise ValueError(f"{path} must be a folder that holds config.json and weights, not a file.")
+    return path / subfolder if subfolder else path
+
+
+def open_source(path: Path, *, encoder_only: bool = False) -> Source:
+    """Finds out what a file or folder holds, without reading weights.
+
+    Args:
+      path: as from `locate`.
+      encoder_only: leave out the decoder.
+    Raises:
+      ValueError: it is no T5's checkpoint, or a damaged one.
+    """
     if folder.holds_model(path):
-        return folder.load(path)
+        for params in folder.params_folders(path):
+            return folder.open_source(path, params=params, encoder_only=encoder_only)
     if hf.holds_model(path):
-        return *hf.load(path), tokenizer.load(path)
+        return hf.open_source(path, encoder_only=encoder_only)
+    if (found := t5x.find(path)) is not None:
+        return t5x.open_source(found, encoder_only=encoder_only)
+    if (found := mesh_tf.find(path)) is not None:
+        return mesh_tf.open_source(found, encoder_only=encoder_only)
+    if not path.is_dir():
+        raise ValueError(
+            f"{path} must be a folder with a model, a .safetensors file, a T5X checkpoint or a "
+            "Mesh TensorFlow checkpoint's prefix; it is none of them."
+        )
     names = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
     raise ValueError(
-        f"{path} must hold a model: config.json beside model.safetensors (Hugging Face), params/ "
-        f"(t5jax) or checkpoints/ (a t5jax run); it holds {names}."
+        f"{path} must hold a model: config.json beside model.safetensors, pytorch_model.bin or "
+        "flax_model.msgpack (Hugging Face), params/ (t5jax), checkpoints/ (a t5jax run), "
+        f"checkpoint_<step>/ (T5X) or model.ckpt-<step>.index (Mesh TensorFlow); it holds {names}."
     )
+
+
+def find_tokenizer(path: Path) -> Tokenizer | None:
+    """The tokenizer in a model's folder, or in the one above a checkpoint of a run."""
+    for place in dict.fromkeys((path, sentence.transformer(path))):
+        if place.is_dir() and (found := tokenizer.load(place)) is not None:
+            return found
+    above = path.parent
+    is_step = t5x.STEP.fullmatch(path.name) or not path.is_dir()
+    return tokenizer.load(above) if is_step else None
+
+
+def save(
+    path: str | os.PathLike,
+    config: T5Config,
+    params: Params,
+    tokenizer: Tokenizer | None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Writes a folder of ours; see `Text2Text.save`."""
+    folder.save(path, config, params, tokenizer, overwrite=overwrite)

@@ -1,6 +1,7 @@
 """Our own folder: `config.json`, tokenizer files, `params/` or a run's `checkpoints/<step>/`."""
 
 import contextlib
+import functools
 import os
 import shutil
 import uuid
@@ -10,16 +11,23 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
-from t5jax import checkpoint, tokenizer
+from t5jax import checkpoint
 from t5jax.config import T5Config
 from t5jax.model import Params, abstract_params
+from t5jax.pretrained import zarr_folder
+from t5jax.pretrained.names import Leaf
+from t5jax.pretrained.source import Progress, Source
 from t5jax.tokenizer import Tokenizer
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 PARAMS = "params"
 CHECKSUM = "params.checksum"
+# What a saved model has beside its config: our own, Hugging Face's, T5X's.
+_SAVED = (PARAMS, "model.safetensors", "model.safetensors.index.json", "checkpoint_*")
 
 
 def holds_model(path: Path) -> bool:
@@ -29,42 +37,90 @@ def holds_model(path: Path) -> bool:
     )
 
 
-def load(path: Path) -> tuple[T5Config, Params, Tokenizer | None]:
-    """Config, parameters and tokenizer of a saved model, or of a run's newest checkpoint.
+def load(
+    path: Path,
+    *,
+    dtype: np.dtype | None,
+    mesh: Mesh | None,
+    encoder_only: bool,
+    progress: Progress | None,
+) -> tuple[T5Config, Params]:
+    """Config and parameters of a saved model, or of a run's newest checkpoint that is whole.
 
     Raises:
       ValueError: the run has no checkpoint yet, or the files are damaged or do not fit together.
     """
-    config = T5Config.from_file(path / CONFIG_FILE)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        abstract_params(config),
-    )
-    if (path / PARAMS).is_dir():
-        params = checkpoint.load_tree(path / PARAMS, abstract)
-        expected = path / CHECKSUM
-        if expected.is_file() and expected.read_text().strip() != _checksum(params):
-            raise ValueError(f"{path / PARAMS} is damaged (its checksum differs); copy it again.")
-    else:
-        params = _newest_params(path / CHECKPOINTS, abstract)
-    return config, params, tokenizer.load(path)
-
-
-def _newest_params(path: Path, abstract: Params) -> Params:
-    """Parameters of the newest checkpoint that is whole; says which ones are not."""
     failure: ValueError | None = None
-    for step in reversed(checkpoint.complete_steps(path)):
+    for params in params_folders(path):
         try:
-            return checkpoint.load_item(path / str(step), PARAMS, abstract)
+            source = open_source(path, params=params, encoder_only=encoder_only)
+            return source.config, source.params(dtype=dtype, mesh=mesh, progress=progress)
         except checkpoint.OtherArrays:
             raise
         except ValueError as error:
+            if params.parent == path:
+                raise
             warnings.warn(f"{error} Trying the checkpoint before it.", stacklevel=4)
             failure = failure or error
     if failure is not None:
         raise failure
-    raise ValueError(f"{path} must hold a checkpoint, but the run has not saved one yet.")
+    raise ValueError(
+        f"{path / CHECKPOINTS} must hold a checkpoint, but the run has not saved one yet."
+    )
+
+
+def params_folders(path: Path) -> list[Path]:
+    """Where the parameters of a saved model lie, or those of a run's checkpoints, newest first."""
+    if (path / PARAMS).is_dir():
+        return [path / PARAMS]
+    steps = checkpoint.complete_steps(path / CHECKPOINTS)
+    return [path / CHECKPOINTS / str(step) / PARAMS for step in reversed(steps)]
+
+
+def open_source(path: Path, *, params: Path, encoder_only: bool = False) -> Source:
+    """What a folder of ours holds.
+
+    Args:
+      path: of the model.
+      params: one of its `params_folders`.
+      encoder_only: leave out the decoder.
+    Raises:
+      ValueError: the files are damaged.
+      checkpoint.OtherArrays: the arrays are not those of the config.
+    """
+    config = T5Config.from_file(path / CONFIG_FILE)
+    arrays = zarr_folder.open_folder(params) if params.is_dir() else {}
+    if not arrays:
+        raise ValueError(
+            f"{params} must be a folder of arrays written by t5jax; it holds none. Load another."
+        )
+    shapes = {name: array.shape for name, array in arrays.items()}
+    checkpoint.check_shapes(params, shapes, checkpoint.shapes_by_path(abstract_params(config)))
+    ignored = {}
+    if encoder_only:
+        config = config.replace(num_decoder_layers=0)
+        ignored = {n: "not of the encoder" for n in arrays if n.startswith(("decoder/", "output/"))}
+    return Source(
+        path=params,
+        format="t5jax" if params.parent == path else "a run of t5jax",
+        config=config,
+        arrays=arrays,
+        layout={name: Leaf((name,), (), False) for name in arrays if name not in ignored},
+        ignored=ignored,
+        check=None if encoder_only else functools.partial(_check, params),
+    )
+
+
+def _check(folder: Path, params: Params) -> None:
+    file = folder.parent / CHECKSUM
+    if folder.parent.name.isdigit() and not file.is_file():
+        expected = checkpoint.recorded_checksum(folder.parent, PARAMS)
+    elif file.is_file():
+        expected = file.read_text().strip()
+    else:
+        return
+    if str(expected) != _checksum(params):
+        raise ValueError(f"{folder} is damaged (its checksum differs); copy it again.")
 
 
 def save(
@@ -104,8 +160,9 @@ def new_folder(path: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
                 f"{path} must be a new or an empty folder, and it holds files; choose another, or "
                 "ask for it to be overwritten."
             )
-        weights = (path / PARAMS, path / "model.safetensors")
-        if not (path / CONFIG_FILE).is_file() or not any(file.exists() for file in weights):
+        if not (path / CONFIG_FILE).is_file() or not any(
+            file for pattern in _SAVED for file in path.glob(pattern)
+        ):
             raise FileExistsError(
                 f"{path} must be a saved model to be overwritten, and it is not; "
                 "choose another folder."

@@ -4,21 +4,43 @@ from pathlib import Path
 
 from t5jax.tokenizer import MODEL_FILES
 
-# Weights in safetensors alone: a repository's pickles and other frameworks' files stay there.
 _FILES = (
     "config.json",
     "generation_config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "model-*-of-*.safetensors",
     *MODEL_FILES,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "modules.json",
+    "*_Pooling/config.json",
+    "*_Dense/config.json",
+)
+# Kinds of weights, best first; of those that a repository has, only the first is fetched.
+_WEIGHTS = (
+    (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "model-*-of-*.safetensors",
+        "*_Dense/model.safetensors",
+    ),
+    (
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "pytorch_model-*-of-*.bin",
+        "*_Dense/pytorch_model.bin",
+    ),
+    (
+        "flax_model.msgpack",
+        "flax_model.msgpack.index.json",
+        "flax_model-*-of-*.msgpack",
+    ),
 )
 
 
-def download(repo_id: str, *, revision: str | None = None) -> Path:
+def download(repo_id: str, *, revision: str | None = None, subfolder: str | None = None) -> Path:
     """The folder, in the hub's cache, of a model's files.
 
     A connection that breaks is taken up where it broke; after an interrupt, complete files are kept
@@ -27,15 +49,29 @@ def download(repo_id: str, *, revision: str | None = None) -> Path:
     Args:
       repo_id: such as "google/flan-t5-small".
       revision: branch, tag or commit.
+      subfolder: the only one to fetch from; the folder that is returned has it too.
     Raises:
       FileNotFoundError: the hub has no such model or revision, or does not show it to you.
       ConnectionError: the hub cannot be reached, and the model is not in the cache.
-      ValueError: the model has no weights in safetensors files.
+      ValueError: the model has no weights in a format that is read.
     """
+    for weights in _WEIGHTS:
+        path = _fetch(repo_id, revision, subfolder, [*_FILES, *weights])
+        folder = path / subfolder if subfolder else path
+        if any(file for pattern in weights[:3] for file in folder.glob(pattern)):
+            return path
+    raise ValueError(
+        f"{repo_id} must have weights in safetensors, torch or Flax files on the hub"
+        f"{f', in its folder {subfolder}' if subfolder else ''}, and it has none."
+    )
+
+
+def _fetch(repo_id: str, revision: str | None, subfolder: str | None, names: list[str]) -> Path:
     from huggingface_hub import errors, snapshot_download
 
+    patterns = [f"{subfolder}/{name}" if subfolder else name for name in names]
     try:
-        path = Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(_FILES)))
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
     except errors.HFValidationError as error:
         raise FileNotFoundError(
             f"{repo_id} must be an existing folder or a hub id such as google/flan-t5-small; "
@@ -61,9 +97,3 @@ def download(repo_id: str, *, revision: str | None = None) -> Path:
             f"{repo_id} is not a folder here, and could not be fetched from the hub ({reason}); "
             "check the path, or connect once so that the model enters the cache."
         ) from error
-    if not any(path.glob("*.safetensors")):
-        raise ValueError(
-            f"{repo_id} must have its weights in safetensors files on the hub, and it has none; "
-            "load it with transformers, and save it with save_pretrained."
-        )
-    return path

@@ -1,0 +1,304 @@
+"""Text <-> ids as the tokenizers library has it, for checkpoints without a SentencePiece model.
+
+CodeT5 and whatever transformers 5 saved come as `tokenizer.json`; older repositories of CodeT5 hold
+a byte-level BPE in `vocab.json` and `merges.txt`.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t5jax import files
+
+MAX_BYTES = 64 << 20
+MAX_VOCAB = 10_000_000
+StrPath = str | os.PathLike[str]
+
+_TOKENIZER, _VOCAB, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
+_CONFIG, _SPECIAL, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+_FILES = (_TOKENIZER, _VOCAB, _MERGES, _CONFIG, _SPECIAL, _ADDED)
+# What RoBERTa's tokenizer calls them, in the order in which it adds them to a vocabulary.
+_SPECIAL_TOKENS = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
+
+
+def holds_tokenizer(folder: StrPath) -> bool:
+    """Whether `FastTokenizer.from_folder` is the reader for this folder."""
+    has = {name: (Path(folder) / name).is_file() for name in _FILES}
+    return has[_TOKENIZER] or (has[_VOCAB] and has[_MERGES])
+
+
+class FastTokenizer:
+    """A tokenizer of the tokenizers library; fits `t5jax.tokenizer.Tokenizer`.
+
+    Ids are the library's, with the start of sequence that the file's template asks for (CodeT5's
+    `<s>`) and without the end.  Text that spells a special token, even "</s>", is that token.
+
+    Args:
+      contents: content of each file by its name, as `from_folder` reads them.
+      folder: where they lie, for messages.
+    Raises:
+      ValueError: a damaged file, which the message names, or a vocabulary without an end.
+    """
+
+    def __init__(self, contents: Mapping[str, bytes], *, folder: StrPath = "."):
+        self._contents = dict(contents)
+        self._folder = Path(folder)
+        config, special = self._json(_CONFIG), self._json(_SPECIAL)
+        if _TOKENIZER in contents:
+            self._file, relevant = self._folder / _TOKENIZER, (_TOKENIZER,)
+            self._library = self._from_tokenizer_json()
+        else:
+            self._file, relevant = self._folder / _VOCAB, _FILES
+            self._library = self._from_vocab_and_merges(config, special)
+        ids = self._library.get_vocab(with_added_tokens=True)
+        self._known = frozenset(ids.values())
+        self.vocab_size = max(self._known, default=-1) + 1
+        if not 0 < self.vocab_size <= MAX_VOCAB:
+            raise ValueError(
+                f"{self._file} must have 1 to {MAX_VOCAB} ids, got {self.vocab_size}; "
+                "download it again."
+            )
+
+        name = self._special_name("eos_token", config, special)
+        if name not in ids:
+            raise ValueError(
+                f"{self._file} must have an id for the end of a sequence, got none for "
+                f"{name!r:.60}; name it as eos_token in {_CONFIG}."
+            )
+        self.eos_id = ids[name]
+        # As in Google's pipeline, a vocabulary without padding is padded with 0.
+        self.pad_id = ids.get(self._special_name("pad_token", config, special), 0)
+        self.unk_id = ids.get(self._special_name("unk_token", config, special), self.pad_id)
+        self._sentinels = _sentinels(ids)
+        self.num_sentinels = len(self._sentinels)
+        digest = hashlib.sha256(b"%d %d %d" % (self.pad_id, self.eos_id, self.unk_id))
+        for name in relevant:
+            digest.update(hashlib.sha256(contents.get(name, b"")).digest())
+        self.fingerprint = digest.hexdigest()
+
+        bos = config.get("bos_token") or special.get("bos_token")
+        template = self._encoding("").ids
+        if not self._known.issuperset(template):
+            raise ValueError(
+                f"{self._file} must put ids of its own around a text, got {template[:8]}; "
+                "download it again."
+            )
+        self._dropped = {self.pad_id, *template}
+        if (start := _spelling(bos)) in ids:
+            self._dropped.add(ids[start])
+
+    @classmethod
+    def from_folder(cls, folder: StrPath) -> "FastTokenizer":
+        """Read a tokenizer's files.
+
+        Raises:
+          ValueError: a damaged file, which the message names, or none to read.
+        """
+        if not holds_tokenizer(folder):
+            raise ValueError(
+                f"{os.fspath(folder)} must hold {_TOKENIZER}, or {_VOCAB} and {_MERGES}, got "
+                "neither; download it again."
+            )
+        paths = (Path(folder) / name for name in _FILES)
+        return cls({path.name: _content(path) for path in paths if path.is_file()}, folder=folder)
+
+    def sentinel_id(self, k: int) -> int:
+        """Id of `<extra_id_k>`."""
+        if not 0 <= k < self.num_sentinels:
+            raise ValueError(
+                f"sentinel k must be in [0, {self.num_sentinels}), got {k}; "
+                "hide fewer, longer spans."
+            )
+        return self._sentinels[k]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, the template's start included; no end of sequence, no padding."""
+        # JSON can spell half of a surrogate pair, UTF-8 cannot: it is read as "?".
+        encoding = self._encoding(text.encode("utf-8", "replace").decode())
+        ids = encoding.ids
+        # The mask tells the template's end from one that the text spells.
+        if ids and ids[-1] == self.eos_id and encoding.special_tokens_mask[-1]:
+            ids.pop()
+        return ids
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Text of one row up to its first `eos_id`, without padding and start of sequence."""
+        array = np.asarray(ids)
+        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+            raise ValueError(f"ids must be one row of integers, got {array.dtype}{[*array.shape]}.")
+        values = array.tolist()
+        if self.eos_id in values:
+            values = values[: values.index(self.eos_id)]
+        values = [i if i in self._known else self.unk_id for i in values]
+        kept = [i for i in values if i not in self._dropped]
+        failure = f"{self._file} must decode its own ids, got some that it fails at"
+        with _in_our_words(f"{failure}; download it again."):
+            return self._library.decode(kept, skip_special_tokens=False)
+
+    def save(self, folder: StrPath) -> None:
+        """Write the files, unchanged, that this was read from; makes the folder."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, content in self._contents.items():
+            files.write(Path(folder) / name, content)
+
+    def _encoding(self, text: str) -> Any:
+        failure = f"{self._file} must have ids for every text, got none for {text[:40]!r}"
+        with _in_our_words(f"{failure}; download it again."):
+            return self._library.encode(text)
+
+    def _json(self, name: str) -> dict[str, Any]:
+        """The object in a JSON file, empty where there is no such file."""
+        content = self._contents.get(name, b"{}")
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError):
+            found = None
+        if isinstance(found, dict):
+            return found
+        raise ValueError(
+            f"{self._folder / name} must be a JSON object, got {_kind(content)}; download it again."
+        )
+
+    def _special_name(self, role: str, config: dict, special: dict) -> str:
+        given = config.get(role) or special.get(role) or _SPECIAL_TOKENS[role]
+        name = _spelling(given)
+        if name is None:
+            raise ValueError(
+                f"{self._folder / _CONFIG} and {_SPECIAL} must spell the {role}, got a "
+                f"{type(given).__name__}; download them again."
+            )
+        return name
+
+    def _from_tokenizer_json(self) -> Any:
+        import tokenizers
+
+        content = self._contents[_TOKENIZER]
+        failure = (
+            f"{self._file} must be a tokenizer that tokenizers {tokenizers.__version__} reads, "
+            f"got {_kind(content)}; "
+        )
+        pointer = content.startswith(b"version https://git-lfs")
+        remedy = "fetch it with `git lfs pull`." if pointer else "download it again, or update it."
+        with _in_our_words(failure + remedy):
+            library = tokenizers.Tokenizer.from_str(content.decode())
+        library.no_truncation()
+        library.no_padding()
+        # A training setting that makes ids random; only BPE has it.
+        if getattr(library.model, "dropout", None) is not None:
+            library.model.dropout = None
+        return library
+
+    def _from_vocab_and_merges(self, config: dict, special: dict) -> Any:
+        from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
+        from tokenizers.models import BPE
+
+        vocab = self._json(_VOCAB)
+        with _in_our_words(
+            f"{self._file} must give pieces their ids and {_MERGES} pair them, "
+            f"got {_kind(self._contents[_MERGES])} of pairs that do not fit; download both again."
+        ):
+            lines = self._contents[_MERGES].decode().removesuffix("\n").split("\n")
+            lines = [line.removesuffix("\r") for line in lines if not line.startswith("#version")]
+            merges = [(left, right) for left, right in (line.split(" ") for line in lines)]
+            library = Tokenizer(BPE(vocab=vocab, merges=merges))
+        prefix = config.get("add_prefix_space") is True
+        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+        library.decoder = decoders.ByteLevel()
+
+        added = self._json(_ADDED)
+        with _in_our_words(
+            f"{self._folder / _CONFIG}, {_SPECIAL} and {_ADDED} must list added tokens by their "
+            "spelling, with ids in the last; download them again."
+        ):
+            flags, stated = _added_tokens(config, special, added)
+            library.add_tokens([AddedToken(name, special=True, **flags[name]) for name in flags])
+        for name, index in stated.items():
+            if library.token_to_id(name) != index:
+                raise ValueError(
+                    f"{self._folder / _ADDED} must number its tokens on from {_VOCAB}, where "
+                    f"{name[:40]!r} is {library.token_to_id(name)}, got {index!r:.20}; "
+                    "download both again."
+                )
+        ids = library.get_vocab()
+        ends = [self._special_name(role, config, special) for role in ("sep_token", "cls_token")]
+        sep, cls = ((name, ids[name]) for name in ends)
+        library.post_processor = processors.RobertaProcessing(sep, cls)
+        return library
+
+
+@contextlib.contextmanager
+def _in_our_words(message: str) -> Iterator[None]:
+    """Turns any failure of the library into a ValueError with this message."""
+    try:
+        yield
+    except BaseException as error:
+        # The library's panics are no Exception, and it exports no name for their class.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ValueError(message) from error
+        raise
+
+
+def _content(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{path} must have at most {MAX_BYTES >> 20} MiB, got more; replace it.")
+    return content
+
+
+def _kind(content: bytes) -> str:
+    pointer = content.startswith(b"version https://git-lfs")
+    return "a git-lfs pointer" if pointer else f"{len(content)} bytes"
+
+
+def _spelling(token: Any) -> str | None:
+    """A token's text, given as such or with flags around it."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _sentinels(ids: Mapping[str, int]) -> list[int]:
+    """Ids of `<extra_id_0>`, `<extra_id_1>`, ... as far as there are any."""
+    found = []
+    while True:
+        spelling = f"<extra_id_{len(found)}>"
+        index = ids.get(spelling, ids.get(f"▁{spelling}"))  # mT5's are pieces with a space
+        if index is None:
+            return found
+        found.append(index)
+
+
+def _added_tokens(
+    config: dict[str, Any], special: dict[str, Any], added: dict[str, Any]
+) -> tuple[dict[str, dict[str, bool]], dict[str, int]]:
+    """Flags of the tokens to add to a vocabulary, in their order, and the ids that files state."""
+    detailed = config.get("added_tokens_decoder") or {}
+    ids = {name: int(index) for name, index in added.items()}
+    ids |= {token["content"]: int(index) for index, token in detailed.items()}
+    named = [
+        config.get(role) or special.get(role) or name for role, name in _SPECIAL_TOKENS.items()
+    ]
+    more = [token for x in (special, config) for token in x.get("additional_special_tokens") or ()]
+    names = [*sorted(ids, key=ids.__getitem__), *map(_spelling, [*named, *more])]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("an added token must have a spelling, got none; name it as a text.")
+    flags: dict[Any, dict[str, bool]] = {name: {} for name in names}
+    for token in (*config.values(), *special.values(), *more, *detailed.values()):
+        if isinstance(token, dict) and token.get("content") in flags:
+            for flag in ("lstrip", "rstrip", "single_word"):
+                flags[token["content"]][flag] = token.get(flag) is True
+    return flags, ids

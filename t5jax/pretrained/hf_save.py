@@ -1,0 +1,113 @@
+"""Writing Hugging Face folders."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from t5jax.config import T5Config
+from t5jax.pretrained import hf, hf_config, safetensors_file, sentence
+from t5jax.pretrained.folder import new_folder
+from t5jax.pretrained.names import Leaf
+from t5jax.pretrained.source import Weights, Written
+from t5jax.tokenizer import Tokenizer
+
+MAX_SHARD_BYTES = 5 * 10**9
+_INDEX = f"{hf.WEIGHTS}{hf.INDEX}"
+
+
+def save(
+    path: str | os.PathLike,
+    config: T5Config,
+    weights: Weights,
+    tokenizer: Tokenizer | None,
+    *,
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    written: Callable[[Written], object] = lambda _: None,
+) -> None:
+    """Writes a folder that transformers loads; see `t5jax.export_hf`.
+
+    One parameter at a time is in memory.
+
+    Args:
+      path: made whole or not at all.
+      config: of the model.
+      weights: its parameters, in the types that they are to have.
+      tokenizer: written too, if there is one.
+      overwrite: replace a saved model there.
+      max_shard_bytes: where there is more, in bytes, there are several files and an index.
+      written: told of every tensor.
+    Raises:
+      FileExistsError: as `folder.new_folder`.
+      ValueError: `max_shard_bytes` is not positive.
+    """
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes must be at least 1, got {max_shard_bytes}; try 5e9.")
+    naming = hf.naming(gated=config.gated_ff)
+    layers = {
+        "encoder": config.num_encoder_layers,
+        "decoder": config.num_decoder_layers,
+    }
+    layout = {
+        ours: naming.leaf(ours, layers.get(ours.split("/")[0], 1))
+        for ours in weights.shapes
+        if ours != sentence.PATH
+    }
+    files = _shards(layout, weights, max_shard_bytes)
+    with new_folder(path, overwrite=overwrite) as folder:
+        writers = {
+            file: safetensors_file.Writer(folder / file, entries) for file, entries in files.items()
+        }
+        holder = {name: file for file, entries in files.items() for name in entries}
+        for ours, leaf in layout.items():
+            values = weights.read(ours)
+            for name, row in zip(leaf.names, values if leaf.per_layer else [values], strict=True):
+                theirs = row.transpose(leaf.inverse(row.ndim))
+                writers[holder[name]].write(name, theirs)
+                written(Written.of(name, ours, theirs))
+        for writer in writers.values():
+            writer.close()
+        if len(files) > 1:
+            sizes = [entry for entries in files.values() for entry in entries.values()]
+            total = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in sizes)
+            index = {"metadata": {"total_size": total}, "weight_map": holder}
+            hf_config.write_json(folder / _INDEX, index)
+        hf_config.write(folder, config)
+        if sentence.PATH in weights.shapes:
+            kernel = weights.read(sentence.PATH)
+            sentence.write(folder, kernel)
+            written(Written.of(sentence.TENSOR, sentence.PATH, kernel.T))
+        if tokenizer is not None:
+            tokenizer.save(folder)
+
+
+def _shards(
+    layout: dict[str, Leaf], weights: Weights, max_bytes: int
+) -> dict[str, dict[str, tuple[tuple[int, ...], np.dtype]]]:
+    """Files, and the shape and type of each of their tensors: block by block, as many as fit."""
+    entries = {}
+    for ours, leaf in layout.items():
+        shape = weights.shapes[ours]
+        theirs = leaf.to_theirs(shape[1:] if leaf.per_layer else shape)
+        entries |= dict.fromkeys(leaf.names, (theirs, weights.dtypes[ours]))
+    shards, size = [{}], 0
+    for name in sorted(entries, key=_natural):
+        shape, dtype = entries[name]
+        count = int(np.prod(shape)) * dtype.itemsize
+        if shards[-1] and size + count > max_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = entries[name]
+        size += count
+    if len(shards) == 1:
+        return {hf.WEIGHTS: shards[0]}
+    stem, suffix = Path(hf.WEIGHTS).stem, Path(hf.WEIGHTS).suffix
+    return {f"{stem}-{i + 1:05}-of-{len(shards):05}{suffix}": part for i, part in enumerate(shards)}
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """Block 2 before block 10, and the embedding before everything."""
+    parts = name.split(".")
+    return [(part != "shared", int(part) if part.isdigit() else 0, part) for part in parts]

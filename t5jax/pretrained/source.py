@@ -1,0 +1,311 @@
+"""A checkpoint of any format that was found and understood, its weights still in its files."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from t5jax import sharding
+from t5jax.checkpoint import shapes_by_path
+from t5jax.config import T5Config
+from t5jax.model import PARTITION_RULES, Params, abstract_params
+from t5jax.pretrained.arrays import DTYPES, Array, Index, Region, relative, whole
+from t5jax.pretrained.names import Leaf, Naming
+
+Progress = Callable[[int], object]
+"""Called with the number of bytes, of a file, that have been read."""
+
+# Transposed writes touch whole cache lines at once.
+_CACHE_LINE = 64
+_ALIGNMENT = 64
+_THREADS = min(8, os.cpu_count() or 1)
+
+
+class Weights(NamedTuple):
+    """Parameters to write, by '/'-joined path, wherever they are."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, np.dtype]
+    read: Callable[[str], np.ndarray]
+
+    @classmethod
+    def of(cls, params: Params) -> "Weights":
+        """Parameters in memory."""
+        leaves = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+            for path, leaf in jax.tree.leaves_with_path(params)
+        }
+        return cls(
+            {path: leaf.shape for path, leaf in leaves.items()},
+            {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()},
+            lambda path: np.asarray(leaves[path]),
+        )
+
+
+class Written(NamedTuple):
+    """One array of a checkpoint that was written."""
+
+    name: str
+    path: str
+    """Of our parameter that it is, or is a layer of."""
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str
+    """Of its elements, first axis outermost, little-endian."""
+
+    @classmethod
+    def of(cls, name: str, path: str, values: np.ndarray) -> "Written":
+        contiguous = np.ascontiguousarray(values)
+        digest = hashlib.sha256(contiguous.reshape(-1).view(np.uint8).data).hexdigest()
+        return cls(name, path, tuple(values.shape), values.dtype.name, digest)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """A checkpoint that can be read.
+
+    Attributes:
+      path: the file or folder of its weights.
+      format: in words.
+      config: of the model.
+      arrays: everything in its files, by the names there.
+      layout: where each of our parameters lies; exactly those of `config`.
+      ignored: arrays that are not read, and why.
+      notes: what had to be assumed or set right, in sentences.
+      check: raises ValueError unless the parameters are those that were saved.
+    """
+
+    path: Path
+    format: str
+    config: T5Config
+    arrays: Mapping[str, Array]
+    layout: Mapping[str, Leaf]
+    ignored: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    check: Callable[[Params], None] | None = None
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of our parameters by path."""
+        return shapes_by_path(abstract_params(self.config))
+
+    def ignored_lines(self) -> list[str]:
+        """What is not read, a line for each reason."""
+        lines = []
+        for why in dict.fromkeys(self.ignored.values()):
+            names = [name for name, reason in self.ignored.items() if reason == why]
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            lines.append(f"{names[0]}{more}: {why}")
+        return lines
+
+    def dtype(self, path: str) -> np.dtype:
+        """The type of one of our parameters there; float32 if its layers differ."""
+        found = {self.arrays[name].dtype for name in self.layout[path].names}
+        return found.pop() if len(found) == 1 else np.dtype(np.float32)
+
+    def num_bytes(self, path: str) -> int:
+        """Bytes of one of our parameters there."""
+        arrays = [self.arrays[name] for name in self.layout[path].names]
+        return sum(int(np.prod(array.shape)) * array.dtype.itemsize for array in arrays)
+
+    def read(self, path: str, *, dtype: np.dtype, progress: Progress | None = None) -> np.ndarray:
+        """One of our parameters, in host memory."""
+        return self._part(path, whole(self.shapes[path]), dtype, progress)
+
+    def weights(
+        self, *, dtype: np.dtype | None = None, progress: Progress | None = None
+    ) -> "Weights":
+        """All parameters, to be read one by one; arguments as for `params`."""
+        dtypes = {path: self.dtype(path) if dtype is None else dtype for path in self.shapes}
+        return Weights(
+            self.shapes,
+            dtypes,
+            lambda path: self.read(path, dtype=dtypes[path], progress=progress),
+        )
+
+    def params(
+        self,
+        *,
+        dtype: np.dtype | None = None,
+        mesh: Mesh | None = None,
+        progress: Progress | None = None,
+    ) -> Params:
+        """All parameters, read piece by piece to where they belong.
+
+        Beside the result, host memory holds a few pieces of `arrays.BLOCK_BYTES`; or, on a mesh or
+        if the devices have memory of their own, what this host's devices need of one parameter.
+
+        Args:
+          dtype: to hold them in; None keeps every one as it is in the file.
+          mesh: to divide them over, by `model.PARTITION_RULES`; None puts them on one device.
+          progress: told as pieces arrive.
+        Raises:
+          ValueError: a file is damaged.
+        """
+        shapes = abstract_params(self.config)
+        placed: Any = jax.tree.map(
+            lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), shapes
+        )
+        if mesh is not None:
+            placed = sharding.shardings(shapes, mesh=mesh, rules=PARTITION_RULES)
+
+        def read(key_path, leaf, placing):
+            path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+            kind = self.dtype(path) if dtype is None else dtype
+
+            if mesh is None:
+                # Aligned memory of the host is a CPU device's, without a copy.
+                return jax.device_put(self._part(path, whole(leaf.shape), kind, progress), placing)
+
+            def bounds(index):
+                pairs = zip(index, leaf.shape, strict=True)
+                return tuple(slice(*part.indices(size)[:2]) for part, size in pairs)
+
+            # Everything that devices of this host need, read once.
+            parts = map(bounds, placing.addressable_devices_indices_map(leaf.shape).values())
+            box = tuple(
+                slice(min(s.start for s in axis), max(s.stop for s in axis))
+                for axis in zip(*parts, strict=True)
+            )
+            held = self._part(path, box, kind, progress)
+            return jax.make_array_from_callback(
+                leaf.shape, placing, lambda index: held[relative(bounds(index), box)]
+            )
+
+        params = jax.tree.map_with_path(read, shapes, placed)
+        if self.check is not None and dtype in (None, np.dtype(np.float32)):
+            self.check(params)
+        return params
+
+    def _part(
+        self, path: str, index: Index, dtype: np.dtype, progress: Progress | None
+    ) -> np.ndarray:
+        """The values of a parameter at an index of ours."""
+        leaf = self.layout[path]
+        out = _aligned([s.stop - s.start for s in index], dtype)
+        tasks: list[tuple[Array, Index, np.ndarray]] = []
+        if leaf.per_layer:
+            layers, *rest = index
+            for i in range(layers.start, layers.stop):
+                array = self.arrays[leaf.names[i]]
+                tasks.append((array, leaf.to_theirs(rest), out[i - layers.start]))
+        else:
+            tasks = list(_split(self.arrays[leaf.names[0]], leaf, index, out))
+
+        def run(task):
+            array, where, values = task
+            _fill(values.transpose(leaf.inverse(values.ndim)), array, where, progress)
+
+        if len(tasks) == 1:
+            run(tasks[0])
+        else:
+            with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+                list(pool.map(run, tasks))
+        return out
+
+
+def checked(source: Source, naming: Naming, *, unknown: Sequence[str]) -> Source:
+    """The same, if its arrays are those of its config.
+
+    Args:
+      source: to check.
+      naming: of its format, to tell what it lacks.
+      unknown: names of arrays that are neither parameters nor `ignored`.
+    Raises:
+      ValueError: a tensor is missing, unknown, of another shape, or of a type that is not read.
+    """
+    config, path = source.config, source.path
+    expected = shapes_by_path(abstract_params(config))
+    beyond: list[str] = []
+    # In the order in which a T5 computes, so that the first error is the cause of the others.
+    for ours, shape in sorted(expected.items(), key=lambda item: _reading_order(item[0])):
+        leaf = source.layout.get(ours)
+        layers = getattr(config, f"num_{ours.split('/')[0]}_layers", 1)
+        wanted = naming.leaf(ours, 1 if leaf is None else len(leaf.names) + 1)
+        form = wanted if leaf is None else leaf
+        theirs = form.to_theirs(shape[1:] if form.per_layer else shape)
+        for name in () if leaf is None else leaf.names:
+            _check_array(source.arrays[name], name, theirs)
+        if leaf is None or (leaf.per_layer and len(leaf.names) < layers):
+            raise ValueError(
+                f"{path} must hold {wanted.names[-1]} of shape {theirs}; it lacks it, so its "
+                "config belongs to another model or it is incomplete."
+            )
+        beyond += leaf.names[layers:] if leaf.per_layer else ()
+    unused = [source.layout[ours].names[0] for ours in source.layout if ours not in expected]
+    unused = sorted([*unused, *beyond, *unknown])
+    if unused:
+        raise ValueError(
+            f"{path} holds {len(unused)} tensors that a T5 of its config has no use for, first "
+            f"{repr(unused[0])[1:-1]:.200}; it is another architecture or another size."
+        )
+    return source
+
+
+def _reading_order(path: str) -> tuple[int, str]:
+    parts = ("token_embedder", "encoder", "decoder")
+    part = path.split("/")[0]
+    return parts.index(part) if part in parts else len(parts), path
+
+
+def _check_array(array: Array, name: str, shape: tuple[int, ...]) -> None:
+    if array.dtype not in DTYPES.values():
+        raise ValueError(
+            f"{array.file}: {name} must be of type {', '.join(DTYPES)}, got {array.dtype.name}; "
+            "quantized files cannot be read."
+        )
+    if tuple(array.shape) != shape:
+        raise ValueError(
+            f"{array.file}: {name} must have shape {shape} for its config, got "
+            f"{tuple(array.shape)}; the two belong to different models."
+        )
+
+
+def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _split(
+    array: Array, leaf: Leaf, index: Index, out: np.ndarray
+) -> Iterator[tuple[Array, Index, np.ndarray]]:
+    """The work of one array, divided along their first axis."""
+    theirs = leaf.to_theirs(index)
+    # Others are stored in chunks, which each thread would decode.
+    if not theirs or not isinstance(array, Region):
+        yield array, theirs, out
+        return
+    ours = leaf.inverse(len(index))[0]
+    first, *rest = theirs
+    step = max(1, -(-(first.stop - first.start) // _THREADS))
+    for start in range(first.start, first.stop, step):
+        stop = min(start + step, first.stop)
+        part = [slice(None)] * out.ndim
+        part[ours] = slice(start - first.start, stop - first.start)
+        yield array, (slice(start, stop), *rest), out[tuple(part)]
+
+
+def _fill(out: np.ndarray, array: Array, index: Index, progress: Progress | None) -> None:
+    """Writes the elements at `index` to `out`, which has their axes in any memory order."""
+    for where, values in array.blocks(index):
+        target = out[relative(where, index)]
+        if values.dtype != out.dtype:
+            values = values.astype(out.dtype)
+        if values.ndim == 2 and target.strides[0] < target.strides[1]:
+            rows = max(1, _CACHE_LINE // out.dtype.itemsize)
+            for i in range(0, len(values), rows):
+                target[i : i + rows] = values[i : i + rows]
+        else:
+            target[...] = values
+        if progress is not None:
+            progress(values.size * array.dtype.itemsize)

@@ -1,0 +1,121 @@
+"""Writing T5X checkpoints: a msgpack file beside a folder of Zarr chunks for every array.
+
+They hold the model alone, as T5X's own exports for inference do, and no optimizer state.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t5jax.config import T5Config
+from t5jax.pretrained import sentence, t5x
+from t5jax.pretrained.folder import new_folder
+from t5jax.pretrained.source import Weights, Written
+from t5jax.tokenizer import Tokenizer
+
+_FOLDER = "checkpoint_0"
+_VERSION = 3
+# T5X reads whole chunks, several at a time.
+_CHUNK_BYTES = 64 << 20
+_ZARR_TYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "bfloat16"}
+
+
+def save(
+    path: str | os.PathLike,
+    config: T5Config,
+    weights: Weights,
+    tokenizer: Tokenizer | None,
+    *,
+    scanned: bool = False,
+    overwrite: bool = False,
+    written: Callable[[Written], object] = lambda _: None,
+) -> None:
+    """Writes a folder with `checkpoint_0`, which T5X restores, and our config and tokenizer.
+
+    One parameter at a time is in memory.
+
+    Args:
+      path: made whole or not at all.
+      config: of the model.
+      weights: its parameters, in the types that they are to have.
+      tokenizer: written too, if there is one.
+      scanned: one array for all layers of a stack, for models that scan over layers, instead of
+        one for each.
+      overwrite: replace a saved model there.
+      written: told of every array.
+    Raises:
+      FileExistsError: as `folder.new_folder`.
+      ValueError: a sentence encoder's projection, for which T5X has no place.
+    """
+    if sentence.PATH in weights.shapes:
+        raise ValueError(
+            f"a T5X checkpoint must be a plain T5, got one with {sentence.PATH}; write it as "
+            "Hugging Face's or t5jax's."
+        )
+    naming = t5x.naming(scanned=scanned, gated=config.gated_ff)
+    layers = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
+    with new_folder(path, overwrite=overwrite) as folder:
+        checkpoint = folder / _FOLDER
+        checkpoint.mkdir()
+        tree: dict[str, Any] = {}
+        for ours in weights.shapes:
+            leaf = naming.leaf(ours, layers.get(ours.split("/")[0], 1))
+            values = weights.read(ours)
+            for name, row in zip(leaf.names, values if leaf.per_layer else [values], strict=True):
+                theirs = np.ascontiguousarray(row.transpose(leaf.inverse(row.ndim)))
+                _insert(tree, name.split("/"), _write_array(checkpoint, name, theirs))
+                written(Written.of(name, ours, theirs))
+        _write_tree(checkpoint / t5x.CHECKPOINT, tree)
+        (folder / t5x.CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save(folder)
+
+
+def _write_array(checkpoint: Path, name: str, values: np.ndarray) -> dict[str, Any]:
+    """Writes one array, and returns what the msgpack file says of it."""
+    import tensorstore
+
+    own = f"target.{name.replace('/', '.')}"
+    row_bytes = max(1, values.nbytes // max(1, len(values)))
+    rows = max(1, min(len(values), _CHUNK_BYTES // row_bytes))
+    spec: dict[str, Any] = {
+        "driver": "zarr",
+        "dtype": values.dtype.name,
+        "kvstore": {"driver": "file", "path": f"{own}/"},
+        "metadata": {
+            "shape": list(values.shape),
+            "chunks": [rows, *values.shape[1:]],
+            # Weights hardly compress, and gzip writes 30 MB a second.
+            "compressor": None,
+            "dtype": _ZARR_TYPES[values.dtype.name],
+        },
+    }
+    where = {"driver": "file", "path": f"{checkpoint.resolve() / own}/"}
+    try:
+        store = tensorstore.open({**spec, "kvstore": where}, create=True).result()
+        store.write(values).result()
+    # A full disk is one of these too.
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].partition(" [")[0][:200]
+        raise OSError(f"could not write {checkpoint / own} ({reason}).") from error
+    return spec
+
+
+def _write_tree(file: Path, target: dict[str, Any]) -> None:
+    import msgpack
+
+    # Flax's form of arrays: shape, type and bytes, packed again.
+    step = msgpack.packb(((), "int32", np.int32(0).tobytes()), use_bin_type=True)
+    state = {"step": msgpack.ExtType(1, step)}
+    tree = {"version": _VERSION, "optimizer": {"target": target, "state": state}}
+    with file.open("wb") as out:
+        msgpack.pack(tree, out, use_bin_type=True)
+
+
+def _insert(tree: dict[str, Any], path: list[str], value: object) -> None:
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[path[-1]] = value
