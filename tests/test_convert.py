@@ -21,6 +21,7 @@ import pytest
 import tensorstore
 import torch_pickles as pickles
 from safetensors.numpy import load_file, save_file
+from trees import assert_same_bits
 
 from t5jax import checkpoint, convert, model, pretrained, tokenizer
 from t5jax.config import T5Config
@@ -175,14 +176,6 @@ def converted(tmp_path_factory, sources):
 def hf_tensors(path) -> dict[str, np.ndarray]:
     files = sorted(path.glob("model*.safetensors"))
     return {name: value for file in files for name, value in load_file(file).items()}
-
-
-def assert_same_bits(found, expected):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name].dtype == value.dtype, name
-        assert found[name].shape == value.shape, name
-        assert found[name].tobytes() == np.ascontiguousarray(value).tobytes(), name
 
 
 def stored_tensors(path, to) -> dict[str, np.ndarray]:

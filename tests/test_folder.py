@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from trees import assert_same_bits
 
 from t5jax import pretrained, tokenizer
 from t5jax.checkpoint import Checkpoints
@@ -49,20 +50,6 @@ def model(saved, tmp_path):
 
 def load(path):
     return pretrained.load(path, dtype=np.dtype(np.float32))
-
-
-def flat(params):
-    leaves = jax.tree.leaves_with_path(params)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x) for p, x in leaves}
-
-
-def assert_same_bits(found, expected):
-    found, expected = flat(found), flat(expected)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name].dtype == value.dtype, name
-        assert found[name].shape == value.shape, name
-        assert found[name].tobytes() == value.tobytes(), name
 
 
 def names(path) -> list[str]:

@@ -10,11 +10,11 @@ import shutil
 import struct
 
 import hf_folders
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from trees import assert_same_bits, flat
 
 from t5jax import tokenizer
 from t5jax.config import T5Config
@@ -86,20 +86,6 @@ def expected_params(tensors):
             layers = [tensors[f"{stack}.block.{i}.{theirs}.weight"] for i in range(num_layers)]
             found[f"{stack}/layers/{ours}"] = np.stack([x.T if transpose else x for x in layers])
     return found
-
-
-def flat(params):
-    leaves = jax.tree.leaves_with_path(params)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x) for p, x in leaves}
-
-
-def assert_same_bits(found, expected):
-    """Also where the values are NaN or -0.0."""
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name].dtype == value.dtype, name
-        assert found[name].shape == value.shape, name
-        assert found[name].tobytes() == np.ascontiguousarray(value).tobytes(), name
 
 
 def assert_loads(folder, tensors):

@@ -8,9 +8,9 @@ import re
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from trees import assert_same_bits, flat
 
 from t5jax import pretrained
 from t5jax.config import T5Config
@@ -95,19 +95,6 @@ def expected_params(values):
         found[f"{stack}/relative_bias/embedding"] = bias.T
         found[f"{stack}/final_norm/scale"] = values[f"{stack}/rms_norm/scale"]
     return found
-
-
-def flat(params):
-    leaves = jax.tree.leaves_with_path(params)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x) for p, x in leaves}
-
-
-def assert_same_bits(found, expected):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name].dtype == value.dtype, name
-        assert found[name].shape == value.shape, name
-        assert found[name].tobytes() == np.ascontiguousarray(value).tobytes(), name
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors import deserialize, safe_open
 from safetensors.numpy import load_file, save_file
+from trees import assert_same_bits
 
 from t5jax.pretrained import arrays
 from t5jax.pretrained.safetensors_file import Writer, open_file
@@ -44,14 +45,6 @@ def some(shape, dtype, seed=0):
 
 def read(path):
     return {name: arrays.read(array) for name, array in open_file(path).items()}
-
-
-def assert_same_bits(found, expected):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name].dtype == value.dtype, name
-        assert found[name].shape == value.shape, name
-        assert found[name].tobytes() == value.tobytes(), name
 
 
 def assembled(header, data=b"", *, length=None):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import t5x_folders
 from flax import serialization
+from trees import assert_same_bits, flat
 
 import t5jax
 from t5jax.config import T5Config
@@ -40,24 +41,11 @@ def unchecked(own_checks):
     """Type checks of every call take most of the time, and msgpack files are read by many calls."""
 
 
-def flat(params):
-    leaves = jax.tree.leaves_with_path(params)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x) for p, x in leaves}
-
-
 def load(path, **options):
     found = t5x.find(path)
     assert found is not None
     source = t5x.open_source(found, **options)
     return source, flat(source.params())
-
-
-def assert_same_bits(found, expected):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name].dtype == value.dtype, name
-        assert found[name].shape == value.shape, name
-        assert found[name].tobytes() == np.ascontiguousarray(value).tobytes(), name
 
 
 def assert_loads(path, values, **options) -> T5Config:

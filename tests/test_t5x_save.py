@@ -12,6 +12,7 @@ import t5x_folders
 import tensorstore
 from flax import serialization
 from safetensors.numpy import load_file
+from trees import assert_same_bits
 
 from t5jax import pretrained, tokenizer
 from t5jax.pretrained import hf_save, sentence, t5x, t5x_save
@@ -41,14 +42,6 @@ def read_as_t5x(folder):
     tree = jax.tree.map(restore, tree, is_leaf=lambda x: isinstance(x, dict) and "driver" in x)
     leaves = jax.tree.leaves_with_path(tree)
     return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
-
-
-def assert_same_bits(found, expected):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name].dtype == value.dtype, name
-        assert found[name].shape == value.shape, name
-        assert found[name].tobytes() == np.ascontiguousarray(value).tobytes(), name
 
 
 def opened(folder, values):

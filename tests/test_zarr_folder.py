@@ -295,7 +295,9 @@ def zeros_by_zstandard(num_bytes):
 
 
 @pytest.mark.parametrize(
-    ("compressor", "zeros"), [(GZIP, zeros_by_gzip), (ZSTD, zeros_by_zstandard)], ids=str
+    ("compressor", "zeros"),
+    [(GZIP, zeros_by_gzip), (ZSTD, zeros_by_zstandard)],
+    ids=["gzip", "zstd"],
 )
 def test_chunk_of_far_too_many_values_takes_no_memory(tmp_path, compressor, zeros):
     resource = pytest.importorskip("resource")

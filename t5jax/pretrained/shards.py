@@ -28,7 +28,7 @@ def shard_files(index: Path) -> dict[str, Path]:
         if not isinstance(name, str) or not is_plain(name):
             raise ValueError(
                 f"{index}: {shown(tensor)} must lie in a file of the same folder, "
-                f"got {name!r:.100}."
+                f"got {name!r:.160}."
             )
     return {tensor: index.parent / name for tensor, name in weight_map.items()}
 
