@@ -84,6 +84,10 @@ class T5Config:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(_unknown_choice(name, getattr(self, name), choices))
+        for name in (field.name for field in dataclasses.fields(self)):
+            value = getattr(self, name)
+            if not isinstance(value, str) and abs(value) >= 2**31:
+                raise ValueError(f"{name} must be less than 2**31, got {value!r:.20}.")
         for name in ("vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_encoder_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -156,7 +160,7 @@ class T5Config:
         """
         try:
             fields = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{source} must be JSON: {error}.") from error
         if not isinstance(fields, dict):
             raise ValueError(f"{source} must be a JSON object, got {type(fields).__name__}.")

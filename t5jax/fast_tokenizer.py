@@ -41,6 +41,26 @@ def holds_tokenizer(folder: StrPath) -> bool:
     return has[_TOKENIZER] or (has[_VOCAB] and has[_MERGES])
 
 
+def added_tokens(folder: StrPath, *, first: int) -> list[str]:
+    """Tokens with ids from `first` on, by the files that list what was added to a vocabulary.
+
+    Raises:
+      ValueError: one of the files is damaged.
+    """
+    found: dict[str, Any] = {}
+    for name in (_CONFIG, _ADDED):
+        path = Path(folder) / name
+        try:
+            listed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            if name == _CONFIG:
+                decoder = listed.get("added_tokens_decoder") or {}
+                listed = {str(_spelling(token)): int(index) for index, token in decoder.items()}
+            found |= {token: index for token, index in listed.items() if index >= first}
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path} must list tokens and their ids; copy it again.") from error
+    return list(found)
+
+
 class FastTokenizer:
     """A tokenizer of the tokenizers library; fits `t5jax.tokenizer.Tokenizer`.
 

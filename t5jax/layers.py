@@ -316,14 +316,18 @@ class DecoderBlock(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         self_keys_values: tuple[Float[Array, "B N C H"], Float[Array, "B N C H"]],
-        cross_keys_values: tuple[Float[Array, "B N S H"], Float[Array, "B N S H"]],
+        cross_keys_values: tuple[Float[Array, "I N S H"], Float[Array, "I N S H"]],
         *,
         mask: Bool[Array, "#B 1 #T C"],
-        cross_mask: Bool[Array, "B 1 #T S"],
+        cross_mask: Bool[Array, "I 1 #T S"],
         bias: Float[Array, "1 N T C"],
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Keys and values come from `self_keys_values(x)` in training, from a cache in decoding."""
+        """One block.
+
+        Keys and values come from `self_keys_values(x)` in training, from a cache in decoding.  Rows
+        of `x` may be several for each of I inputs, next to one another, which they all read.
+        """
         keys = split_key(dropout_key, 6)
         h = self.self_attention(
             self.self_attention_norm(x),
@@ -333,9 +337,10 @@ class DecoderBlock(nnx.Module):
             dropout_key=keys[0],
         )
         x = x + dropout(h, rate=self.dropout_rate, key=keys[1], shared_axis=-2)
-        h = self.cross_attention(
-            self.cross_attention_norm(x), *cross_keys_values, mask=cross_mask, dropout_key=keys[2]
-        )
+        h = self.cross_attention_norm(x)
+        h = h.reshape(cross_mask.shape[0], -1, h.shape[-1])
+        h = self.cross_attention(h, *cross_keys_values, mask=cross_mask, dropout_key=keys[2])
+        h = h.reshape(x.shape)
         x = x + dropout(h, rate=self.dropout_rate, key=keys[3], shared_axis=-2)
         h = self.mlp(self.mlp_norm(x), dropout_key=keys[4])
         return x + dropout(h, rate=self.dropout_rate, key=keys[5], shared_axis=-2)

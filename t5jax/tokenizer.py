@@ -9,6 +9,7 @@ import json
 import os
 import re
 import struct
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -159,7 +160,8 @@ def load(folder: StrPath) -> Tokenizer | None:
     """The tokenizer in a checkpoint folder, ours or Hugging Face's; None if it has no such file.
 
     Only the tokenizer's own files count: the `config.json` of mT5 and ByT5 names the wrong class.
-    A SentencePiece model comes first, for its ids are Google's own where other files' nearly are.
+    A SentencePiece model comes first, for its ids are Google's own where other files' nearly are,
+    unless tokens were added to it.
 
     Raises:
       ValueError: a damaged file, which the message names.
@@ -176,7 +178,18 @@ def load(folder: StrPath) -> Tokenizer | None:
         return ByteTokenizer()
     for path in (Path(folder) / name for name in MODEL_FILES):
         if path.is_file():
-            return SentencePieceTokenizer.from_file(path, num_sentinels=num_sentinels)
+            found = SentencePieceTokenizer.from_file(path, num_sentinels=num_sentinels)
+            added = fast_tokenizer.added_tokens(folder, first=found.vocab_size)
+            if added and fast_tokenizer.holds_tokenizer(folder):
+                break
+            if added:
+                warnings.warn(
+                    f"{folder}: {len(added)} tokens that were added to {path.name} are not known, "
+                    f"such as {added[0]!r:.40}; they need tokenizer.json, which transformers' "
+                    "save_pretrained writes.",
+                    stacklevel=2,
+                )
+            return found
     if fast_tokenizer.holds_tokenizer(folder):
         return fast_tokenizer.FastTokenizer.from_folder(folder)
     return None

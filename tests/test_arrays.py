@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from t5jax.pretrained import arrays
-from t5jax.pretrained.arrays import Joined, Region, Swapped
+from t5jax.pretrained.arrays import InMemory, Joined, Region
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 JUNK = b"\xa5\x5a\xc3"
@@ -209,15 +209,13 @@ def test_region_reads_rows_that_are_left_of_a_cut_file(tmp_path):
     assert_same_bits(part_of(array, (slice(0, 2), slice(0, 3))), values[:2])
 
 
-@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("shape", [(), (4,), (4, 3), (3, 2, 3)])
-def test_swapped_is_the_transpose(tmp_path, block_bytes, shape, transposed):
+def test_in_memory_is_what_was_read(tmp_path, shape):
     values = some(*shape)
-    array = Swapped(region(tmp_path / "x", values, transposed=transposed))
+    array = InMemory(tmp_path / "x", values.T)
     assert (array.file, array.shape, array.dtype) == (tmp_path / "x", shape[::-1], values.dtype)
     assert_every_part(array, values.T)
     assert_same_bits(arrays.read(array), values.T)
-    assert_same_bits(arrays.read(Swapped(array)), values)
 
 
 # Query, key and value [D, H, K] and out [H, K, D]; with scanned layers L is the second axis.
@@ -284,7 +282,10 @@ def test_joined_reads_only_the_heads_it_must(tmp_path):
 
 def test_every_kind_is_an_array(tmp_path):
     array = region(tmp_path / "x", some(4, 3))
-    assert all(isinstance(x, arrays.Array) for x in (array, Swapped(array), Joined(array, 0, 1)))
+    assert all(
+        isinstance(x, arrays.Array)
+        for x in (array, InMemory(array.file, some(2)), Joined(array, 0, 1))
+    )
     assert not isinstance(some(4, 3), arrays.Array)
 
 
@@ -351,7 +352,7 @@ def test_equal_compares_layouts(tmp_path, block_bytes):
     layouts = [
         region(tmp_path / "a", flat),
         region(tmp_path / "b", flat, transposed=True),
-        Swapped(region(tmp_path / "c", np.ascontiguousarray(flat.T))),
+        InMemory(tmp_path / "c", np.ascontiguousarray(flat.T).T),
         Joined(region(tmp_path / "d", values), 1, 2),
         Joined(region(tmp_path / "e", values, transposed=True), 1, 2),
         Joined(region(tmp_path / "f", np.ascontiguousarray(values.transpose(0, 2, 1))), 2, 1),
@@ -383,7 +384,6 @@ def test_equal_needs_no_file_for_the_same_place(tmp_path):
     array = region(tmp_path / "x", some(2, 3))
     (tmp_path / "x").unlink()
     assert arrays.equal(array, region(tmp_path / "x", some(2, 3)))
-    assert arrays.equal(Swapped(array), Swapped(array))
 
 
 @pytest.mark.parametrize("damaged", ["one", "other"])

@@ -433,9 +433,33 @@ def test_load_takes_bytes_then_sentencepiece_then_either_kind_of_file(
     assert found.encode("def") == FastTokenizer.from_folder(json_folder).encode("def")
     model = tokenizer.train(CODE, vocab_size=40).model
     (pair_folder / "spiece.model").write_bytes(model)
+    # Which lacks the tokens that were added.
+    assert isinstance(tokenizer.load(pair_folder), FastTokenizer)
+    (pair_folder / "added_tokens.json").unlink()
     assert isinstance(tokenizer.load(pair_folder), tokenizer.SentencePieceTokenizer)
     write_json(pair_folder / "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer"})
     assert isinstance(tokenizer.load(pair_folder), tokenizer.ByteTokenizer)
+
+
+@pytest.mark.parametrize("kind", ["added_tokens.json", "tokenizer_config.json"])
+def test_load_says_which_added_tokens_are_not_known(tmp_path, kind):
+    """ProstT5's <fold2AA> and its like."""
+    (tmp_path / "spiece.model").write_bytes(tokenizer.train(CODE, vocab_size=40).model)
+    listed = {"<fold2AA>": 140, "<extra_id_0>": 139}
+    if kind == "tokenizer_config.json":
+        listed = {"added_tokens_decoder": {str(i): {"content": t} for t, i in listed.items()}}
+    write_json(tmp_path / kind, listed)
+    with pytest.warns(UserWarning, match="1 tokens that were added .* such as '<fold2AA>'"):
+        found = tokenizer.load(tmp_path)
+    assert isinstance(found, tokenizer.SentencePieceTokenizer)
+
+
+@pytest.mark.parametrize("content", ["[", "[1]", '{"a": "b"}'])
+def test_load_refuses_a_damaged_list_of_added_tokens(tmp_path, content):
+    (tmp_path / "spiece.model").write_bytes(tokenizer.train(CODE, vocab_size=40).model)
+    (tmp_path / "added_tokens.json").write_text(content)
+    with pytest.raises(ValueError, match=r"added_tokens\.json must list tokens"):
+        tokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", PAIR)

@@ -166,7 +166,7 @@ def test_save_overwrites_nothing_but_saved_models(tmp_path, tiny_config, tiny_pa
 
 
 def test_save_overwrites_a_saved_model(model, tmp_path, tiny_config, tiny_params):
-    (model / "notes.txt").write_text("of the old model")
+    (model / "spiece.model").write_text("of the old model")
     changed = tiny_config.replace(dropout_rate=0.25)
     folder.save(model, changed, tiny_params, None, overwrite=True)
     config, params, found = load(model)

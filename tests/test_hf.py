@@ -393,7 +393,9 @@ def test_config_names_the_activation_and_tensors_tell_whether_it_is_gated(
     hf_folders.write(tmp_path, CONFIG, hf_folders.random_tensors(CONFIG, gated=gated))
     edit(tmp_path, **keys)
     config, _ = load(tmp_path)
-    assert (config.activation, config.gated_ff) == (activation, gated)
+    # Nobody published a gated ReLU: such a config is wrong about both.
+    expected = "gelu_tanh" if gated and activation == "relu" else activation
+    assert (config.activation, config.gated_ff) == (expected, gated)
 
 
 def test_config_ids_may_be_those_of_madlad(folder):
@@ -756,14 +758,24 @@ def test_save_replaces_a_model_only_if_told_to(folder, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     save(out, config, params, None)  # an empty folder is as good as none
-    (out / "notes.txt").write_text("of the old model")
+    (out / "spiece.model").write_text("of the old model")
     with pytest.raises(FileExistsError, match=f"^{out} must be a new or an empty folder"):
         save(out, config, params, None)
-    assert (out / "notes.txt").exists()
+    assert (out / "spiece.model").exists()
     save(out, config.replace(dropout_rate=0.0), params, None, overwrite=True)
-    assert not (out / "notes.txt").exists()
+    assert not (out / "spiece.model").exists()
     assert load(out)[0].dropout_rate == 0.0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"]
+
+
+@pytest.mark.parametrize("other", ["notes.txt", ".git", "checkpoints"])
+def test_save_never_replaces_a_model_with_files_of_somebody_else(folder, tmp_path, other):
+    config, params = load(folder)
+    (folder / other).mkdir()
+    with pytest.raises(FileExistsError, match=f"and it holds {re.escape(other)} too"):
+        save(folder, config, params, None, overwrite=True)
+    assert (folder / other).is_dir()
+    assert (folder / "model.safetensors").is_file()
 
 
 def test_save_never_replaces_what_is_not_a_model(folder, tmp_path):

@@ -245,8 +245,8 @@ def test_run_gives_every_reason_for_ignoring_once(tmp_path):
     tensors = {f"transformer.{name}": value for name, value in tensors.items()} | heads
     hf_folders.write(tmp_path / "model", hf_folders.CONFIG, tensors)
     assert run(tmp_path / "model")["ignored"] == [
-        "transformer.lm_head.weight: the same as transformer.shared.weight",
         "classification_head.x0 and 19 more: of a head for another task",
+        "transformer.lm_head.weight: the same as transformer.shared.weight",
     ]
 
 

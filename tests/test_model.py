@@ -291,24 +291,6 @@ def test_t5_segment_ids_of_one_side_are_refused(tiny, batch):
         )
 
 
-def test_t5_scan_equals_loop_over_sliced_layers(tiny, batch):
-    config, params = tiny
-    encoder_tokens, _, mask = batch
-
-    @jit
-    def both(params, encoder_tokens, mask):
-        bound = model.bind(config, params)
-        bias = bound.encoder.relative_bias(S)
-        x = bound.token_embedder(encoder_tokens)
-        for i in range(config.num_encoder_layers):
-            layer = jax.tree.map(lambda leaf, i=i: leaf[i], bound.encoder.layers)
-            x = layer(x, mask=mask[:, None, None], bias=bias)
-        return bound.encoder.final_norm(x), bound.encode(encoder_tokens, encoder_mask=mask)
-
-    by_loop, by_scan = both(params, encoder_tokens, mask)
-    np.testing.assert_allclose(by_scan, by_loop, atol=ABSOLUTE)
-
-
 @pytest.mark.parametrize("compute", [logits_of, lambda *args: logits_by_steps(*args)[0]])
 def test_t5_bfloat16_logits_are_float32_and_close(tiny, batch, compute):
     config, params = tiny

@@ -88,14 +88,22 @@ def test_load_refuses_a_file_that_is_no_model(theirs):
         pretrained.load(file)
 
 
+def test_load_reads_a_single_file_with_the_config_beside_it(theirs):
+    config, params, _ = pretrained.load(theirs)
+    same, alone, found = pretrained.load(theirs / "model.safetensors")
+    assert same == config
+    jax.tree.map(np.testing.assert_array_equal, alone, params)
+    assert found is not None
+
+
 def test_load_reads_a_single_file_by_its_tensors(theirs):
     """As image models have their text encoders; only the maximal distance cannot be seen."""
     config, params, _ = pretrained.load(theirs)
-    alone, same, found = pretrained.load(theirs / "model.safetensors")
-    expected = config.replace(dropout_rate=0.0, relative_max_distance=128)
-    assert alone == expected
-    jax.tree.map(np.testing.assert_array_equal, same, params)
-    assert found is not None
+    (theirs / "config.json").unlink()
+    with pytest.warns(UserWarning, match=r"there is no config\.json; sizes and activation follow"):
+        same, alone, _ = pretrained.load(theirs / "model.safetensors")
+    assert same == config.replace(dropout_rate=0.0, relative_max_distance=128)
+    jax.tree.map(np.testing.assert_array_equal, alone, params)
 
 
 def test_load_refuses_an_empty_folder(tmp_path):

@@ -563,11 +563,12 @@ GIN = {
     "decoder/DenseReluDense.activation = ['gelu', 'linear']": "gelu_tanh",
     "DenseReluDense.activation = 'relu'": "relu",
     "# nothing of it\nMIXTURE = 'gelu'": "gelu_tanh",
+    "# nothing: mlp_activations = ('swish', 'linear')": "gelu_tanh",
 }
 
 
 @pytest.mark.parametrize("text", GIN, ids=range(len(GIN)))
-@pytest.mark.parametrize("place", ["run/checkpoint_1", "run", "."])
+@pytest.mark.parametrize("place", ["run/checkpoint_1", "run"])
 def test_activation_is_that_of_the_gin_file(tmp_path, text, place):
     values = t5x_folders.expected_params(t5x_folders.random_arrays(**SMALL))
     shapes = {name: value.shape for name, value in values.items()}
@@ -577,7 +578,7 @@ def test_activation_is_that_of_the_gin_file(tmp_path, text, place):
     before = "# Parameters:\nnetwork.T5Config.dropout_rate = 0.0\n"
     (tmp_path / place / name).write_text(f"{before}{text}\nx.y = ['relu']\n")
     notes = []
-    config = t5x.read_config(folder, shapes, source=folder, notes=notes)
+    config = t5x.read_config([folder, folder.parent], shapes, source=folder, notes=notes)
     assert config.activation == GIN[text]
     assert any("assumed to be gelu_tanh" in note for note in notes) == ("nothing" in text)
 
@@ -630,3 +631,27 @@ def test_source_reads_parts_and_reports_bytes(tmp_path):
     np.testing.assert_array_equal(source.read(path, dtype=np.dtype(np.float32)), params[path])
     norm = arrays.read(source.arrays["encoder/encoder_norm/scale"])
     np.testing.assert_array_equal(norm, params["encoder/final_norm/scale"])
+
+
+def test_config_of_another_project_above_the_run_is_not_read(tmp_path):
+    folder = tmp_path / "run" / "checkpoint_1"
+    folder.mkdir(parents=True)
+    t5x_folders.write_msgpack(folder / "checkpoint", t5x_folders.random_arrays(**SMALL))
+    (tmp_path / "config.json").write_text('{"d_model": "not of this model"}')
+    expected = t5x.open_source(folder).config
+    (tmp_path / "run" / "config.json").write_text('{"theme": "dark"}')  # nor is this a model's
+    assert t5x.open_source(folder).config == expected
+
+
+def test_optimizer_that_was_not_copied_is_not_missed(tmp_path):
+    folder = tmp_path / "checkpoint_1"
+    t5x_folders.write_zarr(folder, t5x_folders.random_arrays(**SMALL))
+    whole = t5x.open_source(folder)
+    tree = serialization.msgpack_restore((folder / "checkpoint").read_bytes())
+    spec = tree["optimizer"]["target"]["token_embedder"]["embedding"]
+    absent = {**spec, "kvstore": {"driver": "file", "path": "state.param_states.x.v_row"}}
+    tree["optimizer"]["state"]["param_states"] = {"x": {"v_row": absent}}
+    t5x_folders.write_tree(folder / "checkpoint", tree)
+    source = t5x.open_source(folder)
+    assert any("param_states" in name for name in source.ignored)
+    assert_same_bits(source.params(), whole.params())

@@ -74,8 +74,8 @@ def open_source(path: Path, *, encoder_only: bool = False) -> Source:
       ValueError: it is no T5's checkpoint, or a damaged one.
     """
     if folder.holds_model(path):
-        for params in folder.params_folders(path):
-            return folder.open_source(path, params=params, encoder_only=encoder_only)
+        newest = folder.params_folders(path)[0]
+        return folder.open_source(path, params=newest, encoder_only=encoder_only)
     if hf.holds_model(path):
         return hf.open_source(path, encoder_only=encoder_only)
     if (found := t5x.find(path)) is not None:

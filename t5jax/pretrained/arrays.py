@@ -121,27 +121,23 @@ class Region:
         return values.reshape(stop - start, *self.shape[1:]) if self.shape else values
 
 
-@dataclasses.dataclass(frozen=True)
-class Swapped:
-    """An array with its axes in the opposite order."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class InMemory:
+    """An array that has been read."""
 
-    array: Array
-
-    @property
-    def file(self) -> Path:
-        return self.array.file
+    file: Path
+    values: np.ndarray
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.array.shape[::-1])
+        return self.values.shape
 
     @property
     def dtype(self) -> np.dtype:
-        return self.array.dtype
+        return self.values.dtype
 
     def blocks(self, index: Index) -> Iterator[tuple[Index, np.ndarray]]:
-        for where, values in self.array.blocks(index[::-1]):
-            yield where[::-1], values.T
+        yield index, self.values[index]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,10 +235,6 @@ def equal(one: Array, other: Array) -> bool:
         return False
     for where, values in one.blocks(whole(one.shape)):
         for inner, others in other.blocks(where):
-            part = tuple(
-                slice(i.start - w.start, i.stop - w.start)
-                for i, w in zip(inner, where, strict=True)
-            )
-            if values[part].tobytes() != others.tobytes():
+            if values[relative(inner, where)].tobytes() != others.tobytes():
                 return False
     return True

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import re
 import shutil
 import uuid
 import warnings
@@ -26,7 +27,14 @@ CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 PARAMS = "params"
 CHECKSUM = "params.checksum"
-# What a saved model has beside its config: our own, Hugging Face's, T5X's.
+# Everything that a saved model may have.
+_OURS = re.compile(
+    r"(config|generation_config|conversion|modules|tokenizer|tokenizer_config|special_tokens_map|"
+    r"added_tokens|vocab)\.json|params|params\.checksum|model.*\.safetensors(\.index\.json)?|"
+    r"checkpoint_[0-9]+|[0-9]_(Pooling|Dense|Normalize)|(spiece|sentencepiece|tokenizer)\.model|"
+    r"merges\.txt"
+)
+# What one of them has beside its config: our own, Hugging Face's, T5X's.
 _SAVED = (PARAMS, "model.safetensors", "model.safetensors.index.json", "checkpoint_*")
 
 
@@ -62,18 +70,23 @@ def load(
                 raise
             warnings.warn(f"{error} Trying the checkpoint before it.", stacklevel=4)
             failure = failure or error
-    if failure is not None:
-        raise failure
-    raise ValueError(
-        f"{path / CHECKPOINTS} must hold a checkpoint, but the run has not saved one yet."
-    )
+    assert failure is not None  # for there is at least one folder
+    raise failure
 
 
 def params_folders(path: Path) -> list[Path]:
-    """Where the parameters of a saved model lie, or those of a run's checkpoints, newest first."""
+    """Where the parameters of a saved model lie, or those of a run's checkpoints, newest first.
+
+    Raises:
+      ValueError: the run has no checkpoint yet.
+    """
     if (path / PARAMS).is_dir():
         return [path / PARAMS]
     steps = checkpoint.complete_steps(path / CHECKPOINTS)
+    if not steps:
+        raise ValueError(
+            f"{path / CHECKPOINTS} must hold a checkpoint, but the run has not saved one yet."
+        )
     return [path / CHECKPOINTS / str(step) / PARAMS for step in reversed(steps)]
 
 
@@ -166,6 +179,12 @@ def new_folder(path: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
             raise FileExistsError(
                 f"{path} must be a saved model to be overwritten, and it is not; "
                 "choose another folder."
+            )
+        others = [p.name for p in path.iterdir() if not _OURS.fullmatch(p.name)]
+        if others:
+            raise FileExistsError(
+                f"{path} must hold nothing but a model to be overwritten, and it holds "
+                f"{', '.join(sorted(others)[:5])} too; choose another folder."
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     # Never a name that a killed process left behind.

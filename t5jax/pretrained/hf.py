@@ -30,8 +30,8 @@ _OUTPUT = "output/kernel"
 _EMBEDDINGS = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
 # Written by old versions for a bias that cross-attention does not have.
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias"
-# Classes with a head of their own hold the model below this name.
-_WRAPPER = "transformer."
+# Single files for image models have their tokenizer in them.
+_VOCABULARY = "spiece_model"
 _HEADS = ("classification_head.", "qa_outputs.", "classifier.")
 
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
@@ -49,6 +49,8 @@ class _Format(NamedTuple):
     """From torch's name without its last part to the name in the file."""
     linear: tuple[int, ...]
     """Axes of linear weights."""
+    wrapper: str = "transformer."
+    """Before every name where a class with a head of its own holds the model."""
 
 
 def _torch_name(name: str) -> str:
@@ -67,7 +69,7 @@ def _flax_name(name: str) -> str:
 _FORMATS = {
     WEIGHTS: _Format(safetensors_file.open_file, _torch_name, (1, 0)),
     "pytorch_model.bin": _Format(torch_file.open_file, _torch_name, (1, 0)),
-    "flax_model.msgpack": _Format(msgpack_file.read_tree, _flax_name, ()),
+    "flax_model.msgpack": _Format(msgpack_file.read_tree, _flax_name, (), "transformer/"),
 }
 
 
@@ -115,66 +117,70 @@ def holds_model(path: Path) -> bool:
 
 
 def open_source(path: Path, *, encoder_only: bool = False) -> Source:
-    """What a folder holds, or a single safetensors file, whose sizes its tensors tell.
+    """What a folder holds, or a single safetensors file.
+
+    Without a config.json beside it, the tensors of a single file tell its sizes.
 
     Raises:
       ValueError: not a T5 that can be read here, damaged files, or weights that do not fit the
         config; the message names the file, and the first tensor at fault with both shapes.
     """
-    folder = sentence.transformer(path)
-    if path.is_file():
-        file, kind = path, WEIGHTS
+    folder = sentence.transformer(path) if path.is_dir() else path.parent
+    config_file = folder / hf_config.FILE
+    given = path.is_dir() or config_file.is_file()
+    family = hf_config.check_family(config_file) if given else "t5"
+    file, kind = (_weights(folder) if path.is_dir() else None) or (path, WEIGHTS)
+    found = _open(file, _FORMATS[kind].open)
+    names, layout, ignored, unknown = _layout(found, file, kind)
+    table = layout[_EMBEDDING].names[0]
+    if path.is_dir() and (projection := sentence.open_projection(path)) is not None:
+        found[sentence.TENSOR] = projection
+        layout |= names.match([sentence.TENSOR], source=path)[0]
+    if encoder_only:
+        evidence.keep_encoder(layout, ignored)
+    elif _OUTPUT in layout and _equal(found, layout[_OUTPUT], table):
+        ignored[layout.pop(_OUTPUT).names[0]] = f"the same as {table}"
+    evidence.share_bias(layout, keep=family == "umt5")
+    shapes = evidence.shapes(layout, found)
+    heads = [name for name in ignored if name.startswith(_HEADS)]
+    notes = [f"{name} is of a head for another task, which is left out." for name in heads[:1]]
+    if given:
+        config = hf_config.read(config_file, shapes, notes=notes)
     else:
-        hf_config.check_family(folder / hf_config.FILE)
-        file, kind = _weights(folder) or (folder / WEIGHTS, WEIGHTS)
+        config = T5Config(**evidence.fields(shapes, source=file))
+        notes.append("there is no config.json; sizes and activation follow from the tensors.")
+    source = Source(
+        path=file,
+        format=f"Hugging Face, {file.name}",
+        config=config,
+        arrays=found,
+        layout=layout,
+        ignored=ignored,
+        notes=tuple(notes),
+    )
+    return checked(source, names, unknown=unknown)
+
+
+def _layout(
+    found: Mapping[str, Array], file: Path, kind: str
+) -> tuple[Naming, dict[str, Leaf], dict[str, str], list[str]]:
+    """The names of a file, what lies where, what is not read and why, and what is not known."""
     form = _FORMATS[kind]
-    found = _open(file, form.open)
-    prefix = form.spell(_WRAPPER)[: len(_WRAPPER)]
-    if not any(name.startswith(prefix) for name in found):
-        prefix = ""
+    wrapped = any(name.startswith(form.wrapper) for name in found)
+    prefix = form.wrapper if wrapped else ""
     ignored: dict[str, str] = {}
     table = _table(found, [prefix + form.spell(name) for name in _EMBEDDINGS], ignored, file)
     names = naming(gated=any("wi_0" in name for name in found), kind=kind, prefix=prefix)
     layout, rest = names.match([n for n in found if n not in ignored and n != table], source=file)
     layout[_EMBEDDING] = Leaf((table,), (), False)
-    if path.is_dir() and (projection := sentence.open_projection(path)) is not None:
-        found[sentence.TENSOR] = projection
-        layout |= names.match([sentence.TENSOR], source=path)[0]
-
-    if encoder_only:
-        evidence.keep_encoder(layout, ignored)
-    elif _OUTPUT in layout and _equal(found, layout[_OUTPUT], table):
-        ignored[layout.pop(_OUTPUT).names[0]] = f"the same as {table}"
-    notes: list[str] = []
     for name in rest:
         if name == prefix + form.spell(_UNUSED):
             ignored[name] = "of a bias that cross-attention does not have"
         elif name.startswith(_HEADS):
             ignored[name] = "of a head for another task"
-            if not notes:
-                notes.append(f"{name} and others of a head for another task are left out.")
-    family = "t5" if path.is_file() else hf_config.check_family(folder / hf_config.FILE)
-    evidence.share_bias(layout, keep=family == "umt5")
-    shapes = evidence.shapes(layout, found)
-    if path.is_file():
-        config = T5Config(**evidence.fields(shapes, source=file))
-        notes.append("there is no config.json; sizes and activation follow from the tensors.")
-    else:
-        config = hf_config.read(folder / hf_config.FILE, shapes, notes=notes)
-    rest = [name for name in rest if name not in ignored]
-    return checked(
-        Source(
-            path=file,
-            format=f"Hugging Face, {file.name}",
-            config=config,
-            arrays=found,
-            layout=layout,
-            ignored=ignored,
-            notes=tuple(notes),
-        ),
-        names,
-        unknown=rest,
-    )
+        elif name == _VOCABULARY:
+            ignored[name] = "a SentencePiece model"
+    return names, layout, ignored, [name for name in rest if name not in ignored]
 
 
 def _weights(path: Path) -> tuple[Path, str] | None:
@@ -226,4 +232,7 @@ def _table(
 def _equal(found: Mapping[str, Array], output: Leaf, table: str) -> bool:
     """Whether the output layer is the embedding."""
     array = found[output.names[0]]
-    return arrays.equal(array if output.axes else arrays.Swapped(array), found[table])
+    if not output.axes:
+        # Piece by piece, every one of the other's would be read for each column.
+        array = arrays.InMemory(array.file, arrays.read(array).T)
+    return arrays.equal(found[table], array)

@@ -1,12 +1,11 @@
 """Hugging Face's `config.json` to ours, corrected by the tensors beside it, and back."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from t5jax.config import T5Config
-from t5jax.pretrained import evidence
+from t5jax.pretrained import evidence, json_file
 
 FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -61,7 +60,7 @@ def check_family(path: Path) -> str:
     Raises:
       ValueError: not JSON, or another architecture than T5's.
     """
-    family = read_json(path).get("model_type", "t5")
+    family = json_file.read_object(path).get("model_type", "t5")
     if not isinstance(family, str) or family not in _FAMILIES:
         why = _RELATIVES.get(str(family))
         raise ValueError(
@@ -82,7 +81,7 @@ def read(path: Path, shapes: Mapping[str, tuple[int, ...]], *, notes: list[str])
     Raises:
       ValueError: not JSON, another architecture, or a value that T5 does not have.
     """
-    raw, family = read_json(path), check_family(path)
+    raw, family = json_file.read_object(path), check_family(path)
     missing = [key for key, *default in _FIELDS.values() if not default and key not in raw]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; every T5 config has them.")
@@ -99,12 +98,18 @@ def read(path: Path, shapes: Mapping[str, tuple[int, ...]], *, notes: list[str])
         found["num_decoder_layers"] = found["num_encoder_layers"]
     if found["decoder_start_id"] is None:
         beside = path.with_name(GENERATION_FILE)
-        start = read_json(beside).get("decoder_start_token_id") if beside.is_file() else None
+        settings = json_file.read_object(beside) if beside.is_file() else {}
+        start = settings.get("decoder_start_token_id")
         found["decoder_start_id"] = found["pad_id"] if start is None else start
     tie = _switch(path, raw, "tie_word_embeddings")
     scale = _switch(path, raw, "scale_decoder_outputs")
     if scale is None:
         scale = tie is not False
+        if family == "t5" and tie and not switches["tie_embeddings"]:
+            notes.append(
+                "config.json says that the output layer is the embedding, and the tensors have one "
+                "of their own, which counts; logits are scaled, as transformers 5 does."
+            )
         if family != "t5" and not switches["tie_embeddings"]:
             # transformers 5 writes that these families are tied, whatever they are.
             scale = False
@@ -124,14 +129,23 @@ def _activation(
     path: Path, raw: Mapping[str, Any], family: str, *, gated: bool, notes: list[str]
 ) -> str:
     project, name = raw.get("feed_forward_proj"), raw.get("dense_act_fn")
-    if gated and project is None and raw.get("is_gated_act") is False:
-        # The first umT5 configs; no published T5 has a gated ReLU.
-        notes.append(f"the feed-forward layers are gated, though {path.name} says otherwise.")
-        return "gelu_tanh"
+    if gated and name == "gelu":
+        notes.append(
+            f"dense_act_fn is 'gelu' in {path.name}, the exact GELU, where T5 was trained with "
+            "'gelu_new'."
+        )
     if name is None:
         project = _FAMILIES[family] if project is None else str(project)
         # Their own shorthand: gated "gelu" means the tanh approximation.
         name = "gelu_new" if project == "gated-gelu" else project.removeprefix("gated-")
+    says_gated = raw.get("is_gated_act") is True or str(project).startswith("gated-")
+    if gated and name == "relu" and not says_gated:
+        # The first umT5 configs; no published T5 has a gated ReLU.
+        notes.append(
+            f"the feed-forward layers are gated, though {path.name} says otherwise; their "
+            "activation is taken to be gelu_tanh."
+        )
+        return "gelu_tanh"
     if str(name) not in _ACTIVATIONS:
         raise ValueError(
             f"{path}: the activation in feed_forward_proj or dense_act_fn must be one of "
@@ -154,8 +168,8 @@ def write(folder: Path, config: T5Config) -> None:
         "eos_token_id": config.eos_id,
         "pad_token_id": config.pad_id,
     }
-    write_json(folder / FILE, {**_to_hf(config), **ids})
-    write_json(folder / GENERATION_FILE, ids)
+    json_file.write(folder / FILE, {**_to_hf(config), **ids})
+    json_file.write(folder / GENERATION_FILE, ids)
 
 
 def _to_hf(config: T5Config) -> dict[str, Any]:
@@ -189,23 +203,3 @@ def _to_hf(config: T5Config) -> dict[str, Any]:
         "initializer_factor": 1.0,
         "use_cache": True,
     }
-
-
-def read_json(path: Path) -> Mapping[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-      ValueError: something else is in it.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} must be JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must be a JSON object, got {type(value).__name__}.")
-    return value
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON file for people to read."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,13 +1,14 @@
 """Writing Hugging Face folders."""
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from t5jax.config import T5Config
-from t5jax.pretrained import hf, hf_config, safetensors_file, sentence
+from t5jax.pretrained import hf, hf_config, json_file, safetensors_file, sentence
 from t5jax.pretrained.folder import new_folder
 from t5jax.pretrained.names import Leaf
 from t5jax.pretrained.source import Weights, Written
@@ -45,6 +46,13 @@ def save(
     """
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes must be at least 1, got {max_shard_bytes}; try 5e9.")
+    if config.scale_logits != config.tie_embeddings:
+        warnings.warn(
+            f"a model with tie_embeddings={config.tie_embeddings} and "
+            f"scale_logits={config.scale_logits} is read rightly by transformers from version 5 "
+            "on; before, tied ones are scaled and others are not.",
+            stacklevel=3,
+        )
     naming = hf.naming(gated=config.gated_ff)
     layers = {
         "encoder": config.num_encoder_layers,
@@ -73,7 +81,7 @@ def save(
             sizes = [entry for entries in files.values() for entry in entries.values()]
             total = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in sizes)
             index = {"metadata": {"total_size": total}, "weight_map": holder}
-            hf_config.write_json(folder / _INDEX, index)
+            json_file.write(folder / _INDEX, index)
         hf_config.write(folder, config)
         if sentence.PATH in weights.shapes:
             kernel = weights.read(sentence.PATH)

@@ -16,7 +16,7 @@ _FILES = (
     "merges.txt",
     "modules.json",
     "*_Pooling/config.json",
-    "*_Dense/config.json",
+    "*_Dense/*",
 )
 # Kinds of weights, best first; of those that a repository has, only the first is fetched.
 _WEIGHTS = (
@@ -24,13 +24,11 @@ _WEIGHTS = (
         "model.safetensors",
         "model.safetensors.index.json",
         "model-*-of-*.safetensors",
-        "*_Dense/model.safetensors",
     ),
     (
         "pytorch_model.bin",
         "pytorch_model.bin.index.json",
         "pytorch_model-*-of-*.bin",
-        "*_Dense/pytorch_model.bin",
     ),
     (
         "flax_model.msgpack",
@@ -56,13 +54,17 @@ def download(repo_id: str, *, revision: str | None = None, subfolder: str | None
       ValueError: the model has no weights in a format that is read.
     """
     for weights in _WEIGHTS:
-        path = _fetch(repo_id, revision, subfolder, [*_FILES, *weights])
+        names = [*_FILES, *weights]
+        # Old sentence encoders have theirs below the projection's.
+        names += [f"0_Transformer/{name}" for name in names]
+        path = _fetch(repo_id, revision, subfolder, names)
         folder = path / subfolder if subfolder else path
-        if any(file for pattern in weights[:3] for file in folder.glob(pattern)):
+        if any(file for name in weights for file in folder.glob(f"**/{name}")):
             return path
     raise ValueError(
-        f"{repo_id} must have weights in safetensors, torch or Flax files on the hub"
-        f"{f', in its folder {subfolder}' if subfolder else ''}, and it has none."
+        f"{repo_id} must have weights in safetensors, torch or Flax files"
+        f"{f' in its folder {subfolder}' if subfolder else ''}, and there are none on the hub, or, "
+        "without a connection, in the cache."
     )
 
 

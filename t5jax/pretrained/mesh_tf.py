@@ -82,7 +82,7 @@ def open_source(path: Path, *, encoder_only: bool = False) -> Source:
         evidence.keep_encoder(layout, ignored)
     notes: list[str] = []
     shapes = evidence.shapes(layout, found)
-    config = t5x.read_config(path, shapes, source=file, notes=notes)
+    config = t5x.read_config([path.parent], shapes, source=file, notes=notes)
     if encoder_only:
         config = config.replace(num_decoder_layers=0)
     return checked(

@@ -33,6 +33,9 @@ def open_file(path: Path) -> dict[str, Region]:
     from safetensors import safe_open
 
     try:
+        # Never waits for a pipe.
+        if not path.is_file():
+            raise FileNotFoundError("there is no such file")
         # The library's checks: every byte of the file belongs to exactly one array.
         with safe_open(path, framework="numpy"):
             pass

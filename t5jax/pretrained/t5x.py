@@ -5,12 +5,12 @@ every parameter, and heads may be an axis of their own.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from t5jax.config import T5Config
-from t5jax.pretrained import evidence, hf_config, msgpack_file, zarr_folder
+from t5jax.pretrained import evidence, hf_config, json_file, msgpack_file, zarr_folder
 from t5jax.pretrained.arrays import Array, Joined, Region
 from t5jax.pretrained.names import Naming, Rule
 from t5jax.pretrained.source import Source, checked
@@ -28,7 +28,7 @@ _FUSED = re.compile(r".*/(q_wi_fused|kv_fused|o_wo_fused)/.*")
 _ATTENTION = re.compile(r"attention/(query|key|value|out)/kernel$")
 _GIN = ("config.gin", "operative_config.gin")
 _GIN_ACTIVATIONS = re.compile(
-    r"(?:mlp_activations|MlpBlock\.activations|DenseReluDense\.activation)\s*=[\s\\]*"
+    r"(?m)^[^#\n]*(?:mlp_activations|MlpBlock\.activations|DenseReluDense\.activation)\s*=[\s\\]*"
     r"([\[(][^\])]*[\])]|['\"][^'\"]*['\"])"
 )
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu_tanh", "swish": "silu", "silu": "silu"}
@@ -118,8 +118,9 @@ def open_source(path: Path, *, encoder_only: bool = False) -> Source:
     Raises:
       ValueError: not a T5's checkpoint, or a damaged one; the message names file and array.
     """
-    found, file = _arrays(path)
-    found, ignored = _targets(found, file)
+    ignored: dict[str, str] = {}
+    found, file = _arrays(path, ignored)
+    found = _targets(found, ignored, file)
     prefix, scanned, gated = _shape_of_tree(found, file)
     names = naming(scanned=scanned, gated=gated)
     found = {
@@ -134,7 +135,7 @@ def open_source(path: Path, *, encoder_only: bool = False) -> Source:
         evidence.keep_encoder(layout, ignored)
     shapes = evidence.shapes(layout, found)
     notes: list[str] = []
-    config = read_config(path, shapes, source=file, notes=notes)
+    config = read_config(_folders(path), shapes, source=file, notes=notes)
     if encoder_only:
         config = config.replace(num_decoder_layers=0)
     return checked(
@@ -153,22 +154,28 @@ def open_source(path: Path, *, encoder_only: bool = False) -> Source:
 
 
 def read_config(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], *, source: Path, notes: list[str]
+    folders: Sequence[Path],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    source: Path,
+    notes: list[str],
 ) -> T5Config:
     """The config of a model whose checkpoint has none.
 
     Args:
-      path: the checkpoint; files in its folder and the one above count.
+      folders: where a config.json, ours or Hugging Face's, or a gin file may lie, best first.
       shapes: of the parameters, by our path.
       source: what to call the checkpoint in an error.
-      notes: gets a sentence for everything that is assumed.
+      notes: gets a sentence for everything that is assumed or taken from elsewhere.
     """
-    folders = [path, path.parent, path.parent.parent] if path.is_dir() else [path.parent]
-    for folder in folders:
-        file = folder / CONFIG_FILE
-        if file.is_file() and "model_type" in hf_config.read_json(file):
+    for file in (folder / CONFIG_FILE for folder in folders):
+        if not file.is_file():
+            continue
+        keys = json_file.read_object(file)
+        if "model_type" in keys:
+            notes.append(f"the config is that of {file}.")
             return hf_config.read(file, shapes, notes=notes)
-        if file.is_file():
+        if "d_model" in keys:
             return T5Config.from_file(file)
     fields = evidence.fields(shapes, source=source)
     notes.append("sizes follow from the arrays, padding is 0 and the end 1.")
@@ -180,33 +187,55 @@ def read_config(
             if known:
                 return T5Config(**{**fields, "activation": known[-1]})
     notes.append(
-        f"the activation is assumed to be {fields['activation']}, for there is no gin file."
+        f"the activation is assumed to be {fields['activation']}, for no gin file tells it."
     )
     return T5Config(**fields)
+
+
+def _folders(path: Path) -> list[Path]:
+    """Where files that belong to a checkpoint lie: with it, and in its run's folder."""
+    if path.is_file():
+        return [path.parent]
+    checkpoint = path.parent if path.name == _ORBAX_ITEM else path
+    return [checkpoint, checkpoint.parent]
 
 
 def _kind(path: Path) -> str:
     return "msgpack" if path.is_file() else "Orbax" if _is_orbax(path) else "Zarr"
 
 
-def _arrays(path: Path) -> tuple[dict[str, Array], Path]:
-    """All arrays by '/'-joined path, and what to call the checkpoint in an error."""
+def _arrays(path: Path, ignored: dict[str, str]) -> tuple[dict[str, Array], Path]:
+    """All arrays but the optimizer's, and what to call the checkpoint in an error.
+
+    Those need not be there: they are larger than the model, and often not copied.
+    """
+
+    def skip(name: str) -> bool:
+        if "param_states" in name.split("/"):
+            ignored[name] = "not of the model"
+        return name in ignored
+
     if path.is_file():
-        return _leaves(path, path.parent, {}), path
-    found: dict[str, Array] = dict(zarr_folder.open_folder(path)) if _is_orbax(path) else {}
+        return _leaves(path, path.parent, {}, skip), path
+    stored: dict[str, Array] = {}
+    if _is_orbax(path) or (path / CHECKPOINT).is_file():
+        stored |= zarr_folder.open_folder(path, skip=skip)
     if (path / CHECKPOINT).is_file():
-        stored = found or dict(zarr_folder.open_folder(path))
-        return _leaves(path / CHECKPOINT, path, stored), path
-    return found, path
+        return _leaves(path / CHECKPOINT, path, stored, skip), path
+    return stored, path
 
 
-def _leaves(file: Path, folder: Path, stored: Mapping[str, Array]) -> dict[str, Array]:
+def _leaves(
+    file: Path, folder: Path, stored: Mapping[str, Array], skip: Callable[[str], bool]
+) -> dict[str, Array]:
     """The arrays in a msgpack file, and those that it says lie in folders beside it."""
     tree = msgpack_file.read_tree(file)
     version = tree.get("version", _FIRST_WITH_BFLOAT16)
     old = isinstance(version, int) and version < _FIRST_WITH_BFLOAT16
     found: dict[str, Array] = {}
     for name, leaf in tree.items():
+        if skip(name):
+            continue
         if isinstance(leaf, Region):
             found[name] = leaf
         elif isinstance(leaf, Mapping):
@@ -246,10 +275,9 @@ def _zarr_type(kind: str) -> str:
     return known.get(kind, kind)
 
 
-def _targets(found: dict[str, Array], file: Path) -> tuple[dict[str, Array], dict[str, str]]:
-    """The model's own arrays, and those of the optimizer and of other state."""
+def _targets(found: dict[str, Array], ignored: dict[str, str], file: Path) -> dict[str, Array]:
+    """The model's own arrays; others become `ignored`."""
     tables = [name for name in found if name.endswith(_EMBEDDING)]
-    tables = [name for name in tables if "param_states" not in name.split("/")]
     if len(tables) > 1:
         tables = [name for name in tables if "target" in name.split("/")] or tables
     if len(tables) != 1:
@@ -258,8 +286,8 @@ def _targets(found: dict[str, Array], file: Path) -> tuple[dict[str, Array], dic
             f"{len(found)} arrays in all, first {min(found, default='none')!r:.80}."
         )
     prefix = tables[0].removesuffix(_EMBEDDING)
-    ignored = {name: "not of the model" for name in found if not name.startswith(prefix)}
-    return {name: array for name, array in found.items() if name not in ignored}, ignored
+    ignored |= {name: "not of the model" for name in found if not name.startswith(prefix)}
+    return {name: array for name, array in found.items() if name not in ignored}
 
 
 def _shape_of_tree(found: Mapping[str, Array], file: Path) -> tuple[str, bool, bool]:

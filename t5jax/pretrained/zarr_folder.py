@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ _MAX_METADATA_BYTES = 1 << 20
 # TensorStore decodes these as far as a chunk's size and no further; for Blosc, which it has too, it
 # takes the memory that the first bytes of a chunk ask for.
 _CODECS = {"gzip", "zlib", "zstd", "bytes", "crc32c", "transpose", "sharding_indexed"}
-# Of Zstandard, whose 4 bytes can be 128 KiB of the same value; gzip has less.
-_MAX_COMPRESSION = 1 << 15
+# Of zeros by gzip, and far beyond weights; Zstandard can do more in arrays of one value.
+_MAX_COMPRESSION = 1 << 11
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,18 +83,24 @@ class Zarr:
         return values.astype(self.dtype, copy=False)
 
 
-def open_folder(path: Path) -> dict[str, Zarr]:
+def open_folder(path: Path, *, skip: Callable[[str], bool] = lambda name: False) -> dict[str, Zarr]:
     """The arrays of an Orbax checkpoint, by '/'-joined path.
 
+    Args:
+      path: the checkpoint.
+      skip: whether to leave out an array, by its name, whatever its state.
     Raises:
       ValueError: metadata that is missing or damaged.
     """
     found = {}
     for key, metadata, held in _metadata(path):
         folder, _, file = key.rpartition("/")
+        name = folder.replace(".", "/")
+        if skip(name):
+            continue
         driver, parsed = _DRIVERS[file], _parse(metadata, path / key)
         array = open_array(path, folder, parsed, driver=driver, stored=True, held=held)
-        found[folder.replace(".", "/")] = array
+        found[name] = array
     return found
 
 
@@ -237,7 +243,8 @@ def _check_held(
             f"{where} must hold all chunks of an array of {list(shape)!s:.80}, got {count}; it is "
             "incomplete. Copy it again."
         )
-    if math.prod(shape) * dtype.itemsize > size * _MAX_COMPRESSION:
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if num_bytes > max(size * _MAX_COMPRESSION, _PIECE_BYTES):
         raise ValueError(
             f"{where} cannot hold an array of {list(shape)!s:.80} in {size} bytes; it is damaged. "
             "Copy it again."
