@@ -13,12 +13,18 @@ from typing import TYPE_CHECKING, Any
 from t5jax.config import T5Config
 
 if TYPE_CHECKING:
-    from t5jax.text2text import Text2Text, export_hf, load
+    from t5jax.loading import export_hf, load
+    from t5jax.text2text import Answer, Text2Text
 
 __version__ = "0.1.0"
-__all__ = ["T5Config", "Text2Text", "__version__", "export_hf", "load"]
+__all__ = ["Answer", "T5Config", "Text2Text", "__version__", "export_hf", "load"]
 
-_LAZY = {"Text2Text": "text2text", "export_hf": "text2text", "load": "text2text"}
+_LAZY = {
+    "Answer": "text2text",
+    "Text2Text": "text2text",
+    "export_hf": "loading",
+    "load": "loading",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,13 +17,14 @@ from t5jax.config import Remat, T5Config, pad_vocab
 from t5jax.corpus import DataConfig
 from t5jax.denoise import SpanCorruption
 from t5jax.fit import FitConfig
+from t5jax.loading import resolve_dtype
 from t5jax.model import stacked
 from t5jax.optimizer import OptimizerConfig
 from t5jax.pretrained.folder import CHECKPOINTS
 from t5jax.runlog import RunLog
 from t5jax.schedule import ScheduleConfig
 from t5jax.sharding import MeshConfig
-from t5jax.text2text import Text2Text, resolve_dtype
+from t5jax.text2text import Text2Text
 from t5jax.tokenizer import Tokenizer
 
 # The model of a run without arguments: minutes on two cores.

@@ -1,21 +1,34 @@
 """What `t5jax.load` returns: a model with its parameters and tokenizer, from text to text."""
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from t5jax import generate, pretrained
 from t5jax.config import T5Config
+from t5jax.decode import beam
 from t5jax.model import T5, Params, bind
-from t5jax.pretrained import hf_save
-from t5jax.pretrained.source import Weights
+from t5jax.strategy import EarlyStopping, Strategy
 from t5jax.tokenizer import Tokenizer
+
+_GREEDY = Strategy()
+
+
+class Answer(NamedTuple):
+    """One of the answers of `Text2Text.n_best`."""
+
+    text: str
+    ids: list[int]
+    """With EOS, unless the limit came first."""
+    score: float
+    """Log-probability divided by the penalty of the length."""
+    log_prob: float
+    """Of all ids, in nats."""
 
 
 class Text2Text:
@@ -70,7 +83,15 @@ class Text2Text:
         texts: Sequence[str],
         *,
         max_new_tokens: int = 64,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        penalty_form: Literal["power", "gnmt"] = "power",
+        early_stopping: EarlyStopping = False,
         temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        typical_p: float | None = None,
         seed: int = 0,
         batch_size: int = 32,
         max_input_tokens: int = 2048,
@@ -80,22 +101,103 @@ class Text2Text:
         Args:
           texts: inputs, with whatever prefix the model was trained on.
           max_new_tokens: most tokens of an answer.
+          num_beams: 1 takes one token at a time; above, beam search keeps that many sequences.
+          length_penalty: of beam search, as the following two; see `Strategy`.
+          penalty_form: "power" as in Hugging Face transformers, "gnmt" as in T5X.
+          early_stopping: when a beam search is done.
           temperature: 0 takes the most likely token each time; above, tokens are drawn at random.
+          top_k: draw from this many of the likeliest tokens.
+          top_p: draw from the likeliest tokens that have this probability together.
+          min_p: draw from tokens at least this many times as likely as the likeliest.
+          typical_p: draw from the most typical tokens that have this probability together.
           seed: of the draws.  An answer depends on it, on its text and on its place in `texts`.
           batch_size: texts computed at once.
           max_input_tokens: longest input allowed, since memory grows with its square.
         Raises:
-          ValueError: an option out of range, or a text longer than allowed.
+          ValueError: an option out of range or without effect, or a text longer than allowed.
         """
-        _check_sampling(temperature, seed)
+        strategy = Strategy(
+            num_beams=num_beams,
+            length_penalty=length_penalty,
+            penalty_form=penalty_form,
+            early_stopping=early_stopping,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            seed=seed,
+        )
         _check_positive(max_new_tokens=max_new_tokens, batch_size=batch_size)
         inputs = self._encode_texts("texts", texts, max_input_tokens)
         tokenizer = self._need_tokenizer()
 
         def run(rows, tokens, mask):
-            return self._generate(rows, tokens, mask, max_new_tokens, temperature, seed)
+            return self._generate(rows, tokens, mask, max_new_tokens, strategy)
 
-        return [tokenizer.decode(ids) for ids in self._run(inputs, run, batch_size=batch_size)]
+        return [tokenizer.decode(ids) for ids in self._run(inputs, run, batch_size)]
+
+    def n_best(
+        self,
+        texts: Sequence[str],
+        *,
+        num_beams: int,
+        num_return_sequences: int | None = None,
+        max_new_tokens: int = 64,
+        length_penalty: float = 1.0,
+        penalty_form: Literal["power", "gnmt"] = "power",
+        early_stopping: EarlyStopping = False,
+        batch_size: int = 32,
+        max_input_tokens: int = 2048,
+    ) -> list[list[Answer]]:
+        """The best answers to every text that a beam search finds, best first.
+
+        Args:
+          texts: as in `generate`.
+          num_beams: open sequences, at least 2.
+          num_return_sequences: how many answers to return; all `num_beams` if None.  A text gets
+            fewer if the model can write only fewer.
+          max_new_tokens: as in `generate`, like all others.
+          length_penalty: as in `generate`.
+          penalty_form: as in `generate`.
+          early_stopping: as in `generate`.
+          batch_size: as in `generate`.
+          max_input_tokens: as in `generate`.
+        Raises:
+          ValueError: as from `generate`, or more answers than beams.
+        """
+        wanted = num_beams if num_return_sequences is None else num_return_sequences
+        _check_positive(num_return_sequences=wanted, max_new_tokens=max_new_tokens)
+        _check_positive(batch_size=batch_size)
+        if num_beams < 2 or wanted > num_beams:
+            raise ValueError(
+                "num_beams must be at least 2 and at least num_return_sequences, got "
+                f"{num_beams} beams for {wanted} answers."
+            )
+        strategy = Strategy(
+            num_beams=num_beams,
+            length_penalty=length_penalty,
+            penalty_form=penalty_form,
+            early_stopping=early_stopping,
+        )
+        inputs = self._encode_texts("texts", texts, max_input_tokens)
+        tokenizer = self._need_tokenizer()
+
+        def run(rows, tokens, mask):
+            found = self._beams(rows, tokens, mask, max_new_tokens, strategy)
+            arrays = map(np.asarray, found)
+            return list(zip(*arrays, strict=True))
+
+        def answer(ids, score, log_prob):
+            ended = ids == self.config.eos_id
+            length = int(ended.argmax()) + 1 if ended.any() else max_new_tokens
+            kept = ids[:length].tolist()
+            return Answer(tokenizer.decode(kept), kept, float(score), float(log_prob))
+
+        return [
+            [answer(*parts) for parts in zip(*beams, strict=True) if parts[1] > -np.inf][:wanted]
+            for beams in self._run(inputs, run, batch_size)
+        ]
 
     def generate_ids(
         self,
@@ -103,8 +205,7 @@ class Text2Text:
         *,
         encoder_mask: Bool[Array, "B S"] | Bool[np.ndarray, "B S"],
         max_new_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
+        strategy: Strategy = _GREEDY,
     ) -> Int[np.ndarray, "B T"]:
         """`generate` from ids to ids, for one batch.
 
@@ -112,12 +213,10 @@ class Text2Text:
           encoder_tokens: input ids.
           encoder_mask: True on ids that are not padding.
           max_new_tokens: most tokens of an answer, T.
-          temperature: as in `generate`.
-          seed: as in `generate`.
+          strategy: the options of `generate` that say how an answer is searched for.
         Returns:
           [B, T] int32; rows end with EOS, then padding, unless they reached the limit.
         """
-        _check_sampling(temperature, seed)
         _check_positive(max_new_tokens=max_new_tokens)
         tokens, mask = np.asarray(encoder_tokens), np.asarray(encoder_mask)
         if tokens.ndim != 2 or tokens.shape != mask.shape:
@@ -133,11 +232,11 @@ class Text2Text:
         if not len(tokens):
             return np.zeros((0, max_new_tokens), np.int32)
         count, length = tokens.shape
-        room = ((0, _rows_bucket(count) - count), (0, generate.bucket(length) - length))
+        room = ((0, generate.rows_bucket(count) - count), (0, generate.bucket(length) - length))
         tokens = np.pad(tokens.astype(np.int32), room, constant_values=self.config.pad_id)
         mask = np.pad(mask.astype(bool), room)
         rows = np.where(np.arange(len(tokens)) < count, np.arange(len(tokens)), -1)
-        return self._generate(rows, tokens, mask, max_new_tokens, temperature, seed)[:count]
+        return self._generate(rows, tokens, mask, max_new_tokens, strategy)[:count]
 
     def score(
         self,
@@ -172,7 +271,7 @@ class Text2Text:
                 generate.score(self.params, tokens, mask, labels, label_mask, config=self.config)
             )
 
-        return np.array(self._run(encoded, run, batch_size=batch_size), np.float32)
+        return np.array(self._run(encoded, run, batch_size), np.float32)
 
     def encode(
         self, texts: Sequence[str], *, batch_size: int = 32, max_input_tokens: int = 2048
@@ -193,7 +292,7 @@ class Text2Text:
         width = int(lengths.max(initial=0))
         mask = np.arange(width)[None, :] < lengths[:, None]
         states = np.zeros((*mask.shape, self.config.d_model), np.float32)
-        for i, row in enumerate(self._run(encoded, run, batch_size=batch_size)):
+        for i, row in enumerate(self._run(encoded, run, batch_size)):
             states[i, : lengths[i]] = row[: lengths[i]]
         return states, mask
 
@@ -213,7 +312,7 @@ class Text2Text:
             return np.asarray(generate.embed(self.params, tokens, mask, config=self.config))
 
         width = self.config.projection_dim or self.config.d_model
-        rows = self._run(encoded, run, batch_size=batch_size)
+        rows = self._run(encoded, run, batch_size)
         return np.array(rows, np.float32).reshape(len(texts), width)
 
     def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
@@ -247,7 +346,17 @@ class Text2Text:
                 )
         return encoded
 
-    def _generate(self, rows, tokens, mask, max_new_tokens, temperature, seed) -> np.ndarray:
+    def _run(self, encoded, run, batch_size: int) -> list[Any]:
+        return generate.by_length(encoded, run, batch_size=batch_size, pad_id=self.config.pad_id)
+
+    def _generate(self, rows, tokens, mask, max_new_tokens, strategy: Strategy) -> np.ndarray:
+        if strategy.num_beams > 1:
+            found = self._beams(rows, tokens, mask, max_new_tokens, strategy)
+            return np.asarray(found.tokens)[:, 0, :max_new_tokens]
+        draws = {
+            name: np.asarray(value, np.float32 if isinstance(value, float) else np.int32)
+            for name, value in strategy.draws.items()
+        }
         ids = generate.generate(
             self.params,
             tokens,
@@ -256,107 +365,26 @@ class Text2Text:
             config=self.config,
             max_len=generate.bucket(max_new_tokens),
             limit=np.int32(max_new_tokens),
-            sample=temperature > 0,
-            temperature=np.float32(temperature),
-            seed=np.int32(seed),
+            draws=draws,
+            # Few programs for many values.
+            most_k=generate.bucket(strategy.top_k) if strategy.top_k else 0,
         )
         return np.asarray(ids)[:, :max_new_tokens]
 
-    def _run(
-        self,
-        encoded: list[list[int]],
-        run: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
-        *,
-        batch_size: int,
-    ) -> list[Any]:
-        """Results of `run(rows, tokens, mask)` for each input, in order; computed by length."""
-        results: list[Any] = [None] * len(encoded)
-        by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-        for start in range(0, len(encoded), batch_size):
-            group = by_length[start : start + batch_size]
-            num_rows = min(_rows_bucket(len(group)), batch_size)
-            tokens, mask = generate.pad_batch(
-                [encoded[i] for i in group], pad_id=self.config.pad_id, num_rows=num_rows
-            )
-            rows = np.array([*group, *[-1] * (num_rows - len(group))])
-            for i, result in zip(group, run(rows, tokens, mask), strict=False):
-                results[i] = result
-        return results
-
-
-def load(
-    name_or_path: str | os.PathLike,
-    *,
-    dtype: str = "auto",
-    encoder_only: bool = False,
-    mesh: Mesh | None = None,
-    tokenizer: Tokenizer | None = None,
-    revision: str | None = None,
-    subfolder: str | None = None,
-) -> Text2Text:
-    """Loads a T5 from a folder, a file or the Hugging Face hub.
-
-    Args:
-      name_or_path: a folder written by `save`, by `scripts/pretrain.py`, by Hugging Face
-        transformers, diffusers or sentence-transformers; a .safetensors file; a T5X or Mesh
-        TensorFlow checkpoint; or a hub id such as "google/flan-t5-small".
-      dtype: "float32" or "bfloat16" to hold parameters in and to compute in, or "auto", which holds
-        them in float32 and computes in bfloat16 on TPU and GPU, in float32 on a CPU.
-      encoder_only: leave the decoder where it is, and load a model that encodes and embeds.
-      mesh: to divide parameters over, by `model.PARTITION_RULES`; no host holds more than its part.
-        Without one they lie on the first device.
-      tokenizer: instead of the model's own.
-      revision: branch, tag or commit on the hub.
-      subfolder: where the model lies among others, such as "text_encoder_2".
-    Raises:
-      FileNotFoundError: no such folder, and no such model on the hub.
-      ConnectionError: the hub cannot be reached and the model is not in its cache.
-      ValueError: the files do not hold a T5, or do not fit together.
-    """
-    compute_dtype = resolve_dtype(dtype)
-    config, params, found = pretrained.load(
-        name_or_path,
-        revision=revision,
-        subfolder=subfolder,
-        encoder_only=encoder_only,
-        dtype=np.dtype(jnp.float32 if dtype == "auto" else dtype),
-        mesh=mesh,
-    )
-    return Text2Text(config.replace(dtype=compute_dtype), params, tokenizer or found)
-
-
-def export_hf(t5: Text2Text, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
-    """Writes a folder that Hugging Face transformers loads.
-
-    Args:
-      t5: what to write.
-      folder: made whole or not at all.
-      overwrite: replace an existing folder, which otherwise is an error.
-    """
-    hf_save.save(folder, t5.config, Weights.of(t5.params), t5.tokenizer, overwrite=overwrite)
-
-
-def resolve_dtype(dtype: str) -> str:
-    """What "auto" means on the devices at hand; other names are checked and returned."""
-    if dtype == "auto":
-        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(
-            f"dtype must be 'auto', 'float32' or 'bfloat16', got {dtype!r}; "
-            "float16 is too narrow for T5."
+    def _beams(self, rows, tokens, mask, max_new_tokens, strategy: Strategy) -> beam.Beams:
+        return generate.beam_search(
+            self.params,
+            tokens,
+            mask,
+            np.asarray(rows, np.int32),
+            config=self.config,
+            max_len=generate.bucket(max_new_tokens),
+            limit=np.int32(max_new_tokens),
+            num_beams=strategy.num_beams,
+            length_penalty=np.float32(strategy.length_penalty),
+            penalty_form=strategy.penalty_form,
+            early_stopping=strategy.early_stopping,
         )
-    return dtype
-
-
-def _rows_bucket(count: int) -> int:
-    return 1 << (count - 1).bit_length()
-
-
-def _check_sampling(temperature: float, seed: int) -> None:
-    if not temperature >= 0:
-        raise ValueError(f"temperature must be at least 0, got {temperature}; 0 is greedy.")
-    if not 0 <= seed < 2**31:
-        raise ValueError(f"seed must be in [0, 2**31), got {seed}.")
 
 
 def _check_positive(**values: int) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from t5jax import generate
 from t5jax.model import abstract_params
+from t5jax.strategy import Strategy
 from t5jax.text2text import Text2Text
 
 
@@ -107,12 +108,12 @@ def test_generate_compiles_once_for_each_bucket_of_a_thousand_lengths(t5):
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 401, 1000)
     with counting_compilations() as compiled:
-        for seed, length in enumerate(lengths):
+        for length in lengths:
             tokens = rng.integers(2, 97, (1, length)).astype(np.int32)
-            # Neither the limit, within its bucket, nor the seed asks for another program.
+            # The limit, within its bucket, asks for no other program.
             limit = int(rng.integers(1, 4))
             mask = np.ones(tokens.shape, bool)
-            ids = t5.generate_ids(tokens, encoder_mask=mask, max_new_tokens=limit, seed=seed)
+            ids = t5.generate_ids(tokens, encoder_mask=mask, max_new_tokens=limit)
             assert ids.shape == (1, limit)
     bound = len(generate.buckets(400))
     assert {generate.bucket(int(n)) for n in lengths} == set(generate.buckets(400))
@@ -133,8 +134,26 @@ def test_generate_compiles_once_for_each_power_of_two_of_rows(t5):
 def test_generate_compiles_nothing_for_another_temperature(t5):
     tokens = np.full((1, 7), 5, np.int32)
     mask = np.ones(tokens.shape, bool)
-    t5.generate_ids(tokens, encoder_mask=mask, max_new_tokens=2, temperature=0.5)
+
+    def run(max_new_tokens, **options):
+        t5.generate_ids(
+            tokens, encoder_mask=mask, max_new_tokens=max_new_tokens, strategy=Strategy(**options)
+        )
+
+    run(2, temperature=0.5, top_k=3, top_p=0.9)
     with counting_compilations() as compiled:
         for temperature in (0.1, 1.0, 2.5):
-            t5.generate_ids(tokens, encoder_mask=mask, max_new_tokens=3, temperature=temperature)
+            run(3, temperature=temperature, top_k=15, top_p=0.5, seed=4)
+    assert compiled == []
+
+
+def test_generate_compiles_nothing_for_another_length_penalty(t5):
+    tokens = np.full((1, 7), 5, np.int32)
+    mask = np.ones(tokens.shape, bool)
+    with counting_compilations() as compiled:
+        for penalty in (0.0, 0.5, 2.0):
+            strategy = Strategy(num_beams=2, length_penalty=penalty)
+            t5.generate_ids(tokens, encoder_mask=mask, max_new_tokens=3, strategy=strategy)
+            if penalty == 0.0:
+                compiled.clear()
     assert compiled == []

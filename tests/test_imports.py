@@ -29,7 +29,8 @@ LEVELS = {
     "pretrained.msgpack_file pretrained.tf_bundle pretrained.zarr_folder pretrained.sentence "
     "pretrained.folder pretrained.hf pretrained.hf_config pretrained.hf_save pretrained.t5x "
     "pretrained.t5x_save pretrained.mesh_tf pretrained.hub",
-    "task": "train fit generate text2text infill runfolder pretrain convert inspect",
+    "task": "train fit strategy generate text2text loading infill runfolder pretrain convert "
+    "inspect",
     "app": "cli",
 }
 LEVEL = {f"t5jax.{m}": i for i, names in enumerate(LEVELS.values()) for m in names.split()}
@@ -158,10 +159,10 @@ print(json.dumps([before, after, list(xla_bridge._backends)]))
 
 
 def test_t5jax_attributes_are_what_they_name():
-    from t5jax import text2text
+    from t5jax import loading, text2text
     from t5jax.config import T5Config
 
-    assert t5jax.load is text2text.load
+    assert t5jax.load is loading.load
     assert t5jax.T5Config is T5Config
     assert t5jax.text2text is text2text
     assert set(t5jax.__all__) <= set(dir(t5jax))

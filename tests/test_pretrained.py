@@ -1,6 +1,5 @@
 """Which reader a name or path goes to, and what is said where none fits."""
 
-import json
 import shutil
 
 import hf_folders
@@ -8,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-import t5jax
 from t5jax import pretrained, tokenizer
 from t5jax.checkpoint import Checkpoints
 
@@ -147,41 +145,3 @@ def test_load_names_a_damaged_tokenizer(theirs):
 def test_load_of_a_path_that_does_not_exist_says_so(name):
     with pytest.raises(FileNotFoundError, match="must be an existing folder or a hub id"):
         pretrained.load(name)
-
-
-def test_t5jax_load_returns_model_and_tokenizer(theirs, vocabulary):
-    t5 = t5jax.load(theirs)
-    assert t5.tokenizer is not None
-    assert t5.tokenizer.fingerprint == vocabulary.fingerprint
-    assert t5.config.dtype == "float32"  # on a CPU
-    assert t5.model.config == t5.config
-
-
-def test_t5jax_load_computes_in_the_type_asked_for(theirs):
-    t5 = t5jax.load(theirs, dtype="bfloat16")
-    assert t5.config.dtype == "bfloat16"
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(t5.params)} == {"bfloat16"}
-    states, _ = t5.encode(["a folder"])
-    exact, _ = t5jax.load(theirs, dtype="float32").encode(["a folder"])
-    assert not np.array_equal(states, exact)
-    # Eight bits of mantissa, through two layers.
-    assert np.abs(states - exact).max() < 0.1 * np.abs(exact).max()
-
-
-@pytest.mark.parametrize("dtype", ["float16", "fp32", ""])
-def test_t5jax_load_refuses_an_unknown_type_before_it_reads_anything(tmp_path, dtype):
-    with pytest.raises(ValueError, match=f"dtype must be 'auto', .* got '{dtype}'"):
-        t5jax.load(tmp_path / "nowhere", dtype=dtype)
-
-
-def test_t5jax_load_takes_another_tokenizer(theirs):
-    other = tokenizer.train(["else or other"], vocab_size=12, num_sentinels=3)
-    t5 = t5jax.load(theirs, tokenizer=other)
-    assert t5.tokenizer is other
-
-
-def test_t5jax_load_refuses_a_tokenizer_that_does_not_fit(theirs):
-    config = json.loads((theirs / "tokenizer_config.json").read_text())
-    (theirs / "tokenizer_config.json").write_text(json.dumps(config | {"extra_ids": 100}))
-    with pytest.raises(ValueError, match="at most vocab_size = 97 ids, got 114"):
-        t5jax.load(theirs)

@@ -8,8 +8,8 @@ from t5jax import model
 
 S, T = 9, 17
 RNG = np.random.default_rng(0)
-TOKENS = RNG.integers(3, 97, (3, S)).astype(np.int32)
-TARGETS = RNG.integers(3, 97, (3, T)).astype(np.int32)
+TOKENS = jnp.asarray(RNG.integers(3, 97, (3, S)), jnp.int32)
+TARGETS = jnp.asarray(RNG.integers(3, 97, (3, T)), jnp.int32)
 MASK = np.arange(S) < np.array([9, 5, 1])[:, None]
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import t5jax
-from t5jax import tokenizer
+from t5jax import generate, tokenizer
 from t5jax.config import T5Config
 from t5jax.model import abstract_params
+from t5jax.strategy import Strategy
 from t5jax.text2text import Text2Text
 
 LIMIT = 12  # tokens of an answer
@@ -187,7 +188,8 @@ def test_generate_at_temperature_0_does_not_depend_on_the_seed(t5, texts, answer
 def test_generate_draws_tokens_as_often_as_the_model_says(t5, texts, temperature):
     ids = np.array([[*t5.tokenizer.encode(texts[0]), 1]] * 8192, np.int32)
     mask = np.ones(ids.shape, bool)
-    found = t5.generate_ids(ids, encoder_mask=mask, max_new_tokens=1, temperature=temperature)
+    strategy = Strategy(temperature=temperature)
+    found = t5.generate_ids(ids, encoder_mask=mask, max_new_tokens=1, strategy=strategy)
     scores = forced_log_probs(t5, texts[0], [])[0] / temperature
     expected = np.exp(scores) / np.exp(scores).sum()
     frequency = np.bincount(found[:, 0], minlength=97) / len(found)
@@ -272,7 +274,8 @@ def generate_rows(t5, texts, **options):
 def test_generate_ids_is_generate_without_text(t5, texts, answers):
     found = generate_rows(t5, texts, max_new_tokens=LIMIT)
     assert [t5.tokenizer.decode(row) for row in found] == answers
-    sampled = generate_rows(t5, texts, max_new_tokens=LIMIT, temperature=1.0, seed=7)
+    strategy = Strategy(temperature=1.0, seed=7)
+    sampled = generate_rows(t5, texts, max_new_tokens=LIMIT, strategy=strategy)
     expected = t5.generate(texts, max_new_tokens=LIMIT, temperature=1.0, seed=7)
     assert [t5.tokenizer.decode(row) for row in sampled] == expected
 
@@ -332,13 +335,10 @@ def test_generate_ids_refuses_ids_outside_the_vocabulary(t5, outside):
         t5.generate_ids(tokens, encoder_mask=mask, max_new_tokens=5)
 
 
-@pytest.mark.parametrize("options", [{"max_new_tokens": 0}, {"temperature": -1.0}])
-def test_generate_ids_refuses_options_out_of_range(t5, options):
+def test_generate_ids_refuses_to_write_nothing(t5):
     tokens = np.ones((1, 3), np.int32)
-    with pytest.raises(ValueError, match=f"{next(iter(options))} must be at least"):
-        t5.generate_ids(
-            tokens, encoder_mask=tokens.astype(bool), **({"max_new_tokens": 5} | options)
-        )
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 1, got 0"):
+        t5.generate_ids(tokens, encoder_mask=tokens.astype(bool), max_new_tokens=0)
 
 
 # Scores.
@@ -473,3 +473,68 @@ def test_repr_is_one_line_without_arrays(t5):
     assert "\n" not in text
     assert "array" not in text.lower()
     assert len(text) < 600
+
+
+# Beams.
+
+
+def total_log_prob(t5, text, answer):
+    ids = [*t5.tokenizer.encode(text), 1]
+    tokens = np.asarray([ids], np.int32)
+    labels = np.asarray([answer.ids], np.int32)
+    found = generate.score(
+        t5.params,
+        tokens,
+        np.ones(tokens.shape, bool),
+        labels,
+        np.ones(labels.shape, bool),
+        config=t5.config,
+    )
+    return float(found[0])
+
+
+def test_n_best_scores_are_log_probabilities_over_the_penalty(t5, texts):
+    found = t5.n_best(texts[:3], num_beams=4, max_new_tokens=LIMIT, length_penalty=0.7)
+    assert [len(answers) for answers in found] == [4, 4, 4]
+    for text, answers in zip(texts, found, strict=False):
+        scores = [answer.score for answer in answers]
+        assert scores == sorted(scores, reverse=True)
+        assert len({tuple(answer.ids) for answer in answers}) == 4
+        for answer in answers:
+            assert answer.ids[-1] == 1 or len(answer.ids) == LIMIT
+            assert 1 not in answer.ids[:-1]
+            assert answer.text == t5.tokenizer.decode(answer.ids)
+            expected = total_log_prob(t5, text, answer)
+            np.testing.assert_allclose(answer.log_prob, expected, rtol=1e-4)
+            penalty = len(answer.ids) ** 0.7
+            np.testing.assert_allclose(answer.score, expected / penalty, rtol=1e-4)
+
+
+def test_generate_with_beams_is_the_first_of_the_n_best(t5, texts):
+    options = {"num_beams": 3, "penalty_form": "gnmt", "length_penalty": 0.6}
+    found = t5.generate(texts, max_new_tokens=LIMIT, **options)
+    best = t5.n_best(texts, max_new_tokens=LIMIT, num_return_sequences=1, **options)
+    assert found == [answers[0].text for answers in best]
+    assert all(len(answers) == 1 for answers in best)
+
+
+def test_generate_with_beams_does_not_depend_on_the_batch(t5, texts):
+    options = {"num_beams": 3, "max_new_tokens": LIMIT}
+    together = t5.generate(texts, batch_size=8, **options)
+    assert together == [t5.generate([text], **options)[0] for text in texts]
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 1}, {"num_beams": 2, "num_return_sequences": 3}])
+def test_n_best_refuses_more_answers_than_beams(t5, texts, options):
+    with pytest.raises(ValueError, match="num_beams must be at least 2 and at least"):
+        t5.n_best(texts, **options)
+
+
+@pytest.mark.parametrize("method", ["generate", "n_best"])
+def test_beams_of_no_texts_are_no_answers(t5, method):
+    assert getattr(t5, method)([], num_beams=2) == []
+
+
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
+def test_generate_with_the_narrowest_truncation_is_greedy(t5, texts, answers, options):
+    assert t5.generate(texts, max_new_tokens=LIMIT, temperature=3.0, **options) == answers

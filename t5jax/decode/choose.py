@@ -14,17 +14,22 @@ def greedy(logits: Float[Array, "B V"], position: Int[Array, ""]) -> Int[Array, 
 
 
 def sampler(
-    row_keys: Key[Array, " B"], *, temperature: Float[Array, ""]
+    row_keys: Key[Array, " B"],
+    *,
+    temperature: Float[Array, ""],
+    truncation: Callable[[Float[Array, "B V"]], Float[Array, "B V"]] = lambda logits: logits,
 ) -> Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]]:
     r"""Draws each token from :math:`\mathrm{softmax}(\mathrm{logits} / \mathrm{temperature})`.
 
     Args:
       row_keys: one key a row, so that what a row gets does not depend on its neighbours.
       temperature: above 0; below 1 sharpens, above 1 flattens.
+      truncation: sets the logits, divided by the temperature, of tokens that are out to -inf; see
+        `truncate`.
     """
 
     def sample(logits, position):
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(row_keys, position)
-        return jax.vmap(jax.random.categorical)(keys, logits / temperature)
+        return jax.vmap(jax.random.categorical)(keys, truncation(logits / temperature))
 
     return sample

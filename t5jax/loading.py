@@ -1,0 +1,78 @@
+"""`t5jax.load` and `t5jax.export_hf`: models from files and into them."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from t5jax import pretrained
+from t5jax.pretrained import hf_save
+from t5jax.pretrained.source import Weights
+from t5jax.text2text import Text2Text
+from t5jax.tokenizer import Tokenizer
+
+
+def load(
+    name_or_path: str | os.PathLike,
+    *,
+    dtype: str = "auto",
+    encoder_only: bool = False,
+    mesh: Mesh | None = None,
+    tokenizer: Tokenizer | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+) -> Text2Text:
+    """Loads a T5 from a folder, a file or the Hugging Face hub.
+
+    Args:
+      name_or_path: a folder written by `save`, by `scripts/pretrain.py`, by Hugging Face
+        transformers, diffusers or sentence-transformers; a .safetensors file; a T5X or Mesh
+        TensorFlow checkpoint; or a hub id such as "google/flan-t5-small".
+      dtype: "float32" or "bfloat16" to hold parameters in and to compute in, or "auto", which holds
+        them in float32 and computes in bfloat16 on TPU and GPU, in float32 on a CPU.
+      encoder_only: leave the decoder where it is, and load a model that encodes and embeds.
+      mesh: to divide parameters over, by `model.PARTITION_RULES`; no host holds more than its part.
+        Without one they lie on the first device.
+      tokenizer: instead of the model's own.
+      revision: branch, tag or commit on the hub.
+      subfolder: where the model lies among others, such as "text_encoder_2".
+    Raises:
+      FileNotFoundError: no such folder, and no such model on the hub.
+      ConnectionError: the hub cannot be reached and the model is not in its cache.
+      ValueError: the files do not hold a T5, or do not fit together.
+    """
+    compute_dtype = resolve_dtype(dtype)
+    config, params, found = pretrained.load(
+        name_or_path,
+        revision=revision,
+        subfolder=subfolder,
+        encoder_only=encoder_only,
+        dtype=np.dtype(jnp.float32 if dtype == "auto" else dtype),
+        mesh=mesh,
+    )
+    return Text2Text(config.replace(dtype=compute_dtype), params, tokenizer or found)
+
+
+def export_hf(t5: Text2Text, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
+    """Writes a folder that Hugging Face transformers loads.
+
+    Args:
+      t5: what to write.
+      folder: made whole or not at all.
+      overwrite: replace an existing folder, which otherwise is an error.
+    """
+    hf_save.save(folder, t5.config, Weights.of(t5.params), t5.tokenizer, overwrite=overwrite)
+
+
+def resolve_dtype(dtype: str) -> str:
+    """What "auto" means on the devices at hand; other names are checked and returned."""
+    if dtype == "auto":
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(
+            f"dtype must be 'auto', 'float32' or 'bfloat16', got {dtype!r}; "
+            "float16 is too narrow for T5."
+        )
+    return dtype
