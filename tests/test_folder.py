@@ -411,3 +411,23 @@ def test_abstract_params_are_what_a_folder_holds(saved):
     assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(
         lambda leaf: leaf.shape, abstract_params(config)
     )
+
+
+def test_interrupted_save_removes_what_threads_still_write(tmp_path, monkeypatch):
+    """An interrupt leaves writers behind, which make files while others are being removed."""
+    remove, calls = shutil.rmtree, []
+
+    def removed_too_early(path, **options):
+        remove(path, **options)
+        calls.append(path)
+        if len(calls) < 3:
+            path.mkdir()
+            (path / "late").write_text("of a thread")
+
+    monkeypatch.setattr(folder.shutil, "rmtree", removed_too_early)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        folder.new_folder(tmp_path / "model", overwrite=False),
+    ):
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []

@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import shutil
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 PARAMS = "params"
 CHECKSUM = "params.checksum"
+# Tries to remove a folder, ten in a second.
+_PATIENCE = 100
 # Everything that a saved model may have.
 _OURS = re.compile(
     r"(config|generation_config|conversion|modules|tokenizer|tokenizer_config|special_tokens_map|"
@@ -200,5 +203,14 @@ def new_folder(path: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
     finally:
         if replaced.exists() and not path.exists():
             replaced.rename(path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        _remove(temporary)
+        _remove(replaced)
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, also while a library's threads still finish files in it."""
+    for _ in range(_PATIENCE):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(0.1)
