@@ -25,14 +25,6 @@ jax.config.update("jax_disable_most_optimizations", True)
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
-# Files whose last test would otherwise keep one process busy when all others have ended.
-LONGEST = ("test_pretrain_resume", "test_train", "test_pretrain")
-
-
-def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
