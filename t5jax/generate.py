@@ -159,9 +159,7 @@ def generate(
     Returns:
       Ids, ended by EOS where one was written, then padding.
     """
-    bound = model.bind(config, params)
-    states = bound.encode(encoder_tokens, encoder_mask=encoder_mask)
-    step, cache = bound.decoding(states, encoder_mask=encoder_mask, max_len=max_len)
+    step, cache = _decoding(params, encoder_tokens, encoder_mask, config=config, max_len=max_len)
     chooser = choose.greedy
     if draws:
         seed = jax.random.key(draws["seed"])
@@ -175,12 +173,9 @@ def generate(
         step,
         cache,
         choose=chooser,
-        start_tokens=jnp.full(rows.shape, config.decoder_start_id, jnp.int32),
-        done=rows < 0,
         limit=limit,
         max_len=max_len,
-        eos_id=config.eos_id,
-        pad_id=config.pad_id,
+        **_ends(rows, config),
     )
 
 
@@ -219,10 +214,13 @@ def beam_search(
 
     The encoder, and the keys and values that all beams of a row read, are computed once a row.
     """
-    bound = model.bind(config, params)
-    states = bound.encode(encoder_tokens, encoder_mask=encoder_mask)
-    step, cache = bound.decoding(
-        states, encoder_mask=encoder_mask, max_len=max_len, num_beams=num_beams
+    step, cache = _decoding(
+        params,
+        encoder_tokens,
+        encoder_mask,
+        config=config,
+        max_len=max_len,
+        num_beams=num_beams,
     )
     penalties = {"power": beam.power_penalty, "gnmt": beam.gnmt_penalty}
     modes: dict[EarlyStopping, beam.EarlyStopping] = {
@@ -236,10 +234,24 @@ def beam_search(
         num_beams=num_beams,
         penalty=penalties[penalty_form](length_penalty),
         early_stopping=modes[early_stopping],
-        start_tokens=jnp.full(rows.shape, config.decoder_start_id, jnp.int32),
-        done=rows < 0,
         limit=limit,
         max_len=max_len,
-        eos_id=config.eos_id,
-        pad_id=config.pad_id,
+        **_ends(rows, config),
     )
+
+
+def _decoding(params, encoder_tokens, encoder_mask, *, config, max_len, num_beams=1):
+    """What a decoding loop takes of a model that has read its inputs: step and cache."""
+    bound = model.bind(config, params)
+    states = bound.encode(encoder_tokens, encoder_mask=encoder_mask)
+    return bound.decoding(states, encoder_mask=encoder_mask, max_len=max_len, num_beams=num_beams)
+
+
+def _ends(rows: Int[Array, " B"], config: T5Config) -> dict[str, Any]:
+    """How the rows of a decoding loop begin and end."""
+    return {
+        "start_tokens": jnp.full(rows.shape, config.decoder_start_id, jnp.int32),
+        "done": rows < 0,
+        "eos_id": config.eos_id,
+        "pad_id": config.pad_id,
+    }

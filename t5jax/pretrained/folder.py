@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from t5jax import checkpoint
 from t5jax.config import T5Config
 from t5jax.model import Params, abstract_params
-from t5jax.pretrained import zarr_folder
+from t5jax.pretrained import evidence, zarr_folder
 from t5jax.pretrained.names import Leaf
 from t5jax.pretrained.source import Progress, Source
 from t5jax.tokenizer import Tokenizer
@@ -112,16 +112,17 @@ def open_source(path: Path, *, params: Path, encoder_only: bool = False) -> Sour
         )
     shapes = {name: array.shape for name, array in arrays.items()}
     checkpoint.check_shapes(params, shapes, checkpoint.shapes_by_path(abstract_params(config)))
-    ignored = {}
+    layout = {name: Leaf((name,), (), False) for name in arrays}
+    ignored: dict[str, str] = {}
     if encoder_only:
         config = config.replace(num_decoder_layers=0)
-        ignored = {n: "not of the encoder" for n in arrays if n.startswith(("decoder/", "output/"))}
+        evidence.keep_encoder(layout, ignored)
     return Source(
         path=params,
         format="t5jax" if params.parent == path else "a run of t5jax",
         config=config,
         arrays=arrays,
-        layout={name: Leaf((name,), (), False) for name in arrays if name not in ignored},
+        layout=layout,
         ignored=ignored,
         check=None if encoder_only else functools.partial(_check, params),
     )

@@ -20,7 +20,7 @@ from t5jax.pretrained import (
     torch_file,
 )
 from t5jax.pretrained.arrays import Array
-from t5jax.pretrained.names import Leaf, Naming, Rule, shown
+from t5jax.pretrained.names import ATTENTIONS, KERNELS, Leaf, Naming, Rule, shown
 from t5jax.pretrained.source import Source, checked
 
 WEIGHTS = "model.safetensors"
@@ -33,12 +33,6 @@ _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias"
 # Single files for image models have their tokenizer in them.
 _VOCABULARY = "spiece_model"
 _HEADS = ("classification_head.", "qa_outputs.", "classifier.")
-
-_ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
-_BLOCKS = {
-    "encoder": {"attention": "SelfAttention"},
-    "decoder": {"self_attention": "SelfAttention", "cross_attention": "EncDecAttention"},
-}
 
 
 class _Format(NamedTuple):
@@ -89,10 +83,10 @@ def _rules(form: _Format, *, gated: bool, prefix: str) -> Iterator[Rule]:
         return Rule(ours, prefix + form.spell(theirs), axes)
 
     inner = [("wi", "wi_0"), ("wi_linear", "wi_1"), ("wi", "wi")]
-    for stack, attentions in _BLOCKS.items():
+    for stack, attentions in ATTENTIONS.items():
         layers, block = f"{stack}/layers", f"{stack}.block.{{}}.layer"
         for i, (ours, theirs) in enumerate(attentions.items()):
-            for name, letter in _ATTENTION.items():
+            for name, letter in KERNELS.items():
                 yield rule(f"{layers}/{ours}/{name}", f"{block}.{i}.{theirs}.{letter}", form.linear)
             yield rule(f"{layers}/{ours}_norm/scale", f"{block}.{i}.layer_norm")
         i = len(attentions)

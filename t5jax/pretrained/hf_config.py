@@ -60,7 +60,11 @@ def check_family(path: Path) -> str:
     Raises:
       ValueError: not JSON, or another architecture than T5's.
     """
-    family = json_file.read_object(path).get("model_type", "t5")
+    return _family(path, json_file.read_object(path))
+
+
+def _family(path: Path, raw: Mapping[str, Any]) -> str:
+    family = raw.get("model_type", "t5")
     if not isinstance(family, str) or family not in _FAMILIES:
         why = _RELATIVES.get(str(family))
         raise ValueError(
@@ -81,7 +85,8 @@ def read(path: Path, shapes: Mapping[str, tuple[int, ...]], *, notes: list[str])
     Raises:
       ValueError: not JSON, another architecture, or a value that T5 does not have.
     """
-    raw, family = json_file.read_object(path), check_family(path)
+    raw = json_file.read_object(path)
+    family = _family(path, raw)
     missing = [key for key, *default in _FIELDS.values() if not default and key not in raw]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; every T5 config has them.")

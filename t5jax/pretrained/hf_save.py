@@ -11,7 +11,7 @@ from t5jax.config import T5Config
 from t5jax.pretrained import hf, hf_config, json_file, safetensors_file, sentence
 from t5jax.pretrained.folder import new_folder
 from t5jax.pretrained.names import Leaf
-from t5jax.pretrained.source import Weights, Written
+from t5jax.pretrained.source import Weights, Written, num_layers
 from t5jax.tokenizer import Tokenizer
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -54,12 +54,8 @@ def save(
             stacklevel=3,
         )
     naming = hf.naming(gated=config.gated_ff)
-    layers = {
-        "encoder": config.num_encoder_layers,
-        "decoder": config.num_decoder_layers,
-    }
     layout = {
-        ours: naming.leaf(ours, layers.get(ours.split("/")[0], 1))
+        ours: naming.leaf(ours, num_layers(config, ours))
         for ours in weights.shapes
         if ours != sentence.PATH
     }
@@ -70,9 +66,7 @@ def save(
         }
         holder = {name: file for file, entries in files.items() for name in entries}
         for ours, leaf in layout.items():
-            values = weights.read(ours)
-            for name, row in zip(leaf.names, values if leaf.per_layer else [values], strict=True):
-                theirs = row.transpose(leaf.inverse(row.ndim))
+            for name, theirs in leaf.split(weights.read(ours)):
                 writers[holder[name]].write(name, theirs)
                 written(Written.of(name, ours, theirs))
         for writer in writers.values():

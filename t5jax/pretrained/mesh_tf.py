@@ -9,15 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from t5jax.pretrained import evidence, t5x, tf_bundle
-from t5jax.pretrained.names import Naming, Rule
+from t5jax.pretrained.names import ATTENTIONS, KERNELS, Naming, Rule
 from t5jax.pretrained.source import Source, checked
 
 _OPTIMIZER = re.compile(r".*_slot_(v|vr|vc|m)|global_step|.*/Adam(_1)?|beta[12]_power")
-_BLOCKS = {
-    "encoder": {"attention": "SelfAttention"},
-    "decoder": {"self_attention": "SelfAttention", "cross_attention": "EncDecAttention"},
-}
-_LETTERS = {"query": "q", "key": "k", "value": "v", "out": "o"}
 
 
 def naming() -> Naming:
@@ -27,10 +22,10 @@ def naming() -> Naming:
 
 def _rules() -> Iterator[Rule]:
     yield Rule("token_embedder/embedding", "shared/embedding")
-    for stack, attentions in _BLOCKS.items():
+    for stack, attentions in ATTENTIONS.items():
         layers, block = f"{stack}/layers", f"{stack}/block_{{}}"
         for i, (ours, theirs) in enumerate(attentions.items()):
-            for name, letter in _LETTERS.items():
+            for name, letter in KERNELS.items():
                 yield Rule(f"{layers}/{ours}/{name}", f"{block}/layer_{i:03}/{theirs}/{letter}")
             for norm in ("layer_norm", "rms_norm"):
                 yield Rule(f"{layers}/{ours}_norm/scale", f"{block}/layer_{i:03}/{norm}/scale")

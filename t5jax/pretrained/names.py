@@ -1,11 +1,20 @@
 """How other programs name the parameters of a T5, and where each of ours lies among theirs."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
+
+import numpy as np
 
 LAYER = "{}"
 T = TypeVar("T")
+
+# What Mesh TensorFlow called attentions and their kernels, and Hugging Face after it.
+ATTENTIONS = {
+    "encoder": {"attention": "SelfAttention"},
+    "decoder": {"self_attention": "SelfAttention", "cross_attention": "EncDecAttention"},
+}
+KERNELS = {"query": "q", "key": "k", "value": "v", "out": "o"}
 
 
 class Rule(NamedTuple):
@@ -36,6 +45,11 @@ class Leaf(NamedTuple):
     def to_theirs(self, shape: Sequence[T]) -> tuple[T, ...]:
         """Inverse of `to_ours`, for shapes and everything else that has an entry for each axis."""
         return tuple(shape[i] for i in self.inverse(len(shape)))
+
+    def split(self, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """The arrays there, by name, that one of our parameters becomes."""
+        for name, row in zip(self.names, values if self.per_layer else [values], strict=True):
+            yield name, row.transpose(self.inverse(row.ndim))
 
     def inverse(self, ndim: int) -> tuple[int, ...]:
         """Which of our axes each of theirs is."""

@@ -223,12 +223,12 @@ def checked(source: Source, naming: Naming, *, unknown: Sequence[str]) -> Source
       ValueError: a tensor is missing, unknown, of another shape, or of a type that is not read.
     """
     config, path = source.config, source.path
-    expected = shapes_by_path(abstract_params(config))
+    expected = source.shapes
     beyond: list[str] = []
     # In the order in which a T5 computes, so that the first error is the cause of the others.
     for ours, shape in sorted(expected.items(), key=lambda item: _reading_order(item[0])):
         leaf = source.layout.get(ours)
-        layers = getattr(config, f"num_{ours.split('/')[0]}_layers", 1)
+        layers = num_layers(config, ours)
         wanted = naming.leaf(ours, 1 if leaf is None else len(leaf.names) + 1)
         form = wanted if leaf is None else leaf
         theirs = form.to_theirs(shape[1:] if form.per_layer else shape)
@@ -248,6 +248,11 @@ def checked(source: Source, naming: Naming, *, unknown: Sequence[str]) -> Source
             f"{repr(unused[0])[1:-1]:.200}; it is another architecture or another size."
         )
     return source
+
+
+def num_layers(config: T5Config, path: str) -> int:
+    """Layers of the stack that a parameter of ours belongs to; 1 outside of stacks."""
+    return getattr(config, f"num_{path.split('/')[0]}_layers", 1)
 
 
 def _reading_order(path: str) -> tuple[int, str]:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from t5jax.config import T5Config
-from t5jax.pretrained import sentence, t5x
+from t5jax.pretrained import sentence, t5x, zarr_folder
 from t5jax.pretrained.folder import new_folder
-from t5jax.pretrained.source import Weights, Written
+from t5jax.pretrained.source import Weights, Written, num_layers
 from t5jax.tokenizer import Tokenizer
 
 _FOLDER = "checkpoint_0"
@@ -56,16 +56,14 @@ def save(
             "Hugging Face's or t5jax's."
         )
     naming = t5x.naming(scanned=scanned, gated=config.gated_ff)
-    layers = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
     with new_folder(path, overwrite=overwrite) as folder:
         checkpoint = folder / _FOLDER
         checkpoint.mkdir()
         tree: dict[str, Any] = {}
         for ours in weights.shapes:
-            leaf = naming.leaf(ours, layers.get(ours.split("/")[0], 1))
-            values = weights.read(ours)
-            for name, row in zip(leaf.names, values if leaf.per_layer else [values], strict=True):
-                theirs = np.ascontiguousarray(row.transpose(leaf.inverse(row.ndim)))
+            leaf = naming.leaf(ours, num_layers(config, ours))
+            for name, values in leaf.split(weights.read(ours)):
+                theirs = np.ascontiguousarray(values)
                 _insert(tree, name.split("/"), _write_array(checkpoint, name, theirs))
                 written(Written.of(name, ours, theirs))
         _write_tree(checkpoint / t5x.CHECKPOINT, tree)
@@ -99,7 +97,7 @@ def _write_array(checkpoint: Path, name: str, values: np.ndarray) -> dict[str, A
         store.write(values).result()
     # A full disk is one of these too.
     except (ValueError, RuntimeError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0].partition(" [")[0][:200]
+        reason = zarr_folder.reason(error)
         raise OSError(f"could not write {checkpoint / own} ({reason}).") from error
     return spec
 

@@ -251,10 +251,13 @@ def _check_held(
         )
 
 
+def reason(error: Exception) -> str:
+    """TensorStore's first line, without where in its source it comes from."""
+    return str(error).partition("\n")[0].partition(" [")[0][:200]
+
+
 def _damage(where: Path, error: Exception) -> ValueError:
-    # A library's first line, without where in its source it comes from.
-    reason = str(error).partition("\n")[0].partition(" [")[0][:200]
-    return ValueError(f"{where} is damaged ({reason}); copy it again.")
+    return ValueError(f"{where} is damaged ({reason(error)}); copy it again.")
 
 
 def _parse(metadata: bytes, where: Path) -> dict[str, Any]:
