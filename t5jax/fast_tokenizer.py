@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ _SPECIAL_TOKENS = {
     "cls_token": "<s>",
     "mask_token": "<mask>",
 }
+# GPT-2's spelling of bytes: printable ones as themselves, the others as characters from 256 on.
+_PRINTABLE = {chr(byte): byte for byte in (*range(33, 127), *range(161, 173), *range(174, 256))}
+_OTHERS = sorted(set(range(256)) - set(_PRINTABLE.values()))
+_BYTE_OF = _PRINTABLE | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def holds_tokenizer(folder: StrPath) -> bool:
@@ -165,9 +171,38 @@ class FastTokenizer:
             values = values[: values.index(self.eos_id)]
         values = [i if i in self._known else self.unk_id for i in values]
         kept = [i for i in values if i not in self._dropped]
+        return self._decoded(kept)
+
+    def pieces(self) -> list[bytes]:
+        """What each id adds to a decoded text that has begun, as UTF-8; b"" for none."""
+        from tokenizers import decoders
+
+        ids = sorted(self._known - self._dropped - {self.eos_id})
+        names = [self._library.id_to_token(i) for i in ids]
+        if isinstance(self._library.decoder, decoders.ByteLevel):
+            found = dict(zip(ids, map(_bytes_of, names), strict=True))
+        else:
+            found = dict(zip(ids, map(_piece, names, self._behind_a_letter(ids)), strict=True))
+        # As in decoding, whatever has no token is unknown.
+        unknown = found.get(self.unk_id, b"")
+        foreign = set(range(self.vocab_size)) - self._known
+        return [unknown if i in foreign else found.get(i, b"") for i in range(self.vocab_size)]
+
+    def _behind_a_letter(self, ids: Sequence[int]) -> list[str]:
+        """What each id adds behind an id that is a letter or more of them."""
+        alone = [self._decoded([i]) for i in ids]
+        letters = (i for i, text in zip(ids, alone, strict=True) if text.isalpha())
+        anchor = next(letters, None)
+        if anchor is None:
+            return alone
+        start = alone[ids.index(anchor)]
+        both = [self._decoded([anchor, i]) for i in ids]
+        return [text[len(start) :] if text.startswith(start) else text for text in both]
+
+    def _decoded(self, ids: Sequence[int]) -> str:
         failure = f"{self._file} must decode its own ids, got some that it fails at"
         with _in_our_words(f"{failure}; download it again."):
-            return self._library.decode(kept, skip_special_tokens=False)
+            return self._library.decode(ids, skip_special_tokens=False)
 
     def save(self, folder: StrPath) -> None:
         """Write the files, unchanged, that this was read from; makes the folder."""
@@ -289,6 +324,20 @@ def _spelling(token: Any) -> str | None:
     """A token's text, given as such or with flags around it."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
+
+
+def _bytes_of(name: str) -> bytes:
+    """Bytes that a byte-level token stands for; others are spelled as they are."""
+    try:
+        return bytes(map(_BYTE_OF.__getitem__, name))
+    except KeyError:
+        return name.encode()
+
+
+def _piece(name: str, text: str) -> bytes:
+    """What a token adds to a text, where it may be a single byte that is no text by itself."""
+    byte = _BYTE_PIECE.fullmatch(name) if text == "\N{REPLACEMENT CHARACTER}" else None
+    return bytes.fromhex(byte[1]) if byte else text.encode()
 
 
 def _sentinels(ids: Mapping[str, int]) -> list[int]:

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from t5jax import products
 from t5jax.config import T5Config
 
 # T5X draws attention kernels from a normal and feed-forward kernels from a truncated normal.
@@ -84,13 +85,8 @@ def dropout(
 
 
 def project(x: Float[Array, "*A I"], kernel: nnx.Param) -> Float[Array, "*A O"]:
-    """Multiplies every position by a kernel [I, O], in the type of `x`.
-
-    Positions are made one axis first: the kernel's gradient is then a plain matrix product too,
-    where XLA would transpose whole activations on a CPU.
-    """
-    flat = x.reshape(-1, x.shape[-1])
-    return (flat @ kernel[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
+    """Multiplies every position by a kernel [I, O], in the type of `x`."""
+    return products.multiply(x, kernel.get_value())
 
 
 class Embedder(nnx.Module):
@@ -114,9 +110,6 @@ class Output(nnx.Module):
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         shape = (config.d_model, config.vocab_size)
         self.kernel = nnx.Param(_fan_in_truncated(rngs.params(), shape))
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        return project(x, self.kernel)
 
 
 class Projection(nnx.Module):
@@ -186,18 +179,32 @@ class Attention(nnx.Module):
         self.key = nnx.Param(_fan_in_normal(rngs.params(), (d_model, joined)))
         self.value = nnx.Param(_fan_in_normal(rngs.params(), (d_model, joined)))
         self.out = nnx.Param(_fan_in_normal(rngs.params(), (joined, d_model)))
+        # Query, key and value as one kernel; a decoding loop makes it of the three.
+        self.joined: nnx.Param | None = nnx.data(None)
         self.num_heads = config.num_heads
         self.dropout_rate = config.dropout_rate
 
-    def _heads(self, x: Float[Array, "B T D"], kernel: nnx.Param) -> Float[Array, "B N T H"]:
-        y = project(x, kernel)
+    def _heads(self, y: Float[Array, "B T J"]) -> Float[Array, "B N T H"]:
         return y.reshape(*y.shape[:2], self.num_heads, -1).swapaxes(1, 2)
+
+    def queries(self, x: Float[Array, "B T D"]) -> Float[Array, "B N T H"]:
+        """What the positions of `x` ask for."""
+        return self._heads(project(x, self.query))
 
     def keys_values(
         self, states: Float[Array, "B S D"]
     ) -> tuple[Float[Array, "B N S H"], Float[Array, "B N S H"]]:
         """What queries attend to, and what they then read."""
-        return self._heads(states, self.key), self._heads(states, self.value)
+        return self._heads(project(states, self.key)), self._heads(project(states, self.value))
+
+    def queries_keys_values(
+        self, x: Float[Array, "B T D"]
+    ) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T H"], Float[Array, "B N T H"]]:
+        """All three of one sequence that attends to itself."""
+        if self.joined is None:
+            return self.queries(x), *self.keys_values(x)
+        queries, keys, values = jnp.split(project(x, self.joined), 3, axis=-1)
+        return self._heads(queries), self._heads(keys), self._heads(values)
 
     def __call__(
         self,
@@ -209,27 +216,50 @@ class Attention(nnx.Module):
         bias: Float[Array, "1 N T S"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Reads from `values` for every position of `x`.
+        """Reads from `values` for every position of `x`; other arguments as of `attend`."""
+        return self.attend(
+            self.queries(x), keys, values, mask=mask, bias=bias, dropout_key=dropout_key
+        )
+
+    def weights(
+        self,
+        queries: Float[Array, "B N T H"],
+        keys: Float[Array, "B N S H"],
+        *,
+        mask: Bool[Array, "#B 1 #T S"],
+        bias: Float[Array, "1 N T S"] | None,
+    ) -> Float[Array, "B N T S"]:
+        """How much every query attends to every key; float32."""
+        scores = products.contract_wide("bnth,bnsh->bnts", queries, keys)
+        if bias is not None:
+            scores = scores + bias
+        # The least finite value, since a row of -inf has no softmax.
+        return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min))
+
+    def attend(
+        self,
+        queries: Float[Array, "B N T H"],
+        keys: Float[Array, "B N S H"],
+        values: Float[Array, "B N S H"],
+        *,
+        mask: Bool[Array, "#B 1 #T S"],
+        bias: Float[Array, "1 N T S"] | None = None,
+        dropout_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Reads from `values` for every query.
 
         Args:
-          x: what the queries are made of.
+          queries: of the sequence that reads.
           keys: of the sequence attended to.
           values: of the same.
           mask: True where a query may look.  A query that may look nowhere gets the mean value.
           bias: added to the scores; float32.
           dropout_key: for the attention weights; None when not training.
         """
-        queries = self._heads(x, self.query)
-        scores = jnp.einsum("bnth,bnsh->bnts", queries, keys, preferred_element_type=jnp.float32)
-        if bias is not None:
-            scores = scores + bias
-        # The least finite value, since a row of -inf has no softmax.
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores).astype(x.dtype)
+        weights = self.weights(queries, keys, mask=mask, bias=bias).astype(values.dtype)
         weights = dropout(weights, rate=self.dropout_rate, key=dropout_key, shared_axis=-2)
-        read = jnp.einsum("bnts,bnsh->btnh", weights, values)
-        read = read.reshape(*read.shape[:2], -1)
-        return project(read, self.out)
+        read = products.contract("bnts,bnsh->bnth", weights, values).swapaxes(1, 2)
+        return project(read.reshape(*read.shape[:2], -1), self.out)
 
 
 class FeedForward(nnx.Module):
@@ -254,98 +284,3 @@ class FeedForward(nnx.Module):
             hidden = hidden * project(x, self.wi_linear)
         hidden = dropout(hidden, rate=self.dropout_rate, key=dropout_key, shared_axis=-2)
         return project(hidden, self.wo)
-
-
-class EncoderBlock(nnx.Module):
-    """Self-attention over the whole input, then feed-forward; norms first, residuals around."""
-
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        self.attention_norm = RMSNorm(config)
-        self.attention = Attention(config, rngs=rngs)
-        self.mlp_norm = RMSNorm(config)
-        self.mlp = FeedForward(config, rngs=rngs)
-        self.relative_bias = (
-            RelativeBias(config, bidirectional=True, rngs=rngs)
-            if config.relative_bias_per_layer
-            else None
-        )
-        self.dropout_rate = config.dropout_rate
-
-    def __call__(
-        self,
-        x: Float[Array, "B S D"],
-        *,
-        mask: Bool[Array, "B 1 #S S"],
-        bias: Float[Array, "1 N S S"],
-        dropout_key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B S D"]:
-        keys = split_key(dropout_key, 4)
-        h = self.attention_norm(x)
-        h = self.attention(
-            h, *self.attention.keys_values(h), mask=mask, bias=bias, dropout_key=keys[0]
-        )
-        x = x + dropout(h, rate=self.dropout_rate, key=keys[1], shared_axis=-2)
-        h = self.mlp(self.mlp_norm(x), dropout_key=keys[2])
-        return x + dropout(h, rate=self.dropout_rate, key=keys[3], shared_axis=-2)
-
-
-class DecoderBlock(nnx.Module):
-    """Self-attention over what is written, cross-attention over the input, feed-forward."""
-
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        self.self_attention_norm = RMSNorm(config)
-        self.self_attention = Attention(config, rngs=rngs)
-        self.cross_attention_norm = RMSNorm(config)
-        self.cross_attention = Attention(config, rngs=rngs)
-        self.mlp_norm = RMSNorm(config)
-        self.mlp = FeedForward(config, rngs=rngs)
-        self.relative_bias = (
-            RelativeBias(config, bidirectional=False, rngs=rngs)
-            if config.relative_bias_per_layer
-            else None
-        )
-        self.dropout_rate = config.dropout_rate
-
-    def self_keys_values(
-        self, x: Float[Array, "B T D"]
-    ) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T H"]]:
-        """What later positions attend to in this block; what a decoding loop keeps."""
-        return self.self_attention.keys_values(self.self_attention_norm(x))
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        self_keys_values: tuple[Float[Array, "B N C H"], Float[Array, "B N C H"]],
-        cross_keys_values: tuple[Float[Array, "I N S H"], Float[Array, "I N S H"]],
-        *,
-        mask: Bool[Array, "#B 1 #T C"],
-        cross_mask: Bool[Array, "I 1 #T S"],
-        bias: Float[Array, "1 N T C"],
-        dropout_key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B T D"]:
-        """One block.
-
-        Keys and values come from `self_keys_values(x)` in training, from a cache in decoding.  Rows
-        of `x` may be several for each of I inputs, next to one another, which they all read.
-        """
-        keys = split_key(dropout_key, 6)
-        h = self.self_attention(
-            self.self_attention_norm(x),
-            *self_keys_values,
-            mask=mask,
-            bias=bias,
-            dropout_key=keys[0],
-        )
-        x = x + dropout(h, rate=self.dropout_rate, key=keys[1], shared_axis=-2)
-        h = self.cross_attention_norm(x)
-        h = h.reshape(cross_mask.shape[0], -1, h.shape[-1])
-        h = self.cross_attention(h, *cross_keys_values, mask=cross_mask, dropout_key=keys[2])
-        h = h.reshape(x.shape)
-        x = x + dropout(h, rate=self.dropout_rate, key=keys[3], shared_axis=-2)
-        h = self.mlp(self.mlp_norm(x), dropout_key=keys[4])
-        return x + dropout(h, rate=self.dropout_rate, key=keys[5], shared_axis=-2)
-
-
-def split_key(key: Key[Array, ""] | None, count: int):
-    """`count` keys, or as many times None if dropout is off."""
-    return [None] * count if key is None else jax.random.split(key, count)

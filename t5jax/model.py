@@ -4,8 +4,8 @@ Shape letters: B batch, S input length, T target length, D d_model, V vocabulary
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,12 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from t5jax import sharding
+from t5jax import products, sharding
+from t5jax.blocks import split_key
 from t5jax.config import T5Config
-from t5jax.layers import Embedder, Output, Projection, split_key
+from t5jax.layers import Embedder, Output, Projection
 from t5jax.stacks import Decoder, Encoder
+from t5jax.stepper import Cache, Step, Stepper, logits
 
 Params = dict[str, Any]
 
@@ -38,14 +40,6 @@ PARTITION_RULES = (
 def stacked(path: str) -> bool:
     """Whether the parameter at a '/'-joined path holds all layers of a stack on its first axis."""
     return "layers" in path.split("/")
-
-
-class Cache(NamedTuple):
-    """What a decoding loop carries from token to token; one entry a layer in each list."""
-
-    position: Int[Array, ""]
-    keys: list[Float[Array, "B N C H"]]
-    values: list[Float[Array, "B N C H"]]
 
 
 class T5(nnx.Module):
@@ -126,6 +120,30 @@ class T5(nnx.Module):
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T V"]:
         """Logits from `encode`'s states; other arguments as in `__call__`."""
+        x = self.decode_states(
+            decoder_tokens,
+            states,
+            encoder_mask=encoder_mask,
+            encoder_segment_ids=encoder_segment_ids,
+            decoder_segment_ids=decoder_segment_ids,
+            dropout_key=dropout_key,
+        )
+        return self.logits(x)
+
+    def decode_states(
+        self,
+        decoder_tokens: Int[Array, "R T"],
+        states: Float[Array, "B S D"],
+        *,
+        encoder_mask: Bool[Array, "B S"],
+        encoder_segment_ids: Int[Array, "B S"] | None = None,
+        decoder_segment_ids: Int[Array, "R T"] | None = None,
+        dropout_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "R T D"]:
+        """Final decoder states, which `logits` reads; arguments as of `decode`.
+
+        Without segments, rows may be several for each input, next to one another.
+        """
         decoder = self._decoder()
         length = decoder_tokens.shape[1]
         mask = jnp.tri(length, dtype=bool)[None, None]
@@ -138,8 +156,24 @@ class T5(nnx.Module):
                 "segment ids must be given for both encoder and decoder, got only one of them."
             )
         x = self._embed(decoder_tokens)
-        x = decoder(x, states, mask=mask, cross_mask=cross_mask, dropout_key=dropout_key)
-        return self._logits(x)
+        return decoder(x, states, mask=mask, cross_mask=cross_mask, dropout_key=dropout_key)
+
+    def cross_weights(
+        self,
+        encoder_tokens: Int[Array, "B S"],
+        decoder_tokens: Int[Array, "B T"],
+        *,
+        encoder_mask: Bool[Array, "B S"],
+    ) -> Float[Array, "L B N T S"]:
+        """How much every target position reads from every input position; as of `__call__`."""
+        states = self.encode(encoder_tokens, encoder_mask=encoder_mask)
+        mask = jnp.tri(decoder_tokens.shape[1], dtype=bool)[None, None]
+        return self._decoder().cross_weights(
+            self._embed(decoder_tokens),
+            states,
+            mask=mask,
+            cross_mask=encoder_mask[:, None, None, :],
+        )
 
     def decoding(
         self,
@@ -148,10 +182,11 @@ class T5(nnx.Module):
         encoder_mask: Bool[Array, "B S"],
         max_len: int,
         num_beams: int = 1,
-    ) -> tuple[Callable[[Int[Array, " B"], Cache], tuple[Float[Array, "B V"], Cache]], Cache]:
+    ) -> tuple[Step, Cache]:
         """What a decoding loop needs to write up to `max_len` tokens for each row.
 
-        Stacked weights are sliced, and cross-attention keys and values computed, here and once.
+        Cross-attention keys and values are computed here, and stacked weights sliced: who decodes
+        often keeps `stepper()`.
 
         Args:
           states: from `encode`.
@@ -161,61 +196,29 @@ class T5(nnx.Module):
         Returns:
           `step(tokens, cache) -> (logits, cache)`, for one token a row, and the empty cache.
         """
+        return self.stepper().start(
+            states, encoder_mask=encoder_mask, max_len=max_len, num_beams=num_beams
+        )
+
+    def stepper(self) -> Stepper:
+        """The decoder's weights as a decoding loop wants them; worth keeping between requests."""
         decoder = self._decoder()
-        config = self.config
-        blocks = [
-            jax.tree.map(lambda leaf, i=i: leaf[i], decoder.layers)
-            for i in range(config.num_decoder_layers)
-        ]
-        shared = decoder.relative_bias
-        biases = [(shared or block.relative_bias).by_offset(max_len) for block in blocks]
-        # Weights change type once here instead of at every token.
-        blocks = jax.tree.map(lambda leaf: leaf.astype(states.dtype), blocks)
-        cross = [block.cross_attention.keys_values(states) for block in blocks]
-        cross_mask = encoder_mask[:, None, None, :]
-        positions = jnp.arange(max_len)
-
-        def step(tokens, cache):
-            position = cache.position
-            mask = (positions <= position)[None, None, None, :]
-            x = self._embed(tokens[:, None])
-            keys, values = list(cache.keys), list(cache.values)
-            for i, block in enumerate(blocks):
-                key, value = block.self_keys_values(x)
-                keys[i] = jax.lax.dynamic_update_slice_in_dim(keys[i], key, position, axis=2)
-                values[i] = jax.lax.dynamic_update_slice_in_dim(values[i], value, position, axis=2)
-                bias = jax.lax.dynamic_slice_in_dim(
-                    biases[i], max_len - 1 - position, max_len, axis=1
-                )
-                x = block(
-                    x,
-                    (keys[i], values[i]),
-                    cross[i],
-                    mask=mask,
-                    cross_mask=cross_mask,
-                    bias=bias[None, :, None, :],
-                )
-            logits = self._logits(decoder.final_norm(x))[:, 0]
-            return logits, Cache(position + 1, keys, values)
-
-        shape = (states.shape[0] * num_beams, config.num_heads, max_len, config.d_kv)
-        empty = [jnp.zeros(shape, states.dtype) for _ in blocks]
-        return step, Cache(jnp.zeros((), jnp.int32), empty, list(empty))
+        return Stepper.of(self.config, decoder, self.token_embedder, self._output_kernel())
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         x = self.token_embedder(tokens).astype(self.config.dtype)
         return sharding.divide_batch(x)
 
-    def _logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        # float32 even under bfloat16: the loss exponentiates differences of large logits.
-        x = x.astype(jnp.float32)
-        if self.config.scale_logits:
-            x = x * self.config.d_model**-0.5
+    def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Logits of `decode_states`' states."""
+        return sharding.divide_batch(logits(x, self._output_kernel(), self.config))
+
+    def _output_kernel(self) -> products.Kernel:
         if self.output is not None:
-            return sharding.divide_batch(self.output(x))
-        table = self.token_embedder.embedding[...].astype(jnp.float32)
-        logits = jnp.einsum("xd,vd->xv", x.reshape(-1, x.shape[-1]), table)
-        return sharding.divide_batch(logits.reshape(*x.shape[:-1], -1))
+            return self.output.kernel.get_value()
+        kernel = self.token_embedder.embedding.get_value().T
+        narrow = isinstance(self._decoder().layers.mlp.wo.get_value(), products.Int8Kernel)
+        return products.quantize(kernel) if narrow else kernel
 
     def _decoder(self) -> Decoder:
         if self.decoder is None:
@@ -251,13 +254,14 @@ def bind(config: T5Config, params: Mapping[str, Any]) -> T5:
 
     Args:
       config: the architecture.
-      params: as from `init_params`; any float dtype.
+      params: as from `init_params`; any float dtype, kernels also as `products.Int8Kernel`.
     Raises:
       ValueError: a parameter is missing, unknown or of another shape; the message has its path.
     """
     graph, abstract = _graph(config)
     expected = {_join(path): x.shape for path, x in jax.tree.leaves_with_path(abstract)}
-    given = {_join(path): x.shape for path, x in jax.tree.leaves_with_path(dict(params))}
+    leaves = jax.tree.leaves_with_path(dict(params), is_leaf=products.is_kernel)
+    given = {_join(path): x.shape for path, x in leaves}
     for path, shape in expected.items():
         if path not in given:
             raise ValueError(

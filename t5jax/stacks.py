@@ -11,8 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from t5jax import sharding
+from t5jax.blocks import DecoderBlock, EncoderBlock, split_key
 from t5jax.config import T5Config
-from t5jax.layers import DecoderBlock, EncoderBlock, RelativeBias, RMSNorm, dropout, split_key
+from t5jax.layers import RelativeBias, RMSNorm, dropout
 
 
 class Encoder(nnx.Module):
@@ -69,20 +70,20 @@ class Decoder(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B T D"],
+        x: Float[Array, "R T D"],
         states: Float[Array, "B S D"],
         *,
-        mask: Bool[Array, "#B 1 T T"],
+        mask: Bool[Array, "#R 1 T T"],
         cross_mask: Bool[Array, "B 1 #T S"],
         dropout_key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B T D"]:
+    ) -> Float[Array, "R T D"]:
         length = x.shape[1]
         shared_bias = None if self.relative_bias is None else self.relative_bias(length)
 
         def block(x, layer, key):
             return layer(
                 x,
-                layer.self_keys_values(x),
+                layer.self_heads(x),
                 layer.cross_attention.keys_values(states),
                 mask=mask,
                 cross_mask=cross_mask,
@@ -95,6 +96,33 @@ class Decoder(nnx.Module):
         x = dropout(x, rate=rate, key=keys[0], shared_axis=-2)
         x = _scan(self.config, block, x, self.layers, keys[1])
         return dropout(self.final_norm(x), rate=rate, key=keys[2], shared_axis=-2)
+
+    def cross_weights(
+        self,
+        x: Float[Array, "B T D"],
+        states: Float[Array, "B S D"],
+        *,
+        mask: Bool[Array, "#B 1 T T"],
+        cross_mask: Bool[Array, "B 1 #T S"],
+    ) -> Float[Array, "L B N T S"]:
+        """How much every target position reads from every input position, in every layer."""
+        length = x.shape[1]
+        shared_bias = None if self.relative_bias is None else self.relative_bias(length)
+
+        def body(x, layer):
+            bias = shared_bias if shared_bias is not None else layer.relative_bias(length)
+            heads = layer.self_heads(x)
+            keys_values = layer.cross_attention.keys_values(states)
+            queries = layer.cross_queries(
+                layer.read_itself(x, heads, mask=mask, bias=bias), len(states)
+            )
+            weights = layer.cross_attention.weights(
+                queries, keys_values[0], mask=cross_mask, bias=None
+            )
+            x = layer(x, heads, keys_values, mask=mask, cross_mask=cross_mask, bias=bias)
+            return x, weights
+
+        return jax.lax.scan(body, x, self.layers)[1]
 
 
 def _stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> Any:

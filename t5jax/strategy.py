@@ -92,7 +92,7 @@ class Strategy:
 
     @property
     def draws(self) -> dict[str, float | int]:
-        """What `generate.generate` needs to draw: the options that are on, or nothing."""
+        """What `generate.advance` needs to draw: the options that are on, or nothing."""
         if not self.temperature:
             return {}
         names = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")

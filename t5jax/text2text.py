@@ -1,37 +1,37 @@
 """What `t5jax.load` returns: a model with its parameters and tokenizer, from text to text."""
 
 import os
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Unpack
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
-from t5jax import generate, pretrained
+from t5jax import answers, buckets, pretrained
+from t5jax.answers import Answer
 from t5jax.config import T5Config
-from t5jax.decode import beam
-from t5jax.model import T5, Params, bind
-from t5jax.strategy import EarlyStopping, Strategy
+from t5jax.model import Params
+from t5jax.options import Given, Options, shown
+from t5jax.pieces import Pieces
+from t5jax.quantize import LogitError
+from t5jax.reader import Reader, check_positive
 from t5jax.tokenizer import Tokenizer
+from t5jax.writer import FinishReason, Writer
 
-_GREEDY = Strategy()
 
+class Piece(NamedTuple):
+    """A piece of an answer that `Text2Text.stream` gives out."""
 
-class Answer(NamedTuple):
-    """One of the answers of `Text2Text.n_best`."""
-
+    row: int
+    """Place of the input in `texts`."""
     text: str
-    ids: list[int]
-    """With EOS, unless the limit came first."""
-    score: float
-    """Log-probability divided by the penalty of the length."""
-    log_prob: float
-    """Of all ids, in nats."""
+    """What the answer goes on with; may be empty in the last piece."""
+    finish_reason: FinishReason | None
+    """Why the answer has ended, in its last piece."""
 
 
-class Text2Text:
+class Text2Text(Reader):
     """A T5 ready for use.
 
     Texts are tokenised, grouped by length, padded to a few fixed lengths and run through compiled
@@ -42,182 +42,158 @@ class Text2Text:
       config: the architecture.
       params: nested dict of arrays.
       tokenizer: None if the model came without one; then only the methods on ids work.
+      logit_error: what rounding the weights has changed, if they were rounded.
     """
 
-    def __init__(self, config: T5Config, params: Params, tokenizer: Tokenizer | None):
-        """Checks that the three fit together.
+    def __init__(
+        self,
+        config: T5Config,
+        params: Params,
+        tokenizer: Tokenizer | None,
+        *,
+        logit_error: LogitError | None = None,
+    ):
+        """Checks that all fit together.
 
         Raises:
           ValueError: parameters of other shapes, or a tokenizer with more ids than embeddings.
         """
-        self._model = bind(config, params)
-        if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-            raise ValueError(
-                f"the tokenizer must have at most vocab_size = {config.vocab_size} ids, got "
-                f"{tokenizer.vocab_size}; it belongs to another model."
-            )
-        if tokenizer is not None and tokenizer.eos_id != config.eos_id:
-            raise ValueError(
-                f"the tokenizer must end sequences as the model does, with eos_id = "
-                f"{config.eos_id}, got {tokenizer.eos_id}; it belongs to another model."
-            )
-        self.config = config
-        self.params = params
-        self._tokenizer = tokenizer
+        super().__init__(config, params, tokenizer, logit_error=logit_error)
+        self._writer = Writer(config, params)
 
-    def __repr__(self) -> str:
-        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        return f"Text2Text({count / 1e6:.1f} M parameters, {self.config})"
-
-    @property
-    def model(self) -> T5:
-        """The `flax.nnx` module, for everything that the methods here do not do."""
-        return self._model
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        return self._tokenizer
-
-    def generate(
-        self,
-        texts: Sequence[str],
-        *,
-        max_new_tokens: int = 64,
-        num_beams: int = 1,
-        length_penalty: float = 1.0,
-        penalty_form: Literal["power", "gnmt"] = "power",
-        early_stopping: EarlyStopping = False,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        typical_p: float | None = None,
-        seed: int = 0,
-        batch_size: int = 32,
-        max_input_tokens: int = 2048,
-    ) -> list[str]:
+    @shown
+    def generate(self, texts: Sequence[str], **options: Unpack[Given]) -> list[str]:
         """Writes an answer to every text.
 
         Args:
           texts: inputs, with whatever prefix the model was trained on.
-          max_new_tokens: most tokens of an answer.
-          num_beams: 1 takes one token at a time; above, beam search keeps that many sequences.
-          length_penalty: of beam search, as the following two; see `Strategy`.
-          penalty_form: "power" as in Hugging Face transformers, "gnmt" as in T5X.
-          early_stopping: when a beam search is done.
-          temperature: 0 takes the most likely token each time; above, tokens are drawn at random.
-          top_k: draw from this many of the likeliest tokens.
-          top_p: draw from the likeliest tokens that have this probability together.
-          min_p: draw from tokens at least this many times as likely as the likeliest.
-          typical_p: draw from the most typical tokens that have this probability together.
-          seed: of the draws.  An answer depends on it, on its text and on its place in `texts`.
-          batch_size: texts computed at once.
-          max_input_tokens: longest input allowed, since memory grows with its square.
+          **options: any field of `t5jax.options.Options`, such as `max_new_tokens` (64),
+            `num_beams` (1), `temperature` (0.0, the likeliest token each time) or `stop_strings`.
         Raises:
-          ValueError: an option out of range or without effect, or a text longer than allowed.
+          TypeError: an option that there is not.
+          ValueError: an option out of range or without effect, options that contradict one another,
+            a text longer than allowed, or constraints that leave no token to write.
         """
-        strategy = Strategy(
-            num_beams=num_beams,
-            length_penalty=length_penalty,
-            penalty_form=penalty_form,
-            early_stopping=early_stopping,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            typical_p=typical_p,
-            seed=seed,
-        )
-        _check_positive(max_new_tokens=max_new_tokens, batch_size=batch_size)
-        inputs = self._encode_texts("texts", texts, max_input_tokens)
+        given = Options.of(dict(options))
         tokenizer = self._need_tokenizer()
+        found, prefixes = self._write("texts", texts, given, 1)
+        dead = [i for i, (one,) in enumerate(found) if one.finish_reason == "dead_end"]
+        if dead:
+            raise ValueError(
+                f"constraints must leave something to write, and left nothing for "
+                f"{', '.join(f'texts[{i}]' for i in dead[:5])}; loosen them, or call `answers`, "
+                "which tells of each."
+            )
+        return [
+            answers.text_of(one, len(prefix), given, tokenizer)
+            for (one,), prefix in zip(found, prefixes, strict=True)
+        ]
 
-        def run(rows, tokens, mask):
-            return self._generate(rows, tokens, mask, max_new_tokens, strategy)
-
-        return [tokenizer.decode(ids) for ids in self._run(inputs, run, batch_size)]
-
-    def n_best(
+    @shown
+    def answers(
         self,
         texts: Sequence[str],
         *,
-        num_beams: int,
-        num_return_sequences: int | None = None,
-        max_new_tokens: int = 64,
-        length_penalty: float = 1.0,
-        penalty_form: Literal["power", "gnmt"] = "power",
-        early_stopping: EarlyStopping = False,
-        batch_size: int = 32,
-        max_input_tokens: int = 2048,
+        num_return_sequences: int = 1,
+        num_alternatives: int = 0,
+        cross_attention: bool = False,
+        **options: Unpack[Given],
     ) -> list[list[Answer]]:
-        """The best answers to every text that a beam search finds, best first.
+        """Answers to every text, with their ids, log-probabilities and the reason why they ended.
 
         Args:
           texts: as in `generate`.
-          num_beams: open sequences, at least 2.
-          num_return_sequences: how many answers to return; all `num_beams` if None.  A text gets
-            fewer if the model can write only fewer.
-          max_new_tokens: as in `generate`, like all others.
-          length_penalty: as in `generate`.
-          penalty_form: as in `generate`.
-          early_stopping: as in `generate`.
-          batch_size: as in `generate`.
-          max_input_tokens: as in `generate`.
+          num_return_sequences: the best so many answers that a beam search finds, best first, or so
+            many draws.  Beams may find fewer if the model can write only fewer.
+          num_alternatives: likeliest tokens to tell of in the place of each token.
+          cross_attention: whether to tell how much each token reads from each of the input.
+          **options: as in `generate`.
         Raises:
-          ValueError: as from `generate`, or more answers than beams.
+          TypeError: as from `generate`.
+          ValueError: as from `generate`, but for constraints that leave no token to write: such an
+            answer has `finish_reason` "dead_end"; or several answers where there is but one.
         """
-        wanted = num_beams if num_return_sequences is None else num_return_sequences
-        _check_positive(num_return_sequences=wanted, max_new_tokens=max_new_tokens)
-        _check_positive(batch_size=batch_size)
-        if num_beams < 2 or wanted > num_beams:
+        given = Options.of(dict(options))
+        check_positive(num_return_sequences=num_return_sequences)
+        if not 0 <= num_alternatives <= self.config.vocab_size:
             raise ValueError(
-                "num_beams must be at least 2 and at least num_return_sequences, got "
-                f"{num_beams} beams for {wanted} answers."
+                f"num_alternatives must be in [0, vocab_size = {self.config.vocab_size}], got "
+                f"{num_alternatives}."
             )
-        strategy = Strategy(
-            num_beams=num_beams,
-            length_penalty=length_penalty,
-            penalty_form=penalty_form,
-            early_stopping=early_stopping,
+        if num_return_sequences > given.num_beams and not given.temperature:
+            raise ValueError(
+                f"num_return_sequences must be at most num_beams = {given.num_beams}, got "
+                f"{num_return_sequences}; use as many beams, or a temperature above 0 to draw."
+            )
+        inputs = self._encode_texts("texts", texts, given.max_input_tokens, given.truncate)
+        found, prefixes = self._write_ids(inputs, given, num_return_sequences)
+        return answers.describe(
+            answers.Writing(inputs, prefixes, found),
+            given,
+            params=self.params,
+            config=self.config,
+            tokenizer=self._need_tokenizer(),
+            num_alternatives=num_alternatives,
+            with_attention=cross_attention,
         )
-        inputs = self._encode_texts("texts", texts, max_input_tokens)
+
+    @shown
+    def stream(self, texts: Sequence[str], **options: Unpack[Given]) -> Iterator[Piece]:
+        """Writes an answer to every text, and gives out its pieces as soon as they are certain.
+
+        All texts of a batch grow side by side; the pieces of each, joined, are what `generate`
+        returns.
+
+        Args:
+          texts: as in `generate`.
+          **options: as in `generate`, but for beams, of which none is certain before the end.
+        Raises:
+          TypeError: as from `generate`.
+          ValueError: as from `generate`; constraints that leave nothing to write end an answer with
+            the reason "dead_end".
+        """
+        given = Options.of(dict(options))
+        if given.num_beams > 1:
+            raise ValueError(
+                f"num_beams must be 1 to stream, got {given.num_beams}; the best beam is not known "
+                "before the end."
+            )
+        inputs = self._encode_texts("texts", texts, given.max_input_tokens, given.truncate)
+        return self._stream(inputs, given)
+
+    def _stream(self, inputs: list[list[int]], options: Options) -> Iterator[Piece]:
         tokenizer = self._need_tokenizer()
-
-        def run(rows, tokens, mask):
-            found = self._beams(rows, tokens, mask, max_new_tokens, strategy)
-            arrays = map(np.asarray, found)
-            return list(zip(*arrays, strict=True))
-
-        def answer(ids, score, log_prob):
-            ended = ids == self.config.eos_id
-            length = int(ended.argmax()) + 1 if ended.any() else max_new_tokens
-            kept = ids[:length].tolist()
-            return Answer(tokenizer.decode(kept), kept, float(score), float(log_prob))
-
-        return [
-            [answer(*parts) for parts in zip(*beams, strict=True) if parts[1] > -np.inf][:wanted]
-            for beams in self._run(inputs, run, batch_size)
+        prefixes, rules = self._rules(len(inputs), options)
+        growing = [
+            Pieces(tokenizer, stop_strings=options.stop_strings, prefix_len=len(prefix))
+            for prefix in prefixes
         ]
+        for grown in self._writer.stream(inputs, prefixes, options, rules):
+            for row, whole, ids in grown:
+                text = growing[row].grow(whole.ids if whole else ids, ended=whole is not None)
+                if text or whole:
+                    yield Piece(row, text, whole.finish_reason if whole else None)
 
+    @shown
     def generate_ids(
         self,
         encoder_tokens: Int[Array, "B S"] | Int[np.ndarray, "B S"],
         *,
         encoder_mask: Bool[Array, "B S"] | Bool[np.ndarray, "B S"],
-        max_new_tokens: int,
-        strategy: Strategy = _GREEDY,
+        **options: Unpack[Given],
     ) -> Int[np.ndarray, "B T"]:
-        """`generate` from ids to ids, for one batch.
+        """`generate` from ids to ids.
 
         Args:
           encoder_tokens: input ids.
           encoder_mask: True on ids that are not padding.
-          max_new_tokens: most tokens of an answer, T.
-          strategy: the options of `generate` that say how an answer is searched for.
+          **options: as in `generate`.
         Returns:
-          [B, T] int32; rows end with EOS, then padding, unless they reached the limit.
+          [B, T] int32, T = max_new_tokens and the longest prefix; rows end with EOS unless
+          something else ended them, then padding.  A row that constraints left nothing to write
+          is padding.
         """
-        _check_positive(max_new_tokens=max_new_tokens)
+        given = Options.of(dict(options))
         tokens, mask = np.asarray(encoder_tokens), np.asarray(encoder_mask)
         if tokens.ndim != 2 or tokens.shape != mask.shape:
             raise ValueError(
@@ -229,91 +205,39 @@ class Text2Text:
                 f"ids must be in [0, vocab_size = {self.config.vocab_size}), got "
                 f"{tokens.min()} to {tokens.max()}; another tokenizer made them."
             )
-        if not len(tokens):
-            return np.zeros((0, max_new_tokens), np.int32)
-        count, length = tokens.shape
-        room = ((0, generate.rows_bucket(count) - count), (0, generate.bucket(length) - length))
-        tokens = np.pad(tokens.astype(np.int32), room, constant_values=self.config.pad_id)
-        mask = np.pad(mask.astype(bool), room)
-        rows = np.where(np.arange(len(tokens)) < count, np.arange(len(tokens)), -1)
-        return self._generate(rows, tokens, mask, max_new_tokens, strategy)[:count]
+        inputs = [row[kept.astype(bool)].tolist() for row, kept in zip(tokens, mask, strict=True)]
+        found, prefixes = self._write_ids(inputs, given, 1)
+        width = given.max_new_tokens + max(map(len, prefixes), default=0)
+        ids = np.full((len(found), width), self.config.pad_id, np.int32)
+        for row, (one,) in zip(ids, found, strict=True):
+            row[: len(one.ids)] = one.ids
+        return ids
 
-    def score(
+    def warmup(
         self,
-        inputs: Sequence[str],
-        targets: Sequence[str],
         *,
-        batch_size: int = 32,
-        max_input_tokens: int = 2048,
-    ) -> Float[np.ndarray, " B"]:
-        """Log-probability, in nats, that each input is answered by its target and then EOS.
+        input_lengths: Sequence[int] = (64,),
+        num_texts: Sequence[int] = (1,),
+        **options: Unpack[Given],
+    ) -> float:
+        """Compiles what `generate` needs, so that no later call of these sizes waits for it.
+
+        A program serves a whole bucket of lengths (`t5jax.buckets`), a power of two of texts, and
+        all values of the options that are on.
 
         Args:
-          inputs: texts.
-          targets: one for each input.
-          batch_size: pairs computed at once.
-          max_input_tokens: longest input or target allowed.
+          input_lengths: tokens of inputs to come, EOS included.
+          num_texts: how many of them are computed at once.
+          **options: as in `generate`.
+        Returns:
+          Seconds that it took.
         """
-        _check_positive(batch_size=batch_size)
-        tokenizer = self._need_tokenizer()
-        encoded = self._encode_texts("inputs", inputs, max_input_tokens)
-        wanted = self._encode_texts("targets", targets, max_input_tokens)
-        if len(inputs) != len(targets):
-            raise ValueError(
-                f"inputs and targets must be as many, got {len(inputs)} and {len(targets)}."
-            )
-
-        def run(rows, tokens, mask):
-            labels, label_mask = generate.pad_batch(
-                [wanted[i] for i in rows if i >= 0], pad_id=tokenizer.pad_id, num_rows=len(rows)
-            )
-            return np.asarray(
-                generate.score(self.params, tokens, mask, labels, label_mask, config=self.config)
-            )
-
-        return np.array(self._run(encoded, run, batch_size), np.float32)
-
-    def encode(
-        self, texts: Sequence[str], *, batch_size: int = 32, max_input_tokens: int = 2048
-    ) -> tuple[Float[np.ndarray, "B S D"], Bool[np.ndarray, "B S"]]:
-        """Final encoder states of every token, and which positions are tokens.
-
-        S is the length, EOS included, of the longest text; states behind a text's end are 0.
-        """
-        _check_positive(batch_size=batch_size)
-        encoded = self._encode_texts("texts", texts, max_input_tokens)
-        lengths = np.array([len(ids) for ids in encoded], np.int32)
-
-        def run(rows, tokens, mask):
-            del rows
-            states = generate.encode(self.params, tokens, mask, config=self.config)
-            return np.asarray(states.astype(jnp.float32))
-
-        width = int(lengths.max(initial=0))
-        mask = np.arange(width)[None, :] < lengths[:, None]
-        states = np.zeros((*mask.shape, self.config.d_model), np.float32)
-        for i, row in enumerate(self._run(encoded, run, batch_size)):
-            states[i, : lengths[i]] = row[: lengths[i]]
-        return states, mask
-
-    def embed(
-        self, texts: Sequence[str], *, batch_size: int = 32, max_input_tokens: int = 2048
-    ) -> Float[np.ndarray, "B E"]:
-        """One vector of length 1 for every text: the mean of its encoder states.
-
-        If the model has a projection (sentence-T5, GTR), it is applied to the mean, and E is its
-        width; otherwise E is d_model.  (arXiv:2108.08877, section 3)
-        """
-        _check_positive(batch_size=batch_size)
-        encoded = self._encode_texts("texts", texts, max_input_tokens)
-
-        def run(rows, tokens, mask):
-            del rows
-            return np.asarray(generate.embed(self.params, tokens, mask, config=self.config))
-
-        width = self.config.projection_dim or self.config.d_model
-        rows = self._run(encoded, run, batch_size)
-        return np.array(rows, np.float32).reshape(len(texts), width)
+        given = Options.of(dict(options))
+        begun = time.perf_counter()
+        for length in dict.fromkeys(map(buckets.bucket, input_lengths)):
+            for count in dict.fromkeys(map(buckets.rows_bucket, num_texts)):
+                self._write_ids([[self.config.eos_id] * length] * count, given, 1)
+        return time.perf_counter() - begun
 
     def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
         """Writes config, parameters and tokenizer to a folder that `t5jax.load` reads.
@@ -324,70 +248,17 @@ class Text2Text:
         """
         pretrained.save(folder, self.config, self.params, self.tokenizer, overwrite=overwrite)
 
-    def _need_tokenizer(self) -> Tokenizer:
-        if self._tokenizer is None:
-            raise ValueError(
-                "this model was loaded without a tokenizer; pass `tokenizer=` to t5jax.load, put "
-                "spiece.model into its folder, or call generate_ids with ids of your own."
-            )
-        return self._tokenizer
+    def _write(self, name: str, texts: Sequence[str], options: Options, count: int):
+        inputs = self._encode_texts(name, texts, options.max_input_tokens, options.truncate)
+        return self._write_ids(inputs, options, count)
 
-    def _encode_texts(self, name: str, texts: Sequence[str], limit: int) -> list[list[int]]:
-        tokenizer = self._need_tokenizer()
-        readable = isinstance(texts, Sequence) and not isinstance(texts, str)
-        if not readable or not all(isinstance(text, str) for text in texts):
-            raise TypeError(f"{name} must be a list of strings, got {texts!r:.60}.")
-        encoded = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
-        for i, ids in enumerate(encoded):
-            if len(ids) > limit:
-                raise ValueError(
-                    f"{name}[{i}] must have at most {limit} tokens, got {len(ids)}; shorten it or "
-                    "raise max_input_tokens."
-                )
-        return encoded
+    def _write_ids(self, inputs: list[list[int]], options: Options, count: int):
+        prefixes, rules = self._rules(len(inputs), options)
+        return self._writer.write(inputs, prefixes, options, rules, count=count), prefixes
 
-    def _run(self, encoded, run, batch_size: int) -> list[Any]:
-        return generate.by_length(encoded, run, batch_size=batch_size, pad_id=self.config.pad_id)
-
-    def _generate(self, rows, tokens, mask, max_new_tokens, strategy: Strategy) -> np.ndarray:
-        if strategy.num_beams > 1:
-            found = self._beams(rows, tokens, mask, max_new_tokens, strategy)
-            return np.asarray(found.tokens)[:, 0, :max_new_tokens]
-        draws = {
-            name: np.asarray(value, np.float32 if isinstance(value, float) else np.int32)
-            for name, value in strategy.draws.items()
-        }
-        ids = generate.generate(
-            self.params,
-            tokens,
-            mask,
-            np.asarray(rows, np.int32),
-            config=self.config,
-            max_len=generate.bucket(max_new_tokens),
-            limit=np.int32(max_new_tokens),
-            draws=draws,
-            # Few programs for many values.
-            most_k=generate.bucket(strategy.top_k) if strategy.top_k else 0,
+    def _rules(self, count: int, options: Options):
+        prefixes = options.prefixes(
+            count, self.config, self._tokenizer, most=options.max_input_tokens
         )
-        return np.asarray(ids)[:, :max_new_tokens]
-
-    def _beams(self, rows, tokens, mask, max_new_tokens, strategy: Strategy) -> beam.Beams:
-        return generate.beam_search(
-            self.params,
-            tokens,
-            mask,
-            np.asarray(rows, np.int32),
-            config=self.config,
-            max_len=generate.bucket(max_new_tokens),
-            limit=np.int32(max_new_tokens),
-            num_beams=strategy.num_beams,
-            length_penalty=np.float32(strategy.length_penalty),
-            penalty_form=strategy.penalty_form,
-            early_stopping=strategy.early_stopping,
-        )
-
-
-def _check_positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+        limit = options.max_new_tokens
+        return prefixes, options.rules(self.config, self._tokenizer, max_new_tokens=limit)

@@ -63,6 +63,14 @@ class Tokenizer(Protocol):
         """Text of one row up to its first `eos_id`, without padding, foreign ids as `unk_id`."""
         ...
 
+    def pieces(self) -> list[bytes]:
+        """What each id adds to a decoded text that has begun, as UTF-8; b"" for none.
+
+        One id may hold part of a character.  A text's first piece may lose the spaces it begins
+        with.
+        """
+        ...
+
     def save(self, folder: StrPath) -> None:
         """Write the files that `load` and Hugging Face transformers read; makes the folder."""
 
@@ -121,6 +129,19 @@ class SentencePieceTokenizer(Tokenizer):
         known = range(self.vocab_size)
         return self._processor.decode([i if i in known else self.unk_id for i in kept])
 
+    def pieces(self) -> list[bytes]:
+        return [self._piece(i) for i in range(self.vocab_size)]
+
+    def _piece(self, index: int) -> bytes:
+        if index in (self.pad_id, self.eos_id) or self._processor.is_control(index):
+            return b""
+        if index == self.unk_id:
+            return self._processor.decode([index]).encode()
+        spelling = self._processor.id_to_piece(index)
+        if self._processor.is_byte(index):
+            return bytes.fromhex(spelling[3:5])  # <0x0A>
+        return spelling.replace("▁", " ").encode()
+
     def save(self, folder: StrPath) -> None:
         special = map(self._processor.id_to_piece, (self.pad_id, self.eos_id, self.unk_id))
         _save_config(folder, "T5Tokenizer", self.num_appended, *special)
@@ -151,6 +172,9 @@ class ByteTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         spelled = [_BYTES[i] for i in _content(ids, self.eos_id) if 0 <= i < self.vocab_size]
         return b"".join(spelled).decode("utf-8", errors="ignore")
+
+    def pieces(self) -> list[bytes]:
+        return list(_BYTES)
 
     def save(self, folder: StrPath) -> None:
         _save_config(folder, "ByT5Tokenizer", self.num_sentinels, "<pad>", "</s>", "<unk>")

@@ -138,7 +138,7 @@ def our_layers(model, encoder, mask, decoder):
         block = jax.tree.map(lambda leaf, i=i: leaf[i], model.decoder.layers)
         x = block(
             x,
-            block.self_keys_values(x),
+            block.self_heads(x),
             block.cross_attention.keys_values(states),
             mask=jax.numpy.tri(target_length, dtype=bool)[None, None],
             cross_mask=cross_mask,

@@ -48,7 +48,7 @@ def test_decoder_scan_equals_loop_over_sliced_layers(tiny_config, tiny_params):
             layer = layer_of(bound.decoder, i)
             x = layer(
                 x,
-                layer.self_keys_values(x),
+                layer.self_heads(x),
                 layer.cross_attention.keys_values(states),
                 bias=bound.decoder.relative_bias(T),
                 **masks,

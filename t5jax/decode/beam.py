@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from t5jax.decode.loop import Step
+from t5jax.decode import automaton
+from t5jax.decode.loop import EOS, LIMIT, STOP, Step
+from t5jax.decode.rules import Context, Rules
 
 # Far below any log-probability, and finite, so that differences of two are numbers.
 _NEVER = -1.0e9
@@ -20,19 +22,27 @@ would not be among them; or when no continuation can be."""
 class Beams(NamedTuple):
     """The best sequences of every row, best first."""
 
-    tokens: Int[Array, "B K max_len"]
+    tokens: Int[Array, "B K W"]
+    """Start token, prefix and what was written; padding behind."""
     scores: Float[Array, "B K"]
-    """Log-probability divided by the penalty of the length."""
+    """Log-probability divided by the penalty of the length; -inf where there is no sequence."""
     log_probs: Float[Array, "B K"]
-    """Of the whole sequence, in nats."""
+    """Of what was written behind the prefix, in nats, as the rules have left it."""
+    finish: Int[Array, "B K"]
+    """Why it has ended: EOS, LIMIT or STOP of `loop`."""
+    lengths: Int[Array, "B K"]
+    """Tokens behind the start token, the prefix among them."""
+    failed: Int[Array, ""]
+    """The first position with logits that are not finite; -1 if there is none."""
 
 
 class _State(NamedTuple):
-    length: Int[Array, ""]
-    last: Int[Array, "B K"]
+    position: Int[Array, ""]
     cache: Any
-    open_tokens: Int[Array, "B K max_len"]
-    open_log_probs: Float[Array, "B K"]
+    written: Int[Array, "B K W"]
+    log_probs: Float[Array, "B K"]
+    allowed: Int[Array, "B K"]
+    stopping: Int[Array, "B K"]
     ended: Beams
     done: Bool[Array, " B"]
 
@@ -52,9 +62,12 @@ def search(
     cache: Any,
     *,
     num_beams: int,
-    penalty: Callable[[Int[Array, ""]], Float[Array, ""]],
+    penalty: Callable[[Int[Array, "..."]], Float[Array, "..."]],
     early_stopping: EarlyStopping,
+    rules: Rules,
     start_tokens: Int[Array, " B"],
+    prefix: Int[Array, "B P"],
+    prefix_lens: Int[Array, " B"],
     done: Bool[Array, " B"],
     limit: Int[Array, ""],
     max_len: int,
@@ -63,7 +76,8 @@ def search(
 ) -> Beams:
     """Keeps the `num_beams` likeliest open sequences of every row, and the best that have ended.
 
-    A sequence ends with EOS, which counts in its length, or at `limit`.
+    A sequence ends with EOS, which counts in its length, at a stop string, or at `limit`.  The
+    prefix counts neither in its length nor in its log-probability.
 
     Args:
       step: from the last tokens, beams innermost, and the cache to the next logits and cache.
@@ -71,62 +85,99 @@ def search(
       num_beams: K, sequences kept, open and ended ones each.
       penalty: of a length, from 1 on; scores are log-probabilities divided by it.
       early_stopping: when a row is done.
-      start_tokens: fed first, not returned.
+      rules: what may be written.
+      start_tokens: fed first.
+      prefix: what every sequence begins with, behind the start token; padded on the right.
+      prefix_lens: tokens of every row's prefix.
       done: rows that are not to be decoded at all.
-      limit: most tokens of a sequence, at most `max_len`; a traced value.
-      max_len: width of the result.
-      eos_id: ends a sequence; it is returned.
+      limit: most tokens of a sequence behind its prefix, at most `max_len`; a traced value.
+      max_len: room for them.
+      eos_id: ends a sequence; it is written.
       pad_id: fills a sequence behind its end.
     """
-    batch = start_tokens.shape[0]
+    batch, prefix_width = prefix.shape
+    width = 1 + prefix_width + max_len
     limit = jnp.minimum(limit, max_len)
-    empty = jnp.full((batch, num_beams, max_len), pad_id, jnp.int32)
+    shape = (batch, num_beams)
+    given = jnp.concatenate([start_tokens[:, None], prefix], axis=1).astype(jnp.int32)
+    given = jnp.pad(given, ((0, 0), (0, max_len)), constant_values=pad_id)
+    written = jnp.broadcast_to(given[:, None], (*shape, width))
     # All beams start alike, so that only the first may go on.
     first = jnp.where(jnp.arange(num_beams)[None] == 0, 0.0, _NEVER)
-    nothing = jnp.full((batch, num_beams), -jnp.inf, jnp.float32)
+    nothing = jnp.full(shape, -jnp.inf, jnp.float32)
+    initial = jnp.zeros(shape, jnp.int32)
     state = _State(
-        length=jnp.int32(0),
-        last=jnp.broadcast_to(start_tokens[:, None], (batch, num_beams)).astype(jnp.int32),
+        position=jnp.int32(0),
         cache=cache,
-        open_tokens=empty,
-        open_log_probs=jnp.broadcast_to(first, (batch, num_beams)).astype(jnp.float32),
-        ended=Beams(empty, nothing, nothing),
+        written=written,
+        log_probs=jnp.broadcast_to(first, shape).astype(jnp.float32),
+        allowed=initial,
+        stopping=initial,
+        ended=Beams(written, nothing, nothing, initial, initial, jnp.int32(-1)),
         done=done,
     )
 
-    def running(state):
-        return (state.length < limit) & ~jnp.all(state.done)
+    def running(state: _State):
+        more = (state.position < width - 1) & ~jnp.all(state.done)
+        return more & (state.ended.failed < 0)
 
-    def advance(state):
-        logits, cache = step(state.last.reshape(-1), state.cache)
-        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-        log_probs = log_probs.reshape(batch, num_beams, -1) + state.open_log_probs[..., None]
-        vocab_size = log_probs.shape[-1]
-        # Twice as many as beams: of each open sequence one candidate at most has ended.
-        count = min(2 * num_beams, num_beams * vocab_size)
-        best, flat = jax.lax.top_k(log_probs.reshape(batch, -1), count)
-        parents, tokens = flat // vocab_size, (flat % vocab_size).astype(jnp.int32)
-        sequences = jnp.take_along_axis(state.open_tokens, parents[..., None], axis=1)
-        sequences = jax.lax.dynamic_update_slice(
-            sequences, tokens[..., None], (jnp.int32(0), jnp.int32(0), state.length)
+    def advance(state: _State) -> _State:
+        position = state.position
+        flat_written = state.written.reshape(-1, width)
+        last = jax.lax.dynamic_index_in_dim(flat_written, position, axis=1, keepdims=False)
+        logits, cache = step(last, state.cache)
+        logits = logits.astype(jnp.float32)
+        vocab_size = logits.shape[-1]
+        count = position - prefix_lens
+        context = Context(
+            written=flat_written,
+            length=position + 1,
+            num_new=jnp.repeat(count, num_beams),
+            limit=limit,
+            states=state.allowed.reshape(-1),
         )
-        length = state.length + 1
-        ends = (tokens == eos_id) | (length == limit)
+        scores = rules.apply(jax.nn.log_softmax(logits), context, eos_id=eos_id)
+        scores = scores.reshape(batch, num_beams, vocab_size)
+        in_prefix = count < 0
+        if prefix_width:
+            next_given = jax.lax.dynamic_index_in_dim(given, position + 1, axis=1)
+            forced = jnp.where(jnp.arange(vocab_size)[None] == next_given, 0.0, -jnp.inf)
+            scores = jnp.where(in_prefix[:, None, None], forced[:, None], scores)
+        totals = scores + state.log_probs[..., None]
+
+        # Twice as many as beams: of each open sequence one candidate at most has ended.
+        num_candidates = min(2 * num_beams, num_beams * vocab_size)
+        best, flat = jax.lax.top_k(totals.reshape(batch, -1), num_candidates)
+        parents, tokens = flat // vocab_size, (flat % vocab_size).astype(jnp.int32)
+        sequences = jnp.take_along_axis(state.written, parents[..., None], axis=1)
+        sequences = jax.lax.dynamic_update_index_in_dim(sequences, tokens, position + 1, axis=2)
+        allowed = jnp.take_along_axis(state.allowed, parents, axis=1)
+        stopping = jnp.take_along_axis(state.stopping, parents, axis=1)
+        beginning = in_prefix[:, None]
+        finish = jnp.where(count + 1 == limit, LIMIT, 0)[:, None]
+        if rules.automaton is not None:
+            allowed = jnp.where(beginning, allowed, _advance(rules.automaton, allowed, tokens))
+        if rules.stop is not None:
+            stopping = jnp.where(beginning, stopping, _advance(rules.stop, stopping, tokens))
+            finish = jnp.where(rules.stop.ends[stopping] & ~beginning, STOP, finish)
+        finish = jnp.where((tokens == eos_id) & ~beginning, EOS, finish)
+        possible = best > _NEVER / 2
+        ends = finish > 0
 
         # Those that ended count if they are among the best K, ended or not.
-        counts = ends & (jnp.arange(count)[None] < num_beams) & ~state.done[:, None]
-        candidate = counts & (best > _NEVER / 2)
-        scores = jnp.where(candidate, best / penalty(length), -jnp.inf)
-        merged = Beams(
-            *(
-                jnp.concatenate(pair, axis=1)
-                for pair in zip(state.ended, Beams(sequences, scores, best), strict=True)
-            )
-        )
-        ended = _take(merged, jax.lax.top_k(merged.scores, num_beams)[1])
+        length = jnp.maximum(count + 1, 1)
+        ranked = jnp.arange(num_candidates)[None] < num_beams
+        candidate = ends & possible & ranked & ~state.done[:, None]
+        weighted = jnp.where(candidate, best / penalty(length)[:, None], -jnp.inf)
+        finish = jnp.broadcast_to(finish, best.shape).astype(jnp.int32)
+        lengths = jnp.full(best.shape, position + 1)
+        ended = _best(num_beams, state.ended, (sequences, weighted, best, finish, lengths))
+        broken = jnp.any(~jnp.isfinite(jnp.max(logits.reshape(batch, -1), axis=1)) & ~state.done)
+        ended = ended._replace(failed=jnp.where(broken, position, jnp.int32(-1)))
 
         open_log_probs, kept = jax.lax.top_k(jnp.where(ends, _NEVER, best), num_beams)
-        rows = jnp.arange(batch)[:, None] * num_beams + jnp.take_along_axis(parents, kept, axis=1)
+        parents = jnp.take_along_axis(parents, kept, axis=1)
+        rows = jnp.arange(batch)[:, None] * num_beams + parents
         cache = jax.tree.map(lambda leaf: leaf[rows.reshape(-1)] if leaf.ndim else leaf, cache)
         if early_stopping == "full":
             done = jnp.all(ended.scores > -jnp.inf, axis=1)
@@ -137,12 +188,15 @@ def search(
                 open_log_probs[:, 0] / penalty(length), open_log_probs[:, 0] / penalty(best_length)
             )
             done = jnp.min(ended.scores, axis=1) >= reachable
+        # Without an open sequence there is nothing to go on with.
+        done = done | (open_log_probs[:, 0] <= _NEVER / 2)
         return _State(
-            length=length,
-            last=jnp.take_along_axis(tokens, kept, axis=1),
+            position=position + 1,
             cache=cache,
-            open_tokens=jnp.take_along_axis(sequences, kept[..., None], axis=1),
-            open_log_probs=open_log_probs,
+            written=jnp.take_along_axis(sequences, kept[..., None], axis=1),
+            log_probs=open_log_probs,
+            allowed=jnp.take_along_axis(allowed, kept, axis=1),
+            stopping=jnp.take_along_axis(stopping, kept, axis=1),
             ended=ended,
             done=state.done | done,
         )
@@ -150,9 +204,16 @@ def search(
     return jax.lax.while_loop(running, advance, state).ended
 
 
-def _take(beams: Beams, index: Int[Array, "B K"]) -> Beams:
-    return Beams(
-        jnp.take_along_axis(beams.tokens, index[..., None], axis=1),
-        jnp.take_along_axis(beams.scores, index, axis=1),
-        jnp.take_along_axis(beams.log_probs, index, axis=1),
+def _advance(of: automaton.Automaton, states: Int[Array, "B C"], tokens: Int[Array, "B C"]):
+    return automaton.advance(of, states.reshape(-1), tokens.reshape(-1)).reshape(states.shape)
+
+
+def _best(num_beams: int, ended: Beams, new: tuple[Array, ...]) -> Beams:
+    """The best of those that had ended and of new ones."""
+    parts = [jnp.concatenate(pair, axis=1) for pair in zip(ended[:-1], new, strict=True)]
+    _, index = jax.lax.top_k(parts[1], num_beams)
+    tokens = jnp.take_along_axis(parts[0], index[..., None], axis=1)
+    scores, log_probs, finish, lengths = (
+        jnp.take_along_axis(part, index, axis=1) for part in parts[1:]
     )
+    return Beams(tokens, scores, log_probs, finish, lengths, ended.failed)

@@ -1,0 +1,124 @@
+"""Answers with all that is known of them, made of what was written."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from t5jax import buckets, pieces, score
+from t5jax.config import T5Config
+from t5jax.model import Params
+from t5jax.options import Options
+from t5jax.tokenizer import Tokenizer
+from t5jax.writer import FinishReason, Written
+
+
+class Alternative(NamedTuple):
+    """A token that could have been written."""
+
+    id: int
+    log_prob: float
+    """In nats."""
+
+
+class Answer(NamedTuple):
+    """One answer of `Text2Text.answers`."""
+
+    text: str
+    ids: list[int]
+    """With the prefix, and with EOS unless something else ended it."""
+    finish_reason: FinishReason
+    """Why it ended: "eos", the limit ("length"), a stop string ("stop"), or because constraints
+    left no token to write ("dead_end"), and then there is no text."""
+    score: float
+    """What answers are ranked by: `log_prob`, in a beam search divided by the length's penalty."""
+    log_prob: float
+    """Of all ids behind the prefix, in nats; in a beam search as penalties for repetition and
+    forced tokens have left it."""
+    token_log_probs: list[float]
+    """Of each id, in nats, as the model has it: without temperature and constraints."""
+    alternatives: list[list[Alternative]] | None
+    """The likeliest tokens in the place of each id, best first, if they were asked for."""
+    cross_attention: Float[np.ndarray, "L N T S"] | None
+    """How much each id reads from each input token, in every layer and head, if asked for."""
+
+
+class Writing(NamedTuple):
+    """Inputs, and what was written for each of them."""
+
+    inputs: Sequence[Sequence[int]]
+    prefixes: Sequence[Sequence[int]]
+    written: list[list[Written]]
+
+
+def describe(
+    writing: Writing,
+    options: Options,
+    *,
+    params: Params,
+    config: T5Config,
+    tokenizer: Tokenizer,
+    num_alternatives: int,
+    with_attention: bool,
+) -> list[list[Answer]]:
+    """Reads the answers once more, all their tokens at once, and tells what the model thought."""
+    # Pairs of one input and one of its answers.
+    pairs = [(i, k) for i, row in enumerate(writing.written) for k in range(len(row))]
+    inputs = [writing.inputs[i] for i, _ in pairs]
+
+    def targets_of(rows):
+        ids = [writing.written[i][k].ids for i, k in (pairs[r] for r in rows if r >= 0)]
+        return buckets.pad_batch(ids, pad_id=config.pad_id, num_rows=len(rows))[0]
+
+    def judge(rows, tokens, mask):
+        found = score.judge(
+            params, tokens, mask, targets_of(rows), config=config, num_best=num_alternatives
+        )
+        return list(zip(*map(np.asarray, found), strict=True))
+
+    def attend(rows, tokens, mask):
+        weights = score.cross_weights(params, tokens, mask, targets_of(rows), config=config)
+        return list(np.moveaxis(np.asarray(weights), 1, 0))
+
+    batching = {"batch_size": options.batch_size, "pad_id": config.pad_id}
+    judged = buckets.by_length(inputs, judge, **batching)
+    attention = buckets.by_length(inputs, attend, **batching) if with_attention else None
+
+    answers: list[list[Answer]] = [[] for _ in writing.written]
+    for place, (i, k) in enumerate(pairs):
+        written = writing.written[i][k]
+        length, prefix_len = len(written.ids), len(writing.prefixes[i])
+        log_probs, best, best_log_probs = (part[:length] for part in judged[place])
+        total = float(log_probs[prefix_len:].sum()) if length else written.log_prob
+        answers[i].append(
+            Answer(
+                text=text_of(written, prefix_len, options, tokenizer),
+                ids=written.ids,
+                finish_reason=written.finish_reason,
+                score=total if np.isnan(written.score) else written.score,
+                log_prob=total if np.isnan(written.log_prob) else written.log_prob,
+                token_log_probs=log_probs.tolist(),
+                alternatives=(
+                    [
+                        [Alternative(*pair) for pair in zip(*row, strict=True)]
+                        for row in zip(best.tolist(), best_log_probs.tolist(), strict=True)
+                    ]
+                    if num_alternatives
+                    else None
+                ),
+                cross_attention=(
+                    attention[place][:, :, :length, : len(inputs[place])]
+                    if attention is not None
+                    else None
+                ),
+            )
+        )
+    return answers
+
+
+def text_of(written: Written, prefix_len: int, options: Options, tokenizer: Tokenizer) -> str:
+    """The text of an answer, cut before its stop string."""
+    return pieces.cut(
+        tokenizer, written.ids, stop_strings=options.stop_strings, prefix_len=prefix_len
+    )

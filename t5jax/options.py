@@ -1,0 +1,105 @@
+"""Everything that a user can say about a generation, in one place."""
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypedDict, TypeVar
+
+from t5jax.constraints import Constraints, Ids
+from t5jax.decode.automaton import Automaton
+from t5jax.strategy import EarlyStopping, Strategy
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Strategy, Constraints):
+    """How answers are searched for, what they may hold, and how inputs are computed.
+
+    Attributes:
+      max_new_tokens: most tokens of an answer, EOS included, the prefix not.
+      batch_size: inputs computed at once.
+      max_input_tokens: longest input allowed, EOS included; memory grows with its square.
+      truncate: cut longer inputs, and say how many in a warning, instead of refusing them.
+    """
+
+    max_new_tokens: int = 64
+    batch_size: int = 32
+    max_input_tokens: int = 2048
+    truncate: bool = False
+
+    def __post_init__(self):
+        Strategy.__post_init__(self)
+        Constraints.__post_init__(self)
+        for name in ("max_new_tokens", "batch_size", "max_input_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens must be at most max_new_tokens = {self.max_new_tokens}, got "
+                f"{self.min_new_tokens}."
+            )
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> "Options":
+        """Options by name.
+
+        Raises:
+          TypeError: no such option; the message suggests the nearest.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
+                raise TypeError(f"unknown option {name!r}; {hint}")
+        return cls(**given)
+
+
+class Given(TypedDict, total=False):
+    """The fields of `Options`, each of which may be given by name."""
+
+    num_beams: int
+    length_penalty: float
+    penalty_form: Literal["power", "gnmt"]
+    early_stopping: EarlyStopping
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    typical_p: float | None
+    seed: int
+    min_new_tokens: int
+    decoder_prefix: str | Sequence[str | Ids] | None
+    forced_bos_token_id: int | None
+    forced_eos_token_id: int | None
+    suppress_tokens: Ids
+    begin_suppress_tokens: Ids
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    bad_words: Sequence[str]
+    bad_words_ids: Sequence[Ids]
+    stop_strings: Sequence[str]
+    allowed_texts: Sequence[str] | None
+    automaton: Automaton | None
+    max_new_tokens: int
+    batch_size: int
+    max_input_tokens: int
+    truncate: bool
+
+
+def shown(function: Function) -> Function:
+    """Makes `help` and completion list the options that a function takes as `**options`."""
+    signature = inspect.signature(function)
+    named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    taken = {p.name for p in named}
+    options = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type
+        )
+        for field in dataclasses.fields(Options)
+        if field.name not in taken
+    ]
+    function.__signature__ = signature.replace(parameters=[*named, *options])  # pyright: ignore
+    return function

@@ -1,0 +1,138 @@
+"""Products of activations with weights, of any type that either may have.
+
+A CPU's fast kernels take narrow types only in some shapes, so that some products are written in a
+roundabout way there.  Shape letters: I input features, O output features.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int8
+
+# Above this many rows, products are bound by arithmetic, and int8 weights are widened first.
+_MANY_ROWS = 64
+# int8 counts from -127 to 127; a rounding error of one half is 127 steps of the fine row.
+_COARSE, _FINE = 127.0, 254.0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Int8Kernel:
+    """A kernel in bytes: `values * scale`, one scale an output feature.
+
+    Axes before the last two are stacked layers.
+    """
+
+    values: Int8[Array, "*L I O"]
+    scale: Float[Array, "*L O"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def size(self) -> int:
+        return self.values.size
+
+    def widen(self, dtype) -> Float[Array, "*L I O"]:
+        """The kernel in another type."""
+        return (self.values.astype(jnp.float32) * self.scale[..., None, :]).astype(dtype)
+
+
+Kernel = Array | Int8Kernel
+
+
+def is_kernel(leaf: object) -> bool:
+    """Whether a node of a parameter tree is an `Int8Kernel`, and so one parameter."""
+    return isinstance(leaf, Int8Kernel)
+
+
+def quantize(kernel: Float[Array, "*L I O"]) -> Int8Kernel:
+    """Rounds a kernel to int8, symmetrically, by the largest weight of each output feature."""
+    kernel = kernel.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(kernel), axis=-2) / _COARSE
+    steps = kernel / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)[..., None, :]
+    return Int8Kernel(jnp.round(steps).astype(jnp.int8), scale)
+
+
+def join(*kernels: Kernel) -> Kernel:
+    """One kernel whose outputs are those of all, next to one another."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *kernels)
+
+
+def multiply(x: Float[Array, "*A I"], kernel: Kernel) -> Float[Array, "*A O"]:
+    """Multiplies every position by a kernel [I, O], in the type of `x`.
+
+    Positions are made one axis first: the kernel's gradient is then a plain matrix product too,
+    where XLA would transpose whole activations on a CPU.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    if isinstance(kernel, Int8Kernel):
+        product = _multiply_int8(flat, kernel).astype(x.dtype)
+    else:
+        product = contract("ai,io->ao", flat, kernel.astype(x.dtype))
+    return product.reshape(*x.shape[:-1], -1)
+
+
+def multiply_wide(x: Float[Array, "*A I"], kernel: Kernel) -> Float[Array, "*A O"]:
+    """`multiply` with a float32 result, in the wider of the two types."""
+    flat = x.reshape(-1, x.shape[-1])
+    if isinstance(kernel, Int8Kernel):
+        product = _multiply_int8(flat, kernel)
+    elif x.dtype == kernel.dtype:
+        two = _two_rows(flat)
+        wide = jnp.einsum("ai,io->ao", two, kernel, preferred_element_type=jnp.float32)
+        product = wide[: len(flat)]
+    else:
+        product = flat.astype(jnp.float32) @ kernel.astype(jnp.float32)
+    return product.reshape(*x.shape[:-1], -1)
+
+
+def contract(subscripts: str, x: Array, y: Array) -> Array:
+    """`jnp.einsum` of two arrays of one type; rows of `x` are its last axis but one.
+
+    bfloat16 is added up in float32 and rounded once.  A CPU has fast kernels for it if the result
+    is asked for in float32, and from two rows on.
+    """
+    if not (x.dtype == jnp.bfloat16 and _on_cpu()):
+        return jnp.einsum(subscripts, x, y)
+    two = _two_rows(x)
+    product = jnp.einsum(subscripts, two, y, preferred_element_type=jnp.float32)
+    return product[..., : x.shape[-2], :].astype(x.dtype)
+
+
+def contract_wide(subscripts: str, x: Array, y: Array) -> Float[Array, "..."]:
+    """`contract` with a float32 result."""
+    two = _two_rows(x)
+    product = jnp.einsum(subscripts, two, y, preferred_element_type=jnp.float32)
+    return product[..., : x.shape[-2], :]
+
+
+def _multiply_int8(x: Float[Array, "A I"], kernel: Int8Kernel) -> Float[Array, "A O"]:
+    count = len(x)
+    if count > _MANY_ROWS or not _on_cpu():
+        wide = kernel.values.astype(x.dtype)
+        return contract_wide("ai,io->ao", x, wide) * kernel.scale[None]
+    # Activations as two rows of int8, the second for what rounding the first has lost: sixteen bits
+    # of them, for the price of the second row that the fast kernel wants anyway.
+    x = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    steps = x * (_COARSE / jnp.maximum(largest, jnp.finfo(jnp.float32).tiny))
+    coarse = jnp.round(steps)
+    fine = jnp.round((steps - coarse) * _FINE)
+    rows = jnp.concatenate([coarse, fine]).astype(jnp.int8)
+    product = jnp.einsum("ai,io->ao", rows, kernel.values, preferred_element_type=jnp.int32)
+    product = product.astype(jnp.float32)
+    return (product[:count] + product[count:] / _FINE) * (largest / _COARSE) * kernel.scale[None]
+
+
+def _two_rows(x: Array) -> Array:
+    """`x`, or its only row twice where bfloat16 needs a second one to be fast."""
+    if x.shape[-2] == 1 and x.dtype == jnp.bfloat16 and _on_cpu():
+        return jnp.broadcast_to(x, (*x.shape[:-2], 2, x.shape[-1]))
+    return x
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"

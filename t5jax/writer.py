@@ -1,0 +1,263 @@
+"""Ids in, ids out: batches, prefixes, strategies and the reasons why an answer ended."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from t5jax import buckets, generate
+from t5jax.config import T5Config
+from t5jax.decode import loop
+from t5jax.decode.rules import Rules
+from t5jax.model import Params
+from t5jax.options import Options
+from t5jax.stepper import Stepper
+
+FinishReason = Literal["eos", "length", "stop", "dead_end"]
+_REASONS: dict[int, FinishReason] = {
+    loop.EOS: "eos",
+    loop.LIMIT: "length",
+    loop.STOP: "stop",
+    loop.DEAD_END: "dead_end",
+}
+
+
+class Written(NamedTuple):
+    """One sequence that a model has written."""
+
+    ids: list[int]
+    """With prefix, and with EOS if it was written."""
+    finish_reason: FinishReason
+    score: float
+    """Log-probability divided by the penalty of the length; NaN without beams."""
+    log_prob: float
+    """Of what stands behind the prefix, as the rules have left it; NaN without beams."""
+
+
+class Writer:
+    """Writes answers to inputs given as ids.
+
+    Attributes:
+      config: of the model.
+      params: of the model.
+    """
+
+    def __init__(self, config: T5Config, params: Params):
+        self.config = config
+        self.params = params
+
+    @functools.cached_property
+    def stepper(self) -> Stepper:
+        """The decoder's weights, laid out for writing at the first call."""
+        return generate.prepare(self.params, config=self.config)
+
+    def write(
+        self,
+        encoded: Sequence[Sequence[int]],
+        prefixes: Sequence[Sequence[int]],
+        options: Options,
+        rules: Rules,
+        *,
+        count: int = 1,
+    ) -> list[list[Written]]:
+        """Answers to every input, in order; computed by length.
+
+        Args:
+          encoded: ids of every input.
+          prefixes: what the answers to each begin with.
+          options: strategy, limits and batch size.
+          rules: of `options`.
+          count: answers for each input: the best of a beam search, which may find fewer, or draws.
+        """
+
+        def run(rows, tokens, mask):
+            batch = _Batch.of(self.config, prefixes, options, rows, count)
+            if options.num_beams > 1:
+                return self._search(batch, tokens, mask, options, rules)
+            step, state = self._start(batch, tokens, mask)
+            width = batch.prefix.shape[1]
+            state = self._advance(batch, step, state, options, rules, width + batch.max_len)
+            check_finite(state.failed)
+            return batch.written(state)
+
+        found = buckets.by_length(
+            encoded, run, batch_size=options.batch_size, pad_id=self.config.pad_id
+        )
+        return [answers[:count] for answers in found]
+
+    def stream(
+        self,
+        encoded: Sequence[Sequence[int]],
+        prefixes: Sequence[Sequence[int]],
+        options: Options,
+        rules: Rules,
+    ) -> Iterator[list[tuple[int, Written | None, list[int]]]]:
+        """Answers as they grow: after every token, what each row of a batch has come to.
+
+        Yields:
+          For each row that has grown: the place of its input, the whole answer if it has ended, and
+          all its ids so far.
+        """
+        for rows, tokens, mask in buckets.batches_by_length(
+            encoded, batch_size=options.batch_size, pad_id=self.config.pad_id
+        ):
+            batch = _Batch.of(self.config, prefixes, options, rows, 1)
+            step, state = self._start(batch, tokens, mask)
+            open_rows = {i: int(row) for i, row in enumerate(rows) if row >= 0}
+            most = batch.prefix.shape[1] + 1
+            while open_rows:
+                state = self._advance(batch, step, state, options, rules, most)
+                most = 1
+                check_finite(state.failed)
+                answers = [found[0] for found in batch.written(state)]
+                finish = np.asarray(state.finish)
+                grown = []
+                for i, row in list(open_rows.items()):
+                    ended = finish[i] != loop.GOING_ON
+                    grown.append((row, answers[i] if ended else None, answers[i].ids))
+                    if ended:
+                        del open_rows[i]
+                yield grown
+
+    def _start(self, batch: "_Batch", tokens, mask) -> tuple[Any, loop.State]:
+        step, cache = generate.read(
+            self.params,
+            self.stepper,
+            tokens,
+            mask,
+            config=self.config,
+            max_len=batch.prefix.shape[1] + batch.max_len,
+            num_beams=batch.per_input,
+        )
+        state = generate.start(
+            cache, batch.rows, batch.prefix, config=self.config, max_len=batch.max_len
+        )
+        return step, state
+
+    def _advance(
+        self, batch: "_Batch", step, state: loop.State, options: Options, rules: Rules, most: int
+    ) -> loop.State:
+        draws = {
+            name: np.asarray(value, np.float32 if isinstance(value, float) else np.int32)
+            for name, value in options.draws.items()
+        }
+        return generate.advance(
+            step,
+            state,
+            batch.rows,
+            batch.samples,
+            batch.prefix_lens,
+            rules,
+            draws,
+            limit=np.int32(options.max_new_tokens),
+            most=np.int32(most),
+            # Few programs for many values.
+            most_k=buckets.bucket(options.top_k) if options.top_k else 0,
+        )
+
+    def _search(
+        self, batch: "_Batch", tokens, mask, options: Options, rules: Rules
+    ) -> list[list[Written]]:
+        step, cache = generate.read(
+            self.params,
+            self.stepper,
+            tokens,
+            mask,
+            config=self.config,
+            max_len=batch.prefix.shape[1] + batch.max_len,
+            num_beams=options.num_beams,
+        )
+        found = generate.search(
+            step,
+            cache,
+            batch.rows[:: batch.per_input],
+            batch.prefix[:: batch.per_input],
+            batch.prefix_lens[:: batch.per_input],
+            rules,
+            limit=np.int32(options.max_new_tokens),
+            length_penalty=np.float32(options.length_penalty),
+            max_len=batch.max_len,
+            num_beams=options.num_beams,
+            penalty_form=options.penalty_form,
+            early_stopping=options.early_stopping,
+        )
+        check_finite(found.failed)
+        arrays = [np.asarray(part) for part in found[:-1]]
+        answers = []
+        for tokens, scores, log_probs, finish, lengths in zip(*arrays, strict=True):
+            kept = [k for k in range(options.num_beams) if scores[k] > -np.inf]
+            row = [
+                Written(
+                    tokens[k, 1 : lengths[k] + 1].tolist(),
+                    _REASONS[int(finish[k])],
+                    float(scores[k]),
+                    float(log_probs[k]),
+                )
+                for k in kept
+            ]
+            answers.append(row or [Written([], "dead_end", -np.inf, -np.inf)])
+        return answers
+
+
+class _Batch(NamedTuple):
+    """Rows of a loop: some for each input, next to one another."""
+
+    rows: np.ndarray
+    samples: np.ndarray
+    prefix: np.ndarray
+    prefix_lens: np.ndarray
+    max_len: int
+    per_input: int
+
+    @classmethod
+    def of(
+        cls,
+        config: T5Config,
+        prefixes: Sequence[Sequence[int]],
+        options: Options,
+        rows: np.ndarray,
+        count: int,
+    ) -> "_Batch":
+        given = [prefixes[i] if i >= 0 else [] for i in rows]
+        longest = max(map(len, given), default=0)
+        width = 1 << (longest - 1).bit_length() if longest else 0
+        prefix = np.full((len(rows), width), config.pad_id, np.int32)
+        for row, ids in zip(prefix, given, strict=True):
+            row[: len(ids)] = ids
+        return cls(
+            rows=np.repeat(rows, count).astype(np.int32),
+            samples=np.tile(np.arange(count, dtype=np.int32), len(rows)),
+            prefix=np.repeat(prefix, count, axis=0),
+            prefix_lens=np.repeat(np.array([len(ids) for ids in given], np.int32), count),
+            max_len=buckets.bucket(options.max_new_tokens),
+            per_input=count,
+        )
+
+    def written(self, state: loop.State) -> list[list[Written]]:
+        tokens, lengths = np.asarray(state.written), np.asarray(state.lengths)
+        finish = np.asarray(state.finish)
+        nan = float("nan")
+        found = [
+            Written([], "dead_end", -np.inf, -np.inf)
+            if end == loop.DEAD_END
+            else Written(row[1 : length + 1].tolist(), _REASONS.get(int(end), "length"), nan, nan)
+            for row, length, end in zip(tokens, lengths, finish, strict=True)
+        ]
+        return [found[i : i + self.per_input] for i in range(0, len(found), self.per_input)]
+
+
+def check_finite(failed: Any) -> None:
+    """Raises if a loop has met logits that are not finite.
+
+    Args:
+      failed: the position where it did, or -1.
+    Raises:
+      ValueError: it did.
+    """
+    if int(failed) >= 0:
+        raise ValueError(
+            f"logits must be finite, got NaN or infinity at step {int(failed)} of the decoder; the "
+            "weights are damaged, or too large for their type: load them with dtype='float32' or "
+            "dtype='bfloat16'."
+        )
