@@ -10,6 +10,7 @@ interleaved, one of each system a round, and medians are compared: what slows th
 
 import argparse
 import gc
+import importlib.metadata
 import json
 import os
 import platform
@@ -79,16 +80,17 @@ def inputs(cell: Cell, vocab_size: int) -> np.ndarray:
 
 def t5jax_calls(folder: Path, precision: str) -> Callable[[Cell, np.ndarray], Callable[[], Any]]:
     import t5jax
-    from t5jax.strategy import Strategy
 
     options = {"weights": "int8"} if precision == "int8" else {"dtype": precision}
     t5 = t5jax.load(folder, **options)
 
     def prepare(cell, ids):
-        mask = np.ones(ids.shape, bool)
-        strategy = Strategy(num_beams=cell.beams)
         return lambda: t5.generate_ids(
-            ids, encoder_mask=mask, max_new_tokens=NEW_TOKENS, strategy=strategy
+            ids,
+            encoder_mask=np.ones(ids.shape, bool),
+            min_new_tokens=NEW_TOKENS,
+            max_new_tokens=NEW_TOKENS,
+            num_beams=cell.beams,
         )
 
     return prepare
@@ -172,6 +174,26 @@ SYSTEMS = {
 }
 
 
+def read_bandwidth(array: np.ndarray) -> Callable[[], Any]:
+    """A call that reads an array once, with all threads, as fast as the machine can."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    tensor = torch.from_numpy(array)
+    return lambda: tensor.sum()
+
+
+def decoder_bytes(folder: Path) -> int:
+    """Bytes of float32 weights that one token reads: the decoder but for its cross-attention's keys
+    and values, and the output layer."""
+    config = json.loads((folder / "config.json").read_text())
+    d_model, joined = config["d_model"], config["num_heads"] * config["d_kv"]
+    gated = config.get("feed_forward_proj", "relu").startswith("gated")
+    layer = 6 * d_model * joined + (2 + gated) * d_model * config["d_ff"]
+    layers = config.get("num_decoder_layers", config["num_layers"])
+    return 4 * (layers * layer + config["vocab_size"] * d_model)
+
+
 def measure(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Median seconds of each call, one of each a round."""
     for call in calls.values():
@@ -180,36 +202,124 @@ def measure(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float
     for _ in range(rounds):
         for name, call in calls.items():
             time.sleep(0.3)  # other libraries' threads spin on for a while
-            start = time.perf_counter()
+            begun = time.perf_counter()
             call()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - begun)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+_FIRST_CALL = """
+import sys, time
+import numpy as np
+from t5jax import programs
+programs.keep(sys.argv[2])
+import t5jax
+t5 = t5jax.load(sys.argv[1], dtype="float32")
+ids = np.random.default_rng(0).integers(3, 300, (1, 64)).astype(np.int32)
+begun = time.perf_counter()
+t5.generate_ids(ids, encoder_mask=ids > 0, max_new_tokens=64)
+print(time.perf_counter() - begun)
+"""
+
+
+def first_calls(folder: Path) -> dict[str, float]:
+    """Seconds of the first `generate` of a process: all compiled anew, and with kept programs."""
+    with tempfile.TemporaryDirectory() as kept:
+        command = [sys.executable, "-c", _FIRST_CALL, str(folder), kept]
+        cold, warm = (
+            float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            for _ in range(2)
+        )
+    return {"cold": cold, "warm": warm}
+
+
+def run_cells(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    memory = np.ones(64 << 20, np.float32)
+    results = []
+    for precision in options.precisions:
+        systems = {name: make(folder, precision) for name, make in SYSTEMS[precision].items()}
+        for name in options.cells:
+            cell = CELLS[name]
+            ids = inputs(cell, vocab_size)
+            calls = {system: make(cell, ids) for system, make in systems.items()}
+            if precision == "float32" and cell.batch == 1:
+                calls["bandwidth"] = read_bandwidth(memory)
+            seconds = measure(calls, options.rounds)
+            reading = seconds.pop("bandwidth", None)
+            rates = {s: cell.batch * NEW_TOKENS / t for s, t in seconds.items()}
+            best = max(rate for system, rate in rates.items() if system != "t5jax")
+            result = {
+                "precision": precision,
+                "cell": name,
+                "tokens_per_second": rates,
+                "ratio": rates["t5jax"] / best,
+                "bar": BARS[precision].get(name),
+            }
+            if reading:
+                bandwidth = memory.nbytes / reading
+                used = decoder_bytes(folder) * rates["t5jax"]
+                result |= {"read_bandwidth": bandwidth, "of_bandwidth": used / bandwidth}
+            results.append(result)
+            print(row(result), flush=True)
+        systems.clear()
+        gc.collect()
+    return results
+
+
+def row(result: dict[str, Any]) -> str:
+    rates = result["tokens_per_second"]
+    shown = "".join(f"{rates.get(name, float('nan')):14.1f}" for name in COLUMNS)
+    bar = f">= {result['bar']}" if result["bar"] else ""
+    line = f"{result['precision']:10}{result['cell']:16}{shown}{result['ratio']:8.2f}  {bar}"
+    if "of_bandwidth" in result:
+        line += f"   {result['of_bandwidth']:.0%} of {result['read_bandwidth'] / 1e9:.1f} GB/s"
+    return line
+
+
+COLUMNS = ("t5jax", "transformers", "ctranslate2")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, help="a Hugging Face folder")
     parser.add_argument("--precisions", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, default=Path("decode.json"))
     options = parser.parse_args()
-    results = []
+    # Nothing is downloaded, and nothing is said of it.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.model or Path(temporary)
         if options.model is None:
             make_model(folder)
-        vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
-        for precision in options.precisions:
-            systems = {name: make(folder, precision) for name, make in SYSTEMS[precision].items()}
-            for name in options.cells:
-                cell = CELLS[name]
-                ids = inputs(cell, vocab_size)
-                calls = {system: make(cell, ids) for system, make in systems.items()}
-                seconds = measure(calls, options.rounds)
-                rates = {s: cell.batch * NEW_TOKENS / t for s, t in seconds.items()}
-                best = max(rate for s, rate in rates.items() if s != "t5jax")
-                print(precision, name, {s: round(r, 1) for s, r in rates.items()}, round(rates["t5jax"]/best, 2), flush=True)
+        first = first_calls(folder)
+        print(
+            f"first call of generate: {first['cold']:.2f} s cold, {first['warm']:.2f} s with kept"
+        )
+        print(f"tokens a second, {THREADS} threads, medians of {options.rounds} rounds")
+        print(f"{'':26}{''.join(f'{name:>14}' for name in COLUMNS)}   ratio  bar")
+        results = run_cells(folder, options)
+    machine = {"machine": platform.platform(), "processor": cpu_name(), "threads": THREADS}
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    report = {**machine, "versions": versions, "first_call": first, "cells": results}
+    options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+PACKAGES = ("jax", "jaxlib", "torch", "transformers", "ctranslate2")
+
+
+def cpu_name() -> str:
+    """The processor, by its flags where its name says little."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.name == "posix" else []
+    found = dict(line.split(":", 1) for line in lines if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in found.items()}
+    fast = {"avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8"}
+    flags = sorted(fast & set(fields.get("flags", "").split()))
+    return f"{fields.get('model name', platform.processor())} ({', '.join(flags)})"
 
 
 if __name__ == "__main__":

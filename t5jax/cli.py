@@ -59,16 +59,17 @@ def main(
 
 def entry() -> None:
     """The command `t5jax`."""
-    from t5jax import convert, inspect
+    from t5jax import bulk, convert, inspect
 
     commands: dict[type, Callable[[Any], object]] = {
+        bulk.Generate: bulk.run,
         convert.Convert: convert.run,
         inspect.Inspect: inspect.run,
     }
     main(
         functools.reduce(operator.or_, commands),
         lambda options: commands[type(options)](options),
-        description="Convert and inspect T5 checkpoints.",
+        description="Use, convert and inspect T5 checkpoints.",
         name="t5jax",
     )
 

@@ -233,9 +233,17 @@ def _stop(tokenizer: Tokenizer, strings: tuple[str, ...], vocab_size: int) -> Au
         [string.encode() for string in strings],
         pieces,
         vocab_size=vocab_size,
-        # Decoding drops a space at the very beginning of a text.
-        first_pieces=[piece.removeprefix(b" ") for piece in pieces],
+        first_pieces=[_first(tokenizer, token, piece) for token, piece in enumerate(pieces)],
     )
+
+
+def _first(tokenizer: Tokenizer, token: int, piece: bytes) -> bytes:
+    """What a token adds to an empty text, where some tokenizers drop spaces."""
+    if not piece.startswith(b" "):
+        return piece
+    text = tokenizer.decode([token])
+    kept = len(text) - len(text.lstrip(" "))
+    return b" " * kept + piece.lstrip(b" ")
 
 
 def _need(tokenizer: Tokenizer | None, name: str) -> Tokenizer:

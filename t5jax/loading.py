@@ -75,7 +75,10 @@ def export_hf(t5: Text2Text, folder: str | os.PathLike, *, overwrite: bool = Fal
       t5: what to write.
       folder: made whole or not at all.
       overwrite: replace an existing folder, which otherwise is an error.
+    Raises:
+      ValueError: weights that were rounded when they were loaded.
     """
+    quantize.check_saveable(t5.params)
     hf_save.save(folder, t5.config, Weights.of(t5.params), t5.tokenizer, overwrite=overwrite)
 
 

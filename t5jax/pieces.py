@@ -40,11 +40,23 @@ class Pieces:
             self._tokenizer, ids, stop_strings=self._stop_strings, prefix_len=self._prefix_len
         )
         if not ended:
+            text = self._certain(text, ids)
             text = text.rstrip(_INCOMPLETE + " ")
             text = text[: len(text) - _begun(text, self._stop_strings)]
         piece = text[self._given :]
         self._given = max(self._given, len(text))
         return piece
+
+    def _certain(self, text: str, ids: Sequence[int]) -> str:
+        """What one more byte leaves of the text: some vocabularies decode a run of bytes as a whole
+        or not at all, so that a character's first byte undoes the characters before it."""
+        last = list(ids[-1:])
+        if self._tokenizer.decode(last) != _INCOMPLETE:
+            return text
+        longer = self._tokenizer.decode([*ids, *last])
+        while not longer.startswith(text):
+            text = text[:-1]
+        return text
 
 
 def cut(

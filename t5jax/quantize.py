@@ -59,6 +59,17 @@ def to_int8(params: Params, config: T5Config) -> tuple[Params, LogitError]:
     return rounded, error
 
 
+def check_saveable(params: Params) -> None:
+    """Refuses rounded weights: no file format has a place for them.
+
+    Raises:
+      ValueError: there are some.
+    """
+    leaves = jax.tree.leaves(params, is_leaf=products.is_kernel)
+    if any(map(products.is_kernel, leaves)):
+        raise ValueError("weights='int8' cannot be saved; load the model without it.")
+
+
 _quantize = jax.jit(products.quantize)
 
 

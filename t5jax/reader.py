@@ -86,7 +86,7 @@ class Reader:
         S is the length, EOS included, of the longest text; states behind a text's end are 0.
         """
         check_positive(batch_size=batch_size)
-        encoded = self._encode_texts("texts", texts, max_input_tokens, truncate)
+        encoded = self.encode_texts("texts", texts, max_input_tokens, truncate)
         lengths = np.array([len(ids) for ids in encoded], np.int32)
 
         def run(rows, tokens, mask):
@@ -115,7 +115,7 @@ class Reader:
         width; otherwise E is d_model.  (arXiv:2108.08877, section 3)
         """
         check_positive(batch_size=batch_size)
-        encoded = self._encode_texts("texts", texts, max_input_tokens, truncate)
+        encoded = self.encode_texts("texts", texts, max_input_tokens, truncate)
 
         def run(rows, tokens, mask):
             del rows
@@ -195,19 +195,21 @@ class Reader:
     ) -> list[list[Float[np.ndarray, " T"]]]:
         """`score_candidates` token by token: log-probabilities of each target's ids and of EOS."""
         check_positive(batch_size=batch_size)
-        encoded = self._encode_texts("inputs", inputs, max_input_tokens, truncate)
+        encoded = self.encode_texts("inputs", inputs, max_input_tokens, truncate)
         if len(inputs) != len(candidates):
             raise ValueError(
                 f"inputs and candidates must be as many, got {len(inputs)} and {len(candidates)}."
             )
         flat = [text for row in candidates for text in row]
-        ids = iter(self._encode_texts("targets", flat, max_input_tokens, truncate))
+        ids = iter(self.encode_texts("targets", flat, max_input_tokens, truncate))
         wanted = [[next(ids) for _ in row] for row in candidates]
         widest = max(map(len, wanted), default=0)
 
         def run(rows, tokens, mask):
-            width = max((len(wanted[i]) for i in rows if i >= 0), default=0)
             listed = [wanted[i] if i >= 0 else [] for i in rows]
+            width = max(map(len, listed))
+            if not width:
+                return listed
             targets, _ = buckets.pad_batch(
                 [ids for row in listed for ids in [*row, *[[]] * (width - len(row))]],
                 pad_id=self.config.pad_id,
@@ -270,9 +272,17 @@ class Reader:
             )
         return self._tokenizer
 
-    def _encode_texts(
+    def encode_texts(
         self, name: str, texts: Sequence[str], limit: int, truncate: bool
     ) -> list[list[int]]:
+        """Ids of texts, with EOS.
+
+        Args:
+          name: what to call the texts in a message.
+          texts: to be encoded.
+          limit: longest text allowed, in tokens with EOS.
+          truncate: cut longer ones, with a warning, instead of refusing them.
+        """
         tokenizer = self._need_tokenizer()
         check_list(name, texts)
         encoded = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]

@@ -23,8 +23,8 @@ class Cache(NamedTuple):
     """What a decoding loop carries from token to token; one entry a layer in each list."""
 
     position: Int[Array, ""]
-    keys: list[Float[Array, "B N C H"]]
-    values: list[Float[Array, "B N C H"]]
+    keys: list[Float[Array, "*B N C H"]]
+    values: list[Float[Array, "*B N C H"]]
 
 
 @jax.tree_util.register_dataclass
@@ -72,7 +72,9 @@ class Stepper:
         cross = [block.cross_attention.keys_values(states) for block in self.blocks]
         biases = [bias.by_offset(max_len) for bias in self.biases]
         config = self.config
-        shape = (len(states) * num_beams, config.num_heads, max_len, config.d_kv)
+        # An axis of a single row would keep XLA from updating the cache in place.
+        rows = (len(states) * num_beams,) if len(states) * num_beams > 1 else ()
+        shape = (*rows, config.num_heads, max_len, config.d_kv)
         empty = [jnp.zeros(shape, states.dtype) for _ in self.blocks]
         step = Step(self, cross, encoder_mask[:, None, None, :], biases)
         return step, Cache(jnp.zeros((), jnp.int32), empty, list(empty))
@@ -98,20 +100,21 @@ class Step:
     def __call__(self, tokens: Int[Array, " B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
         """Logits behind one more token of every row."""
         stepper, position = self.stepper, cache.position
-        max_len = cache.keys[0].shape[2]
+        max_len, head_dim = cache.keys[0].shape[-2:]
+        shape = (len(tokens), -1, max_len, head_dim)
         mask = (jnp.arange(max_len) <= position)[None, None, None, :]
         x = stepper.embedder(tokens[:, None]).astype(stepper.config.dtype)
         keys, values = list(cache.keys), list(cache.values)
         for i, block in enumerate(stepper.blocks):
             query, key, value = block.self_heads(x)
-            keys[i] = jax.lax.dynamic_update_slice_in_dim(keys[i], key, position, axis=2)
-            values[i] = jax.lax.dynamic_update_slice_in_dim(values[i], value, position, axis=2)
+            keys[i] = _put(keys[i], key, position)
+            values[i] = _put(values[i], value, position)
             bias = jax.lax.dynamic_slice_in_dim(
                 self.biases[i], max_len - 1 - position, max_len, axis=1
             )
             x = block(
                 x,
-                (query, keys[i], values[i]),
+                (query, keys[i].reshape(shape), values[i].reshape(shape)),
                 self.cross[i],
                 mask=mask,
                 cross_mask=self.cross_mask,
@@ -127,6 +130,14 @@ def logits(
     """Decoder states to logits: float32 even under bfloat16, for they are exponentiated."""
     scale = config.d_model**-0.5 if config.scale_logits else 1.0
     return products.multiply_wide(x, output) * scale
+
+
+def _put(
+    cache: Float[Array, "*B N C H"], new: Float[Array, "B N 1 H"], position: Int[Array, ""]
+) -> Float[Array, "*B N C H"]:
+    """Writes the heads of one position."""
+    new = new.reshape(*cache.shape[:-2], 1, cache.shape[-1])
+    return jax.lax.dynamic_update_slice_in_dim(cache, new, position, axis=-2)
 
 
 def _layer(layers: Any, index: int) -> Any:

@@ -8,7 +8,7 @@ from typing import NamedTuple, Unpack
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from t5jax import answers, buckets, pretrained
+from t5jax import answers, buckets, pretrained, quantize
 from t5jax.answers import Answer
 from t5jax.config import T5Config
 from t5jax.model import Params
@@ -17,7 +17,7 @@ from t5jax.pieces import Pieces
 from t5jax.quantize import LogitError
 from t5jax.reader import Reader, check_positive
 from t5jax.tokenizer import Tokenizer
-from t5jax.writer import FinishReason, Writer
+from t5jax.writer import FinishReason, Writer, Written
 
 
 class Piece(NamedTuple):
@@ -125,8 +125,8 @@ class Text2Text(Reader):
                 f"num_return_sequences must be at most num_beams = {given.num_beams}, got "
                 f"{num_return_sequences}; use as many beams, or a temperature above 0 to draw."
             )
-        inputs = self._encode_texts("texts", texts, given.max_input_tokens, given.truncate)
-        found, prefixes = self._write_ids(inputs, given, num_return_sequences)
+        inputs = self.encode_texts("texts", texts, given.max_input_tokens, given.truncate)
+        found, prefixes = self.write_ids(inputs, given, num_return_sequences)
         return answers.describe(
             answers.Writing(inputs, prefixes, found),
             given,
@@ -158,7 +158,7 @@ class Text2Text(Reader):
                 f"num_beams must be 1 to stream, got {given.num_beams}; the best beam is not known "
                 "before the end."
             )
-        inputs = self._encode_texts("texts", texts, given.max_input_tokens, given.truncate)
+        inputs = self.encode_texts("texts", texts, given.max_input_tokens, given.truncate)
         return self._stream(inputs, given)
 
     def _stream(self, inputs: list[list[int]], options: Options) -> Iterator[Piece]:
@@ -206,7 +206,7 @@ class Text2Text(Reader):
                 f"{tokens.min()} to {tokens.max()}; another tokenizer made them."
             )
         inputs = [row[kept.astype(bool)].tolist() for row, kept in zip(tokens, mask, strict=True)]
-        found, prefixes = self._write_ids(inputs, given, 1)
+        found, prefixes = self.write_ids(inputs, given, 1)
         width = given.max_new_tokens + max(map(len, prefixes), default=0)
         ids = np.full((len(found), width), self.config.pad_id, np.int32)
         for row, (one,) in zip(ids, found, strict=True):
@@ -236,7 +236,7 @@ class Text2Text(Reader):
         begun = time.perf_counter()
         for length in dict.fromkeys(map(buckets.bucket, input_lengths)):
             for count in dict.fromkeys(map(buckets.rows_bucket, num_texts)):
-                self._write_ids([[self.config.eos_id] * length] * count, given, 1)
+                self.write_ids([[self.config.eos_id] * length] * count, given, 1)
         return time.perf_counter() - begun
 
     def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
@@ -245,16 +245,35 @@ class Text2Text(Reader):
         Args:
           folder: made whole or not at all.
           overwrite: replace an existing folder, which otherwise is an error.
+        Raises:
+          ValueError: weights that were rounded when they were loaded.
         """
+        quantize.check_saveable(self.params)
         pretrained.save(folder, self.config, self.params, self.tokenizer, overwrite=overwrite)
 
     def _write(self, name: str, texts: Sequence[str], options: Options, count: int):
-        inputs = self._encode_texts(name, texts, options.max_input_tokens, options.truncate)
-        return self._write_ids(inputs, options, count)
+        inputs = self.encode_texts(name, texts, options.max_input_tokens, options.truncate)
+        return self.write_ids(inputs, options, count)
 
-    def _write_ids(self, inputs: list[list[int]], options: Options, count: int):
+    def write_ids(
+        self,
+        inputs: Sequence[Sequence[int]],
+        options: Options,
+        count: int,
+        *,
+        places: Sequence[int] | None = None,
+    ) -> tuple[list[list[Written]], list[list[int]]]:
+        """What `answers` is made of: ids in, sequences and the prefixes they begin with out.
+
+        Args:
+          inputs: ids of each input, with EOS.
+          options: of the generation.
+          count: answers for each input.
+          places: numbers of the inputs, which their draws depend on; where they stand if None.
+        """
         prefixes, rules = self._rules(len(inputs), options)
-        return self._writer.write(inputs, prefixes, options, rules, count=count), prefixes
+        found = self._writer.write(inputs, prefixes, options, rules, count=count, places=places)
+        return found, prefixes
 
     def _rules(self, count: int, options: Options):
         prefixes = options.prefixes(

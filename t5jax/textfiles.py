@@ -43,14 +43,19 @@ def same_format(endings: Iterable[str]) -> bool:
 
 
 def texts(file: str, column: str) -> Iterator[str]:
-    """Read the documents of a file.
+    """Read the documents of a file: `rows` that have any text."""
+    return (text for text in rows(file, column) if text.strip())
+
+
+def rows(file: str, column: str) -> Iterator[str]:
+    """Read a file row by row.
 
     Args:
       file: path with a known ending.
       column: column or key that holds the text; a .txt file has the column "text".
     Yields:
-      the text of each line (.txt), object (.jsonl, .json) or row (.csv, .tsv, .parquet) that has
-      any.
+      the text of each line (.txt), object (.jsonl, .json) or row (.csv, .tsv, .parquet); "" where
+      there is none.
     Raises:
       CorpusError: the file is damaged or in another format, or the column is missing or not text.
     """
@@ -59,6 +64,7 @@ def texts(file: str, column: str) -> Iterator[str]:
     try:
         for row, text in enumerate(read(file, column), start=1):
             if text is None:
+                yield ""
                 continue
             if not isinstance(text, str):
                 raise CorpusError(
@@ -66,8 +72,7 @@ def texts(file: str, column: str) -> Iterator[str]:
                     "choose another column or repair the file."
                 )
             text.encode()  # fails on a lone surrogate, which JSON can write and Arrow cannot
-            if text.strip():
-                yield text
+            yield text
     except CorpusError:
         raise
     except Exception as error:  # every decoder and parser has errors of its own

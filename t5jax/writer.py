@@ -60,6 +60,7 @@ class Writer:
         rules: Rules,
         *,
         count: int = 1,
+        places: Sequence[int] | None = None,
     ) -> list[list[Written]]:
         """Answers to every input, in order; computed by length.
 
@@ -69,10 +70,12 @@ class Writer:
           options: strategy, limits and batch size.
           rules: of `options`.
           count: answers for each input: the best of a beam search, which may find fewer, or draws.
+          places: numbers of the inputs, which their draws depend on; where they stand if None.
         """
+        numbers = np.arange(len(encoded)) if places is None else np.asarray(places)
 
         def run(rows, tokens, mask):
-            batch = _Batch.of(self.config, prefixes, options, rows, count)
+            batch = _Batch.of(self.config, prefixes, options, rows, numbers, count)
             if options.num_beams > 1:
                 return self._search(batch, tokens, mask, options, rules)
             step, state = self._start(batch, tokens, mask)
@@ -102,7 +105,8 @@ class Writer:
         for rows, tokens, mask in buckets.batches_by_length(
             encoded, batch_size=options.batch_size, pad_id=self.config.pad_id
         ):
-            batch = _Batch.of(self.config, prefixes, options, rows, 1)
+            numbers = np.arange(len(encoded))
+            batch = _Batch.of(self.config, prefixes, options, rows, numbers, 1)
             step, state = self._start(batch, tokens, mask)
             open_rows = {i: int(row) for i, row in enumerate(rows) if row >= 0}
             most = batch.prefix.shape[1] + 1
@@ -217,6 +221,7 @@ class _Batch(NamedTuple):
         prefixes: Sequence[Sequence[int]],
         options: Options,
         rows: np.ndarray,
+        numbers: np.ndarray,
         count: int,
     ) -> "_Batch":
         given = [prefixes[i] if i >= 0 else [] for i in rows]
@@ -226,7 +231,7 @@ class _Batch(NamedTuple):
         for row, ids in zip(prefix, given, strict=True):
             row[: len(ids)] = ids
         return cls(
-            rows=np.repeat(rows, count).astype(np.int32),
+            rows=np.repeat(np.where(rows < 0, -1, numbers[rows]), count).astype(np.int32),
             samples=np.tile(np.arange(count, dtype=np.int32), len(rows)),
             prefix=np.repeat(prefix, count, axis=0),
             prefix_lens=np.repeat(np.array([len(ids) for ids in given], np.int32), count),

@@ -7,12 +7,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import jax
+import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
 
+from t5jax import tokenizer
 from t5jax.config import T5Config
 from t5jax.model import abstract_params
+from t5jax.text2text import Text2Text
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -72,6 +75,78 @@ def tiny_params(tiny_config):
         else:
             fan_in = 1 if "embedding" in name else leaf.shape[-2]
             values = rng.normal(size=leaf.shape) * fan_in**-0.5
-        return jax.numpy.asarray(values, leaf.dtype)
+        return jnp.asarray(values, leaf.dtype)
 
     return jax.tree.map_with_path(draw, abstract_params(tiny_config))
+
+
+@pytest.fixture(scope="session")
+def english():
+    """A vocabulary of a few hundred sentences, sense apart."""
+    words = (
+        "the baker my sister an old captain our teacher quiet neighbour young doctor counts "
+        "forgets paints carries never sells remembers drops seven red apples broken clock a letter "
+        "from Lisbon his winter coat two wooden boats garden gate before breakfast every Sunday "
+        "when it rains without word at night in morning and then we walk to town for bread"
+    )
+    rng = np.random.default_rng(0)
+    sentences = [" ".join(rng.choice(words.split(), 8)) + "." for _ in range(300)]
+    return tokenizer.train(sentences, vocab_size=85, num_sentinels=10)
+
+
+@pytest.fixture(scope="session")
+def texts(english):
+    """Of unequal lengths, the longest neither first nor last, and longer than one bucket."""
+    found = [
+        "the baker counts.",
+        "an old captain sells the broken clock when it rains.",
+        "Lisbon",
+        "my sister forgets a letter",
+        "",
+        "two wooden boats carry bread",
+        "seven red apples",
+    ]
+    lengths = [len(english.encode(text)) + 1 for text in found]
+    assert len(set(lengths)) == len(lengths)
+    assert min(lengths) == 1
+    assert 16 < max(lengths) <= 24
+    return found
+
+
+@pytest.fixture(scope="session")
+def short(texts, english):
+    """Four of them that share a bucket, the empty one included: one program serves them."""
+    found = [texts[i] for i in (0, 2, 4, 6)]
+    assert max(len(english.encode(text)) + 1 for text in found) <= 16
+    return found
+
+
+@pytest.fixture(scope="session")
+def t5(english):
+    """A random model that writes answers of various lengths; EOS is likelier than chance."""
+    config = T5Config(
+        vocab_size=97,
+        d_model=16,
+        d_kv=5,
+        num_heads=3,
+        d_ff=24,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        relative_buckets=8,
+        relative_max_distance=12,
+    )
+    rng = np.random.default_rng(11)
+
+    def draw(path, leaf):
+        name = jax.tree_util.keystr(path)
+        values = rng.normal(size=leaf.shape)
+        if "scale" in name:
+            values = rng.uniform(0.5, 1.5, leaf.shape)
+        elif "embedding" not in name:
+            values *= 2 * leaf.shape[-2] ** -0.5
+        return jnp.asarray(values, leaf.dtype)
+
+    params = jax.tree.map_with_path(draw, abstract_params(config))
+    kernel = params["output"]["kernel"]
+    params["output"]["kernel"] = kernel.at[:, config.eos_id].multiply(2.5)
+    return Text2Text(config, params, english)

@@ -119,9 +119,10 @@ def test_t5jax_runs_in_a_process_of_its_own():
 def test_t5jax_help_lists_its_commands(t5jax):
     status, out, err = t5jax("--help")
     assert (status, err) == (0, "")
-    assert out.startswith("usage: t5jax [-h] {convert,inspect}")
-    assert "convert  Write a checkpoint in another format" in out
-    assert "inspect  Say what a checkpoint is" in out
+    assert out.startswith("usage: t5jax [-h] {generate,convert,inspect}")
+    assert "generate  Write an answer to every line or row of a file" in out
+    assert "convert   Write a checkpoint in another format" in out
+    assert "inspect   Say what a checkpoint is" in out
 
 
 @pytest.mark.parametrize("command", ["convert", "inspect"])
@@ -148,7 +149,7 @@ def test_t5jax_suggests_the_option_that_was_meant(t5jax):
     assert "--encoder-only" in err
 
 
-@pytest.mark.parametrize("arguments", [[], ["explode"], ["convert"], ["inspect", "a", "b"]])
+@pytest.mark.parametrize("arguments", [[], ["explode"], ["convert"], ["inspect", "a", "b"], ["generate", "a"]])
 def test_t5jax_refuses_what_is_no_command(t5jax, arguments):
     status, out, err = t5jax(*arguments)
     assert (status, out) == (2, "")

@@ -16,6 +16,8 @@ from t5jax.pretrained.source import Weights
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SENTENCE = "The party of the small dogs was good; its story is told in German and English. "
+# What examples of generation allow as answers.
+ANSWERS = "Das ist gut. Das ist schlecht. yes no "
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
         num_encoder_layers=1,
         num_decoder_layers=1,
     )
-    words = tokenizer.train([SENTENCE * 3], vocab_size=30)
+    words = tokenizer.train([(SENTENCE + ANSWERS) * 3], vocab_size=38)
     weights = Weights.of(init_params(config, jax.random.key(0)))
     hf_save.save(tmp_path / "hub", config, weights, words)
     monkeypatch.setattr(hub, "download", lambda name, *, revision, subfolder: tmp_path / "hub")
@@ -67,12 +69,13 @@ def test_docs_options_exist():
 
     import tyro
 
+    from t5jax.bulk import Generate
     from t5jax.convert import Convert
     from t5jax.inspect import Inspect
     from t5jax.pretrain import PretrainConfig
 
     shown = io.StringIO()
-    for command in (PretrainConfig, Convert, Inspect):
+    for command in (PretrainConfig, Convert, Inspect, Generate):
         with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
             tyro.cli(command, args=["--help"], console_outputs=True)
     known = set(re.findall(r"--[a-z][a-z0-9.-]*", shown.getvalue()))

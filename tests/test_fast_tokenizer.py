@@ -409,6 +409,92 @@ def test_sentinels_that_are_pieces_with_a_space_are_used_where_they_are(tmp_path
     assert found.decode([2, 3]) == "a <extra_id_2>"
 
 
+def check_pieces(found, rows):
+    """Pieces spell out what is decoded; only spaces at the very beginning may be left out."""
+    pieces = found.pieces()
+    assert len(pieces) == found.vocab_size
+    assert pieces[found.pad_id] == pieces[found.eos_id] == b""
+    for row in rows:
+        kept = [i for i in row if i != found.eos_id]
+        text = b"".join(pieces[i] for i in kept).decode("utf-8", "replace")
+        assert text.lstrip(" ") == found.decode(kept).lstrip(" ")
+    return pieces
+
+
+def random_rows(found, count):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, found.vocab_size, rng.integers(1, 12)).tolist() for _ in range(count)]
+
+
+def test_t5_pieces_spell_out_what_is_decoded(t5, google, lines):
+    rows = [*map(t5.encode, [*lines[::7], *TEXTS]), *random_rows(t5, 300)]
+    assert check_pieces(t5, rows)[3:32000] == google.pieces()[3:32000]
+
+
+@pytest.mark.parametrize("kind", ["pair_folder", "json_folder"])
+def test_code_pieces_spell_out_what_is_decoded(kind, request):
+    found = FastTokenizer.from_folder(request.getfixturevalue(kind))
+    pieces = check_pieces(found, [*map(found.encode, TEXTS), *random_rows(found, 500)])
+    assert {bytes([byte]) for byte in range(256)} <= set(pieces)
+    assert [pieces[i] for i in found.encode("é")] == [b"", b"\xc3", b"\xa9"]
+    assert pieces[found.sentinel_id(7)] == b"<extra_id_7>"
+    assert pieces[found.unk_id] == b"<unk>"
+
+
+def test_pieces_of_added_tokens_that_are_no_spelling_of_bytes(json_folder, code_library):
+    library = tokenizers.Tokenizer.from_str(code_library.to_str())
+    library.add_tokens(["two words", "日本"])
+    library.save(str(json_folder / "tokenizer.json"))
+    found = FastTokenizer.from_folder(json_folder)
+    assert found.pieces()[-2:] == [b"two words", "日本".encode()]
+    check_pieces(found, random_rows(found, 200))
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        None,
+        decoders.Metaspace(),
+        decoders.Metaspace(prepend_scheme="never"),
+        decoders.WordPiece(prefix="##", cleanup=False),
+        decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()]),
+        decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]),
+    ],
+    ids=lambda decoder: repr(decoder)[:40],
+)
+def test_pieces_spell_out_what_any_decoder_decodes(decoder, tmp_path):
+    library = unigram("<pad>", "</s>", "<unk>", "▁", "▁a", "b", "##c", "é", ".", "<x>")
+    library.decoder = decoder
+    library.save(str(tmp_path / "tokenizer.json"))
+    found = FastTokenizer.from_folder(tmp_path)
+    # The first piece of a text may look otherwise.
+    rows = [[5, *row] for row in random_rows(found, 200)]
+    check_pieces(found, rows)
+
+
+def test_pieces_may_be_single_bytes(tmp_path):
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    library = unigram("<pad>", "</s>", "<unk>", "▁a", "b", *bytes_)
+    library.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    library.save(str(tmp_path / "tokenizer.json"))
+    found = FastTokenizer.from_folder(tmp_path)
+    assert found.pieces()[5:] == [bytes([byte]) for byte in range(256)]
+    check_pieces(found, [[4, *(5 + byte for byte in text.encode()), 3] for text in TEXTS])
+    library.decoder = decoders.Metaspace()
+    library.save(str(tmp_path / "tokenizer.json"))
+    assert FastTokenizer.from_folder(tmp_path).pieces()[5:] == [name.encode() for name in bytes_]
+
+
+def test_pieces_of_a_vocabulary_with_holes_are_those_of_the_unknown(tmp_path):
+    library = tokenizers.Tokenizer(models.BPE({"a": 0, "<pad>": 1, "</s>": 5, "<unk>": 7}, []))
+    library.save(str(tmp_path / "tokenizer.json"))
+    found = FastTokenizer.from_folder(tmp_path)
+    pieces = check_pieces(found, [[0, *row] for row in random_rows(found, 99)])
+    assert len(pieces) == 8
+    assert pieces[1] == pieces[5] == b""
+    assert pieces[2] == pieces[3] == pieces[7] != b""
+
+
 def test_vocabulary_with_holes_has_a_size_beyond_its_highest_id(tmp_path):
     library = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "</s>": 9}, []))
     library.save(str(tmp_path / "tokenizer.json"))

@@ -31,7 +31,7 @@ LEVELS = {
     "pretrained.t5x_save pretrained.mesh_tf pretrained.hub",
     "task": "train fit strategy constraints options buckets generate score writer pieces answers "
     "quantize reader text2text loading infill runfolder pretrain convert "
-    "inspect",
+    "inspect programs bulk",
     "app": "cli",
 }
 LEVEL = {f"t5jax.{m}": i for i, names in enumerate(LEVELS.values()) for m in names.split()}

@@ -22,7 +22,7 @@ from their_models import (
 )
 
 import t5jax
-from t5jax import generate, tokenizer
+from t5jax import score, tokenizer
 
 SMALL = {  # google-t5/t5-small and google/t5-v1_1-small, at full size
     "t5-small": {"d_ff": 2048, "num_layers": 6, "num_heads": 8, "feed_forward_proj": "relu"},
@@ -187,7 +187,8 @@ def test_tiny_scores_as_the_loss_of_transformers(tmp_path, family):
     ours = t5jax.load(tmp_path)
     encoder, mask, targets = batch(theirs.config.vocab_size, (19, 8, 1), 16)
     target_mask = np.arange(16) < np.array([16, 5, 1])[:, None]
-    found = generate.score(ours.params, encoder, mask, targets, target_mask, config=ours.config)
+    judged = score.judge(ours.params, encoder, mask, targets, config=ours.config)
+    found = np.where(target_mask, judged.log_probs, 0).sum(axis=1)
     for i, count in enumerate(target_mask.sum(axis=1)):
         labels = np.where(target_mask[i], targets[i], -100)[None]
         with torch.no_grad():
@@ -246,7 +247,7 @@ def test_encoder_alone_has_the_states_of_transformers(tmp_path):
             input_ids=torch.from_numpy(encoder).long(),
             attention_mask=torch.from_numpy(mask).long(),
         ).last_hidden_state.numpy()
-    found = generate.encode(ours.params, encoder, mask, config=ours.config)
+    found = score.encode(ours.params, encoder, mask, config=ours.config)
     np.testing.assert_allclose(np.asarray(found)[mask], expected[mask], rtol=0, atol=TOLERANCE)
     assert_exported_bit_for_bit(ours, tmp_path / "out", theirs, kind="T5EncoderModel")
 

@@ -24,7 +24,7 @@ from their_models import (
 )
 
 import t5jax
-from t5jax import generate
+from t5jax import score
 
 GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 FAMILIES = {
@@ -68,16 +68,16 @@ def pair(request, tmp_path_factory):
     return kind, theirs, t5jax.load(folder)
 
 
+@torch.no_grad()
 def their_logits(model, encoder, mask, decoder):
-    """What transformers computes, and what umT5's authors do.
+    """What transformers computes, or for umT5 what its authors do.
 
-    transformers 5 multiplies umT5's decoder states by d_model**-0.5 before the output layer,
-    whether it is the embedding or not: its config class says "tied" for every file.  umT5 was
-    trained with an output layer of its own, and without that factor.
+    They trained an output layer of its own, and without a factor.  transformers 5 multiplies
+    umT5's decoder states by d_model**-0.5 before it, in some versions but not in others.
     """
     logits, layers = their_forward(model, encoder, mask, decoder)
     if model.config.model_type == "umt5":
-        logits = logits * model.config.d_model**0.5
+        logits = model.lm_head(torch.from_numpy(layers[-1])).numpy()
     return logits, layers
 
 
@@ -122,7 +122,7 @@ def test_encoder_alone_has_the_states_of_transformers(tmp_path, kind):
             input_ids=torch.from_numpy(encoder).long(),
             attention_mask=torch.from_numpy(mask).long(),
         ).last_hidden_state.numpy()
-    found = generate.encode(ours.params, encoder, mask, config=ours.config)
+    found = score.encode(ours.params, encoder, mask, config=ours.config)
     np.testing.assert_allclose(np.asarray(found)[mask], expected[mask], rtol=0, atol=TOLERANCE)
 
 
@@ -176,7 +176,7 @@ def test_heads_of_other_tasks_are_left_out(tmp_path, kind):
             input_ids=torch.from_numpy(encoder).long(),
             attention_mask=torch.from_numpy(mask).long(),
         ).last_hidden_state.numpy()
-    found = generate.encode(ours.params, encoder, mask, config=ours.config)
+    found = score.encode(ours.params, encoder, mask, config=ours.config)
     np.testing.assert_allclose(np.asarray(found)[mask], expected[mask], rtol=0, atol=TOLERANCE)
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from t5jax import model
 
@@ -71,3 +72,51 @@ def test_program_does_not_grow_with_depth(tiny_config):
         return len(str(jax.make_jaxpr(logits)(params)).splitlines())
 
     assert size(2) == size(30)
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_cross_weights_are_the_softmax_of_queries_and_keys_in_every_layer(tiny_config, per_layer):
+    config = tiny_config.replace(relative_bias_per_layer=per_layer)
+    rng = np.random.default_rng(1)
+    # No scale is 0, and scores are of size 1.
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 3 + 0.1, leaf.dtype),
+        model.abstract_params(config),
+    )
+
+    @jax.jit
+    def run(params):
+        bound = model.bind(config, params)
+        mask = jnp.asarray(MASK)
+        found = bound.cross_weights(TOKENS, TARGETS, encoder_mask=mask)
+        # What every layer asks, and what it attends to.
+        states = bound.encode(TOKENS, encoder_mask=mask)
+        masks = {"mask": jnp.tri(T, dtype=bool)[None, None], "cross_mask": mask[:, None, None]}
+        x = bound.token_embedder(TARGETS)
+        asked = []
+        for i in range(config.num_decoder_layers):
+            layer = layer_of(bound.decoder, i)
+            bias = (layer if per_layer else bound.decoder).relative_bias(T)
+            heads, pair = layer.self_heads(x), layer.cross_attention.keys_values(states)
+            asked.append(layer.read_itself(x, heads, mask=masks["mask"], bias=bias))
+            x = layer(x, heads, pair, bias=bias, **masks)
+        return found, states, asked
+
+    found, states, asked = jax.tree.map(np.asarray, run(params))
+    assert (found.shape, found.dtype) == ((3, 3, 3, T, S), np.float32)
+    np.testing.assert_allclose(found.sum(-1), 1, rtol=0, atol=1e-6)
+    for row, kept in enumerate(MASK):
+        assert not found[:, row, ..., ~kept].any()
+    layers = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["decoder"]["layers"])
+    for i, x in enumerate(asked):
+        x = x.astype(np.float64)
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_epsilon)
+        x = x * layers["cross_attention_norm"]["scale"][i]
+        query = (x @ layers["cross_attention"]["query"][i]).reshape(3, T, 3, 5)
+        key = (states.astype(np.float64) @ layers["cross_attention"]["key"][i]).reshape(3, S, 3, 5)
+        scores = np.einsum("btnh,bsnh->bnts", query, key)
+        weights = np.where(MASK[:, None, None], np.exp(scores), 0.0)
+        weights /= weights.sum(-1, keepdims=True)
+        # Scores of size 1 to 10, each with an error of some 1e-6.
+        np.testing.assert_allclose(found[i], weights, rtol=0, atol=1e-5)
+        assert weights.std() > 0.05  # nothing that every kernel would give

@@ -1,119 +1,20 @@
 """Texts in, texts out: batching, padding and order must not show in the results.
 
-The oracle runs one text at a time, unpadded, without a cache: `t5.model` gives logits for forced
-targets, and numpy chooses from them or sums them up.
+The oracle runs one text at a time, unpadded, without a cache: see `forced`.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forced import LIMIT, counting_compilations, forced_log_probs, greedy_ids, rows_of
 
 import t5jax
-from t5jax import generate, tokenizer
-from t5jax.config import T5Config
-from t5jax.model import abstract_params
-from t5jax.strategy import Strategy
+from t5jax import tokenizer
 from t5jax.text2text import Text2Text
 
-LIMIT = 12  # tokens of an answer
 
-
-@pytest.fixture(scope="session")
-def english():
-    """A vocabulary of a few hundred sentences, sense apart."""
-    words = (
-        "the baker my sister an old captain our teacher quiet neighbour young doctor counts "
-        "forgets paints carries never sells remembers drops seven red apples broken clock a letter "
-        "from Lisbon his winter coat two wooden boats garden gate before breakfast every Sunday "
-        "when it rains without word at night in morning and then we walk to town for bread"
-    )
-    rng = np.random.default_rng(0)
-    sentences = [" ".join(rng.choice(words.split(), 8)) + "." for _ in range(300)]
-    return tokenizer.train(sentences, vocab_size=85, num_sentinels=10)
-
-
-@pytest.fixture(scope="session")
-def texts(english):
-    """Of unequal lengths, the longest neither first nor last, and longer than one bucket."""
-    found = [
-        "the baker counts.",
-        "an old captain sells the broken clock when it rains.",
-        "Lisbon",
-        "my sister forgets a letter",
-        "",
-        "two wooden boats carry bread",
-        "seven red apples",
-    ]
-    lengths = [len(english.encode(text)) + 1 for text in found]
-    assert len(set(lengths)) == len(lengths)
-    assert min(lengths) == 1
-    assert 16 < max(lengths) <= 24
-    return found
-
-
-@pytest.fixture(scope="session")
-def t5(english):
-    """A random model that writes answers of various lengths; EOS is likelier than chance."""
-    config = T5Config(
-        vocab_size=97,
-        d_model=16,
-        d_kv=5,
-        num_heads=3,
-        d_ff=24,
-        num_encoder_layers=1,
-        num_decoder_layers=1,
-        relative_buckets=8,
-        relative_max_distance=12,
-    )
-    rng = np.random.default_rng(11)
-
-    def draw(path, leaf):
-        name = jax.tree_util.keystr(path)
-        values = rng.normal(size=leaf.shape)
-        if "scale" in name:
-            values = rng.uniform(0.5, 1.5, leaf.shape)
-        elif "embedding" not in name:
-            values *= 2 * leaf.shape[-2] ** -0.5
-        return jnp.asarray(values, leaf.dtype)
-
-    params = jax.tree.map_with_path(draw, abstract_params(config))
-    kernel = params["output"]["kernel"]
-    params["output"]["kernel"] = kernel.at[:, config.eos_id].multiply(2.5)
-    return Text2Text(config, params, english)
-
-
-@jax.jit
-def _forced(model, inputs, decoder_tokens):
-    return model(inputs, decoder_tokens, encoder_mask=jnp.ones(inputs.shape, bool))
-
-
-@jax.jit
-def _states(model, inputs):
-    return model.encode(inputs, encoder_mask=jnp.ones(inputs.shape, bool))
-
-
-def forced_log_probs(t5, text, targets):
-    """[T, V] float64: of every next token behind the start and each of `targets`, T = 24."""
-    inputs = np.array([[*t5.tokenizer.encode(text), 1]], np.int32)
-    # What comes later does not count, so all targets can have one length.
-    decoder_tokens = np.zeros((1, 24), np.int32)
-    decoder_tokens[0, 1 : len(targets) + 1] = targets
-    logits = np.asarray(_forced(t5.model, inputs, decoder_tokens))[0].astype(np.float64)
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-
-
-def greedy_ids(t5, text):
-    """By definition: the likeliest next token, each time from scratch; up to and without EOS."""
-    ids = []
-    while len(ids) < LIMIT:
-        ids.append(int(forced_log_probs(t5, text, ids)[len(ids)].argmax()))
-        if ids[-1] == 1:
-            return ids[:-1]
-    return ids
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def answers(t5, texts):
     """What greedy decoding must give; the model is such that this is worth comparing."""
     ids = [greedy_ids(t5, text) for text in texts]
@@ -188,8 +89,8 @@ def test_generate_at_temperature_0_does_not_depend_on_the_seed(t5, texts, answer
 def test_generate_draws_tokens_as_often_as_the_model_says(t5, texts, temperature):
     ids = np.array([[*t5.tokenizer.encode(texts[0]), 1]] * 8192, np.int32)
     mask = np.ones(ids.shape, bool)
-    strategy = Strategy(temperature=temperature)
-    found = t5.generate_ids(ids, encoder_mask=mask, max_new_tokens=1, strategy=strategy)
+    options = {"max_new_tokens": 1, "temperature": temperature, "batch_size": 8192}
+    found = t5.generate_ids(ids, encoder_mask=mask, **options)
     scores = forced_log_probs(t5, texts[0], [])[0] / temperature
     expected = np.exp(scores) / np.exp(scores).sum()
     frequency = np.bincount(found[:, 0], minlength=97) / len(found)
@@ -207,13 +108,10 @@ def test_generate_takes_tuples_and_the_empty_text(t5, texts, answers):
 
 @pytest.mark.usefixtures("own_checks")
 @pytest.mark.parametrize("given", ["one text", [b"bytes"], ["text", None], [["nested"]], [7]])
-def test_texts_that_are_no_list_of_strings_are_refused(t5, given):
+@pytest.mark.parametrize("method", ["generate", "answers", "stream"])
+def test_texts_that_are_no_list_of_strings_are_refused(t5, method, given):
     with pytest.raises(TypeError, match=r"^texts must be a list of strings, got "):
-        t5.generate(given)
-    with pytest.raises(TypeError, match=r"^texts must be a list of strings, got "):
-        t5.encode(given)
-    with pytest.raises(TypeError, match=r"^targets must be a list of strings, got "):
-        t5.score(["x"] * len(given), given)
+        getattr(t5, method)(given)
 
 
 @pytest.mark.usefixtures("own_checks")
@@ -222,16 +120,11 @@ def test_texts_that_can_be_read_only_once_are_refused(t5):
         t5.generate(text for text in ["a", "b"])
 
 
-def test_text_that_is_too_long_is_named_with_both_lengths(t5, texts):
+@pytest.mark.parametrize("method", ["generate", "answers", "stream"])
+def test_text_that_is_too_long_is_named_with_both_lengths(t5, texts, method):
     length = len(t5.tokenizer.encode(texts[3])) + 1
     with pytest.raises(ValueError, match=rf"^texts\[3\] must have at most 15 tokens, got {length}"):
-        t5.generate(texts, max_input_tokens=15)
-    with pytest.raises(ValueError, match=rf"^texts\[3\] must have at most 15 tokens, got {length}"):
-        t5.encode(texts, max_input_tokens=15)
-    with pytest.raises(ValueError, match=r"^inputs\[1\] must have at most 15 tokens"):
-        t5.score(["x", texts[3]], ["x", "x"], max_input_tokens=15)
-    with pytest.raises(ValueError, match=r"^targets\[1\] must have at most 15 tokens"):
-        t5.score(["x", "x"], ["x", texts[3]], max_input_tokens=15)
+        getattr(t5, method)(texts, max_input_tokens=15)
 
 
 def test_text_of_the_longest_length_allowed_is_not_too_long(t5, texts, answers):
@@ -259,13 +152,6 @@ def test_generate_refuses_options_out_of_range(t5, options, message):
 # Ids.
 
 
-def rows_of(t5, texts):
-    encoded = [[*t5.tokenizer.encode(text), 1] for text in texts]
-    width = max(map(len, encoded))
-    tokens = np.array([ids + [0] * (width - len(ids)) for ids in encoded], np.int32)
-    return tokens, np.arange(width) < np.array([len(ids) for ids in encoded])[:, None]
-
-
 def generate_rows(t5, texts, **options):
     tokens, mask = rows_of(t5, texts)
     return t5.generate_ids(tokens, encoder_mask=mask, **options)
@@ -274,8 +160,7 @@ def generate_rows(t5, texts, **options):
 def test_generate_ids_is_generate_without_text(t5, texts, answers):
     found = generate_rows(t5, texts, max_new_tokens=LIMIT)
     assert [t5.tokenizer.decode(row) for row in found] == answers
-    strategy = Strategy(temperature=1.0, seed=7)
-    sampled = generate_rows(t5, texts, max_new_tokens=LIMIT, strategy=strategy)
+    sampled = generate_rows(t5, texts, max_new_tokens=LIMIT, temperature=1.0, seed=7)
     expected = t5.generate(texts, max_new_tokens=LIMIT, temperature=1.0, seed=7)
     assert [t5.tokenizer.decode(row) for row in sampled] == expected
 
@@ -339,69 +224,6 @@ def test_generate_ids_refuses_to_write_nothing(t5):
     tokens = np.ones((1, 3), np.int32)
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1, got 0"):
         t5.generate_ids(tokens, encoder_mask=tokens.astype(bool), max_new_tokens=0)
-
-
-# Scores.
-
-
-def score_by_hand(t5, text, target):
-    ids = [*t5.tokenizer.encode(target), 1]
-    log_probs = forced_log_probs(t5, text, ids)
-    return sum(log_probs[i, token] for i, token in enumerate(ids))
-
-
-# Sums of up to 20 float32 log-probabilities of size 10, each rounded to 1e-6 relative.
-SCORE_TOLERANCE = 2e-4
-
-
-@pytest.mark.parametrize("batch_size", [3, 32])
-def test_score_is_the_log_probability_of_target_and_eos(t5, texts, batch_size):
-    targets = [texts[i] for i in (6, 4, 3, 0, 2, 1, 5)]
-    found = t5.score(texts, targets, batch_size=batch_size)
-    expected = [score_by_hand(t5, *pair) for pair in zip(texts, targets, strict=True)]
-    assert (found.shape, found.dtype) == ((7,), np.float32)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=SCORE_TOLERANCE)
-
-
-def test_score_of_the_empty_target_is_that_of_eos(t5, texts):
-    found = t5.score(texts[:3], [""] * 3)
-    expected = [forced_log_probs(t5, text, [])[0, 1] for text in texts[:3]]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=SCORE_TOLERANCE)
-
-
-def test_score_refuses_lists_of_unequal_length(t5):
-    with pytest.raises(ValueError, match="inputs and targets must be as many, got 2 and 1"):
-        t5.score(["a", "b"], ["c"])
-
-
-def test_score_of_nothing_is_nothing(t5):
-    found = t5.score([], [])
-    assert (found.shape, found.dtype) == ((0,), np.float32)
-
-
-# States.
-
-
-@pytest.mark.parametrize("batch_size", [3, 32])
-def test_encode_gives_the_states_of_each_text_alone(t5, texts, batch_size):
-    states, mask = t5.encode(texts, batch_size=batch_size)
-    lengths = [len(t5.tokenizer.encode(text)) + 1 for text in texts]
-    assert states.shape == (7, max(lengths), 16)
-    assert states.dtype == np.float32
-    assert mask.sum(axis=1).tolist() == lengths
-    for text, row, row_mask, length in zip(texts, states, mask, lengths, strict=True):
-        ids = jnp.array([[*t5.tokenizer.encode(text), 1]])
-        alone = _states(t5.model, ids)[0]
-        # Sums of 16 to 24 terms of size 1 in float32, in another order.
-        np.testing.assert_allclose(row[:length], alone, rtol=0, atol=1e-5)
-        assert row_mask.tolist() == [True] * length + [False] * (max(lengths) - length)
-        assert not row[length:].any()
-
-
-def test_encode_of_nothing_is_empty(t5):
-    states, mask = t5.encode([])
-    assert states.shape == (0, 0, 16)
-    assert mask.shape == (0, 0)
 
 
 # What fits together.
@@ -475,66 +297,187 @@ def test_repr_is_one_line_without_arrays(t5):
     assert len(text) < 600
 
 
-# Beams.
-
-
-def total_log_prob(t5, text, answer):
-    ids = [*t5.tokenizer.encode(text), 1]
-    tokens = np.asarray([ids], np.int32)
-    labels = np.asarray([answer.ids], np.int32)
-    found = generate.score(
-        t5.params,
-        tokens,
-        np.ones(tokens.shape, bool),
-        labels,
-        np.ones(labels.shape, bool),
-        config=t5.config,
-    )
-    return float(found[0])
-
-
-def test_n_best_scores_are_log_probabilities_over_the_penalty(t5, texts):
-    found = t5.n_best(texts[:3], num_beams=4, max_new_tokens=LIMIT, length_penalty=0.7)
-    assert [len(answers) for answers in found] == [4, 4, 4]
-    for text, answers in zip(texts, found, strict=False):
-        scores = [answer.score for answer in answers]
-        assert scores == sorted(scores, reverse=True)
-        assert len({tuple(answer.ids) for answer in answers}) == 4
-        for answer in answers:
-            assert answer.ids[-1] == 1 or len(answer.ids) == LIMIT
-            assert 1 not in answer.ids[:-1]
-            assert answer.text == t5.tokenizer.decode(answer.ids)
-            expected = total_log_prob(t5, text, answer)
-            np.testing.assert_allclose(answer.log_prob, expected, rtol=1e-4)
-            penalty = len(answer.ids) ** 0.7
-            np.testing.assert_allclose(answer.score, expected / penalty, rtol=1e-4)
-
-
-def test_generate_with_beams_is_the_first_of_the_n_best(t5, texts):
-    options = {"num_beams": 3, "penalty_form": "gnmt", "length_penalty": 0.6}
-    found = t5.generate(texts, max_new_tokens=LIMIT, **options)
-    best = t5.n_best(texts, max_new_tokens=LIMIT, num_return_sequences=1, **options)
-    assert found == [answers[0].text for answers in best]
-    assert all(len(answers) == 1 for answers in best)
-
-
-def test_generate_with_beams_does_not_depend_on_the_batch(t5, texts):
-    options = {"num_beams": 3, "max_new_tokens": LIMIT}
-    together = t5.generate(texts, batch_size=8, **options)
-    assert together == [t5.generate([text], **options)[0] for text in texts]
-
-
-@pytest.mark.parametrize("options", [{"num_beams": 1}, {"num_beams": 2, "num_return_sequences": 3}])
-def test_n_best_refuses_more_answers_than_beams(t5, texts, options):
-    with pytest.raises(ValueError, match="num_beams must be at least 2 and at least"):
-        t5.n_best(texts, **options)
-
-
-@pytest.mark.parametrize("method", ["generate", "n_best"])
-def test_beams_of_no_texts_are_no_answers(t5, method):
-    assert getattr(t5, method)([], num_beams=2) == []
-
-
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
 def test_generate_with_the_narrowest_truncation_is_greedy(t5, texts, answers, options):
     assert t5.generate(texts, max_new_tokens=LIMIT, temperature=3.0, **options) == answers
+
+
+# Whatever else is computed with it.
+
+STRATEGIES = {
+    "greedy": {},
+    "draws": {"temperature": 1.0, "top_k": 20, "seed": 5},
+    "beams": {"num_beams": 3},
+    "ruled": {
+        "repetition_penalty": 1.3,
+        "no_repeat_ngram_size": 2,
+        "bad_words": ["counts"],
+        "stop_strings": ["ght"],
+        "decoder_prefix": "my",
+    },
+    "ruled beams": {"num_beams": 3, "repetition_penalty": 1.3, "min_new_tokens": 4},
+    "allowed": {"allowed_texts": ["the baker", "apples rains", "Lisbon", ""]},
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_generate_of_a_row_does_not_depend_on_the_others(t5, short, strategy):
+    options = {"max_new_tokens": LIMIT, **STRATEGIES[strategy]}
+    together = t5.generate(short, **options)
+    assert t5.generate(short, batch_size=1, **options) == together
+    # Beside others, and longer ones; a draw belongs to its place.
+    longer = [*short[:3], "an old captain sells the broken clock when it rains."]
+    assert t5.generate(longer, **options)[:3] == together[:3]
+    if strategy != "draws":
+        assert t5.generate(short[::-1], **options) == together[::-1]
+
+
+# Streams.
+
+
+def joined(pieces, count):
+    """The texts and the reasons of each row, whose pieces must end once."""
+    texts, reasons = [""] * count, [None] * count
+    for piece in pieces:
+        assert reasons[piece.row] is None
+        assert piece.text or piece.finish_reason
+        texts[piece.row] += piece.text
+        reasons[piece.row] = piece.finish_reason
+    assert None not in reasons
+    return texts, reasons
+
+
+STREAMED = {
+    "greedy": {},
+    "draws": {"temperature": 1.0, "seed": 5},
+    "stop": {"stop_strings": ["e", "ns c"], "min_new_tokens": 3},
+    "prefix": {"decoder_prefix": ["the baker", "", "my sister", "an"]},
+    "allowed": {"allowed_texts": ["the baker", "apples rains", "Lisbon", ""]},
+}
+
+
+@pytest.mark.parametrize("strategy", STREAMED)
+def test_stream_joined_is_what_generate_returns(t5, short, strategy):
+    options = {"max_new_tokens": LIMIT, **STREAMED[strategy]}
+    pieces = [*t5.stream(short, **options)]
+    texts, reasons = joined(pieces, 4)
+    assert texts == t5.generate(short, **options)
+    assert reasons == [row[0].finish_reason for row in t5.answers(short, **options)]
+    if strategy in ("greedy", "draws"):
+        assert len(pieces) > 2 * len(short)
+
+
+def test_stream_of_several_batches_tells_rows_by_their_place(t5, texts, answers):
+    pieces = [*t5.stream(texts, max_new_tokens=LIMIT, batch_size=3)]
+    assert joined(pieces, 7)[0] == answers
+    rows = [piece.row for piece in pieces]
+    lengths = [len(t5.tokenizer.encode(text)) for text in texts]
+    shortest = sorted(range(7), key=lambda i: lengths[i])
+    assert set(rows[: rows.index(shortest[3])]) == set(shortest[:3])
+
+
+def test_stream_gives_out_text_before_the_end(t5, short):
+    """The rows of a batch side by side, and nothing is computed before it is asked for."""
+    stream = t5.stream(short, max_new_tokens=LIMIT)
+    first = [next(stream) for _ in range(4)]
+    assert len({piece.row for piece in first}) > 1
+    assert any(piece.finish_reason is None for piece in first)
+
+
+def test_stream_ends_where_constraints_leave_nothing(t5, short):
+    (token, *_) = t5.tokenizer.encode("the baker")
+    options = {"allowed_texts": ["the baker"], "suppress_tokens": [token], "max_new_tokens": 6}
+    pieces = [*t5.stream(short, **options)]
+    assert sorted(pieces) == [(row, "", "dead_end") for row in range(4)]
+
+
+def test_stream_refuses_what_it_cannot_do_at_once(t5):
+    """Not only when its first piece is asked for."""
+    with pytest.raises(ValueError, match="num_beams must be 1 to stream, got 2"):
+        t5.stream(["x"], num_beams=2)
+    with pytest.raises(TypeError, match="unknown option 'beams'"):
+        t5.stream(["x"], beams=2)
+
+
+# Nothing, and next to nothing.
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_generate_of_no_texts_is_no_answers(t5, strategy):
+    assert t5.generate([], **STRATEGIES[strategy]) == []
+    assert t5.answers([], **STRATEGIES[strategy]) == []
+    if "beams" not in strategy:
+        assert [*t5.stream([], **STRATEGIES[strategy])] == []
+
+
+def test_generate_writes_one_token_if_that_is_the_limit(t5, short):
+    for options in ({}, {"num_beams": 3}):
+        for text, (answer,) in zip(
+            short, t5.answers(short, max_new_tokens=1, **options), strict=True
+        ):
+            assert answer.ids == [int(forced_log_probs(t5, text, [])[0].argmax())]
+            assert answer.finish_reason == ("eos" if answer.ids == [1] else "length")
+
+
+# What goes wrong.
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"temperature": 1.0}])
+def test_generate_names_texts_that_constraints_leave_nothing_to(t5, short, options):
+    given = {"decoder_prefix": ["apples", "", "apples", ""], "no_repeat_ngram_size": 1}
+    options = {**options, **given, "allowed_texts": ["apples"], "max_new_tokens": 6}
+    with pytest.raises(ValueError, match=r"left nothing for texts\[0\], texts\[2\]; loosen them"):
+        t5.generate(short, **options)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"temperature": 1.0}])
+def test_weights_that_are_not_finite_are_an_error_with_the_step(t5, short, options, bad):
+    params = jax.tree.map(lambda leaf: leaf, t5.params)
+    params["output"] = {"kernel": params["output"]["kernel"].at[:, 40].set(bad)}
+    broken = Text2Text(t5.config, params, t5.tokenizer)
+    message = r"^logits must be finite, got NaN or infinity at step 0 .*dtype='float32' or"
+    with pytest.raises(ValueError, match=message):
+        broken.generate(short, max_new_tokens=LIMIT, **options)
+    if not options.get("num_beams"):
+        with pytest.raises(ValueError, match=message):
+            [*broken.stream(short, max_new_tokens=LIMIT, **options)]
+
+
+def test_weights_that_break_on_the_way_are_an_error_with_that_step(t5, short):
+    ids = greedy_ids(t5, short[0])
+    step = next(i for i, token in enumerate(ids) if token not in ids[:i] and i > 0)
+    params = jax.tree.map(lambda leaf: leaf, t5.params)
+    table = params["token_embedder"]["embedding"]
+    params["token_embedder"] = {"embedding": table.at[ids[step]].set(np.nan)}
+    broken = Text2Text(t5.config, params, t5.tokenizer)
+    with pytest.raises(ValueError, match=f"at step {step + 1} of the decoder"):
+        broken.generate([short[0]], max_new_tokens=LIMIT)
+
+
+# Warmth.
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "beams"])
+def test_generate_compiles_nothing_after_warmup(t5, short, strategy):
+    fresh = Text2Text(t5.config.replace(norm_epsilon=2e-6), t5.params, t5.tokenizer)
+    options = {"max_new_tokens": 9, **STRATEGIES[strategy]}
+    with counting_compilations() as compiled:
+        seconds = fresh.warmup(input_lengths=[3, 16], num_texts=[1, 4], **options)
+    assert seconds > 0
+    assert compiled
+    with counting_compilations() as compiled:
+        fresh.generate(short, **options)
+        fresh.generate(short[:1], **options)
+        fresh.generate(short[:3], **(options | {"max_new_tokens": 16}))
+    assert compiled == []
+    with counting_compilations() as compiled:
+        fresh.generate(short[:2], **options)
+    assert compiled
+
+
+def test_warmup_of_nothing_compiles_nothing(t5):
+    with counting_compilations() as compiled:
+        t5.warmup(input_lengths=[])
+        t5.warmup(num_texts=[])
+    assert compiled == []

@@ -211,6 +211,62 @@ def test_model_without_end_is_refused():
         tokenizer.SentencePieceTokenizer(spm_model(eos_id=-1))
 
 
+def check_pieces(tok, rows):
+    """Pieces spell out what is decoded; only spaces at the very beginning may be left out."""
+    pieces = tok.pieces()
+    assert len(pieces) == tok.vocab_size
+    assert pieces[tok.pad_id] == pieces[tok.eos_id] == b""
+    for row in rows:
+        kept = [i for i in row if i != tok.eos_id]
+        text = b"".join(pieces[i] for i in kept).decode("utf-8", "replace")
+        assert text.lstrip(" ") == tok.decode(kept).lstrip(" ")
+
+
+def random_rows(tok, count):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, tok.vocab_size, rng.integers(1, 12)).tolist() for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["tiny", "genuine"])
+def test_pieces_spell_out_what_is_decoded(kind, request):
+    tok = request.getfixturevalue(kind)
+    texts = [*LINES, *MULTILINGUAL, "a <extra_id_0> b<extra_id_3>", "  two  spaces"]
+    check_pieces(tok, [*map(tok.encode, texts), *random_rows(tok, 500)])
+
+
+def test_genuine_pieces_are_bytes_of_text_that_goes_on(genuine):
+    pieces = genuine.pieces()
+    hello, comma = genuine.encode("Hello,")
+    assert (pieces[hello], pieces[comma], pieces[3]) == (b" Hello", b",", b" ")
+    assert pieces[genuine.unk_id] == " ⁇ ".encode()
+    assert pieces[genuine.sentinel_id(0)] == b" <extra_id_0>"
+    assert "ß".encode() in pieces
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bos_id": 3, "control_symbols": ["<c>"], "user_defined_symbols": ["▁▁", "o▁w"]},
+        {"unk_id": 0, "eos_id": 2, "pad_id": -1, "unk_surface": "<?>"},
+        {"remove_extra_whitespaces": False},
+        {"add_dummy_prefix": False},
+    ],
+)
+def test_pieces_spell_out_what_is_decoded_by_other_models(options):
+    tok = tokenizer.SentencePieceTokenizer(spm_model(**options), num_sentinels=5)
+    check_pieces(tok, [*map(tok.encode, [*LINES, *MULTILINGUAL]), *random_rows(tok, 200)])
+
+
+def test_pieces_of_a_model_with_bytes_may_be_parts_of_characters():
+    model = spm_model(byte_fallback=True, vocab_size=330, hard_vocab_limit=False)
+    tok = tokenizer.SentencePieceTokenizer(model)
+    pieces, ids = tok.pieces(), tok.encode("ж\n🙂")
+    assert b"".join(pieces[i] for i in ids) == " ж 🙂".encode()  # a line's end is a space
+    assert pieces[ids[-1]] == b"\x82"
+    assert {bytes([byte]) for byte in range(256)} <= set(pieces)
+    check_pieces(tok, map(tok.encode, [*LINES, *MULTILINGUAL]))
+
+
 def test_number_of_sentinels_must_be_a_count(tiny):
     with pytest.raises(ValueError, match="num_sentinels must be at least 0, got -1;"):
         tokenizer.SentencePieceTokenizer(tiny.model, num_sentinels=-1)
@@ -413,6 +469,23 @@ def test_byte_decode_drops_what_is_no_text():
     assert tok.decode([0, 107, 2, 198, 107, 300, -100, 0, 1, 107]) == "hh"
     assert tok.decode(np.array([107, 172], np.int32)) == "h"
     assert tok.encode("\ud83d") == [ord("?") + 3]
+
+
+@given(st.lists(st.integers(0, 258), max_size=31))
+@settings(deadline=None)
+def test_byte_pieces_spell_out_what_is_decoded(ids):
+    tok = tokenizer.ByteTokenizer()
+    kept = [i for i in ids if i != tok.eos_id]
+    text = b"".join(tok.pieces()[i] for i in kept)
+    assert text.decode("utf-8", "ignore") == tok.decode(kept)
+
+
+def test_byte_pieces_are_single_bytes_and_sentinels():
+    pieces = tokenizer.ByteTokenizer().pieces()
+    assert len(pieces) == 259
+    assert pieces[:3] == [b"", b"", b""]
+    assert pieces[3 : 3 + 0xF5] == [bytes([byte]) for byte in range(0xF5)]
+    assert pieces[-11:] == [f"<extra_id_{k}>".encode() for k in reversed(range(11))]
 
 
 # Training.

@@ -77,7 +77,7 @@ def allowed(
     """
     nexts = following(automaton, states)
     distance = automaton.distance[jnp.maximum(nexts, 0)]
-    behind = jnp.minimum(remaining.astype(jnp.int32), UNREACHABLE) - 1
+    behind = jnp.clip(remaining.astype(jnp.int32), 0, UNREACHABLE) - 1
     return (nexts >= 0) & (distance <= behind[:, None])
 
 
@@ -114,9 +114,9 @@ def check(automaton: Automaton, vocab_size: int) -> None:
     limits = {
         "rows": ([num_rows, vocab_size], -1, num_states),
         "row_of": ([num_states], 0, num_rows),
-        "first_edge": ([num_states + 1], 0, num_edges + 1),
         "tokens": ([num_edges], 0, vocab_size),
         "targets": ([num_edges], -1, num_states),
+        "first_edge": ([num_states + 1], 0, num_edges + 1),
         "distance": ([num_states], 0, UNREACHABLE + 1),
         "ends": ([num_states], 0, 2),
     }

@@ -172,7 +172,8 @@ def search(
         finish = jnp.broadcast_to(finish, best.shape).astype(jnp.int32)
         lengths = jnp.full(best.shape, position + 1)
         ended = _best(num_beams, state.ended, (sequences, weighted, best, finish, lengths))
-        broken = jnp.any(~jnp.isfinite(jnp.max(logits.reshape(batch, -1), axis=1)) & ~state.done)
+        highest = jnp.max(logits, axis=-1).reshape(shape)
+        broken = jnp.any(~jnp.isfinite(highest) & ~state.done[:, None])
         ended = ended._replace(failed=jnp.where(broken, position, jnp.int32(-1)))
 
         open_log_probs, kept = jax.lax.top_k(jnp.where(ends, _NEVER, best), num_beams)

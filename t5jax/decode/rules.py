@@ -1,8 +1,8 @@
 """What may be written next: each rule changes the scores of a step, most by ruling tokens out.
 
 Scores are logits, or in a beam search log-probabilities; a token that is out has -inf.  The rules
-and their order are those of Hugging Face transformers.  Shape letters: R rows of a decoding loop,
-beams innermost, W written positions, V vocabulary.
+and their order are those of Hugging Face transformers, but for the automaton, which has the last
+word.  Shape letters: R rows of a decoding loop, beams innermost, W written positions, V vocabulary.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ class Rules:
       forced_first: the only first token.
       forced_last: the only token at the limit.
       suppressed: True for tokens that are always out.
-      first_suppressed: True for tokens that are out as the first.
+      first_suppressed: True for tokens that are out as the first, or behind `forced_first`.
       stop: an automaton that ends a row when it arrives at an end; it rules nothing out.
       no_repeat_ngram: no sequence of so many tokens occurs twice; 0 is off.
     """
@@ -74,10 +74,6 @@ class Rules:
         if self.min_tokens is not None:
             early = (context.num_new < self.min_tokens)[:, None]
             scores = _rule_out(scores, early & _is(eos_id, scores))
-        if self.automaton is not None:
-            remaining = context.limit - context.num_new
-            may = automaton.allowed(self.automaton, context.states, remaining)
-            scores = _rule_out(scores, ~may)
         if self.forced_first is not None:
             scores = _force(scores, self.forced_first, context.num_new == 0)
         if self.forced_last is not None:
@@ -85,8 +81,15 @@ class Rules:
         if self.suppressed is not None:
             scores = _rule_out(scores, self.suppressed[None])
         if self.first_suppressed is not None:
-            first = (context.num_new == 0)[:, None]
-            scores = _rule_out(scores, first & self.first_suppressed[None])
+            # A forced token leaves no choice; the one behind it is the first that is chosen.
+            first = 0 if self.forced_first is None else 1
+            here = (context.num_new == first)[:, None]
+            scores = _rule_out(scores, here & self.first_suppressed[None])
+        if self.automaton is not None:
+            # Last, for a forced token too must be one that it allows.
+            remaining = context.limit - context.num_new
+            may = automaton.allowed(self.automaton, context.states, remaining)
+            scores = _rule_out(scores, ~may)
         return scores
 
 

@@ -1,0 +1,201 @@
+"""Answers to a whole file: in its order, each exactly once, whatever happens on the way."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
+
+from t5jax import answers, files, loading, programs, textfiles
+from t5jax.constraints import Ids
+from t5jax.decode.automaton import Automaton
+from t5jax.options import Options
+from t5jax.text2text import Text2Text
+
+_FORMATS = (".txt", ".jsonl")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate(Options):
+    """Write an answer to every line or row of a file.
+
+    Inputs are computed by length, answers come in their order.  What is done is kept beside the
+    output, in OUTPUT.partial: after a crash or Ctrl-C, the same command goes on from there.
+    """
+
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """Folder, file or hub id of any format that t5jax loads."""
+    input: Annotated[str, arg(metavar="FILE")]
+    """.txt, .jsonl, .json, .csv, .tsv or .parquet, compressed or not."""
+    output: Annotated[str, arg(metavar="FILE")]
+    """.txt with a line for each answer, or .jsonl with objects that hold input, output and
+    finish_reason."""
+    column: str = "text"
+    """Column or key of the input that holds the text."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type to hold weights and to compute in."""
+    weights: Literal["float", "int8"] = "float"
+    """int8 rounds weights, which is fastest on a CPU, and tells what that changes."""
+    revision: Annotated[str | None, arg(metavar="NAME")] = None
+    """Branch, tag or commit on the hub."""
+    subfolder: Annotated[str | None, arg(metavar="FOLDER")] = None
+    """Where the model lies in a folder or repository of several."""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """Begin anew, and replace the output."""
+    truncate: FlagCreatePairsOff[bool] = False
+    """Cut inputs longer than max_input_tokens instead of refusing them."""
+    decoder_prefix: str | None = None
+    """What every answer begins with."""
+    bad_words_ids: Suppress[Sequence[Ids]] = ()
+    automaton: Suppress[Automaton | None] = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if Path(self.output).suffix not in _FORMATS:
+            raise ValueError(f"output must end in .txt or .jsonl, got {self.output!r}.")
+        if not textfiles.ending(self.input):
+            raise ValueError(f"input must end in {textfiles.KNOWN_ENDINGS}, got {self.input!r}.")
+
+
+def run(options: Generate) -> dict[str, int]:
+    """Answers every row of the input.
+
+    Returns:
+      Counts: "inputs", "resumed", "truncated" and "dead_ends".
+    Raises:
+      ValueError: an input that is too long, or a partial output of another command.
+      FileExistsError: the output is there already.
+    """
+    programs.keep()
+    output = Path(options.output).expanduser()
+    partial = output.with_name(output.name + ".partial")
+    if output.exists() and not options.overwrite:
+        raise FileExistsError(f"{output} must not be there yet; choose another, or --overwrite it.")
+    texts = list(textfiles.rows(options.input, options.column))
+    header = {"command": _fingerprint(options, texts), "inputs": len(texts)}
+    if options.overwrite:
+        partial.unlink(missing_ok=True)
+    done = _read(partial, header)
+    resumed = len(done)
+    t5 = loading.load(
+        options.model,
+        dtype=options.dtype,
+        weights=options.weights,
+        revision=options.revision,
+        subfolder=options.subfolder,
+    )
+    if t5.logit_error:
+        print(f"int8 weights: {t5.logit_error}")
+    given = Options.of({f.name: getattr(options, f.name) for f in dataclasses.fields(Options)})
+    encoded = t5.encode_texts("inputs", texts, given.max_input_tokens, given.truncate)
+    with _journal(partial, header, done) as write, _progress_bar(len(texts), resumed) as bar:
+        try:
+            for batch in _answer(t5, given, encoded, done):
+                write(batch)
+                done |= batch
+                bar.update(len(batch))
+        except KeyboardInterrupt:
+            print(f"\n{len(done)} of {len(texts)} answers are kept; the same command goes on.")
+            raise
+    files.write(output, "".join(_lines(output.suffix, texts, done)))
+    partial.unlink()
+    dead = sum(reason == "dead_end" for _, reason in done.values())
+    counts = {"inputs": len(texts), "resumed": resumed, "dead_ends": dead}
+    print(f"wrote {len(texts)} answers to {output}" + f", {resumed} of them before" * bool(resumed))
+    if dead:
+        print(f"note: {dead} are empty, since the constraints left nothing to write")
+    return counts
+
+
+# Place of an input -> its answer and why it ended.
+Done = dict[int, tuple[str, str]]
+
+
+def _answer(
+    t5: Text2Text, options: Options, encoded: list[list[int]], done: Done
+) -> Iterator[Done]:
+    """Answers to what is not done, in batches of inputs of similar length, shortest first."""
+    tokenizer = t5.tokenizer
+    assert tokenizer is not None  # or nothing could have been encoded
+    todo = sorted((i for i in range(len(encoded)) if i not in done), key=lambda i: len(encoded[i]))
+    for start in range(0, len(todo), options.batch_size):
+        group = todo[start : start + options.batch_size]
+        found, prefixes = t5.write_ids([encoded[i] for i in group], options, 1, places=group)
+        yield {
+            i: (answers.text_of(one, len(prefix), options, tokenizer), one.finish_reason)
+            for i, (one,), prefix in zip(group, found, prefixes, strict=True)
+        }
+
+
+def _lines(suffix: str, texts: list[str], done: Done) -> Iterator[str]:
+    for i, text in enumerate(texts):
+        answer, reason = done[i]
+        if suffix == ".jsonl":
+            record = {"input": text, "output": answer, "finish_reason": reason}
+            yield json.dumps(record, ensure_ascii=False) + "\n"
+        else:
+            # A line for each answer: a line break within one becomes a space.
+            yield " ".join(answer.splitlines()) + "\n"
+
+
+def _fingerprint(options: Generate, texts: list[str]) -> str:
+    """Equal for commands whose answers may be mixed: all that has a part in them, but no more."""
+    fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+    for name in ("output", "overwrite", "batch_size"):
+        del fields[name]
+    if Path(options.model).exists():
+        fields["model"] = os.path.abspath(options.model)
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return digest.hexdigest()
+
+
+def _read(partial: Path, header: dict[str, Any]) -> Done:
+    """What an interrupted command has left; a last line that was cut is done again."""
+    if not partial.exists():
+        return {}
+    lines = partial.read_bytes().split(b"\n")[:-1]
+    found: Done = {}
+    try:
+        if len(lines) > 1 and json.loads(lines[0]) != header:
+            raise ValueError(
+                f"{partial} must be of the same command, and it is of one with another model, "
+                "input or options; repeat that one, or begin anew with --overwrite."
+            )
+        for line in lines[1:]:
+            place, answer, reason = json.loads(line)
+            found[place] = (answer, reason)
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(
+            f"{partial} must hold answers, and it is damaged: {error}; begin anew with --overwrite."
+        ) from error
+    return found
+
+
+@contextlib.contextmanager
+def _journal(partial: Path, header: dict[str, Any], done: Done):
+    """Appends answers to the partial output, on disk before the next batch is computed."""
+    lines = [json.dumps(header)]
+    lines += [json.dumps([place, *answer]) for place, answer in done.items()]
+    files.write(partial, "\n".join(lines) + "\n")
+    with partial.open("a", encoding="utf-8") as file:
+
+        def write(batch: Done) -> None:
+            for place, answer in batch.items():
+                file.write(json.dumps([place, *answer]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+        yield write
+
+
+def _progress_bar(total: int, initial: int):
+    from tqdm import tqdm
+
+    return tqdm(total=total, initial=initial, unit="text", desc="generating", dynamic_ncols=True)

@@ -1,0 +1,202 @@
+"""A file of answers: in order, each once, also after a process was killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from t5jax import bulk
+
+LIMIT = 12
+
+
+@pytest.fixture(scope="module")
+def folder(t5, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "saved"
+    t5.save(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def keeps_no_programs(monkeypatch):
+    monkeypatch.setattr(bulk.programs, "keep", lambda: None)
+
+
+def command(folder, tmp_path, texts, *, output="out.txt", source="in.txt", **options):
+    path = tmp_path / source
+    if source.endswith(".jsonl"):
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    elif source.endswith(".txt"):
+        path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
+    return bulk.Generate(
+        model=str(folder),
+        input=str(path),
+        output=str(tmp_path / output),
+        **({"max_new_tokens": LIMIT, "dtype": "float32", "batch_size": 3} | options),
+    )
+
+
+def lines(path):
+    return Path(path).read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def test_run_writes_a_line_for_every_line_in_order(t5, texts, folder, tmp_path):
+    given = [texts[3], *texts, texts[3]]  # lines that are alike, and an empty one
+    assert "" in given
+    options = command(folder, tmp_path, given)
+    assert bulk.run(options) == {"inputs": len(given), "resumed": 0, "dead_ends": 0}
+    assert lines(options.output) == t5.generate(given, max_new_tokens=LIMIT)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.txt"]
+
+
+def test_run_writes_objects_with_input_output_and_reason(t5, texts, folder, tmp_path):
+    options = command(folder, tmp_path, texts, source="in.jsonl", output="out.jsonl", num_beams=2)
+    bulk.run(options)
+    found = [json.loads(line) for line in lines(options.output)]
+    expected = [row[0] for row in t5.answers(texts, max_new_tokens=LIMIT, num_beams=2)]
+    assert [one["input"] for one in found] == texts
+    assert [one["output"] for one in found] == [one.text for one in expected]
+    assert [one["finish_reason"] for one in found] == [one.finish_reason for one in expected]
+
+
+def test_run_draws_what_generate_draws(t5, texts, folder, tmp_path):
+    draws = {"temperature": 1.0, "seed": 5}
+    options = command(folder, tmp_path, texts, **draws)
+    bulk.run(options)
+    assert lines(options.output) == t5.generate(texts, max_new_tokens=LIMIT, **draws)
+
+
+def run_interrupted(options, *, after):
+    """Runs until Ctrl-C in front of a later batch."""
+    whole = bulk._answer
+
+    def some(*arguments):
+        for count, batch in enumerate(whole(*arguments)):
+            if count == after:
+                raise KeyboardInterrupt
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bulk, "_answer", some)
+        with pytest.raises(KeyboardInterrupt):
+            bulk.run(options)
+
+
+@pytest.mark.parametrize("cut", [0, 5])
+def test_run_goes_on_where_it_was_interrupted(t5, texts, folder, tmp_path, cut):
+    given = texts * 2
+    options = command(folder, tmp_path, given, temperature=1.0, seed=2)
+    run_interrupted(options, after=2)
+    partial = Path(options.output + ".partial")
+    assert not Path(options.output).exists()
+    content = partial.read_bytes()
+    assert content.count(b"\n") == 1 + 6
+    partial.write_bytes(content[: len(content) - cut])  # as a crash in the middle of a line
+    counts = bulk.run(options)
+    assert counts == {"inputs": len(given), "resumed": 6 - (cut > 0), "dead_ends": 0}
+    expected = t5.generate(given, max_new_tokens=LIMIT, temperature=1.0, seed=2)
+    assert lines(options.output) == expected
+    assert not partial.exists()
+
+
+def test_run_says_how_much_an_interrupted_one_keeps(texts, folder, tmp_path, capsys):
+    run_interrupted(command(folder, tmp_path, texts), after=1)
+    said = f"3 of {len(texts)} answers are kept; the same command goes on."
+    assert said in capsys.readouterr().out
+
+
+def test_run_refuses_a_partial_output_of_another_command(texts, folder, tmp_path):
+    run_interrupted(command(folder, tmp_path, texts), after=1)
+    others = (
+        {"max_new_tokens": 5},
+        {"num_beams": 2},
+        {"temperature": 1.0},
+        {"weights": "int8"},
+    )
+    for other in others:
+        with pytest.raises(ValueError, match="of one with another model, input or options"):
+            bulk.run(command(folder, tmp_path, texts, **other))
+    with pytest.raises(ValueError, match="of one with another model, input or options"):
+        bulk.run(command(folder, tmp_path, texts[1:]))
+    # How many are computed at once has no part in the answers.
+    bulk.run(command(folder, tmp_path, texts, batch_size=2))
+
+
+@pytest.mark.parametrize("damage", ["{}\n[]", '{"a"\n[]', "[1]\n[2]"])
+def test_run_refuses_a_damaged_partial_output(texts, folder, tmp_path, damage):
+    options = command(folder, tmp_path, texts)
+    Path(options.output + ".partial").write_text(damage + "\n")
+    with pytest.raises(ValueError, match="begin anew with --overwrite"):
+        bulk.run(options)
+    bulk.run(command(folder, tmp_path, texts, overwrite=True))
+    assert len(lines(options.output)) == len(texts)
+
+
+def test_run_refuses_to_replace_an_output(texts, folder, tmp_path):
+    (tmp_path / "out.txt").write_text("kept")
+    with pytest.raises(FileExistsError, match="must not be there yet; choose another"):
+        bulk.run(command(folder, tmp_path, texts))
+    assert (tmp_path / "out.txt").read_text() == "kept"
+    bulk.run(command(folder, tmp_path, texts[:2], overwrite=True))
+    assert len(lines(tmp_path / "out.txt")) == 2
+
+
+def test_run_of_an_empty_file_writes_an_empty_file(folder, tmp_path):
+    options = command(folder, tmp_path, [])
+    assert bulk.run(options)["inputs"] == 0
+    assert Path(options.output).read_bytes() == b""
+
+
+def test_run_counts_answers_that_constraints_left_empty(t5, folder, tmp_path, capsys):
+    every = list(range(t5.config.vocab_size))
+    options = command(folder, tmp_path, ["a", "b"], suppress_tokens=every)
+    assert bulk.run(options)["dead_ends"] == 2
+    assert lines(options.output) == ["", ""]
+    assert "note: 2 are empty, since the constraints left nothing" in capsys.readouterr().out
+
+
+def test_run_names_an_input_that_is_too_long(texts, folder, tmp_path):
+    with pytest.raises(ValueError, match=r"inputs\[3\] must have at most 15 tokens"):
+        bulk.run(command(folder, tmp_path, texts, max_input_tokens=15))
+    with pytest.warns(UserWarning, match="1 of 7 inputs were cut to 15 tokens"):
+        bulk.run(command(folder, tmp_path, texts, max_input_tokens=15, truncate=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output": "out.csv"}, r"output must end in \.txt or \.jsonl, got"),
+        ({"source": "in.docx"}, r"input must end in \.txt"),
+        ({"num_beams": 2, "temperature": 1.0}, "temperature must be 0 with beams"),
+        ({"min_new_tokens": 13}, "min_new_tokens must be at most max_new_tokens = 12"),
+    ],
+)
+def test_generate_refuses_options_before_it_reads(folder, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        command(folder, tmp_path, [], **options)
+
+
+def test_t5jax_generate_survives_a_kill(t5, texts, folder, tmp_path):
+    """A real process, killed when it has written some answers, and started again."""
+    given = [f"{text} {i}" for i in range(60) for text in texts[:3]]
+    options = command(folder, tmp_path, given)
+    arguments = ["--input", options.input, "--output", options.output, "--batch-size", "1"]
+    code = "from t5jax import cli; cli.entry()"
+    argv = [sys.executable, "-c", code, "generate", str(folder), *arguments]
+    argv += ["--max-new-tokens", str(LIMIT), "--dtype", "float32"]
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
+    partial = Path(options.output + ".partial")
+    with subprocess.Popen(argv, env=environment, stderr=subprocess.DEVNULL) as process:
+        while not (partial.exists() and partial.read_bytes().count(b"\n") > 20):
+            assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+    assert not Path(options.output).exists()
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "of them before" in done.stdout
+    assert lines(options.output) == t5.generate(given, max_new_tokens=LIMIT)
+    assert not partial.exists()

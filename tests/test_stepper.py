@@ -1,0 +1,134 @@
+"""One token at a time, several beams an input, in every type: as with all targets at once."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5jax import model, products, quantize
+
+S, T = 9, 7
+LENGTHS = (9, 5, 1)  # of three inputs
+BEAMS = 2
+
+RNG = np.random.default_rng(0)
+MASK = np.arange(S) < np.array(LENGTHS)[:, None]
+TOKENS = (RNG.integers(2, 97, (3, S)) * MASK).astype(np.int32)
+TARGETS = RNG.integers(2, 97, (3 * BEAMS, T)).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "num_beams"))
+def by_steps(config, params, tokens, mask, targets, num_beams):
+    """[R, T, V], and the last cache, which has more room than tokens."""
+    bound = model.bind(config, params)
+    states = bound.encode(tokens, encoder_mask=mask)
+    step, cache = bound.decoding(states, encoder_mask=mask, max_len=T + 3, num_beams=num_beams)
+
+    def one(cache, row):
+        logits, cache = step(row, cache)
+        return cache, logits
+
+    cache, logits = jax.lax.scan(one, cache, targets.T)
+    return logits.swapaxes(0, 1), cache
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def at_once(config, params, tokens, mask, targets):
+    return model.bind(config, params)(tokens, targets, encoder_mask=mask)
+
+
+@pytest.fixture(scope="module")
+def exact(tiny_config, tiny_params):
+    """float32 logits of all rows, inputs repeated: [6, T, V]."""
+    inputs = TOKENS.repeat(BEAMS, axis=0), MASK.repeat(BEAMS, axis=0)
+    return np.asarray(at_once(tiny_config, tiny_params, *inputs, TARGETS))
+
+
+def test_step_with_several_beams_equals_every_row_with_its_own_input(
+    tiny_config, tiny_params, exact
+):
+    found, cache = by_steps(tiny_config, tiny_params, TOKENS, MASK, TARGETS, BEAMS)
+    # Five layers of float32 sums; logits of size 1 to 4.
+    np.testing.assert_allclose(found, exact, rtol=0, atol=4e-5)
+    assert int(cache.position) == T
+    assert [keys.shape for keys in cache.keys] == [(6, 3, T + 3, 5)] * 3
+    for part in (*cache.keys, *cache.values):
+        assert not np.asarray(part)[:, :, T:].any()  # room that nothing was written to
+        assert np.asarray(part)[:, :, :T].any(axis=-1).all()
+
+
+def test_step_of_bfloat16_is_close_and_gives_float32(tiny_config, tiny_params, exact):
+    config = tiny_config.replace(dtype="bfloat16")
+    found, cache = by_steps(config, tiny_params, TOKENS, MASK, TARGETS, BEAMS)
+    assert found.dtype == jnp.float32
+    assert {part.dtype for part in (*cache.keys, *cache.values)} == {jnp.dtype("bfloat16")}
+    # Some 20 roundings of relative size 2**-9 on the way, which add up like a random walk.
+    error = np.sqrt(np.mean((np.asarray(found) - exact) ** 2)) / exact.std()
+    assert 1e-3 < error < 5e-2
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_step_with_int8_kernels_equals_float_kernels_of_their_values(
+    tiny_config, tiny_params, exact, tied
+):
+    config, params = tiny_config, tiny_params
+    if tied:
+        config = config.replace(tie_embeddings=True)
+        params = {name: part for name, part in params.items() if name != "output"}
+    rounded, _ = quantize.to_int8(params, config)
+    widened = jax.tree.map(
+        lambda leaf: leaf.widen(jnp.float32) if products.is_kernel(leaf) else leaf,
+        rounded,
+        is_leaf=products.is_kernel,
+    )
+    if tied:
+        kernel = params["token_embedder"]["embedding"].T
+        widened["output"] = {"kernel": products.quantize(kernel).widen(jnp.float32)}
+    inputs = TOKENS.repeat(BEAMS, axis=0), MASK.repeat(BEAMS, axis=0)
+    expected = at_once(config.replace(tie_embeddings=False), widened, *inputs, TARGETS)
+    found, _ = by_steps(config, rounded, TOKENS, MASK, TARGETS, BEAMS)
+    assert found.dtype == jnp.float32
+    # Activations of sixteen bits, through five layers: 1e-4 of what the weights have lost.
+    scale = float(np.std(expected))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-3 * scale)
+    if not tied:
+        assert np.abs(np.asarray(found) - exact).max() > 2e-2 * scale
+
+
+def test_stepper_joins_queries_keys_and_values_of_every_layer(tiny_config, tiny_params):
+    stepper = jax.jit(lambda params: model.bind(tiny_config, params).stepper())(tiny_params)
+    layers = tiny_params["decoder"]["layers"]["self_attention"]
+    assert len(stepper.blocks) == len(stepper.biases) == 3
+    for i, block in enumerate(stepper.blocks):
+        parts = [np.asarray(layers[name][i]) for name in ("query", "key", "value")]
+        joined = block.self_attention.joined.get_value()
+        np.testing.assert_array_equal(joined, np.concatenate(parts, axis=1))
+        assert block.self_attention.query is None
+
+
+def test_stepper_holds_weights_in_the_type_that_is_computed_in(tiny_config, tiny_params):
+    config = tiny_config.replace(dtype="bfloat16")
+    rounded, _ = quantize.to_int8(tiny_params, config)
+    for params in (tiny_params, rounded):
+        stepper = jax.jit(lambda params: model.bind(config, params).stepper())(params)
+        for block in stepper.blocks:
+            leaves = jax.tree.leaves(block, is_leaf=products.is_kernel)
+            kinds = {leaf.dtype.name for leaf in leaves if not products.is_kernel(leaf)}
+            assert kinds == {"bfloat16"}
+            scales = {leaf.scale.dtype.name for leaf in leaves if products.is_kernel(leaf)}
+            assert scales <= {"float32"}
+
+
+def test_step_of_a_decoder_whose_layers_have_biases_of_their_own(tiny_config):
+    config = tiny_config.replace(relative_bias_per_layer=True)
+    rng = np.random.default_rng(3)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.4 * rng.normal(size=leaf.shape), leaf.dtype),
+        model.abstract_params(config),
+    )
+    inputs = TOKENS.repeat(BEAMS, axis=0), MASK.repeat(BEAMS, axis=0)
+    expected = at_once(config, params, *inputs, TARGETS)
+    found, _ = by_steps(config, params, TOKENS, MASK, TARGETS, BEAMS)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=4e-5)
