@@ -34,12 +34,15 @@ def buckets(max_length: int) -> list[int]:
 def pad_batch(
     sequences: Sequence[Sequence[int]], *, pad_id: int, num_rows: int | None = None
 ) -> tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
-    """Ids and mask, padded to the bucket of the longest sequence and to `num_rows` rows."""
+    """Ids and mask, padded to the bucket of the longest sequence and to `num_rows` rows.
+
+    An id below 0 is a position that is masked, in the middle of a sequence too.
+    """
     length = bucket(max((len(s) for s in sequences), default=1))
     rows = [*sequences, *[[]] * ((num_rows or len(sequences)) - len(sequences))]
-    tokens = batches.pad(rows, length=length, pad_id=pad_id)
-    mask = np.arange(length)[None, :] < np.array([len(s) for s in rows])[:, None]
-    return tokens, mask
+    tokens = batches.pad(rows, length=length, pad_id=-1)
+    mask = tokens >= 0
+    return np.where(mask, tokens, np.int32(pad_id)), mask
 
 
 def rows_bucket(count: int) -> int:

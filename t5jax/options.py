@@ -14,8 +14,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(Strategy, Constraints):
+class Options(Constraints, Strategy):
     """How answers are searched for, what they may hold, and how inputs are computed.
+
+    The fields are those of `t5jax.strategy.Strategy`, of `t5jax.constraints.Constraints`, and:
 
     Attributes:
       max_new_tokens: most tokens of an answer, EOS included, the prefix not.

@@ -1,5 +1,6 @@
 """What `t5jax.load` returns: a model with its parameters and tokenizer, from text to text."""
 
+import functools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -10,13 +11,9 @@ from jaxtyping import Array, Bool, Int
 
 from t5jax import answers, buckets, pretrained, quantize
 from t5jax.answers import Answer
-from t5jax.config import T5Config
-from t5jax.model import Params
 from t5jax.options import Given, Options, shown
 from t5jax.pieces import Pieces
-from t5jax.quantize import LogitError
 from t5jax.reader import Reader, check_positive
-from t5jax.tokenizer import Tokenizer
 from t5jax.writer import FinishReason, Writer, Written
 
 
@@ -45,21 +42,9 @@ class Text2Text(Reader):
       logit_error: what rounding the weights has changed, if they were rounded.
     """
 
-    def __init__(
-        self,
-        config: T5Config,
-        params: Params,
-        tokenizer: Tokenizer | None,
-        *,
-        logit_error: LogitError | None = None,
-    ):
-        """Checks that all fit together.
-
-        Raises:
-          ValueError: parameters of other shapes, or a tokenizer with more ids than embeddings.
-        """
-        super().__init__(config, params, tokenizer, logit_error=logit_error)
-        self._writer = Writer(config, params)
+    @functools.cached_property
+    def _writer(self) -> Writer:
+        return Writer(self.config, self.params)
 
     @shown
     def generate(self, texts: Sequence[str], **options: Unpack[Given]) -> list[str]:
@@ -205,7 +190,7 @@ class Text2Text(Reader):
                 f"ids must be in [0, vocab_size = {self.config.vocab_size}), got "
                 f"{tokens.min()} to {tokens.max()}; another tokenizer made them."
             )
-        inputs = [row[kept.astype(bool)].tolist() for row, kept in zip(tokens, mask, strict=True)]
+        inputs = [_between(row) for row in np.where(mask, tokens.astype(np.int64), -1)]
         found, prefixes = self.write_ids(inputs, given, 1)
         width = given.max_new_tokens + max(map(len, prefixes), default=0)
         ids = np.full((len(found), width), self.config.pad_id, np.int32)
@@ -281,3 +266,9 @@ class Text2Text(Reader):
         )
         limit = options.max_new_tokens
         return prefixes, options.rules(self.config, self._tokenizer, max_new_tokens=limit)
+
+
+def _between(ids: np.ndarray) -> list[int]:
+    """A row without the masked positions, below 0, at its ends; only distances count in T5."""
+    (kept,) = np.nonzero(ids >= 0)
+    return ids[kept[0] : kept[-1] + 1].tolist() if len(kept) else []

@@ -12,7 +12,7 @@ from t5jax.decode import loop
 from t5jax.decode.rules import Rules
 from t5jax.model import Params
 from t5jax.options import Options
-from t5jax.stepper import Stepper
+from t5jax.stepper import Cache, Step, Stepper
 
 FinishReason = Literal["eos", "length", "stop", "dead_end"]
 _REASONS: dict[int, FinishReason] = {
@@ -124,16 +124,19 @@ class Writer:
                         del open_rows[i]
                 yield grown
 
-    def _start(self, batch: "_Batch", tokens, mask) -> tuple[Any, loop.State]:
-        step, cache = generate.read(
+    def _read(self, batch: "_Batch", tokens, mask, num_beams: int) -> tuple[Step, Cache]:
+        return generate.read(
             self.params,
             self.stepper,
             tokens,
             mask,
             config=self.config,
             max_len=batch.prefix.shape[1] + batch.max_len,
-            num_beams=batch.per_input,
+            num_beams=num_beams,
         )
+
+    def _start(self, batch: "_Batch", tokens, mask) -> tuple[Step, loop.State]:
+        step, cache = self._read(batch, tokens, mask, batch.per_input)
         state = generate.start(
             cache, batch.rows, batch.prefix, config=self.config, max_len=batch.max_len
         )
@@ -163,15 +166,7 @@ class Writer:
     def _search(
         self, batch: "_Batch", tokens, mask, options: Options, rules: Rules
     ) -> list[list[Written]]:
-        step, cache = generate.read(
-            self.params,
-            self.stepper,
-            tokens,
-            mask,
-            config=self.config,
-            max_len=batch.prefix.shape[1] + batch.max_len,
-            num_beams=options.num_beams,
-        )
+        step, cache = self._read(batch, tokens, mask, options.num_beams)
         found = generate.search(
             step,
             cache,

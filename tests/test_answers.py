@@ -138,7 +138,7 @@ def test_prefix_has_log_probabilities_and_counts_in_no_score(t5, short):
 # Alternatives and attention.
 
 
-@pytest.mark.parametrize("count", [1, 5, 97])
+@pytest.mark.parametrize("count", [3, 97])
 def test_alternatives_are_the_likeliest_tokens_in_the_place_of_each(t5, short, count):
     found = t5.answers(short[:2], max_new_tokens=LIMIT, num_alternatives=count)
     for text, (answer,) in zip(short, found, strict=False):
@@ -202,7 +202,7 @@ def test_finish_reasons_tell_eos_length_stop_and_dead_end(t5, short):
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"temperature": 1.0}])
 def test_answers_that_constraints_leave_nothing_to_are_dead_ends(t5, short, options):
     (token, *_) = t5.tokenizer.encode("the baker")
-    for given in ({}, {"decoder_prefix": "my sister"}):
+    for given in ({}, {"decoder_prefix": "my sister"})[: 1 if options else 2]:
         found = t5.answers(
             short,
             allowed_texts=["the baker"],

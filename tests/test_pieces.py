@@ -43,8 +43,9 @@ def check(found, sequences, **options):
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_joined_are_the_text_in_every_script(kinds, kind, stop_strings):
     found = kinds[kind]
-    early = check(found, [found.encode(text) for text in TEXTS], stop_strings=stop_strings)
-    assert early > 300
+    texts = TEXTS[:200] if stop_strings else TEXTS
+    early = check(found, [found.encode(text) for text in texts], stop_strings=stop_strings)
+    assert early > 0.6 * len(texts)
 
 
 def test_texts_are_of_every_script_and_come_back(kinds):
@@ -64,7 +65,7 @@ def test_pieces_joined_are_the_text_of_any_ids(kinds, kind, stop_strings):
     """Padding, ends, sentinels, foreign ids and broken characters among them."""
     found = kinds[kind]
     rng = np.random.default_rng(0)
-    sequences = [rng.integers(0, found.vocab_size + 3, rng.integers(0, 30)) for _ in range(300)]
+    sequences = [rng.integers(0, found.vocab_size + 3, rng.integers(0, 30)) for _ in range(150)]
     check(found, [ids.tolist() for ids in sequences], stop_strings=stop_strings)
 
 
