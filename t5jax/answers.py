@@ -29,8 +29,8 @@ class Answer(NamedTuple):
     ids: list[int]
     """With the prefix, and with EOS unless something else ended it."""
     finish_reason: FinishReason
-    """Why it ended: "eos", the limit ("length"), a stop string ("stop"), or because constraints
-    left no token to write ("dead_end"), and then there is no text."""
+    """Why it ended: "eos", the limit ("length"), a stop string or an automaton's end ("stop"), or
+    because constraints left no token to write ("dead_end"), and then there is no text."""
     score: float
     """What answers are ranked by: `log_prob`, in a beam search divided by the length's penalty."""
     log_prob: float

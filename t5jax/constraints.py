@@ -27,7 +27,7 @@ class Constraints:
       forced_bos_token_id: the first token behind the prefix.
       forced_eos_token_id: the last token, if an answer reaches the limit.
       suppress_tokens: ids that are never written.
-      begin_suppress_tokens: ids that are not written first.
+      begin_suppress_tokens: ids that are not written first; behind a forced first token, second.
       repetition_penalty: logits of tokens that occur already are divided by it if positive, and
         multiplied if negative; above 1 they become less likely.  (arXiv:1909.05858, section 4.1)
       no_repeat_ngram_size: no sequence of so many tokens occurs twice; 0 is off.
@@ -73,18 +73,9 @@ class Constraints:
             raise ValueError("allowed_texts must hold a text to write, got none.")
         if self.allowed_texts is not None and self.automaton is not None:
             raise ValueError("allowed_texts and automaton must not both be given; use one.")
-        forced = {
-            "forced_bos_token_id": (*self.suppress_tokens, *self.begin_suppress_tokens),
-            "forced_eos_token_id": tuple(self.suppress_tokens),
-        }
-        for name, suppressed in forced.items():
-            if getattr(self, name) is not None and getattr(self, name) in suppressed:
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            if getattr(self, name) in self.suppress_tokens:
                 raise ValueError(f"{name} = {getattr(self, name)} must not be suppressed too.")
-
-    @property
-    def can_dead_end(self) -> bool:
-        """Whether rules together could leave no token to write."""
-        return self.allowed_texts is not None or self.automaton is not None
 
     def rules(self, config: T5Config, tokenizer: Tokenizer | None, *, max_new_tokens: int) -> Rules:
         """The constraints as arrays.

@@ -490,6 +490,19 @@ def test_search_reports_a_single_beam_that_is_not_finite(weights, bad):
     assert run(broken, num_beams=3, starts=(2,)).failed == 1
 
 
+def test_search_ends_where_an_automaton_does(weights):
+    """Two tokens, no EOS: all pairs, and nothing else."""
+    tokens = [token for token in range(VOCAB) if token != EOS]
+    edges = {state: {token: state + 1 for token in tokens} for state in (0, 1)}
+    pairs = automaton.from_edges(edges, vocab_size=VOCAB, ends=[2])
+    found = run(weights, num_beams=32, rules=Rules(automaton=pairs))
+    for row, start in enumerate(STARTS):
+        exact = all_sequences(weights, start, 2, stops=lambda written: len(written) == 2)
+        expected = {s: total / 2 for s, total in exact.items() if EOS not in s}
+        best = sorted(expected, key=expected.__getitem__, reverse=True)
+        assert sequences_of(found, row) == [(s, loop.STOP) for s in best]
+
+
 def test_search_finds_nothing_in_a_dead_end(weights):
     nothing = Rules(suppressed=jnp.ones(VOCAB, bool))
     found = run(weights, num_beams=3, rules=nothing, prefixes=PREFIXES)

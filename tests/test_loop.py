@@ -347,6 +347,16 @@ def test_decode_stops_at_a_stop_string(table, string, prefixes):
     assert found.finish.tolist() == finish
 
 
+def test_decode_ends_where_an_automaton_does(table):
+    """Without EOS: at the second 5, however long the way to it is."""
+    others = {token: 0 for token in range(V) if token not in (EOS, 5)}
+    edges = {0: {**others, 5: 1}, 1: {**{token: 1 for token in others}, 5: 2}}
+    twice = automaton.from_edges(edges, vocab_size=V, ends=[2])
+    found = decode(table, (3, 4, 5), ((), (), (5,)), rules=Rules(automaton=twice))
+    assert behind_start(found) == [[4, 5, 3, 4, 5], [5, 3, 4, 5], [5, 3, 4, 5, 3, 4, 5]]
+    assert found.finish.tolist() == [loop.STOP] * 3
+
+
 def test_decode_names_a_stop_string_at_the_limit_stop(table):
     stop = automaton.matcher([b"e"], PIECES, vocab_size=V)
     found = decode(table, (3, 4), rules=Rules(stop=stop), limit=2)

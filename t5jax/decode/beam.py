@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from t5jax.decode import automaton
 from t5jax.decode.loop import EOS, LIMIT, STOP, Step
-from t5jax.decode.rules import Context, Rules
+from t5jax.decode.rules import Context, Rules, ended_in
 
 # Far below any log-probability, and finite, so that differences of two are numbers.
 _NEVER = -1.0e9
@@ -157,9 +157,10 @@ def search(
         finish = jnp.where(count + 1 == limit, LIMIT, 0)[:, None]
         if rules.automaton is not None:
             allowed = jnp.where(beginning, allowed, _advance(rules.automaton, allowed, tokens))
+            finish = jnp.where(ended_in(rules.automaton, allowed), STOP, finish)
         if rules.stop is not None:
             stopping = jnp.where(beginning, stopping, _advance(rules.stop, stopping, tokens))
-            finish = jnp.where(rules.stop.ends[stopping] & ~beginning, STOP, finish)
+            finish = jnp.where(ended_in(rules.stop, stopping), STOP, finish)
         finish = jnp.where((tokens == eos_id) & ~beginning, EOS, finish)
         possible = best > _NEVER / 2
         ends = finish > 0

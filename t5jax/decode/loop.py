@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from t5jax.decode import automaton
-from t5jax.decode.rules import Context, Rules
+from t5jax.decode.rules import Context, Rules, ended_in
 
 Step = Callable[[Int[Array, " B"], Any], tuple[Float[Array, "B V"], Any]]
 Choose = Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]]
 
-# Why a row has ended: EOS, the limit, a stop string, or because every token was ruled out.
+# Why a row has ended: EOS, the limit, the end of an automaton, or because every token was ruled out.
 GOING_ON, EOS, LIMIT, STOP, DEAD_END = range(5)
 
 
@@ -132,10 +132,11 @@ def decode(
         if rules.automaton is not None:
             following = automaton.advance(rules.automaton, allowed, chosen)
             allowed = jnp.where(in_prefix, allowed, following)
+            finish = jnp.where(ended_in(rules.automaton, allowed), STOP, finish)
         if rules.stop is not None:
             following = automaton.advance(rules.stop, stopping, chosen)
             stopping = jnp.where(in_prefix, stopping, following)
-            finish = jnp.where(rules.stop.ends[stopping], STOP, finish)
+            finish = jnp.where(ended_in(rules.stop, stopping), STOP, finish)
         finish = jnp.where(~in_prefix & (chosen == eos_id), EOS, finish)
         finish = jnp.where(dead, DEAD_END, finish)
         # NaN and infinity pass through a maximum.

@@ -93,6 +93,11 @@ class Rules:
         return scores
 
 
+def ended_in(of: Automaton, states: Int[Array, "*A"]) -> Bool[Array, "*A"]:
+    """Whether an automaton has arrived at an end."""
+    return (states >= 0) & of.ends[states]
+
+
 def penalize_repetition(
     scores: Float[Array, "R V"], context: Context, penalty: Float[Array, ""]
 ) -> Float[Array, "R V"]:
