@@ -150,6 +150,11 @@ class Constraints:
         if given is None:
             return [[]] * count
         listed = [given] * count if isinstance(given, str) else list(given)
+        if not all(isinstance(one, Sequence | np.ndarray) for one in listed):
+            raise ValueError(
+                "decoder_prefix must be one text, or a list of texts or lists of ids, got "
+                f"{given!r:.60}; ids of one prefix belong in a list of their own."
+            )
         if len(listed) != count:
             raise ValueError(
                 f"decoder_prefix must be one text, or one for each of {count} inputs, got "

@@ -5,6 +5,7 @@ roundabout way there.  Shape letters: I input features, O output features.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -67,17 +68,17 @@ def multiply(x: Float[Array, "*A I"], kernel: Kernel) -> Float[Array, "*A O"]:
     Positions are made one axis first: the kernel's gradient is then a plain matrix product too,
     where XLA would transpose whole activations on a CPU.
     """
-    flat = x.reshape(-1, x.shape[-1])
+    flat = _flat(x)
     if isinstance(kernel, Int8Kernel):
         product = _multiply_int8(flat, kernel).astype(x.dtype)
     else:
         product = contract("ai,io->ao", flat, kernel.astype(x.dtype))
-    return product.reshape(*x.shape[:-1], -1)
+    return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def multiply_wide(x: Float[Array, "*A I"], kernel: Kernel) -> Float[Array, "*A O"]:
     """`multiply` with a float32 result, in the wider of the two types."""
-    flat = x.reshape(-1, x.shape[-1])
+    flat = _flat(x)
     if isinstance(kernel, Int8Kernel):
         product = _multiply_int8(flat, kernel)
     elif x.dtype == kernel.dtype:
@@ -86,7 +87,7 @@ def multiply_wide(x: Float[Array, "*A I"], kernel: Kernel) -> Float[Array, "*A O
         product = wide[: len(flat)]
     else:
         product = flat.astype(jnp.float32) @ kernel.astype(jnp.float32)
-    return product.reshape(*x.shape[:-1], -1)
+    return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def contract(subscripts: str, x: Array, y: Array) -> Array:
@@ -125,6 +126,11 @@ def _multiply_int8(x: Float[Array, "A I"], kernel: Int8Kernel) -> Float[Array, "
     product = jnp.einsum("ai,io->ao", rows, kernel.values, preferred_element_type=jnp.int32)
     product = product.astype(jnp.float32)
     return (product[:count] + product[count:] / _FINE) * (largest / _COARSE) * kernel.scale[None]
+
+
+def _flat(x: Float[Array, "*A I"]) -> Float[Array, "rows I"]:
+    # Counted, since reshape cannot infer it of an empty array.
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _two_rows(x: Array) -> Array:

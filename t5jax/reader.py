@@ -1,5 +1,6 @@
 """What a model makes of texts that it is given: states, embeddings, and how likely answers are."""
 
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -210,6 +211,7 @@ class Reader:
             width = max(map(len, listed))
             if not width:
                 return listed
+            width = buckets.rows_bucket(width)
             targets, _ = buckets.pad_batch(
                 [ids for row in listed for ids in [*row, *[[]] * (width - len(row))]],
                 pad_id=self.config.pad_id,
@@ -221,11 +223,7 @@ class Reader:
                 for i, row in enumerate(listed)
             ]
 
-        return (
-            self._run(encoded, run, max(1, batch_size // max(widest, 1)))
-            if widest
-            else [[] for _ in wanted]
-        )
+        return self._run(encoded, run, max(1, batch_size // max(widest, 1)))
 
     def rank(
         self,
@@ -298,12 +296,20 @@ class Reader:
             shown = ", ".join(f"{name}[{i}]" for i in long[:3]) + ", ..." * (len(long) > 3)
             warnings.warn(
                 f"{len(long)} of {len(texts)} {name} were cut to {limit} tokens: {shown}.",
-                stacklevel=4,
+                stacklevel=_first_outside(),
             )
         return encoded
 
     def _run(self, encoded, run, batch_size: int) -> list[Any]:
         return buckets.by_length(encoded, run, batch_size=batch_size, pad_id=self.config.pad_id)
+
+
+def _first_outside() -> int:
+    """The stack level, as of the caller, of the first frame that is not in this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("t5jax."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def check_list(name: str, texts: Sequence[str]) -> None:

@@ -109,7 +109,7 @@ class Writer:
             batch = _Batch.of(self.config, prefixes, options, rows, numbers, 1)
             step, state = self._start(batch, tokens, mask)
             open_rows = {i: int(row) for i, row in enumerate(rows) if row >= 0}
-            most = batch.prefix.shape[1] + 1
+            most = 1 + min(int(batch.prefix_lens[i]) for i in open_rows)
             while open_rows:
                 state = self._advance(batch, step, state, options, rules, most)
                 most = 1

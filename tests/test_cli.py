@@ -149,7 +149,9 @@ def test_t5jax_suggests_the_option_that_was_meant(t5jax):
     assert "--encoder-only" in err
 
 
-@pytest.mark.parametrize("arguments", [[], ["explode"], ["convert"], ["inspect", "a", "b"], ["generate", "a"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["explode"], ["convert"], ["inspect", "a", "b"], ["generate", "a"]]
+)
 def test_t5jax_refuses_what_is_no_command(t5jax, arguments):
     status, out, err = t5jax(*arguments)
     assert (status, out) == (2, "")

@@ -13,7 +13,7 @@ from t5jax.decode.rules import Context, Rules, ended_in
 Step = Callable[[Int[Array, " B"], Any], tuple[Float[Array, "B V"], Any]]
 Choose = Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]]
 
-# Why a row has ended: EOS, the limit, the end of an automaton, or because every token was ruled out.
+# Why a row has ended: EOS, the limit, an end of an automaton, or every token was ruled out.
 GOING_ON, EOS, LIMIT, STOP, DEAD_END = range(5)
 
 
