@@ -493,7 +493,7 @@ def test_search_reports_a_single_beam_that_is_not_finite(weights, bad):
 def test_search_ends_where_an_automaton_does(weights):
     """Two tokens, no EOS: all pairs, and nothing else."""
     tokens = [token for token in range(VOCAB) if token != EOS]
-    edges = {state: {token: state + 1 for token in tokens} for state in (0, 1)}
+    edges = {state: dict.fromkeys(tokens, state + 1) for state in (0, 1)}
     pairs = automaton.from_edges(edges, vocab_size=VOCAB, ends=[2])
     found = run(weights, num_beams=32, rules=Rules(automaton=pairs))
     for row, start in enumerate(STARTS):

@@ -350,7 +350,7 @@ def test_decode_stops_at_a_stop_string(table, string, prefixes):
 def test_decode_ends_where_an_automaton_does(table):
     """Without EOS: at the second 5, however long the way to it is."""
     others = {token: 0 for token in range(V) if token not in (EOS, 5)}
-    edges = {0: {**others, 5: 1}, 1: {**{token: 1 for token in others}, 5: 2}}
+    edges = {0: {**others, 5: 1}, 1: {**dict.fromkeys(others, 1), 5: 2}}
     twice = automaton.from_edges(edges, vocab_size=V, ends=[2])
     found = decode(table, (3, 4, 5), ((), (), (5,)), rules=Rules(automaton=twice))
     assert behind_start(found) == [[4, 5, 3, 4, 5], [5, 3, 4, 5], [5, 3, 4, 5, 3, 4, 5]]
