@@ -15,15 +15,13 @@ from t5jax.config import T5Config
 if TYPE_CHECKING:
     from t5jax.answers import Answer
     from t5jax.loading import export_hf, load
-    from t5jax.options import Options
     from t5jax.text2text import Text2Text
 
 __version__ = "0.1.0"
-__all__ = ["Answer", "Options", "T5Config", "Text2Text", "__version__", "export_hf", "load"]
+__all__ = ["Answer", "T5Config", "Text2Text", "__version__", "export_hf", "load"]
 
 _LAZY = {
     "Answer": "answers",
-    "Options": "options",
     "Text2Text": "text2text",
     "export_hf": "loading",
     "load": "loading",

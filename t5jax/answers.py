@@ -108,7 +108,7 @@ def describe(
                     else None
                 ),
                 cross_attention=(
-                    attention[place][:, :, :length, : len(inputs[place])]
+                    attention[place][:, :, :length, : len(inputs[place])].copy()
                     if attention is not None
                     else None
                 ),

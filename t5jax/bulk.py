@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import filelock
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
 from t5jax import answers, files, loading, programs, textfiles
@@ -46,7 +47,7 @@ class Generate(Options):
     subfolder: Annotated[str | None, arg(metavar="FOLDER")] = None
     """Where the model lies in a folder or repository of several."""
     overwrite: FlagCreatePairsOff[bool] = False
-    """Begin anew, and replace the output."""
+    """Replace the output, and what another command has left beside it."""
     truncate: FlagCreatePairsOff[bool] = False
     """Cut inputs longer than max_input_tokens instead of refusing them."""
     decoder_prefix: str | None = None
@@ -66,21 +67,33 @@ def run(options: Generate) -> dict[str, int]:
     """Answers every row of the input.
 
     Returns:
-      Counts: "inputs", "resumed", "truncated" and "dead_ends".
+      Counts: "inputs", "resumed" and "dead_ends".
     Raises:
       ValueError: an input that is too long, or a partial output of another command.
-      FileExistsError: the output is there already.
+      FileExistsError: the output is there already, or another process writes it.
     """
     programs.keep()
     output = Path(options.output).expanduser()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(output.with_name(output.name + ".lock"))
+    try:
+        with lock.acquire(timeout=0):
+            counts = _run(options, output)
+            Path(lock.lock_file).unlink(missing_ok=True)
+            return counts
+    except filelock.Timeout:
+        raise FileExistsError(
+            f"{output} must be written by one process, and another one does; wait for it."
+        ) from None
+
+
+def _run(options: Generate, output: Path) -> dict[str, int]:
     partial = output.with_name(output.name + ".partial")
     if output.exists() and not options.overwrite:
         raise FileExistsError(f"{output} must not be there yet; choose another, or --overwrite it.")
     texts = list(textfiles.rows(options.input, options.column))
     header = {"command": _fingerprint(options, texts), "inputs": len(texts)}
-    if options.overwrite:
-        partial.unlink(missing_ok=True)
-    done = _read(partial, header)
+    done = _read(partial, header, anew=options.overwrite)
     resumed = len(done)
     t5 = loading.load(
         options.model,
@@ -146,36 +159,53 @@ def _lines(suffix: str, texts: list[str], done: Done) -> Iterator[str]:
 def _fingerprint(options: Generate, texts: list[str]) -> str:
     """Equal for commands whose answers may be mixed: all that has a part in them, but no more."""
     fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
-    for name in ("output", "overwrite", "batch_size"):
+    for name in ("input", "column", "output", "overwrite", "batch_size"):
         del fields[name]
-    if Path(options.model).exists():
-        fields["model"] = os.path.abspath(options.model)
+    fields["dtype"] = loading.resolve_dtype(options.dtype)
+    model = Path(options.model).expanduser()
+    if model.exists():
+        found = sorted(model.rglob("*")) if model.is_dir() else [model]
+        stats = [(str(file), file.stat()) for file in found if file.is_file()]
+        fields["model"] = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
     for text in texts:
         digest.update(hashlib.sha256(text.encode()).digest())
     return digest.hexdigest()
 
 
-def _read(partial: Path, header: dict[str, Any]) -> Done:
-    """What an interrupted command has left; a last line that was cut is done again."""
-    if not partial.exists():
-        return {}
-    lines = partial.read_bytes().split(b"\n")[:-1]
+def _read(partial: Path, header: dict[str, Any], *, anew: bool) -> Done:
+    """What an interrupted command has left; a last line that was cut is done again.
+
+    Args:
+      partial: may be absent.
+      header: of this command.
+      anew: leave out what another command has left, or what is damaged, instead of refusing it.
+    """
+    lines = partial.read_bytes().split(b"\n")[:-1] if partial.exists() else []
     found: Done = {}
+    if len(lines) < 2:
+        return found
     try:
-        if len(lines) > 1 and json.loads(lines[0]) != header:
-            raise ValueError(
-                f"{partial} must be of the same command, and it is of one with another model, "
-                "input or options; repeat that one, or begin anew with --overwrite."
-            )
+        same = json.loads(lines[0]) == header
         for line in lines[1:]:
             place, answer, reason = json.loads(line)
+            if not (place >= 0 and isinstance(answer, str) and isinstance(reason, str)):
+                raise ValueError(f"a line holds {line!r:.60}")
             found[place] = (answer, reason)
-    except (json.JSONDecodeError, TypeError) as error:
+    except (ValueError, TypeError) as error:
+        if anew:
+            return {}
         raise ValueError(
             f"{partial} must hold answers, and it is damaged: {error}; begin anew with --overwrite."
         ) from error
-    return found
+    if same:
+        return found
+    if anew:
+        return {}
+    raise ValueError(
+        f"{partial} must be of the same command, and it is of one with another model, input or "
+        "options; repeat that one, or begin anew with --overwrite."
+    )
 
 
 @contextlib.contextmanager

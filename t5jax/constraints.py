@@ -14,6 +14,8 @@ from t5jax.decode.rules import Rules
 from t5jax.tokenizer import Tokenizer
 
 Ids = Sequence[int]
+# An automaton has a state for every byte of them.
+_LONGEST_STOPS = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,11 @@ class Constraints:
         for name in ("bad_words", "stop_strings"):
             if "" in getattr(self, name):
                 raise ValueError(f"{name} must not hold the empty text, which is everywhere.")
+        if sum(map(len, self.stop_strings)) > _LONGEST_STOPS:
+            raise ValueError(
+                f"stop_strings must have at most {_LONGEST_STOPS} characters together, got "
+                f"{sum(map(len, self.stop_strings))}."
+            )
         if any(len(ids) == 0 for ids in self.bad_words_ids):
             raise ValueError("bad_words_ids must not hold the empty sequence, which is everywhere.")
         if self.allowed_texts is not None and not len(self.allowed_texts):
@@ -95,7 +102,7 @@ class Constraints:
                 f"{self.min_new_tokens}."
             )
         words = [list(ids) for ids in self.bad_words_ids]
-        words += [_need(tokenizer, "bad_words").encode(word) for word in self.bad_words]
+        words += [_spelled(word, _need(tokenizer, "bad_words")) for word in self.bad_words]
         given = {
             "bad_words_ids": [i for ids in words for i in ids],
             "suppress_tokens": self.suppress_tokens,
@@ -109,6 +116,17 @@ class Constraints:
                     raise ValueError(
                         f"{name} must be in [0, vocab_size = {vocab_size}), got {token}."
                     )
+        accepting = self.allowed_texts is not None or self.automaton is not None
+        if self.allowed_texts is not None and config.eos_id in self.suppress_tokens:
+            raise ValueError(
+                f"suppress_tokens must not hold the end of a sequence, {config.eos_id}, with "
+                "allowed_texts, which end with it."
+            )
+        if accepting and self.stop_strings:
+            raise ValueError(
+                "stop_strings must be left out with allowed_texts or an automaton, which say "
+                "themselves where an answer ends."
+            )
         if [config.eos_id] in words:
             raise ValueError(
                 f"bad_words_ids must not be the end of a sequence, got [{config.eos_id}]; use "
@@ -170,6 +188,11 @@ class Constraints:
                     f"decoder_prefix[{i}] must have at most {most} tokens, got {len(ids)}; "
                     "shorten it or raise max_input_tokens."
                 )
+            if config.eos_id in ids:
+                raise ValueError(
+                    f"decoder_prefix[{i}] must not hold the end of a sequence, {config.eos_id}, "
+                    f"got {ids}."
+                )
             if not all(0 <= token < config.vocab_size for token in ids):
                 raise ValueError(
                     f"decoder_prefix[{i}] must hold ids in [0, vocab_size = {config.vocab_size}), "
@@ -183,9 +206,7 @@ class Constraints:
         if self.allowed_texts is not None:
             texts = tuple(self.allowed_texts)
             tokenizer = _need(tokenizer, "allowed_texts")
-            found = allow(texts, tokenizer, config)
-            longest = max(texts, key=lambda text: len(tokenizer.encode(text)))
-            needed = len(tokenizer.encode(longest)) + 1
+            found, longest, needed = _allow(texts, tokenizer, config)
             if needed > max_new_tokens:
                 raise ValueError(
                     f"max_new_tokens must be at least {needed} for allowed_texts to be written to "
@@ -205,6 +226,15 @@ class Constraints:
 
 
 @functools.lru_cache(maxsize=8)
+def _allow(
+    texts: tuple[str, ...], tokenizer: Tokenizer, config: T5Config
+) -> tuple[Automaton, str, int]:
+    """`allow`, the text of most tokens, and how many those are, EOS included."""
+    lengths = {text: len(tokenizer.encode(text)) + 1 for text in texts}
+    longest = max(texts, key=lengths.__getitem__)
+    return allow(texts, tokenizer, config), longest, lengths[longest]
+
+
 def allow(texts: tuple[str, ...], tokenizer: Tokenizer, config: T5Config) -> Automaton:
     """The automaton that accepts some texts, each in the tokens that the tokenizer makes of it.
 
@@ -224,13 +254,20 @@ def allow(texts: tuple[str, ...], tokenizer: Tokenizer, config: T5Config) -> Aut
 
 @functools.lru_cache(maxsize=8)
 def _stop(tokenizer: Tokenizer, strings: tuple[str, ...], vocab_size: int) -> Automaton:
-    pieces = tokenizer.pieces()
+    pieces, first_pieces = _pieces(tokenizer)
     return automaton.matcher(
         [string.encode() for string in strings],
         pieces,
         vocab_size=vocab_size,
-        first_pieces=[_first(tokenizer, token, piece) for token, piece in enumerate(pieces)],
+        first_pieces=first_pieces,
     )
+
+
+@functools.lru_cache(maxsize=2)
+def _pieces(tokenizer: Tokenizer) -> tuple[list[bytes], list[bytes]]:
+    """What every token adds to a text, and to an empty one."""
+    pieces = tokenizer.pieces()
+    return pieces, [_first(tokenizer, token, piece) for token, piece in enumerate(pieces)]
 
 
 def _first(tokenizer: Tokenizer, token: int, piece: bytes) -> bytes:
@@ -240,6 +277,17 @@ def _first(tokenizer: Tokenizer, token: int, piece: bytes) -> bytes:
     text = tokenizer.decode([token])
     kept = len(text) - len(text.lstrip(" "))
     return b" " * kept + piece.lstrip(b" ")
+
+
+def _spelled(word: str, tokenizer: Tokenizer) -> list[int]:
+    """Ids of a bad word, which must have some and none that is shared by all unknown text."""
+    ids = tokenizer.encode(word)
+    if not ids or tokenizer.unk_id in ids:
+        raise ValueError(
+            f"bad_words must be texts that the tokenizer can write, got {word!r:.60}, which it "
+            f"writes as {tokenizer.decode(ids)!r:.60}."
+        )
+    return ids
 
 
 def _need(tokenizer: Tokenizer | None, name: str) -> Tokenizer:

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypedDict, TypeVar
 
+import numpy as np
+
 from t5jax.constraints import Constraints, Ids
 from t5jax.decode.automaton import Automaton
 from t5jax.strategy import EarlyStopping, Strategy
@@ -32,11 +34,20 @@ class Options(Constraints, Strategy):
     truncate: bool = False
 
     def __post_init__(self):
+        for name in _LISTS:
+            _check_list(name, getattr(self, name))
+        for name in _COUNTS:
+            _check_count(name, getattr(self, name))
         Strategy.__post_init__(self)
         Constraints.__post_init__(self)
         for name in ("max_new_tokens", "batch_size", "max_input_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.forced_eos_token_id is not None and self.min_new_tokens >= self.max_new_tokens:
+            raise ValueError(
+                "min_new_tokens must be less than max_new_tokens for a token to be forced at the "
+                f"limit, got {self.min_new_tokens} and {self.max_new_tokens}."
+            )
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
                 f"min_new_tokens must be at most max_new_tokens = {self.max_new_tokens}, got "
@@ -57,6 +68,47 @@ class Options(Constraints, Strategy):
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
                 raise TypeError(f"unknown option {name!r}; {hint}")
         return cls(**given)
+
+
+_LISTS = {
+    "suppress_tokens": int,
+    "begin_suppress_tokens": int,
+    "bad_words": str,
+    "bad_words_ids": Sequence,
+    "stop_strings": str,
+    "allowed_texts": str,
+}
+_COUNTS = (
+    "num_beams",
+    "top_k",
+    "seed",
+    "min_new_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "no_repeat_ngram_size",
+    "max_new_tokens",
+    "batch_size",
+    "max_input_tokens",
+)
+
+
+def _check_list(name: str, given: Any) -> None:
+    """A list can be read twice, which an iterator cannot."""
+    if given is None and name == "allowed_texts":
+        return
+    if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
+        raise ValueError(f"{name} must be a list, got {given!r:.60}.")
+    for one in given:
+        if _LISTS[name] is int:
+            _check_count(name, one)
+        elif not isinstance(one, _LISTS[name] | np.ndarray):
+            what = "texts" if _LISTS[name] is str else "lists of ids"
+            raise ValueError(f"{name} must be a list of {what}, got {one!r:.60} in it.")
+
+
+def _check_count(name: str, given: Any) -> None:
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int | np.integer)):
+        raise ValueError(f"{name} must be a whole number, got {given!r:.60}.")
 
 
 class Given(TypedDict, total=False):

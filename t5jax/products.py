@@ -70,7 +70,7 @@ def multiply(x: Float[Array, "*A I"], kernel: Kernel) -> Float[Array, "*A O"]:
     """
     flat = _flat(x)
     if isinstance(kernel, Int8Kernel):
-        product = _multiply_int8(flat, kernel).astype(x.dtype)
+        product = _multiply_int8(flat, kernel.values, kernel.scale).astype(x.dtype)
     else:
         product = contract("ai,io->ao", flat, kernel.astype(x.dtype))
     return product.reshape(*x.shape[:-1], kernel.shape[-1])
@@ -80,7 +80,7 @@ def multiply_wide(x: Float[Array, "*A I"], kernel: Kernel) -> Float[Array, "*A O
     """`multiply` with a float32 result, in the wider of the two types."""
     flat = _flat(x)
     if isinstance(kernel, Int8Kernel):
-        product = _multiply_int8(flat, kernel)
+        product = _multiply_int8(flat, kernel.values, kernel.scale)
     elif x.dtype == kernel.dtype:
         two = _two_rows(flat)
         wide = jnp.einsum("ai,io->ao", two, kernel, preferred_element_type=jnp.float32)
@@ -110,22 +110,34 @@ def contract_wide(subscripts: str, x: Array, y: Array) -> Float[Array, "..."]:
     return product[..., : x.shape[-2], :]
 
 
-def _multiply_int8(x: Float[Array, "A I"], kernel: Int8Kernel) -> Float[Array, "A O"]:
+@jax.custom_jvp
+def _multiply_int8(
+    x: Float[Array, "A I"], values: Int8[Array, "I O"], scale: Float[Array, " O"]
+) -> Float[Array, "A O"]:
     count = len(x)
     if count > _MANY_ROWS or not _on_cpu():
-        wide = kernel.values.astype(x.dtype)
-        return contract_wide("ai,io->ao", x, wide) * kernel.scale[None]
+        wide = values.astype(x.dtype)
+        return contract_wide("ai,io->ao", x, wide) * scale[None]
     # Activations as two rows of int8, the second for what rounding the first has lost: sixteen bits
     # of them, for the price of the second row that the fast kernel wants anyway.
     x = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-    steps = x * (_COARSE / jnp.maximum(largest, jnp.finfo(jnp.float32).tiny))
+    steps = x / jnp.where(largest > 0, largest, 1.0) * _COARSE
     coarse = jnp.round(steps)
     fine = jnp.round((steps - coarse) * _FINE)
     rows = jnp.concatenate([coarse, fine]).astype(jnp.int8)
-    product = jnp.einsum("ai,io->ao", rows, kernel.values, preferred_element_type=jnp.int32)
+    product = jnp.einsum("ai,io->ao", rows, values, preferred_element_type=jnp.int32)
     product = product.astype(jnp.float32)
-    return (product[:count] + product[count:] / _FINE) * (largest / _COARSE) * kernel.scale[None]
+    return (product[:count] + product[count:] / _FINE) * (largest / _COARSE) * scale[None]
+
+
+@_multiply_int8.defjvp
+def _multiply_int8_jvp(primals, tangents):
+    # Rounding has no derivative; the product that it approximates has one.  Weights in bytes have
+    # none either.
+    x, values, scale = primals
+    tangent = contract_wide("ai,io->ao", tangents[0], values.astype(x.dtype))
+    return _multiply_int8(x, values, scale), tangent * scale[None]
 
 
 def _flat(x: Float[Array, "*A I"]) -> Float[Array, "rows I"]:

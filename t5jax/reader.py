@@ -54,8 +54,8 @@ class Reader:
                 f"the tokenizer must end sequences as the model does, with eos_id = "
                 f"{config.eos_id}, got {tokenizer.eos_id}; it belongs to another model."
             )
-        self.config = config
-        self.params = params
+        self._config = config
+        self._params = params
         self.logit_error = logit_error
         self._tokenizer = tokenizer
 
@@ -64,6 +64,17 @@ class Reader:
         count = sum(leaf.size for leaf in leaves)
         error = f", {self.logit_error}" if self.logit_error else ""
         return f"Text2Text({count / 1e6:.1f} M parameters, {self.config}{error})"
+
+    @property
+    def config(self) -> T5Config:
+        """The architecture."""
+        return self._config
+
+    @property
+    def params(self) -> Params:
+        """Nested dict of arrays.  Other weights are another `Text2Text`: some are laid out anew for
+        writing, once, so that changes in the dict would be seen by one half of the methods."""
+        return self._params
 
     @property
     def model(self) -> T5:
@@ -201,6 +212,8 @@ class Reader:
             raise ValueError(
                 f"inputs and candidates must be as many, got {len(inputs)} and {len(candidates)}."
             )
+        for i, row in enumerate(candidates):
+            check_list(f"candidates[{i}]", row)
         flat = [text for row in candidates for text in row]
         ids = iter(self.encode_texts("targets", flat, max_input_tokens, truncate))
         wanted = [[next(ids) for _ in row] for row in candidates]
@@ -245,6 +258,10 @@ class Reader:
           max_input_tokens: as in `score`.
           truncate: as in `score`.
         """
+        if not isinstance(candidates, Sequence) or isinstance(candidates, str):
+            raise TypeError(
+                f"candidates must be a list of texts, or of such lists, got {candidates!r:.60}."
+            )
         same = [one for one in candidates if isinstance(one, str)]
         each = [list(one) for one in candidates if not isinstance(one, str)]
         if same and each:
@@ -280,10 +297,19 @@ class Reader:
           texts: to be encoded.
           limit: longest text allowed, in tokens with EOS.
           truncate: cut longer ones, with a warning, instead of refusing them.
+        Raises:
+          TypeError: no list of strings.
+          ValueError: a text that is too long, or no tokenizer.
         """
         tokenizer = self._need_tokenizer()
         check_list(name, texts)
         encoded = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+        return self.check_lengths(name, encoded, limit, truncate)
+
+    def check_lengths(
+        self, name: str, encoded: list[list[int]], limit: int, truncate: bool
+    ) -> list[list[int]]:
+        """Refuses inputs of more than `limit` ids, or cuts them; as of `encode_texts`."""
         long = [i for i, ids in enumerate(encoded) if len(ids) > limit]
         for i in long:
             if not truncate:
@@ -291,11 +317,11 @@ class Reader:
                     f"{name}[{i}] must have at most {limit} tokens, got {len(encoded[i])}; shorten "
                     "it, raise max_input_tokens, or cut it with truncate=True."
                 )
-            encoded[i] = [*encoded[i][: limit - 1], tokenizer.eos_id]
+            encoded[i] = [*encoded[i][: limit - 1], self.config.eos_id]
         if long:
             shown = ", ".join(f"{name}[{i}]" for i in long[:3]) + ", ..." * (len(long) > 3)
             warnings.warn(
-                f"{len(long)} of {len(texts)} {name} were cut to {limit} tokens: {shown}.",
+                f"{len(long)} of {len(encoded)} {name} were cut to {limit} tokens: {shown}.",
                 stacklevel=_first_outside(),
             )
         return encoded

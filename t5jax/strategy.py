@@ -47,6 +47,10 @@ class Strategy:
             raise ValueError(
                 f"temperature must be at least 0, got {self.temperature}; 0 is greedy."
             )
+        if 0 < self.temperature < 1e-6 or self.temperature > 1e6:
+            raise ValueError(
+                f"temperature must be 0 or in [1e-6, 1e6], got {self.temperature}; 0 is greedy."
+            )
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
         if not abs(self.length_penalty) < 100:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Int
 
 from t5jax import answers, buckets, pretrained, quantize
 from t5jax.answers import Answer
+from t5jax.decode.rules import Rules
 from t5jax.options import Given, Options, shown
 from t5jax.pieces import Pieces
 from t5jax.reader import Reader, check_positive
@@ -144,11 +145,13 @@ class Text2Text(Reader):
                 "before the end."
             )
         inputs = self.encode_texts("texts", texts, given.max_input_tokens, given.truncate)
-        return self._stream(inputs, given)
+        # Now, where the caller can still be told what is wrong.
+        return self._stream(inputs, given, *self._rules(len(inputs), given))
 
-    def _stream(self, inputs: list[list[int]], options: Options) -> Iterator[Piece]:
+    def _stream(
+        self, inputs: list[list[int]], options: Options, prefixes: list[list[int]], rules: Rules
+    ) -> Iterator[Piece]:
         tokenizer = self._need_tokenizer()
-        prefixes, rules = self._rules(len(inputs), options)
         growing = [
             Pieces(tokenizer, stop_strings=options.stop_strings, prefix_len=len(prefix))
             for prefix in prefixes
@@ -185,12 +188,16 @@ class Text2Text(Reader):
                 "encoder_tokens and encoder_mask must both have shape [B, S], got "
                 f"{tokens.shape} and {mask.shape}."
             )
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
+        ids = tokens[mask.astype(bool)]
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.config.vocab_size:
             raise ValueError(
                 f"ids must be in [0, vocab_size = {self.config.vocab_size}), got "
-                f"{tokens.min()} to {tokens.max()}; another tokenizer made them."
+                f"{ids.min()} to {ids.max()}; another tokenizer made them."
             )
         inputs = [_between(row) for row in np.where(mask, tokens.astype(np.int64), -1)]
+        inputs = self.check_lengths(
+            "encoder_tokens", inputs, given.max_input_tokens, given.truncate
+        )
         found, prefixes = self.write_ids(inputs, given, 1)
         width = given.max_new_tokens + max(map(len, prefixes), default=0)
         ids = np.full((len(found), width), self.config.pad_id, np.int32)
@@ -260,7 +267,7 @@ class Text2Text(Reader):
         found = self._writer.write(inputs, prefixes, options, rules, count=count, places=places)
         return found, prefixes
 
-    def _rules(self, count: int, options: Options):
+    def _rules(self, count: int, options: Options) -> tuple[list[list[int]], Rules]:
         prefixes = options.prefixes(
             count, self.config, self._tokenizer, most=options.max_input_tokens
         )

@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+_BLANK = object()  # a line that is no record
 VERSION = 1  # of what is read from a file; raise it when a change here changes that, for caches
 
 
@@ -54,8 +55,8 @@ def rows(file: str, column: str) -> Iterator[str]:
       file: path with a known ending.
       column: column or key that holds the text; a .txt file has the column "text".
     Yields:
-      the text of each line (.txt), object (.jsonl, .json) or row (.csv, .tsv, .parquet); "" where
-      there is none.
+      the text of each line (.txt), object (.jsonl, .json) or row (.csv, .tsv, .parquet), "" where
+      it has none; blank lines count in a .txt file only.
     Raises:
       CorpusError: the file is damaged or in another format, or the column is missing or not text.
     """
@@ -63,6 +64,8 @@ def rows(file: str, column: str) -> Iterator[str]:
     row = 0
     try:
         for row, text in enumerate(read(file, column), start=1):
+            if text is _BLANK:
+                continue
             if text is None:
                 yield ""
                 continue
@@ -109,9 +112,12 @@ def _read_json(file: str, column: str) -> Iterator[object]:
         if stream.peek(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             records = json.load(stream)
         else:
-            records = (json.loads(line) if line else {} for line in map(bytes.strip, stream))
+            records = (json.loads(line) if line else _BLANK for line in map(bytes.strip, stream))
         found = False
         for record in records:
+            if record is _BLANK:
+                yield _BLANK
+                continue
             if not isinstance(record, dict):
                 raise CorpusError(
                     f'{file} must hold objects such as {{"{column}": "..."}}, one per line, got '
@@ -138,7 +144,7 @@ def _read_csv(file: str, column: str, *, delimiter: str) -> Iterator[object]:
                     f"{file} must have {len(header)} fields in a row, as the header has, got "
                     f"{len(row)} in line {rows.line_num}; put text with {delimiter!r} in quotes."
                 )
-            yield row[index] if row else None
+            yield row[index] if row else _BLANK
 
 
 def _read_parquet(file: str, column: str) -> Iterator[object]:

@@ -146,7 +146,7 @@ class Writer:
         self, batch: "_Batch", step, state: loop.State, options: Options, rules: Rules, most: int
     ) -> loop.State:
         draws = {
-            name: np.asarray(value, np.float32 if isinstance(value, float) else np.int32)
+            name: np.asarray(value, np.int32 if name in ("top_k", "seed") else np.float32)
             for name, value in options.draws.items()
         }
         return generate.advance(

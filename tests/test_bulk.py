@@ -200,3 +200,39 @@ def test_t5jax_generate_survives_a_kill(t5, texts, folder, tmp_path):
     assert "of them before" in done.stdout
     assert lines(options.output) == t5.generate(given, max_new_tokens=LIMIT)
     assert not partial.exists()
+
+
+def test_run_goes_on_after_an_interrupt_with_overwrite(t5, texts, folder, tmp_path):
+    (tmp_path / "out.txt").write_text("old")
+    options = command(folder, tmp_path, texts, overwrite=True)
+    run_interrupted(options, after=1)
+    assert (tmp_path / "out.txt").read_text() == "old"
+    assert bulk.run(options)["resumed"] == 3
+    assert lines(options.output) == t5.generate(texts, max_new_tokens=LIMIT)
+
+
+def test_run_is_one_process_at_a_time(texts, folder, tmp_path):
+    options = command(folder, tmp_path, texts)
+    with (
+        bulk.filelock.FileLock(options.output + ".lock"),
+        pytest.raises(FileExistsError, match="one process, and another one does; wait for it"),
+    ):
+        bulk.run(options)
+
+
+def test_run_goes_on_with_no_other_weights(t5, texts, folder, tmp_path):
+    model = tmp_path / "model"
+    t5.save(model)
+    options = command(model, tmp_path, texts)
+    run_interrupted(options, after=1)
+    t5.save(model, overwrite=True)
+    with pytest.raises(ValueError, match="of one with another model, input or options"):
+        bulk.run(options)
+
+
+def test_run_leaves_out_blank_lines_of_objects(folder, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n\n{"text": null}\n{"text": "b"}\n\n')
+    options = command(folder, tmp_path, [], source="in.csv", output="out.jsonl")
+    options = bulk.dataclasses.replace(options, input=str(tmp_path / "in.jsonl"))
+    assert bulk.run(options)["inputs"] == 3
+    assert [json.loads(line)["input"] for line in lines(options.output)] == ["a", "", "b"]

@@ -357,6 +357,16 @@ def test_decode_ends_where_an_automaton_does(table):
     assert found.finish.tolist() == [loop.STOP] * 3
 
 
+def test_decode_does_not_end_in_its_prefix(table):
+    """Where the automaton's start is an end already, one token is written."""
+    start_is_end = automaton.from_edges(
+        {0: {**dict.fromkeys(range(2, V), 0), EOS: 1}}, vocab_size=V, ends=[0, 1]
+    )
+    found = decode(table, (3, 3), ((), (4, 5)), rules=Rules(automaton=start_is_end))
+    assert behind_start(found) == [[4], [4, 5, 3]]
+    assert found.finish.tolist() == [loop.STOP] * 2
+
+
 def test_decode_names_a_stop_string_at_the_limit_stop(table):
     stop = automaton.matcher([b"e"], PIECES, vocab_size=V)
     found = decode(table, (3, 4), rules=Rules(stop=stop), limit=2)

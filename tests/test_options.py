@@ -120,3 +120,25 @@ def test_shown_leaves_named_parameters_as_they_are():
     assert parameters["num_beams"].default == 7
     assert [*parameters].count("num_beams") == 1
     assert wrapped(1, top_k=3) == (1, 7, {"top_k": 3})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"bad_words": (word for word in ["the"])}, "bad_words must be a list, got <generator"),
+        ({"suppress_tokens": 5}, "suppress_tokens must be a list, got 5"),
+        ({"bad_words_ids": [5, 6]}, "bad_words_ids must be a list of lists of ids, got 5 in it"),
+        ({"stop_strings": [b"x"]}, "stop_strings must be a list of texts, got b'x' in it"),
+        ({"num_beams": 2.0}, "num_beams must be a whole number, got 2.0"),
+        ({"max_new_tokens": 4.7}, "max_new_tokens must be a whole number, got 4.7"),
+        ({"top_k": True, "temperature": 1.0}, "top_k must be a whole number, got True"),
+        ({"temperature": 1e-38}, r"temperature must be 0 or in \[1e-6, 1e6\], got 1e-38"),
+        (
+            {"min_new_tokens": 3, "max_new_tokens": 3, "forced_eos_token_id": 1},
+            "min_new_tokens must be less than max_new_tokens for a token to be forced",
+        ),
+    ],
+)
+def test_options_refuse_what_would_be_misread(own_checks, given, message):
+    with pytest.raises(ValueError, match=message):
+        Options(**given)

@@ -207,3 +207,13 @@ def test_is_kernel_tells_an_int8_kernel_from_its_parts():
         False,
     ]
     assert len(jax.tree.leaves(tree)) == 3
+
+
+def test_multiply_int8_has_the_gradient_of_the_widened_kernel():
+    rng = np.random.default_rng(5)
+    kernel = products.quantize(jnp.asarray(rng.normal(size=(9, 7)).astype(np.float32)))
+    x = jnp.asarray(rng.normal(size=(3, 9)).astype(np.float32))
+    found = jax.grad(lambda x: jnp.sum(products.multiply(x, kernel)))(x)
+    wide = np.asarray(kernel.values, np.float64) * np.asarray(kernel.scale, np.float64)
+    expected = np.broadcast_to(wide.sum(axis=1), (3, 9))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)  # float32 sums of seven

@@ -176,6 +176,14 @@ def test_rank_without_candidates_is_empty(t5, short):
     assert t5.rank(short[:2], []) == [[], []]
 
 
+@pytest.mark.usefixtures("own_checks")
+def test_candidates_that_are_no_lists_are_refused(t5):
+    with pytest.raises(TypeError, match=r"candidates\[0\] must be a list of strings, got 'yes'"):
+        t5.score_candidates(["a", "b"], ["yes", "no"])
+    with pytest.raises(TypeError, match="candidates must be a list of texts, or of such lists"):
+        t5.rank(["a"], "yes")
+
+
 # Long texts.
 
 

@@ -477,3 +477,50 @@ def test_warmup_of_nothing_compiles_nothing(t5):
         t5.warmup(input_lengths=[])
         t5.warmup(num_texts=[])
     assert compiled == []
+
+
+# What options may be made of, and what contradicts one another.
+
+
+@pytest.mark.usefixtures("own_checks")
+def test_generate_takes_numbers_of_numpy(t5, short):
+    options = {"temperature": np.float32(0.7), "top_p": np.float64(0.9), "seed": np.int64(3)}
+    plain = {"temperature": float(np.float32(0.7)), "top_p": 0.9, "seed": 3}
+    assert t5.generate(short, **options) == t5.generate(short, **plain)
+
+
+@pytest.mark.usefixtures("own_checks")
+def test_generate_compiles_nothing_for_a_whole_temperature(t5, short):
+    t5.generate(short, temperature=1.5)
+    with counting_compilations() as compiled:
+        t5.generate(short, temperature=1)
+    assert not compiled
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder_prefix": [[5, 1]]}, r"decoder_prefix\[0\] must not hold the end of a sequence"),
+        ({"bad_words": [" "]}, "bad_words must be texts that the tokenizer can write, got ' '"),
+        ({"allowed_texts": ["the baker"], "stop_strings": ["b"]}, "stop_strings must be left out"),
+        ({"allowed_texts": ["the baker"], "suppress_tokens": [1]}, "must not hold the end"),
+    ],
+)
+def test_options_that_contradict_are_refused_at_once(t5, options, message):
+    for method in (t5.generate, t5.stream):
+        with pytest.raises(ValueError, match=message):
+            method(["the baker"], **options)
+
+
+def test_generate_ids_keeps_to_the_limit_of_inputs(t5):
+    tokens = np.full((1, 20), 5, np.int32)
+    options = {"encoder_mask": tokens > 0, "max_new_tokens": 3, "max_input_tokens": 8}
+    with pytest.raises(ValueError, match=r"encoder_tokens\[0\] must have at most 8 tokens, got 20"):
+        t5.generate_ids(tokens, **options)
+    with pytest.warns(UserWarning, match="1 of 1 encoder_tokens were cut to 8 tokens"):
+        t5.generate_ids(tokens, **options, truncate=True)
+
+
+def test_params_are_of_one_model(t5):
+    with pytest.raises(AttributeError):
+        t5.params = {}

@@ -157,10 +157,10 @@ def search(
         finish = jnp.where(count + 1 == limit, LIMIT, 0)[:, None]
         if rules.automaton is not None:
             allowed = jnp.where(beginning, allowed, _advance(rules.automaton, allowed, tokens))
-            finish = jnp.where(ended_in(rules.automaton, allowed), STOP, finish)
+            finish = jnp.where(ended_in(rules.automaton, allowed) & ~beginning, STOP, finish)
         if rules.stop is not None:
             stopping = jnp.where(beginning, stopping, _advance(rules.stop, stopping, tokens))
-            finish = jnp.where(ended_in(rules.stop, stopping), STOP, finish)
+            finish = jnp.where(ended_in(rules.stop, stopping) & ~beginning, STOP, finish)
         finish = jnp.where((tokens == eos_id) & ~beginning, EOS, finish)
         possible = best > _NEVER / 2
         ends = finish > 0

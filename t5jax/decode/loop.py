@@ -132,11 +132,11 @@ def decode(
         if rules.automaton is not None:
             following = automaton.advance(rules.automaton, allowed, chosen)
             allowed = jnp.where(in_prefix, allowed, following)
-            finish = jnp.where(ended_in(rules.automaton, allowed), STOP, finish)
+            finish = jnp.where(ended_in(rules.automaton, allowed) & ~in_prefix, STOP, finish)
         if rules.stop is not None:
             following = automaton.advance(rules.stop, stopping, chosen)
             stopping = jnp.where(in_prefix, stopping, following)
-            finish = jnp.where(ended_in(rules.stop, stopping), STOP, finish)
+            finish = jnp.where(ended_in(rules.stop, stopping) & ~in_prefix, STOP, finish)
         finish = jnp.where(~in_prefix & (chosen == eos_id), EOS, finish)
         finish = jnp.where(dead, DEAD_END, finish)
         # NaN and infinity pass through a maximum.
