@@ -297,9 +297,8 @@ def main() -> None:
         if options.model is None:
             make_model(folder)
         first = first_calls(folder)
-        print(
-            f"first call of generate: {first['cold']:.2f} s cold, {first['warm']:.2f} s with kept programs"
-        )
+        cold, warm = first["cold"], first["warm"]
+        print(f"first call of generate: {cold:.2f} s cold, {warm:.2f} s with kept programs")
         print(f"tokens a second, {THREADS} threads, medians of {options.rounds} rounds")
         print(f"{'':26}{''.join(f'{name:>14}' for name in COLUMNS)}   ratio  bar")
         results = run_cells(folder, options)
