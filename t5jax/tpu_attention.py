@@ -302,5 +302,5 @@ def _dot(x: Array, y: Array, x_axis: int, y_axis: int) -> Float[Array, "..."]:
 
 
 def _parameters(num_parallel: int) -> pltpu.CompilerParams:
-    kinds = ("parallel",) * num_parallel + ("arbitrary",) * (4 - num_parallel)
+    kinds: Any = ("parallel",) * num_parallel + ("arbitrary",) * (4 - num_parallel)
     return pltpu.CompilerParams(dimension_semantics=kinds)

@@ -1,11 +1,9 @@
 """The TPU's kernels, interpreted, against dense attention; and compiled for TPUs where one can."""
 
-import jax
-import jax.numpy as jnp
 import pytest
+from test_blockwise import check
 
 from t5jax import tpu_attention
-from test_blockwise import check
 
 
 def interpreted(q, k, v, bias, segments):
