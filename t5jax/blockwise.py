@@ -117,7 +117,7 @@ def _fill(x: Float[Array, "B N S H"], count: int) -> Float[Array, "B N filled H"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan, queries, keys, values, bias, query_ids, key_ids):
+def _attend(plan, queries, keys, values, bias, query_ids, key_ids) -> Any:
     """What is read, and the log of every query's sum of exponentials, or _MOST if it has none.
 
     The second has no gradient.

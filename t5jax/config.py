@@ -56,9 +56,9 @@ class T5Config:
       remat: what training recomputes in the backward pass: nothing, everything but matrix
         products ("dots"), or each whole block ("full").
       attention: how to compute it: scores of all pairs of positions at once ("plain"), or in
-        blocks, in memory that grows with length and not with its square ("blockwise", and the same as a
-        kernel for TPU, "pallas").  "auto" is plain up to 512 positions, then in blocks, with the
-        kernel where it can run.  A decoding loop is plain whatever it is.
+        blocks, in memory that grows with length and not with its square ("blockwise", and the same
+        as a kernel for TPU, "pallas").  "auto" is plain up to 512 positions, then in blocks, with
+        the kernel where it can run.  A decoding loop is plain whatever it is.
     """
 
     vocab_size: int

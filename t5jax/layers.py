@@ -190,7 +190,7 @@ class Attention(nnx.Module):
         self.joined: nnx.Param | None = nnx.data(None)
         self.num_heads = config.num_heads
         self.dropout_rate = config.dropout_rate
-        self.kind = config.attention
+        self.kind: attention.Kind = config.attention
 
     def _heads(self, y: Float[Array, "B T J"]) -> Float[Array, "B N T H"]:
         return y.reshape(*y.shape[:2], self.num_heads, -1).swapaxes(1, 2)

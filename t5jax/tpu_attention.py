@@ -110,7 +110,7 @@ class _Plan(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan, queries, keys, values, bias, query_ids, key_ids):
+def _attend(plan, queries, keys, values, bias, query_ids, key_ids) -> Any:
     """What is read, and the log of every query's sum of exponentials, or _MOST if it has none."""
     batch, heads, length, head_dim = queries.shape
     specs = plan.specs(head_dim, by_keys=False)

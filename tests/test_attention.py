@@ -1,5 +1,6 @@
 """The choice of a way to attend, and whole models and training steps that take another one."""
 
+import functools
 import importlib.util
 import os
 import subprocess
@@ -68,7 +69,8 @@ def test_t5_in_blocks_equals_plain_with_dropout_and_all_gradients(
     tiny_config, segmented, per_layer, monkeypatch
 ):
     # Several blocks, and a last one that is not full.
-    monkeypatch.setattr(blockwise.attend, "__kwdefaults__", {"block": 16})
+    small = functools.partial(blockwise.attend, block=16)
+    monkeypatch.setattr(blockwise, "attend", small)
     config = tiny_config.replace(dropout_rate=0.3, relative_bias_per_layer=per_layer)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -104,7 +106,7 @@ def test_t5_in_blocks_equals_plain_with_dropout_and_all_gradients(
 
 
 COMPILE = """
-import jax, jax.numpy as jnp, optax
+import inspect, jax, jax.numpy as jnp, optax
 from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from t5jax import sharding, train
@@ -125,7 +127,8 @@ for name in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
              ("decoder", "input_tokens"), ("decoder", "target_tokens"), ("decoder", "segment_ids"))}
     batch["decoder_loss_weights"] = weights
     state = train.abstract_state(config, optimizer, mesh=mesh)
-    compiled = jax.jit(step).lower(state, batch).compile()
+    with jax.set_mesh(mesh):
+        compiled = inspect.getclosurevars(step).nonlocals["function"].lower(state, batch).compile()
     print(name, compiled.as_text().count('custom_call_target="tpu_custom_call"'))
 """
 

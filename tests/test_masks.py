@@ -15,7 +15,7 @@ KEPT = RNG.integers(0, 2, (B, S)) > 0
 
 
 @pytest.mark.parametrize(
-    ("segmented", "padded", "causal"), itertools.product([False, True], repeat=3)
+    ("segmented", "padded", "causal"), list(itertools.product([False, True], repeat=3))
 )
 def test_of_batch_ids_means_same_segment_and_not_masked(segmented, padded, causal):
     found = masks.of(
