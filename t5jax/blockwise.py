@@ -53,7 +53,7 @@ def attend(
     query_ids, key_ids = segments.ids(batch, query_len, key_len)
     rows, columns = plan.query_fill(query_len), plan.key_fill(key_len)
     # Filled up so that queries look nowhere and nobody looks at the keys.
-    out, total = _attend(
+    found: Any = _attend(
         plan,
         _fill(queries, rows),
         _fill(keys, columns),
@@ -62,6 +62,7 @@ def attend(
         jnp.pad(query_ids, ((0, 0), (0, rows)), constant_values=-1),
         jnp.pad(key_ids, ((0, 0), (0, columns))),
     )
+    out, total = found
     return or_mean(out[:, :, :query_len], total[:, :, :query_len] == _MOST, values)
 
 
@@ -153,7 +154,8 @@ def _attend(plan, queries, keys, values, bias, query_ids, key_ids) -> Any:
 
 
 def _attend_forward(plan, *args):
-    out, total = _attend(plan, *args)
+    found: Any = _attend(plan, *args)
+    out, total = found
     return (out, total), (*args, out, total)
 
 

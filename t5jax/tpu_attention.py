@@ -54,7 +54,7 @@ def attend(
     if bias is None:
         bias = jnp.zeros((heads, query_len + key_len - 1), jnp.float32)
     query_ids, key_ids = segments.ids(batch, query_len, key_len)
-    out, total = _attend(
+    found: Any = _attend(
         plan,
         jnp.pad(queries, ((0, 0), (0, 0), (0, rows), (0, 0))),
         jnp.pad(keys, ((0, 0), (0, 0), (0, columns), (0, 0))),
@@ -63,6 +63,7 @@ def attend(
         jnp.pad(query_ids, ((0, 0), (0, rows)), constant_values=-1)[:, :, None],
         jnp.pad(key_ids, ((0, 0), (0, columns)))[:, None, :],
     )
+    out, total = found
     return or_mean(out[:, :, :query_len], total[:, :, :query_len, 0] == _MOST, values)
 
 
@@ -134,7 +135,8 @@ def _attend(plan, queries, keys, values, bias, query_ids, key_ids) -> Any:
 
 
 def _attend_forward(plan, *args):
-    out, total = _attend(plan, *args)
+    found: Any = _attend(plan, *args)
+    out, total = found
     # As one number a query: a last axis of 1 would be stored as 128.
     return (out, total), (*args, out, total[..., 0])
 
