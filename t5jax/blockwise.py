@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from t5jax import products
 from t5jax.masks import Segments
 
 # The largest block: what is computed for it stays in a CPU's cache, and products are large.
@@ -184,7 +185,7 @@ def _attend_backward(plan, kept, cotangents):
             d_values = _add(d_values, d_value, j * plan.key_block)
             if d_bias is not None:
                 # Examples are added up behind the loops, since they may lie on several devices.
-                diagonals = by_diagonal(d_score if divided else jnp.sum(d_score, 0, keepdims=True))
+                diagonals = by_diagonal(d_score if divided else products.sum_examples(d_score))
                 d_bias = _add(d_bias, diagonals, plan.first_offset(i, j))
             return d_query, d_keys, d_values, d_bias
 

@@ -240,7 +240,7 @@ class Attention(nnx.Module):
         """How much every query attends to every key; float32."""
         scores = products.contract_wide("bnth,bnsh->bnts", queries, keys)
         if bias is not None:
-            scores = scores + bias
+            scores = products.add_shared(scores, bias)
         # The least finite value, since a row of -inf has no softmax.
         return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min))
 

@@ -90,7 +90,7 @@ def contract(subscripts: str, x: Array, y: Array) -> Array:
     bfloat16 is added up in float32 and rounded once.  A CPU has fast kernels for it if the result
     is asked for in float32, and from two rows on.
     """
-    if not (x.dtype == jnp.bfloat16 and _on_cpu()):
+    if not (x.dtype == jnp.bfloat16 and on_cpu()):
         return jnp.einsum(subscripts, x, y)
     two = _two_rows(x)
     product = jnp.einsum(subscripts, two, y, preferred_element_type=jnp.float32)
@@ -104,12 +104,36 @@ def contract_wide(subscripts: str, x: Array, y: Array) -> Float[Array, "..."]:
     return product[..., : x.shape[-2], :]
 
 
+@jax.custom_vjp
+def add_shared(x: Float[Array, "B *A"], shared: Float[Array, "1 *A"]) -> Float[Array, "B *A"]:
+    """`x + shared`, where all examples share the second."""
+    return x + shared
+
+
+def _add_shared_forward(x: Array, shared: Array) -> tuple[Array, None]:
+    return x + shared, None
+
+
+def _add_shared_backward(_: None, cotangent: Array) -> tuple[Array, Array]:
+    return cotangent, sum_examples(cotangent)
+
+
+add_shared.defvjp(_add_shared_forward, _add_shared_backward)
+
+
+def sum_examples(x: Float[Array, "B *A"]) -> Float[Array, "1 *A"]:
+    """The sum over the first axis; a CPU's reductions of it are many times slower than products."""
+    if not on_cpu():
+        return jnp.sum(x, axis=0, keepdims=True)
+    return jnp.tensordot(jnp.ones((1, len(x)), x.dtype), x, axes=1)
+
+
 @jax.custom_jvp
 def _multiply_int8(
     x: Float[Array, "A I"], values: Int8[Array, "I O"], scale: Float[Array, " O"]
 ) -> Float[Array, "A O"]:
     count = len(x)
-    if count > _MANY_ROWS or not _on_cpu():
+    if count > _MANY_ROWS or not on_cpu():
         wide = values.astype(x.dtype)
         return contract_wide("ai,io->ao", x, wide) * scale[None]
     # Activations as two rows of int8, the second for what rounding the first has lost: sixteen bits
@@ -148,12 +172,12 @@ def flat(x: Float[Array, "*A I"]) -> Float[Array, "*rows I"]:
 
 def _two_rows(x: Array) -> Array:
     """`x`, or its only row twice where bfloat16 needs a second one to be fast."""
-    if x.shape[-2] == 1 and x.dtype == jnp.bfloat16 and _on_cpu():
+    if x.shape[-2] == 1 and x.dtype == jnp.bfloat16 and on_cpu():
         return jnp.broadcast_to(x, (*x.shape[:-2], 2, x.shape[-1]))
     return x
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
     """Whether the program being traced is for a CPU, which need not be this machine's device."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device

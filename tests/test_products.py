@@ -176,7 +176,7 @@ def test_products_are_the_same_on_accelerators(monkeypatch, dtype):
     """As far as this machine can tell: the way that they take there."""
     x, kernel = drawn((3, I), dtype), drawn((I, O), dtype, 1)
     narrow = products.quantize(kernel)
-    monkeypatch.setattr(products, "_on_cpu", lambda: False)
+    monkeypatch.setattr(products, "on_cpu", lambda: False)
     rounded = ROUNDING if dtype == BF16 else 0
     # XLA may then round partial sums of bfloat16, of which there are few.
     assert_close(products.multiply(x, kernel), x, kernel, rounded=4 * rounded)
