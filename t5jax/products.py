@@ -5,7 +5,9 @@ roundabout way there.  Shape letters: I input features, O output features.
 """
 
 import dataclasses
+import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,16 +94,45 @@ def contract(subscripts: str, x: Array, y: Array) -> Array:
     """
     if not (x.dtype == jnp.bfloat16 and on_cpu()):
         return jnp.einsum(subscripts, x, y)
-    two = _two_rows(x)
-    product = jnp.einsum(subscripts, two, y, preferred_element_type=jnp.float32)
-    return product[..., : x.shape[-2], :].astype(x.dtype)
+    return contract_wide(subscripts, x, y).astype(x.dtype)
 
 
 def contract_wide(subscripts: str, x: Array, y: Array) -> Float[Array, "..."]:
-    """`contract` with a float32 result."""
+    """`contract` with a float32 result.
+
+    Gradients are products of the same narrow type: that of the result is rounded to it first.
+    Every index must occur in two of the three terms.
+    """
+    if x.dtype == jnp.float32:
+        return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32)
+    # Named indices can change places, as gradients need.
+    free = "ABCDEFG"[: x.ndim - len(subscripts.partition(",")[0].replace("...", ""))]
+    return _contract_narrow(subscripts.replace("...", free), x, y)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _contract_narrow(subscripts: str, x: Array, y: Array) -> Float[Array, "..."]:
     two = _two_rows(x)
     product = jnp.einsum(subscripts, two, y, preferred_element_type=jnp.float32)
-    return product[..., : x.shape[-2], :]
+    return product[..., : x.shape[-2], :] if two is not x else product
+
+
+def _contract_narrow_forward(subscripts: str, x: Array, y: Array) -> tuple[Array, Any]:
+    return _contract_narrow(subscripts, x, y), (x, y)
+
+
+def _contract_narrow_backward(subscripts: str, kept: Any, cotangent: Array) -> tuple[Array, Array]:
+    x, y = kept
+    terms, out = subscripts.split("->")
+    of_x, of_y = terms.split(",")
+    narrow = cotangent.astype(x.dtype)
+    wide = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    to_x = wide(f"{out},{of_y}->{of_x}", narrow, y)
+    to_y = wide(f"{of_x},{out}->{of_y}", x, narrow)
+    return to_x.astype(x.dtype), to_y.astype(y.dtype)
+
+
+_contract_narrow.defvjp(_contract_narrow_forward, _contract_narrow_backward)
 
 
 @jax.custom_vjp
@@ -154,7 +185,8 @@ def _multiply_int8_jvp(primals, tangents):
     # Rounding has no derivative; the product that it approximates has one.  Weights in bytes have
     # none either.
     x, values, scale = primals
-    tangent = contract_wide("ai,io->ao", tangents[0], values.astype(x.dtype))
+    wide = values.astype(x.dtype)
+    tangent = jnp.einsum("ai,io->ao", tangents[0], wide, preferred_element_type=jnp.float32)
     return _multiply_int8(x, values, scale), tangent * scale[None]
 
 

@@ -217,3 +217,36 @@ def test_multiply_int8_has_the_gradient_of_the_widened_kernel():
     wide = np.asarray(kernel.values, np.float64) * np.asarray(kernel.scale, np.float64)
     expected = np.broadcast_to(wide.sum(axis=1), (3, 9))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)  # float32 sums of seven
+
+
+@pytest.mark.parametrize(
+    ("subscripts", "shapes"),
+    [
+        ("...i,io->...o", ((2, 3, 8), (8, 5))),
+        ("...i,io->...o", ((1, 8), (8, 5))),
+        ("bnth,bnsh->bnts", ((2, 3, 4, 8), (2, 3, 5, 8))),
+        ("bnts,bnsh->bnth", ((2, 3, 1, 5), (2, 3, 5, 8))),
+    ],
+)
+def test_contract_has_narrow_gradients_that_equal_wide_ones(subscripts, shapes):
+    rng = np.random.default_rng(6)
+    x, y = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes)
+
+    def total(function, x, y):
+        return jnp.sum(jnp.sin(function(subscripts, x, y).astype(jnp.float32)))
+
+    def wide(subscripts, x, y):
+        return jnp.einsum(subscripts, x.astype(jnp.float32), y.astype(jnp.float32))
+
+    expected = jax.grad(total, (1, 2))(wide, x, y)
+    for function in (products.contract, products.contract_wide):
+        lowered = jax.jit(jax.grad(total, (1, 2)), static_argnums=0).lower(function, x, y)
+        dots = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
+        assert len(dots) == 3
+        assert all(line.count("bf16>") == 2 for line in dots)
+        for one, other in zip(jax.grad(total, (1, 2))(function, x, y), expected, strict=True):
+            assert one.dtype == jnp.bfloat16
+            # Results, their gradients and the products of these are rounded to 8 bits each.
+            np.testing.assert_allclose(
+                one.astype(jnp.float32), other.astype(jnp.float32), rtol=0.05, atol=0.1
+            )
