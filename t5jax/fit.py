@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from t5jax import train
+from t5jax import processes, train
 from t5jax.batches import Batch
 from t5jax.checkpoint import Checkpoints
-from t5jax.runlog import RunLog
+from t5jax.runlog import ProcessLog, RunLog
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,15 +31,18 @@ class FitConfig:
     """Steps between checkpoints; there is always one at the end."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints to keep."""
+    keep_every: int | None = None
+    """Keep checkpoints of steps that are a multiple of this too."""
+    keep_best: int = 0
+    """Keep so many checkpoints with the lowest held-out loss too, of those that are evaluated."""
     log_every: int = 10
     """Steps between updates of the progress bar and the logs; every step is logged."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(
-                    f"{field.name} must be at least 1, got {getattr(self, field.name)}."
-                )
+            value, least = getattr(self, field.name), 0 if field.name == "keep_best" else 1
+            if value is not None and value < least:
+                raise ValueError(f"{field.name} must be at least {least}, got {value}.")
 
 
 class Fitted(NamedTuple):
@@ -60,7 +63,7 @@ def fit(
     train_step: Callable[[train.TrainState, Any], tuple[train.TrainState, train.Metrics]],
     evaluate: Callable[[train.Params], dict[str, float]],
     checkpoints: Checkpoints,
-    log: RunLog,
+    log: RunLog | ProcessLog,
     mesh: Mesh,
     pad_id: int,
 ) -> Fitted:
@@ -85,8 +88,9 @@ def fit(
         raise ValueError(f"steps must be at least {step}, where the run is, got {config.steps}.")
     saved_step, evaluation = step, None
     pending: list[tuple[train.Metrics, Batch]] = []
+    vote = processes.StopVote(mesh)
     with _stop_signals() as stopping:
-        while step < config.steps and not stopping():
+        while step < config.steps and not vote(stopping()):
             batch = next(batches)
             state, metrics = train_step(state, train.device_batch(batch, mesh=mesh))
             pending.append((metrics, batch))
@@ -171,7 +175,7 @@ def _fetch(step: int, pending: list[tuple[train.Metrics, Batch]], pad_id: int) -
     return entries
 
 
-def _write(log: RunLog, entries: list[_Entry]) -> None:
+def _write(log: RunLog | ProcessLog, entries: list[_Entry]) -> None:
     for entry in entries:
         log.training(*entry)
     log.refresh()

@@ -1,15 +1,30 @@
 """A whole pre-training run: text, vocabulary, span corruption, training, a look at the result."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+import optax
 import tyro
+from jax.sharding import Mesh
 
-from t5jax import batches, corpus, infill, optimizer, runfolder, schedule, sharding, train
+from t5jax import (
+    baselines,
+    batches,
+    corpus,
+    infill,
+    optimizer,
+    placement,
+    processes,
+    runfolder,
+    runlog,
+    schedule,
+    sharding,
+    train,
+)
 from t5jax import fit as fitting
 from t5jax import tokenizer as tokenizers
 from t5jax.checkpoint import Checkpoints
@@ -21,7 +36,7 @@ from t5jax.loading import resolve_dtype
 from t5jax.model import stacked
 from t5jax.optimizer import OptimizerConfig
 from t5jax.pretrained.folder import CHECKPOINTS
-from t5jax.runlog import RunLog
+from t5jax.processes import HostsConfig
 from t5jax.schedule import ScheduleConfig
 from t5jax.sharding import MeshConfig
 from t5jax.text2text import Text2Text
@@ -43,12 +58,10 @@ TINY = {
 _FREE = (
     "output",
     "mesh",
+    "hosts",
     "remat",
     "eval_examples",
-    *(
-        f"fit.{name}"
-        for name in ("eval_every", "checkpoint_every", "keep_checkpoints", "log_every")
-    ),
+    *(f"fit.{field.name}" for field in dataclasses.fields(FitConfig) if field.name != "steps"),
 )
 
 
@@ -96,6 +109,8 @@ class PretrainConfig:
     but the matrix products with weights ('dots'), or each block ('full')."""
     mesh: MeshConfig = MeshConfig()
     """How devices share the work."""
+    hosts: HostsConfig = HostsConfig()
+    """The processes that train together."""
     seed: int = 0
     """Of initial parameters, data order, corruption and dropout."""
 
@@ -124,15 +139,43 @@ class PretrainConfig:
 def run(config: PretrainConfig) -> Text2Text:
     """Trains, or goes on training, until the run is complete or interrupted.
 
+    With several processes all must call it, with the same options but for `hosts.index`; an error
+    in one ends all of them, with exit status 1.
+
     Returns:
       The model as it is then, also saved in `config.output`.
     Raises:
       ValueError, OSError: bad options, text or files.  All but a disk that runs full are noticed
         before training starts, and before anything is written to a new `config.output`.
     """
-    folder = Path(config.output).expanduser()
+    processes.start(config.hosts)
+    with processes.together():
+        return _run(config)
+
+
+class _Prepared(NamedTuple):
+    """What a run needs beside its state."""
+
+    mesh: Mesh
+    tokenizer: Tokenizer
+    model: T5Config
+    tx: optax.GradientTransformation
+    abstract: train.TrainState
+    heldout_texts: Any
+    chunks: batches.Source
+    heldout: batches.Source
+    example: Callable[[np.ndarray, np.random.Generator], batches.Batch]
+
+
+def _prepare(config: PretrainConfig, folder: Path) -> _Prepared:
+    """Reads the text, and makes the folder the run's."""
     options = _options(config)
     runfolder.check(folder, options)
+    if not processes.is_first() and not runfolder.is_claimed(folder):
+        raise FileNotFoundError(
+            f"output must be a folder on a disk that all processes share, got {folder}, in which "
+            f"process {processes.index()} does not see what process 0 wrote."
+        )
     _check_inputs(config)
     mesh = sharding.make_mesh(config.mesh)
     train.check_batch_size(config.batch_size, mesh=mesh)
@@ -141,8 +184,7 @@ def run(config: PretrainConfig) -> Text2Text:
     model_config = _model_config(config, tokenizer)
 
     length = config.corruption.raw_length(config.input_length)
-    stream = batches.TokenStream(batches.tokenize(texts, tokenizer))
-    chunks = batches.Chunks(stream, length)
+    chunks = batches.Chunks(batches.TokenStream(batches.tokenize(texts, tokenizer)), length)
     heldout_stream = batches.TokenStream(batches.tokenize(heldout_texts, tokenizer))
     heldout = batches.Chunks(heldout_stream, length, name="held-out text")
 
@@ -155,74 +197,115 @@ def run(config: PretrainConfig) -> Text2Text:
             rng=rng,
         )
 
-    data = batches.training(chunks, example, batch_size=config.batch_size, seed=config.seed)
-    eval_batches = list(
-        batches.evaluation(
-            heldout,
-            example,
+    tx = optimizer.make(config.optimizer, total_steps=config.fit.steps, stacked=stacked)
+    abstract = train.abstract_state(model_config, tx, mesh=mesh)
+    runfolder.claim(
+        folder,
+        options,
+        runfolder.digest(chunks),
+        model=model_config,
+        tokenizer=tokenizer,
+        write=processes.is_first(),
+    )
+    return _Prepared(
+        mesh, tokenizer, model_config, tx, abstract, heldout_texts, chunks, heldout, example
+    )
+
+
+def _run(config: PretrainConfig) -> Text2Text:
+    folder = Path(config.output).expanduser()
+    jax.devices()  # all processes at once, before process 0 reads the text
+    with processes.first_then_others("the preparation of the run"):
+        made = _prepare(config, folder)
+    mesh, total_steps = made.mesh, config.fit.steps
+    rows = placement.rows(config.batch_size, mesh=mesh)
+    data = batches.training(
+        made.chunks, made.example, batch_size=config.batch_size, seed=config.seed, rows=rows
+    )
+
+    def eval_batches(rows: Sequence[int] | np.ndarray | None) -> list[batches.Batch]:
+        found = batches.evaluation(
+            made.heldout,
+            made.example,
             batch_size=config.batch_size,
             seed=config.seed,
             max_examples=config.eval_examples,
+            rows=rows,
         )
-    )
+        return list(found)
 
-    total_steps = config.fit.steps
-    tx = optimizer.make(config.optimizer, total_steps=total_steps, stacked=stacked)
-    abstract = train.abstract_state(model_config, tx, mesh=mesh)
-    runfolder.claim(
-        folder, options, runfolder.digest(chunks), model=model_config, tokenizer=tokenizer
+    checkpoints = Checkpoints(
+        folder / CHECKPOINTS,
+        keep=config.fit.keep_checkpoints,
+        keep_every=config.fit.keep_every,
+        keep_best=config.fit.keep_best,
     )
-    checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.fit.keep_checkpoints)
-    state = fitting.restore(checkpoints, abstract, data, warn=_say)
+    state = fitting.restore(checkpoints, made.abstract, data, warn=_say)
     if state is None:
-        state = train.init_state(model_config, tx, mesh=mesh, seed=config.seed)
+        state = train.init_state(made.model, made.tx, mesh=mesh, seed=config.seed)
     else:
         _say(f"continuing at step {int(state.step)} of {total_steps} from {folder}")
-    _describe(config, model_config, state, mesh, num_tokens=len(stream), num_chunks=len(chunks))
+    _describe(config, made, state)
 
-    eval_step = train.make_eval_step(model_config, mesh=mesh)
+    eval_step = train.make_eval_step(made.model, mesh=mesh)
     train_step = train.make_train_step(
-        model_config,
-        tx,
+        made.model,
+        made.tx,
         schedule=schedule.learning_rate(config.optimizer.schedule, total_steps=total_steps),
         mesh=mesh,
         z_loss=config.z_loss,
         seed=config.seed,
     )
-    with RunLog(folder, total_steps=total_steps, start_step=int(state.step)) as log:
+    measured = eval_batches(rows)
+    with runlog.open_log(
+        folder, total_steps=total_steps, start_step=int(state.step), process=processes.index()
+    ) as log:
         fitted = fitting.fit(
             config.fit,
             state,
             data,
             train_step=train_step,
-            evaluate=lambda params: train.evaluate(eval_step, params, eval_batches, mesh=mesh),
+            evaluate=lambda params: train.evaluate(eval_step, params, measured, mesh=mesh),
             checkpoints=checkpoints,
             log=log,
             mesh=mesh,
-            pad_id=model_config.pad_id,
+            pad_id=made.model.pad_id,
         )
     checkpoints.close()
-    t5 = Text2Text(model_config, fitted.state.params, tokenizer)
+    t5 = Text2Text(made.model, processes.gathered(fitted.state.params), made.tokenizer)
     if fitted.evaluation is None:
         _say(f"saved step {int(fitted.state.step)} in {folder}; the same command continues it")
-        return t5
-    counts = _count_targets(chunks, example, model_config.vocab_size)
-    uniform, unigram = _baselines(counts, eval_batches)
-    _say(
-        f"\nheld-out loss {fitted.evaluation['loss']:.3f} nats a target token, accuracy "
-        f"{fitted.evaluation['accuracy']:.1%}; by guessing at random {uniform:.3f}, "
-        f"by token frequency {unigram:.3f}"
-    )
-    _say("\nheld-out sentences, [what stood there -> what the model fills in]:")
-    sentences = infill.sentences(corpus.documents(heldout_texts), count=6)
-    for line in infill.show(t5, sentences, seed=config.seed):
-        _say(f"  {line}")
-    _say(f"\nuse it:  import t5jax; t5 = t5jax.load({str(folder)!r})")
+    elif processes.is_first():
+        _show(config, made, t5, fitted.evaluation, eval_batches(None))
+    processes.barrier("the end of the run")
     return t5
 
 
+def _show(
+    config: PretrainConfig,
+    made: _Prepared,
+    t5: Text2Text,
+    evaluation: dict[str, float],
+    eval_batches: Sequence[batches.Batch],
+) -> None:
+    """Prints what came out, beside guesses that read nothing, and sentences."""
+    counts = baselines.count_targets(made.chunks, made.example, made.model.vocab_size)
+    uniform, unigram = baselines.losses(counts, eval_batches)
+    _say(
+        f"\nheld-out loss {evaluation['loss']:.3f} nats a target token, accuracy "
+        f"{evaluation['accuracy']:.1%}; by guessing at random {uniform:.3f}, "
+        f"by token frequency {unigram:.3f}"
+    )
+    _say("\nheld-out sentences, [what stood there -> what the model fills in]:")
+    sentences = infill.sentences(corpus.documents(made.heldout_texts), count=6)
+    for line in infill.show(t5, sentences, seed=config.seed):
+        _say(f"  {line}")
+    _say(f"\nuse it:  import t5jax; t5 = t5jax.load({str(Path(config.output).expanduser())!r})")
+
+
 def _say(message: str) -> None:
-    print(message, flush=True)
+    if processes.is_first():
+        print(message, flush=True)
 
 
 def _tokenizer(config: PretrainConfig, folder: Path, texts: Any) -> Tokenizer:
@@ -331,44 +414,19 @@ def _options(config: PretrainConfig) -> dict[str, Any]:
     return {**dict(flatten("", dataclasses.asdict(config))), "dtype": dtype}
 
 
-def _describe(
-    config: PretrainConfig,
-    model: T5Config,
-    state: train.TrainState,
-    mesh: Any,
-    *,
-    num_tokens: int,
-    num_chunks: int,
-) -> None:
+def _describe(config: PretrainConfig, made: _Prepared, state: train.TrainState) -> None:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    num_chunks = len(made.chunks)
+    num_tokens = num_chunks * config.corruption.raw_length(config.input_length)
     epochs = config.fit.steps * config.batch_size / num_chunks
-    devices = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    devices = " x ".join(f"{axis}={size}" for axis, size in made.mesh.shape.items())
+    several = f", {processes.count()} processes" if processes.count() > 1 else ""
     _say(
         f"model {config.model}: {parameters / 1e6:.1f} M parameters, vocabulary "
-        f"{model.vocab_size}, {model.dtype}, on {jax.default_backend()} ({devices})"
+        f"{made.model.vocab_size}, {made.model.dtype}, on {jax.default_backend()} "
+        f"({devices}{several})"
     )
     _say(
         f"corpus: {num_tokens / 1e6:.1f} M tokens; {config.fit.steps} steps of "
         f"{config.batch_size} x {config.input_length} are {epochs:.1f} epochs"
     )
-
-
-def _count_targets(
-    chunks: batches.Source, example: Any, vocab_size: int, *, max_examples: int = 2000
-) -> np.ndarray:
-    """How often each id is a target in the training data."""
-    counts = np.zeros(vocab_size, np.int64)
-    for i in range(min(len(chunks), max_examples)):
-        targets = example(chunks[i], np.random.default_rng(i))["decoder_target_tokens"]
-        counts += np.bincount(targets, minlength=vocab_size)
-    return counts
-
-
-def _baselines(counts: np.ndarray, eval_batches: Sequence[batches.Batch]) -> tuple[float, float]:
-    """Held-out losses of two guesses that read nothing: all ids alike, and by their frequency."""
-    # One more of each, so that an id never seen is unlikely rather than impossible.
-    log_probs = np.log((counts + 1) / (counts + 1).sum())
-    targets = np.concatenate([batch["decoder_target_tokens"].ravel() for batch in eval_batches])
-    weights = np.concatenate([batch["decoder_loss_weights"].ravel() for batch in eval_batches])
-    unigram = -float(np.sum(weights * log_probs[targets]) / np.sum(weights))
-    return float(np.log(len(counts))), unigram

@@ -126,3 +126,44 @@ def _draw(entries: list[dict[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def open_log(
+    folder: str | os.PathLike, *, total_steps: int, start_step: int, process: int
+) -> "RunLog | ProcessLog":
+    """Process 0 writes the logs of the run; every other a text file of its own."""
+    if process == 0:
+        return RunLog(folder, total_steps=total_steps, start_step=start_step)
+    return ProcessLog(folder, process=process)
+
+
+class ProcessLog:
+    """What a process that is not the first writes: lines in `logs/process-<i>.log`."""
+
+    def __init__(self, folder: str | os.PathLike, *, process: int):
+        path = Path(folder) / "logs" / f"process-{process}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+        self.note("started")
+
+    def __enter__(self) -> "ProcessLog":
+        return self
+
+    def __exit__(self, *rest: object) -> None:
+        self._file.close()
+
+    def training(self, step: int, metrics: dict[str, float], tokens: int, real_tokens: int) -> None:
+        """As `RunLog.training`."""
+        self.note(f"step {step}: loss {metrics['loss']:.4f}, {real_tokens} of {tokens} tokens")
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """As `RunLog.evaluation`."""
+        self.note(f"step {step}: held-out loss {metrics['loss']:.4f}")
+
+    def note(self, text: str) -> None:
+        """One line with the time."""
+        self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def refresh(self) -> None:
+        """Makes sure that everything is in the file."""
+        self._file.flush()

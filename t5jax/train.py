@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
-from t5jax import loss, sharding
+from t5jax import loss, placement, sharding
 from t5jax.batches import Batch
 from t5jax.config import T5Config
 from t5jax.model import PARTITION_RULES, Params, bind, init_params
@@ -121,7 +121,7 @@ def make_eval_step(config: T5Config, *, mesh: Mesh) -> Callable[[Params, Any], l
 
 def check_batch_size(batch_size: int, *, mesh: Mesh) -> None:
     """Raises ValueError unless the devices divide a batch."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = placement.ways(mesh)
     if batch_size % ways:
         raise ValueError(
             f"the batch size must be a multiple of data x fsdp = {ways}, got {batch_size}."
@@ -129,10 +129,16 @@ def check_batch_size(batch_size: int, *, mesh: Mesh) -> None:
 
 
 def device_batch(batch: Batch, *, mesh: Mesh) -> dict[str, jax.Array]:
-    """Places a batch on the mesh, its examples divided over the devices."""
-    check_batch_size(len(batch["encoder_input_tokens"]), mesh=mesh)
-    where = NamedSharding(mesh, sharding.BATCH)
-    return {k: jax.make_array_from_process_local_data(where, v) for k, v in batch.items()}
+    """Places a batch on the mesh, its examples divided over the devices.
+
+    Args:
+      batch: its examples that this process needs, as `placement.rows` numbers them: all of them,
+        where there is one process.
+      mesh: of all processes.
+    """
+    num_rows = len(batch["encoder_input_tokens"])
+    check_batch_size(placement.whole_batch_size(num_rows, mesh=mesh), mesh=mesh)
+    return {name: placement.place(value, mesh=mesh) for name, value in batch.items()}
 
 
 def evaluate(

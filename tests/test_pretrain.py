@@ -239,7 +239,7 @@ def test_baselines_are_those_of_the_counts():
         "decoder_target_tokens": np.array([[1, 2], [3, 0]]),
         "decoder_loss_weights": np.array([[1.0, 1.0], [1.0, 0.0]]),
     }
-    uniform, unigram = pretrain._baselines(counts, [batch])
+    uniform, unigram = baselines.losses(counts, [batch])
     assert uniform == pytest.approx(np.log(4))
     assert unigram == pytest.approx(-(np.log(4 / 12) + np.log(6 / 12) + np.log(1 / 12)) / 3)
 
