@@ -148,7 +148,7 @@ def training(
         epoch, position = divmod(index, count)
         return make_example(chunk, np.random.default_rng([seed, epoch, position]))
 
-    examples = grain.MapDataset.source(chunks).shuffle(seed=seed).repeat()
+    examples: Any = grain.MapDataset.source(chunks).shuffle(seed=seed).repeat()
     examples = examples.map_with_index(example)
 
     def batch(number: int) -> Batch:
@@ -164,7 +164,7 @@ def chunk_numbers(count: int, number: int, *, batch_size: int, seed: int) -> lis
     """Which of `count` chunks the examples of batch `number` of `training` are made of."""
     import grain
 
-    order = grain.MapDataset.range(count).shuffle(seed=seed).repeat()
+    order: Any = grain.MapDataset.range(count).shuffle(seed=seed).repeat()
     return [int(order[number * batch_size + row]) for row in range(batch_size)]
 
 

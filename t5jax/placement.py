@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,7 +47,7 @@ def place(local: np.ndarray, *, mesh: Mesh) -> jax.Array:
     length = len(local) // len(parts)
     begin = {part * length: i * length for i, part in enumerate(parts)}
 
-    def piece(index: tuple[slice, ...]) -> np.ndarray:
+    def piece(index: Any) -> np.ndarray:
         first = begin[index[0].start or 0]
         return local[(slice(first, first + length), *index[1:])]
 

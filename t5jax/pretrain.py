@@ -15,7 +15,9 @@ from t5jax import (
     baselines,
     batches,
     corpus,
+    flops,
     infill,
+    ingredients,
     optimizer,
     placement,
     processes,
@@ -26,9 +28,8 @@ from t5jax import (
     train,
 )
 from t5jax import fit as fitting
-from t5jax import tokenizer as tokenizers
 from t5jax.checkpoint import Checkpoints
-from t5jax.config import Remat, T5Config, pad_vocab
+from t5jax.config import Remat, T5Config
 from t5jax.corpus import DataConfig
 from t5jax.denoise import SpanCorruption
 from t5jax.fit import FitConfig
@@ -37,22 +38,12 @@ from t5jax.model import stacked
 from t5jax.optimizer import OptimizerConfig
 from t5jax.pretrained.folder import CHECKPOINTS
 from t5jax.processes import HostsConfig
+from t5jax.profiling import Profiler
 from t5jax.schedule import ScheduleConfig
 from t5jax.sharding import MeshConfig
 from t5jax.text2text import Text2Text
 from t5jax.tokenizer import Tokenizer
 
-# The model of a run without arguments: minutes on two cores.
-TINY = {
-    "d_model": 128,
-    "d_ff": 512,
-    "d_kv": 32,
-    "num_heads": 4,
-    "num_encoder_layers": 2,
-    "num_decoder_layers": 2,
-    "tie_embeddings": True,
-    "scale_logits": True,
-}
 # Options that may differ when a run is continued: what it learns does not depend on them, but for
 # the last bits where devices divide a sum in another way.
 _FREE = (
@@ -176,12 +167,26 @@ def _prepare(config: PretrainConfig, folder: Path) -> _Prepared:
             f"output must be a folder on a disk that all processes share, got {folder}, in which "
             f"process {processes.index()} does not see what process 0 wrote."
         )
-    _check_inputs(config)
+    ingredients.check_files(config.model, config.tokenizer)
     mesh = sharding.make_mesh(config.mesh)
     train.check_batch_size(config.batch_size, mesh=mesh)
     texts, heldout_texts = corpus.read(config.data)
-    tokenizer = _tokenizer(config, folder, texts)
-    model_config = _model_config(config, tokenizer)
+    tokenizer = ingredients.tokenizer(
+        folder,
+        texts,
+        source=config.tokenizer,
+        vocab_size=config.vocab_size or 4000,
+        corruption=config.corruption,
+        input_length=config.input_length,
+        say=_say,
+    )
+    changes = {"dropout_rate": config.dropout_rate, "remat": config.remat}
+    model_config = ingredients.model(
+        config.model,
+        tokenizer,
+        dtype=config.dtype,
+        changes={name: value for name, value in changes.items() if value is not None},
+    )
 
     length = config.corruption.raw_length(config.input_length)
     chunks = batches.Chunks(batches.TokenStream(batches.tokenize(texts, tokenizer)), length)
@@ -270,6 +275,11 @@ def _run(config: PretrainConfig) -> Text2Text:
             log=log,
             mesh=mesh,
             pad_id=made.model.pad_id,
+            locate=lambda step: batches.chunk_numbers(
+                len(made.chunks), step - 1, batch_size=config.batch_size, seed=config.seed
+            ),
+            step_flops=_step_flops(config, made),
+            profiler=Profiler(folder / "profile", steps=config.fit.profile_steps),
         )
     checkpoints.close()
     t5 = Text2Text(made.model, processes.gathered(fitted.state.params), made.tokenizer)
@@ -303,95 +313,21 @@ def _show(
     _say(f"\nuse it:  import t5jax; t5 = t5jax.load({str(Path(config.output).expanduser())!r})")
 
 
+def _step_flops(config: PretrainConfig, made: _Prepared) -> float:
+    input_length, target_length = config.corruption.lengths(
+        config.corruption.raw_length(config.input_length)
+    )
+    return flops.train_step(
+        made.model,
+        batch_size=config.batch_size,
+        input_length=input_length,
+        target_length=target_length,
+    )
+
+
 def _say(message: str) -> None:
     if processes.is_first():
         print(message, flush=True)
-
-
-def _tokenizer(config: PretrainConfig, folder: Path, texts: Any) -> Tokenizer:
-    """The run's own tokenizer if it has one already, else the one asked for."""
-    found = tokenizers.load(folder) if folder.is_dir() else None
-    if found is None and config.tokenizer is not None:
-        found = tokenizers.load(config.tokenizer)
-    if found is None:
-        vocab_size = config.vocab_size or 4000
-        _say(f"training a vocabulary of {vocab_size} pieces")
-        found = tokenizers.train(corpus.documents(texts), vocab_size=vocab_size)
-    if found.pad_id == found.unk_id:
-        raise ValueError(
-            f"the tokenizer must have a padding id of its own, got {found.pad_id} for padding and "
-            "for unknown text; train one with scripts/train_tokenizer.py."
-        )
-    length = config.corruption.raw_length(config.input_length)
-    _, spans = config.corruption.counts(length)
-    if spans > found.num_sentinels:
-        raise ValueError(
-            f"an input of {config.input_length} tokens must hide at most {found.num_sentinels} "
-            f"spans, one for each sentinel of the tokenizer, got {spans}; lower input_length or "
-            "corruption.density, or raise corruption.mean_span."
-        )
-    return found
-
-
-def _check_inputs(config: PretrainConfig) -> None:
-    """Raises, before anything slow is done, if a file that was named is not there."""
-    if config.tokenizer is not None:
-        if not Path(config.tokenizer).is_dir():
-            raise FileNotFoundError(
-                f"tokenizer must be a folder with spiece.model, got {config.tokenizer}, which "
-                "does not exist; leave it out to train one on the corpus."
-            )
-        if tokenizers.load(config.tokenizer) is None:
-            raise FileNotFoundError(
-                f"{config.tokenizer} must hold spiece.model or a ByT5 tokenizer_config.json, and "
-                "holds neither; leave --tokenizer out to train one on the corpus."
-            )
-    if config.model.endswith(".json"):
-        if not Path(config.model).is_file():
-            raise FileNotFoundError(
-                f"model must be a preset or a JSON file, got {config.model}, which does not exist."
-            )
-        T5Config.from_file(config.model)
-
-
-def _model_config(config: PretrainConfig, tokenizer: Tokenizer) -> T5Config:
-    ids = {
-        "pad_id": tokenizer.pad_id,
-        "eos_id": tokenizer.eos_id,
-        "decoder_start_id": tokenizer.pad_id,
-    }
-    changes: dict[str, Any] = {}
-    if config.dropout_rate is not None:
-        changes["dropout_rate"] = config.dropout_rate
-    if config.remat is not None:
-        changes["remat"] = config.remat
-    if config.model.endswith(".json"):
-        if config.dtype != "auto":
-            changes["dtype"] = config.dtype
-        return _check_vocabulary(T5Config.from_file(config.model), config.model, tokenizer).replace(
-            **changes
-        )
-    changes |= {**ids, "dtype": resolve_dtype(config.dtype)}
-    changes["vocab_size"] = pad_vocab(tokenizer.vocab_size)
-    if config.model == "tiny":
-        return T5Config(**{**TINY, **changes})
-    return T5Config.preset(config.model, **changes)
-
-
-def _check_vocabulary(model: T5Config, source: str, tokenizer: Tokenizer) -> T5Config:
-    """The model, if its vocabulary is the tokenizer's."""
-    if model.vocab_size < tokenizer.vocab_size:
-        raise ValueError(
-            f"{source}: vocab_size must be at least the tokenizer's {tokenizer.vocab_size}, "
-            f"got {model.vocab_size}; {pad_vocab(tokenizer.vocab_size)} fits."
-        )
-    for name in ("pad_id", "eos_id"):
-        if getattr(model, name) != getattr(tokenizer, name):
-            raise ValueError(
-                f"{source}: {name} must be the tokenizer's {getattr(tokenizer, name)}, "
-                f"got {getattr(model, name)}."
-            )
-    return model
 
 
 def _options(config: PretrainConfig) -> dict[str, Any]:

@@ -41,7 +41,9 @@ class HostsConfig:
     """Seconds to wait for processes that have not started yet."""
 
     def __post_init__(self):
-        given = [name for name in ("coordinator", "count", "index") if getattr(self, name) is not None]
+        given = [
+            name for name in ("coordinator", "count", "index") if getattr(self, name) is not None
+        ]
         if given and self.auto:
             raise ValueError(f"hosts.auto must stand alone, got hosts.{given[0]} too; drop one.")
         if given and len(given) < 3:
@@ -215,7 +217,7 @@ def gathered(tree: Any) -> Any:
     if count() == 1:
         return tree
 
-    def gather(x: jax.Array) -> jax.Array:
+    def gather(x: Any) -> jax.Array:
         whole = jax.jit(lambda y: y, out_shardings=NamedSharding(x.sharding.mesh, P()))(x)
         return whole.addressable_data(0)
 

@@ -153,6 +153,16 @@ def evaluate(
     }
 
 
+def to_trees(state: TrainState) -> dict[str, Any]:
+    """The named pytrees that a checkpoint of a state holds."""
+    return {"params": state.params, "optimizer": state.opt_state}
+
+
+def from_trees(step: Int[Array, ""], trees: dict[str, Any]) -> TrainState:
+    """The state that `to_trees` took apart."""
+    return TrainState(step, trees["params"], trees["optimizer"])
+
+
 def _on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function under `jax.set_mesh`, where `sharding.divide_batch` takes effect."""
 

@@ -13,7 +13,7 @@ import pytest
 from small_runs import TINY, training_losses, write_inputs
 
 import t5jax
-from t5jax import batches, pretrain
+from t5jax import ingredients, pretrain
 from t5jax.corpus import DataConfig
 from t5jax.fit import FitConfig
 from t5jax.optimizer import OptimizerConfig
@@ -97,9 +97,9 @@ def test_run_learns_more_than_token_frequencies(inputs, tmp_path, capsys):
 
 def test_run_trains_a_vocabulary_without_a_tokenizer(inputs, tmp_path):
     config = make_config(inputs, tmp_path / "run", tokenizer=None, vocab_size=26, model="tiny")
-    small = {**pretrain.TINY, "d_model": 8, "d_ff": 8, "num_encoder_layers": 1}
+    small = {**ingredients.TINY, "d_model": 8, "d_ff": 8, "num_encoder_layers": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain, "TINY", small)
+        patch.setattr(ingredients, "TINY", small)
         t5 = pretrain.run(dataclasses.replace(config, fit=FitConfig(steps=1)))
     assert t5.tokenizer.vocab_size == 126
     assert t5.config.vocab_size == 128
@@ -231,17 +231,6 @@ def test_run_begins_again_where_a_crash_left_half_a_file(inputs, tmp_path):
     (tmp_path / "run" / ".run.json.writing").write_text('{"opti')
     pretrain.run(make_config(inputs, tmp_path / "run", fit=FitConfig(steps=1)))
     assert sorted(training_losses(tmp_path / "run")) == [1]
-
-
-def test_baselines_are_those_of_the_counts():
-    counts = np.array([0, 3, 5, 0])
-    batch: batches.Batch = {
-        "decoder_target_tokens": np.array([[1, 2], [3, 0]]),
-        "decoder_loss_weights": np.array([[1.0, 1.0], [1.0, 0.0]]),
-    }
-    uniform, unigram = baselines.losses(counts, [batch])
-    assert uniform == pytest.approx(np.log(4))
-    assert unigram == pytest.approx(-(np.log(4 / 12) + np.log(6 / 12) + np.log(1 / 12)) / 3)
 
 
 def test_run_file_holds_what_the_numbers_depend_on(finished, inputs):
