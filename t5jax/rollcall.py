@@ -97,7 +97,8 @@ class Group:
         self._tell({"leaves": True})
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections, as the end of the process would."""
+        self._left.set()
         for link in self._links.values():
             link.close()
 

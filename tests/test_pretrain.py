@@ -2,18 +2,20 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import shutil
 from pathlib import Path
 
 import datasets
+import jax
 import numpy as np
 import pytest
 from small_runs import TINY, training_losses, write_inputs
 
 import t5jax
-from t5jax import ingredients, pretrain
+from t5jax import ingredients, pretrain, sharding
 from t5jax.corpus import DataConfig
 from t5jax.fit import FitConfig
 from t5jax.optimizer import OptimizerConfig
@@ -239,3 +241,25 @@ def test_run_file_holds_what_the_numbers_depend_on(finished, inputs):
     assert options["seed"] == 0
     assert options["data.path"] == inputs["text"]
     assert not {"output", "mesh.data", "fit.log_every"} & set(options)
+
+
+def test_run_continues_on_other_meshes(inputs, tmp_path, monkeypatch):
+    model = tmp_path / "model.json"
+    model.write_text(TINY.replace(num_heads=4).to_json())
+
+    def train_on(folder: Path, steps: int, mesh: MeshConfig) -> dict[int, float]:
+        fit = FitConfig(steps=steps, eval_every=50, checkpoint_every=50)
+        config = make_config(inputs, folder, model=str(model), mesh=mesh, fit=fit)
+        pretrain.run(config)
+        return training_losses(folder)
+
+    straight = train_on(tmp_path / "straight", 9, MeshConfig())
+    moved = tmp_path / "moved"
+    train_on(moved, 3, MeshConfig(fsdp=8))
+    train_on(moved, 6, MeshConfig(tensor=4))
+    one_device = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", one_device)
+    found = train_on(moved, 9, MeshConfig())
+    assert sorted(found) == list(range(1, 10))
+    for step, loss in straight.items():  # float32 sums in other orders
+        assert found[step] == pytest.approx(loss, abs=1e-4)
