@@ -140,7 +140,7 @@ def fit(
             with watch.paused():
                 steps.write(step)
                 if evaluate_now:
-                    evaluation = evaluate(state.params)
+                    evaluation = evaluate(judged(state))
                     log.evaluation(step, evaluation)
                 if save_now:
                     loss = evaluation["loss"] if evaluation and evaluate_now else None
@@ -153,7 +153,12 @@ def fit(
         steps.write(step)
     if step < config.steps:
         return Fitted(state, None, interrupted=True)
-    return Fitted(state, evaluation or evaluate(state.params), interrupted=False)
+    return Fitted(state, evaluation or evaluate(judged(state)), interrupted=False)
+
+
+def judged(state: train.TrainState) -> train.Params:
+    """The parameters to evaluate and to use: their moving average, where one is kept."""
+    return state.params if state.average is None else state.average
 
 
 def save(

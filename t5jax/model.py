@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from t5jax import products, sharding
+from t5jax import attention, masks, products, sharding
 from t5jax.blocks import split_key
 from t5jax.config import T5Config
 from t5jax.layers import Embedder, Output, Projection
@@ -79,6 +79,28 @@ class T5(nnx.Module):
         Returns:
           [B, T, V] float32.
         """
+        return self.logits(
+            self.target_states(
+                encoder_tokens,
+                decoder_tokens,
+                encoder_mask=encoder_mask,
+                encoder_segment_ids=encoder_segment_ids,
+                decoder_segment_ids=decoder_segment_ids,
+                dropout_key=dropout_key,
+            )
+        )
+
+    def target_states(
+        self,
+        encoder_tokens: Int[Array, "B S"],
+        decoder_tokens: Int[Array, "B T"],
+        *,
+        encoder_mask: Bool[Array, "B S"],
+        encoder_segment_ids: Int[Array, "B S"] | None = None,
+        decoder_segment_ids: Int[Array, "B T"] | None = None,
+        dropout_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Final decoder states of every target position; arguments as in `__call__`."""
         keys = split_key(dropout_key, 2)
         states = self.encode(
             encoder_tokens,
@@ -86,7 +108,7 @@ class T5(nnx.Module):
             encoder_segment_ids=encoder_segment_ids,
             dropout_key=keys[0],
         )
-        return self.decode(
+        return self.decode_states(
             decoder_tokens,
             states,
             encoder_mask=encoder_mask,
@@ -104,9 +126,11 @@ class T5(nnx.Module):
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B S D"]:
         """Final encoder states, in the config's `dtype`; arguments as in `__call__`."""
-        mask = encoder_mask[:, None, None, :]
-        if encoder_segment_ids is not None:
-            mask = mask & _same_segment(encoder_segment_ids, encoder_segment_ids)
+        mask = self._mask(
+            masks.of(encoder_segment_ids, encoder_segment_ids, key_mask=encoder_mask, causal=False),
+            encoder_tokens.shape[1],
+            encoder_tokens.shape[1],
+        )
         return self.encoder(self._embed(encoder_tokens), mask=mask, dropout_key=dropout_key)
 
     def decode(
@@ -146,15 +170,16 @@ class T5(nnx.Module):
         """
         decoder = self._decoder()
         length = decoder_tokens.shape[1]
-        mask = jnp.tri(length, dtype=bool)[None, None]
-        cross_mask = encoder_mask[:, None, None, :]
-        if decoder_segment_ids is not None and encoder_segment_ids is not None:
-            mask = mask & _same_segment(decoder_segment_ids, decoder_segment_ids)
-            cross_mask = cross_mask & _same_segment(decoder_segment_ids, encoder_segment_ids)
-        elif decoder_segment_ids is not None or encoder_segment_ids is not None:
+        if (decoder_segment_ids is None) != (encoder_segment_ids is None):
             raise ValueError(
                 "segment ids must be given for both encoder and decoder, got only one of them."
             )
+        mask = masks.of(decoder_segment_ids, decoder_segment_ids, key_mask=None, causal=True)
+        mask = self._mask(mask, length, length)
+        cross_mask = masks.of(
+            decoder_segment_ids, encoder_segment_ids, key_mask=encoder_mask, causal=False
+        )
+        cross_mask = self._mask(cross_mask, length, states.shape[1])
         x = self._embed(decoder_tokens)
         return decoder(x, states, mask=mask, cross_mask=cross_mask, dropout_key=dropout_key)
 
@@ -205,13 +230,26 @@ class T5(nnx.Module):
         decoder = self._decoder()
         return Stepper.of(self.config, decoder, self.token_embedder, self._output_kernel())
 
+    def _mask(
+        self, segments: masks.Segments, query_len: int, key_len: int
+    ) -> Bool[Array, "#B 1 #T S"] | masks.Segments:
+        """Segments where attention is computed in blocks, and a dense mask where it is not."""
+        blocks = attention.in_blocks(self.config.attention, query_len, key_len)
+        return segments if blocks else segments.dense(query_len, key_len)
+
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         x = self.token_embedder(tokens).astype(self.config.dtype)
-        return sharding.divide_batch(x)
+        return sharding.divide(x)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits of `decode_states`' states."""
-        return sharding.divide_batch(logits(x, self._output_kernel(), self.config))
+        return sharding.divide(logits(x, self._output_kernel(), self.config))
+
+    def output_table(self) -> tuple[Float[Array, "..."], int]:
+        """The kernel that makes states logits as it is stored, and which axis is the vocabulary."""
+        if self.output is not None:
+            return self.output.kernel[...], 1
+        return self.token_embedder.embedding[...], 0
 
     def _output_kernel(self) -> products.Kernel:
         if self.output is not None:
@@ -287,7 +325,3 @@ def _graph(config: T5Config) -> tuple[Any, Params]:
 
 def _join(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _same_segment(queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Bool[Array, "B 1 T S"]:
-    return (queries[:, :, None] == keys[:, None, :])[:, None]

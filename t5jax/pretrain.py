@@ -43,6 +43,7 @@ from t5jax.schedule import ScheduleConfig
 from t5jax.sharding import MeshConfig
 from t5jax.text2text import Text2Text
 from t5jax.tokenizer import Tokenizer
+from t5jax.train import StepConfig
 
 # Options that may differ when a run is continued: what it learns does not depend on them, but for
 # the last bits where devices divide a sum in another way.
@@ -52,6 +53,8 @@ _FREE = (
     "hosts",
     "remat",
     "eval_examples",
+    "step.accumulate",
+    "step.vocab_chunks",
     *(f"fit.{field.name}" for field in dataclasses.fields(FitConfig) if field.name != "steps"),
 )
 
@@ -89,8 +92,7 @@ class PretrainConfig:
         schedule=ScheduleConfig(name="rsqrt", learning_rate=0.3, warmup_steps=100),
     )
     """How parameters are updated."""
-    z_loss: float = 1e-4
-    """Weight of the z-loss."""
+    step: Annotated[StepConfig, tyro.conf.arg(name="")] = StepConfig()
     dropout_rate: float | None = None
     """Instead of the model's."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -109,8 +111,6 @@ class PretrainConfig:
         for name in ("batch_size", "eval_examples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.z_loss < 0:
-            raise ValueError(f"z_loss must be at least 0, got {self.z_loss}; T5 uses 1e-4.")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
         if self.tokenizer is not None and self.vocab_size is not None:
@@ -203,7 +203,7 @@ def _prepare(config: PretrainConfig, folder: Path) -> _Prepared:
         )
 
     tx = optimizer.make(config.optimizer, total_steps=config.fit.steps, stacked=stacked)
-    abstract = train.abstract_state(model_config, tx, mesh=mesh)
+    abstract = train.abstract_state(model_config, tx, mesh=mesh, options=config.step)
     runfolder.claim(
         folder,
         options,
@@ -247,7 +247,9 @@ def _run(config: PretrainConfig) -> Text2Text:
     )
     state = fitting.restore(checkpoints, made.abstract, data, warn=_say)
     if state is None:
-        state = train.init_state(made.model, made.tx, mesh=mesh, seed=config.seed)
+        state = train.init_state(
+            made.model, made.tx, mesh=mesh, seed=config.seed, options=config.step
+        )
     else:
         _say(f"continuing at step {int(state.step)} of {total_steps} from {folder}")
     _describe(config, made, state)
@@ -258,7 +260,7 @@ def _run(config: PretrainConfig) -> Text2Text:
         made.tx,
         schedule=schedule.learning_rate(config.optimizer.schedule, total_steps=total_steps),
         mesh=mesh,
-        z_loss=config.z_loss,
+        options=config.step,
         seed=config.seed,
     )
     measured = eval_batches(rows)
@@ -282,7 +284,7 @@ def _run(config: PretrainConfig) -> Text2Text:
             profiler=Profiler(folder / "profile", steps=config.fit.profile_steps),
         )
     checkpoints.close()
-    t5 = Text2Text(made.model, processes.gathered(fitted.state.params), made.tokenizer)
+    t5 = Text2Text(made.model, processes.gathered(fitting.judged(fitted.state)), made.tokenizer)
     if fitted.evaluation is None:
         _say(f"saved step {int(fitted.state.step)} in {folder}; the same command continues it")
     elif processes.is_first():

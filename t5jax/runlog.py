@@ -110,7 +110,7 @@ class RunLog:
 
     def _draw(self) -> None:
         entries = read_metrics(self._folder)
-        if entries:
+        if any("loss" in entry or "eval_loss" in entry for entry in entries):
             _draw(entries, self._folder / "loss.png")
 
     def _write(self, step: int, metrics: dict[str, float], group: str) -> None:

@@ -25,7 +25,7 @@ def options(inputs: dict[str, str], output: Path, steps: int, **more) -> list[st
         "eval-examples": 20,
         "steps": steps,
         "eval-every": 50,
-        "checkpoint-every": 20,
+        "checkpoint-every": 10,
         "log-every": 1,
         **more,
     }

@@ -21,8 +21,8 @@ MAX_LINES = 400
 LEVELS = {
     "data": "config tokenizer fast_tokenizer denoise corpus pydocs textfiles batches files runlog "
     "chips flops rollcall stopwatch skips",
-    "math": "loss products optimizer schedule sharding placement processes profiling checkpoint "
-    "decode decode.beam decode.choose "
+    "math": "masks blockwise tpu_attention attention loss freeze products optimizer schedule "
+    "sharding placement processes profiling checkpoint decode decode.beam decode.choose "
     "decode.automaton decode.loop decode.rules decode.truncate",
     "net": "layers blocks stacks stepper model",
     "state": "pretrained pretrained.arrays pretrained.names pretrained.source pretrained.evidence "

@@ -13,7 +13,7 @@ from small_runs import training_losses, write_inputs
 from t5jax import processes, sharding
 from t5jax.runlog import read_metrics
 
-STEPS = 120
+STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +34,12 @@ def calm(folder, inputs) -> Path:
 
 
 def test_two_processes_train_as_one_does(folder, inputs, calm):
-    shown = finish(options(inputs, folder / "one", STEPS), folder)
+    finish(options(inputs, folder / "one", STEPS), folder)
     one, two = training_losses(folder / "one"), training_losses(calm)
     assert list(two) == list(range(1, STEPS + 1))
-    # A float32 sum in another order, over the first steps; later ones amplify that.
-    for step in range(1, 21):
-        assert two[step] == pytest.approx(one[step], abs=1e-5)
-    for step in range(21, STEPS + 1):
-        assert two[step] == pytest.approx(one[step], abs=2e-3)
-    assert "continues" not in shown[0]
+    for step in range(1, STEPS + 1):
+        # Float32 sums in another order; each step learns from the differences of those before.
+        assert two[step] == pytest.approx(one[step], abs=1e-5 if step <= 10 else 1e-3)
 
 
 def test_what_is_written_once_is_written_by_process_0(calm):
@@ -57,7 +54,7 @@ def test_a_killed_and_a_stopped_process_leave_a_run_that_continues_exactly(folde
     output = folder / "disturbed"
     arguments = options(inputs, output, STEPS)
     with started(arguments, folder, count=2) as running:
-        wait_for_step(30, output, running)
+        wait_for_step(12, output, running)
         running[1].send_signal(signal.SIGKILL)
         killed = time.monotonic()
         (status, shown), _ = wait(running, timeout=60)
@@ -67,7 +64,7 @@ def test_a_killed_and_a_stopped_process_leave_a_run_that_continues_exactly(folde
     assert shown.count("error: ") == 1
 
     with started(arguments, folder, count=2) as running:
-        wait_for_step(60, output, running)
+        wait_for_step(22, output, running)
         running[1].send_signal(signal.SIGTERM)
         (first, shown), (second, _) = wait(running, timeout=60)
     assert (first, second) == (0, 0), shown
