@@ -345,7 +345,8 @@ def _options(config: PretrainConfig) -> dict[str, Any]:
             for name, inner in value.items():
                 yield from flatten(f"{prefix}.{name}".lstrip("."), inner)
         else:
-            yield prefix, value
+            # JSON, in which they are compared, has no tuples.
+            yield prefix, list(value) if isinstance(value, tuple) else value
 
     # Resolved, so that a run begun on one kind of device does not change type on another.
     dtype = config.dtype if config.model.endswith(".json") else resolve_dtype(config.dtype)

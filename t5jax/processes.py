@@ -275,8 +275,9 @@ def _client() -> Any:
 
 def _end(reason: str) -> None:
     """Ends this process although it may be waiting for devices that never answer."""
+    own = index()
     print(
-        f"\nerror: {reason}, so process {_group.index if _group else '?'} ends too; checkpoints "
+        f"\nerror: {reason.rstrip('.')}, so process {own} ends too; checkpoints "
         "saved before are intact: start all processes again with the same command to continue.",
         file=sys.stderr,
     )
