@@ -4,6 +4,7 @@ Example `i` of epoch `e` depends on (seed, e, i) alone, so a run can stop anywhe
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -125,28 +126,46 @@ def training(
     *,
     batch_size: int,
     seed: int,
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> "grain.DatasetIterator[Batch]":
     """Endless shuffled batches; `get_state` and `set_state` of the iterator save its position.
+
+    A position counts whole batches, so it is the same in every process, however many there are.
 
     Args:
       chunks: raw examples.
       make_example: makes one example of a chunk, with that example's own generator.
       batch_size: examples in a batch.
       seed: of the order and of the examples.
+      rows: which examples of each batch to make; all, unless given.
     """
     import grain
 
     count = len(chunks)
+    rows = range(batch_size) if rows is None else [int(row) for row in rows]
 
     def example(index: int, chunk: np.ndarray) -> Batch:
         epoch, position = divmod(index, count)
         return make_example(chunk, np.random.default_rng([seed, epoch, position]))
 
-    dataset = grain.MapDataset.source(chunks).shuffle(seed=seed).repeat()
-    dataset = dataset.map_with_index(example).batch(batch_size, drop_remainder=True)
+    examples: Any = grain.MapDataset.source(chunks).shuffle(seed=seed).repeat()
+    examples = examples.map_with_index(example)
+
+    def batch(number: int) -> Batch:
+        return _stack([examples[number * batch_size + row] for row in rows])
+
+    dataset = grain.MapDataset.range(sys.maxsize // batch_size).map(batch)
     # One reading thread keeps ahead of the training step, which owns the other cores.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
     return iter(dataset.to_iter_dataset(options))
+
+
+def chunk_numbers(count: int, number: int, *, batch_size: int, seed: int) -> list[int]:
+    """Which of `count` chunks the examples of batch `number` of `training` are made of."""
+    import grain
+
+    order: Any = grain.MapDataset.range(count).shuffle(seed=seed).repeat()
+    return [int(order[number * batch_size + row]) for row in range(batch_size)]
 
 
 def evaluation(
@@ -156,23 +175,27 @@ def evaluation(
     batch_size: int,
     seed: int,
     max_examples: int,
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """The same batches every time, each example once.
 
     The last batch is filled up with copies of its first example whose loss weights are 0.
+    `rows` are the examples of each batch to make; all, unless given.
     """
     count = min(len(chunks), max_examples)
+    rows = range(batch_size) if rows is None else [int(row) for row in rows]
+
+    def example(i: int) -> Batch:
+        return make_example(chunks[i], np.random.default_rng([seed, i]))
+
     for start in range(0, count, batch_size):
-        examples = [
-            make_example(chunks[i], np.random.default_rng([seed, i]))
-            for i in range(start, min(start + batch_size, count))
-        ]
-        unweighted = {
-            **examples[0],
-            "decoder_loss_weights": examples[0]["decoder_loss_weights"] * 0,
-        }
-        examples += [unweighted] * (batch_size - len(examples))
-        yield {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+        first = example(start)
+        unweighted = {**first, "decoder_loss_weights": first["decoder_loss_weights"] * 0}
+        yield _stack([example(start + i) if start + i < count else unweighted for i in rows])
+
+
+def _stack(examples: Sequence[Batch]) -> Batch:
+    return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
 
 def shift_right(targets: Int[np.ndarray, "*B T"], *, start_id: int) -> Int[np.ndarray, "*B T"]:

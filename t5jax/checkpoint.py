@@ -1,14 +1,18 @@
 """Checkpoints that are written whole or not at all, and that say when they are damaged."""
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from t5jax import processes
 
 _RECORD = "record"
 
@@ -21,38 +25,82 @@ class Checkpoints:
     name only when complete.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, keep: int):
-        """Opens `folder`, made if absent; after each save only the newest `keep` remain."""
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        keep: int,
+        keep_every: int | None = None,
+        keep_best: int = 0,
+    ):
+        """Opens `folder`, made if absent.
+
+        Args:
+          folder: the same for all processes, on a disk that they share.
+          keep: the newest so many stay.
+          keep_every: so do those of steps that are a multiple of this.
+          keep_best: so do the so many with the lowest loss, of those saved with one.
+        """
         self._folder = Path(folder).resolve()
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._keep = keep
+        self._losses: dict[int, float] = {}
+        if keep_best:
+            for step in complete_steps(self._folder):
+                self._note_loss(step)
+
+        def choose(steps: list[int]) -> set[int]:
+            return kept_steps(
+                steps, self._losses, keep=keep, keep_every=keep_every, keep_best=keep_best
+            )
+
+        self._preserve = _Preserve(choose)
         self._manager = self._open()
 
     def _open(self):
         ocp = _orbax()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            preservation_policy=self._preserve,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
         )
         return ocp.CheckpointManager(self._folder, options=options)
+
+    def _note_loss(self, step: int) -> None:
+        with contextlib.suppress(ValueError):  # damaged, which `restore_latest` deals with
+            loss = _read_record(self._folder / str(step))["loss"]
+            if loss is not None:
+                self._losses[step] = loss
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, ascending."""
         return complete_steps(self._folder)
 
-    def save(self, step: int, trees: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-        """Starts writing; returns as soon as the arrays may change.
+    def save(
+        self,
+        step: int,
+        trees: Mapping[str, Any],
+        record: Mapping[str, Any],
+        *,
+        loss: float | None = None,
+    ) -> None:
+        """Starts writing; returns as soon as the arrays may change.  All processes must call it.
 
         Args:
           step: names the checkpoint; there must be none of that step.
           trees: named pytrees of arrays.
           record: anything JSON can hold.
+          loss: on held-out data, for `keep_best`.
         Raises:
           OSError: this or the preceding save could not be written, as when the disk is full.
         """
         ocp = _orbax()
         sums = {name: int(checksum(tree)) for name, tree in trees.items()}
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        items[_RECORD] = ocp.args.JsonSave({"record": dict(record), "checksums": sums})
+        items[_RECORD] = ocp.args.JsonSave(
+            {"record": dict(record), "checksums": sums, "loss": loss}
+        )
+        if loss is not None:
+            self._losses[step] = loss
         self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(**items), force=True))
 
     def restore_latest(
@@ -71,20 +119,14 @@ class Checkpoints:
           ValueError: there are checkpoints, and not one can be read.
         """
         damaged: list[tuple[int, str]] = []
-        for step in reversed(self.steps()):
-            try:
-                found = self._restore(step, abstract)
-            except (MemoryError, PermissionError):
-                raise
-            # Orbax and TensorStore raise bare Exceptions, and no two kinds of damage the same.
-            except Exception as error:
-                if isinstance(error, OtherArrays) or "RESOURCE_EXHAUSTED" in str(error):
-                    raise
-                damaged.append((step, _reason(error)))
+        for step in self._common_steps():
+            found, reason = self._try_restore(step, abstract)
+            if found is None:
+                damaged.append((step, reason))
                 continue
-            for bad, reason in damaged:
+            for bad, why in damaged:
                 aside = self._set_aside(bad)
-                warn(f"checkpoint {bad} is damaged ({reason}); it was moved to {aside}.")
+                warn(f"checkpoint {bad} is damaged ({why}); it was moved to {aside}.")
             return step, *found
         if damaged:
             raise ValueError(
@@ -94,10 +136,45 @@ class Checkpoints:
             )
         return None
 
-    def _restore(self, step: int, abstract: Mapping[str, Any]):
+    def _common_steps(self) -> list[int]:
+        """The steps to try, newest first, the same list in all processes.
+
+        Raises:
+          OSError: the processes see different checkpoints.
+        """
+        steps = self.steps()
+        seen = zlib.crc32(repr(steps).encode()) >> 1
+        if processes.agree(seen, reduce=np.max) != processes.agree(seen, reduce=np.min):
+            raise OSError(
+                f"all processes must see the same checkpoints in {self._folder}, and they do not "
+                f"(process {processes.index()} sees steps {steps}); the folder must be on a disk "
+                "that they share."
+            )
+        return steps[::-1]
+
+    def _try_restore(self, step: int, abstract: Mapping[str, Any]) -> tuple[Any, str]:
+        """Pytrees and record; or None and the reason, if any process finds the step damaged."""
         folder = self._folder / str(step)
-        trees = {name: load_item(folder, name, tree) for name, tree in abstract.items()}
-        return trees, _read_record(folder)["record"]
+        found, reason, refusal = None, "", None
+        try:
+            # Each process reads its own parts, and waits for nobody who may have failed.
+            trees = {name: load_tree(folder / name, tree) for name, tree in abstract.items()}
+            found = trees, _read_record(folder)
+        except (MemoryError, PermissionError, OtherArrays) as error:
+            refusal = error
+        # Orbax and TensorStore raise bare Exceptions, and no two kinds of damage the same.
+        except Exception as error:
+            reason = _reason(error)
+            refusal = error if "RESOURCE_EXHAUSTED" in str(error) else None
+        if refusal is not None:
+            raise refusal
+        if not processes.agree(found is not None) or found is None:
+            return None, reason or "another process could not read its part"
+        trees, record = found
+        for name, tree in trees.items():
+            if int(checksum(tree)) != record["checksums"].get(name):
+                return None, f"{folder} is damaged (the checksum of {name} differs)."
+        return (trees, record["record"]), ""
 
     def _set_aside(self, step: int) -> Path:
         source = self._folder / str(step)
@@ -106,8 +183,12 @@ class Checkpoints:
         while target.exists():
             count += 1
             target = self._folder / f"{step}.damaged{count}"
+        self._losses.pop(step, None)
         self._manager.close()
-        source.rename(target)
+        processes.barrier("a damaged checkpoint found")
+        if processes.is_first():
+            source.rename(target)
+        processes.barrier("a damaged checkpoint set aside")
         self._manager = self._open()
         return target
 
@@ -154,12 +235,40 @@ def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:
     folder = Path(folder).resolve()
     check_shapes(folder, _shapes(folder), shapes_by_path(abstract))
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(**_alone()) as checkpointer:
             return checkpointer.restore(folder, abstract)
     except Exception as error:  # as in `restore_latest`
         raise ValueError(
             f"{folder} is damaged ({_reason(error)}); load another checkpoint."
         ) from error
+
+
+def kept_steps(
+    steps: Sequence[int],
+    losses: Mapping[int, float],
+    *,
+    keep: int,
+    keep_every: int | None,
+    keep_best: int,
+) -> set[int]:
+    """Which of `steps` stay: the newest, those of round numbers, and those of the lowest losses."""
+    kept = set(sorted(steps)[-keep:])
+    if keep_every is not None:
+        kept |= {step for step in steps if step % keep_every == 0}
+    measured = sorted((losses[step], step) for step in steps if step in losses)
+    return kept | {step for _, step in measured[:keep_best]}
+
+
+class _Preserve:
+    """`kept_steps` as Orbax asks for it."""
+
+    def __init__(self, choose: Callable[[list[int]], set[int]]):
+        self._choose = choose
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        kept = self._choose([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
 def check_shapes(
@@ -223,16 +332,22 @@ def checksum(tree: Any) -> jax.Array:
 
 def _read_record(folder: Path) -> dict[str, Any]:
     ocp = _orbax()
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+    alone = _alone()
+    handler = ocp.JsonCheckpointHandler(**alone)
+    with ocp.Checkpointer(handler, **alone) as checkpointer:
         try:
             found = checkpointer.restore((folder / _RECORD).resolve())
-            return {"record": found["record"], "checksums": dict(found["checksums"])}
+            return {
+                "record": found["record"],
+                "checksums": dict(found["checksums"]),
+                "loss": found.get("loss"),  # absent in older ones
+            }
         except Exception as error:  # as in `restore_latest`
             raise ValueError(f"{folder} is damaged (its record cannot be read).") from error
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    with _orbax().StandardCheckpointer() as checkpointer:
+    with _orbax().StandardCheckpointer(**_alone()) as checkpointer:
         try:
             tree = checkpointer.metadata(folder).item_metadata.tree
         except Exception as error:  # as in `restore_latest`
@@ -249,6 +364,17 @@ def shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
 def _reason(error: Exception) -> str:
     """The first words of an error, without the specification that TensorStore appends."""
     return str(error).partition("\n")[0].partition(" See full")[0][:200]
+
+
+def _alone() -> dict[str, Any]:
+    """Orbax's options for reading that waits for no other process."""
+    if processes.count() == 1:
+        return {}
+    me = processes.index()
+    options = _orbax().options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}"
+    )
+    return {"multiprocessing_options": options}
 
 
 def _orbax():

@@ -1,22 +1,28 @@
 """The training loop: steps, evaluation, checkpoints, and a clean stop at any moment."""
 
+import collections
 import contextlib
 import dataclasses
-import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from t5jax import train
+from t5jax import chips, placement, processes, train
 from t5jax.batches import Batch
 from t5jax.checkpoint import Checkpoints
-from t5jax.runlog import RunLog
+from t5jax.profiling import Profiler
+from t5jax.runlog import ProcessLog, RunLog
+from t5jax.skips import Skips
+from t5jax.stopwatch import Stopwatch, memory_bytes
+
+# Steps that are started before the first of them is through: enough for devices never to wait.
+_AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,15 +37,36 @@ class FitConfig:
     """Steps between checkpoints; there is always one at the end."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints to keep."""
+    keep_every: int | None = None
+    """Keep checkpoints of steps that are a multiple of this too."""
+    keep_best: int = 0
+    """Keep so many checkpoints with the lowest held-out loss too, of those that are evaluated."""
     log_every: int = 10
     """Steps between updates of the progress bar and the logs; every step is logged."""
+    max_skipped: int = 10
+    """Steps in a row that may be skipped, because their loss or gradient could not be trusted."""
+    profile_steps: tuple[int, int] | None = None
+    """First and last step of a trace, written to the folder `profile`; SIGUSR1 asks for one of the
+    next 5 steps."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(
-                    f"{field.name} must be at least 1, got {getattr(self, field.name)}."
-                )
+            value, least = getattr(self, field.name), 0 if field.name == "keep_best" else 1
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"{field.name} must be at least {least}, got {value}.")
+        if (
+            self.profile_steps is not None
+            and not 1 <= self.profile_steps[0] <= self.profile_steps[1]
+        ):
+            raise ValueError(
+                f"profile_steps must be a first and a last step, got {self.profile_steps}."
+            )
+        often, seldom = sorted((self.eval_every, self.checkpoint_every))
+        if self.keep_best and seldom % often:
+            raise ValueError(
+                "eval_every must be a multiple of checkpoint_every, or a divisor, for keep_best, "
+                f"got {self.eval_every} and {self.checkpoint_every}."
+            )
 
 
 class Fitted(NamedTuple):
@@ -60,11 +87,14 @@ def fit(
     train_step: Callable[[train.TrainState, Any], tuple[train.TrainState, train.Metrics]],
     evaluate: Callable[[train.Params], dict[str, float]],
     checkpoints: Checkpoints,
-    log: RunLog,
+    log: RunLog | ProcessLog,
     mesh: Mesh,
     pad_id: int,
+    locate: Callable[[int], Sequence[int]] | None = None,
+    step_flops: float | None = None,
+    profiler: Profiler | None = None,
 ) -> Fitted:
-    """Trains from `state` to `config.steps`.
+    """Trains from `state` to `config.steps`; all processes must call it.
 
     Args:
       config: lengths and intervals.
@@ -72,53 +102,74 @@ def fit(
       batches: an iterator with `get_state`, standing where `state` does.
       train_step: as from `train.make_train_step`.
       evaluate: measures parameters on held-out data.
-      checkpoints: where to save the trees `params` and `optimizer`, and the record `data`.
+      checkpoints: where to save `train.to_trees` of the state, and the record `data`.
       log: where to write.
       mesh: of the state.
       pad_id: what does not count as an input token.
+      locate: the numbers of the chunks of text that a step learns from.
+      step_flops: operations of a step on all devices, for the utilization of known chips.
+      profiler: is told of every step.
     Raises:
-      ValueError: the state is further than `config.steps`, or a loss is not finite.
+      ValueError: the state is further than `config.steps`, a loss is not finite, or too many steps
+        in a row were skipped.
       OSError: a checkpoint or a log could not be written.
     """
     step = int(state.step)
     if step > config.steps:
         raise ValueError(f"steps must be at least {step}, where the run is, got {config.steps}.")
     saved_step, evaluation = step, None
-    pending: list[tuple[train.Metrics, Batch]] = []
-    with _stop_signals() as stopping:
-        while step < config.steps and not stopping():
-            batch = next(batches)
+    steps = _Steps(config, mesh=mesh, pad_id=pad_id, log=log, locate=locate, step_flops=step_flops)
+    watch = steps.watch
+    vote = processes.StopVote(mesh)
+    with _stop_signals() as stopping, profiler or contextlib.nullcontext():
+        while step < config.steps and not vote(stopping()):
+            if profiler is not None:
+                profiler.before(step + 1)
+            with watch.waiting():
+                batch = next(batches)
             state, metrics = train_step(state, train.device_batch(batch, mesh=mesh))
-            pending.append((metrics, batch))
             step += 1
+            steps.add(step, metrics, batch)
             evaluate_now, save_now, log_now = (
                 step == config.steps or step % every == 0
                 for every in (config.eval_every, config.checkpoint_every, config.log_every)
             )
             if not (evaluate_now or save_now or log_now):
                 continue
-            entries = _fetch(step, pending, pad_id)
-            if save_now:
-                save(checkpoints, state, batches)
-                saved_step = step
-            _write(log, entries)
-            if evaluate_now:
-                evaluation = evaluate(state.params)
-                log.evaluation(step, evaluation)
-        entries = _fetch(step, pending, pad_id)
+            steps.settle()
+            with watch.paused():
+                steps.write(step)
+                if evaluate_now:
+                    evaluation = evaluate(judged(state))
+                    log.evaluation(step, evaluation)
+                if save_now:
+                    loss = evaluation["loss"] if evaluation and evaluate_now else None
+                    save(checkpoints, state, batches, loss=loss)
+                    saved_step = step
+        steps.settle()
         if saved_step < step:
             save(checkpoints, state, batches)
         checkpoints.wait()
-        _write(log, entries)
+        steps.write(step)
     if step < config.steps:
         return Fitted(state, None, interrupted=True)
-    return Fitted(state, evaluation or evaluate(state.params), interrupted=False)
+    return Fitted(state, evaluation or evaluate(judged(state)), interrupted=False)
 
 
-def save(checkpoints: Checkpoints, state: train.TrainState, batches: Any) -> None:
-    """Starts writing a checkpoint of the state and of the position in the data."""
-    trees = {"params": state.params, "optimizer": state.opt_state}
-    checkpoints.save(int(state.step), trees, {"data": batches.get_state()})
+def judged(state: train.TrainState) -> train.Params:
+    """The parameters to evaluate and to use: their moving average, where one is kept."""
+    return state.params if state.average is None else state.average
+
+
+def save(
+    checkpoints: Checkpoints, state: train.TrainState, batches: Any, *, loss: float | None = None
+) -> None:
+    """Starts writing a checkpoint of the state and of the position in the data.
+
+    `loss` is that on held-out data, if it was measured.
+    """
+    record = {"data": batches.get_state()}
+    checkpoints.save(int(state.step), train.to_trees(state), record, loss=loss)
 
 
 def restore(
@@ -129,14 +180,13 @@ def restore(
     warn: Callable[[str], None],
 ) -> train.TrainState | None:
     """The newest readable state, with `batches` moved to where it stood; None at a run's start."""
-    trees = {"params": abstract.params, "optimizer": abstract.opt_state}
-    found = checkpoints.restore_latest(trees, warn=warn)
+    found = checkpoints.restore_latest(train.to_trees(abstract), warn=warn)
     if found is None:
         return None
     step, restored, record = found
     batches.set_state(record["data"])
     count = jax.device_put(np.int32(step), abstract.step.sharding)
-    return train.TrainState(count, restored["params"], restored["optimizer"])
+    return train.from_trees(count, restored)
 
 
 class _Entry(NamedTuple):
@@ -148,33 +198,69 @@ class _Entry(NamedTuple):
     real_tokens: int
 
 
-def _fetch(step: int, pending: list[tuple[train.Metrics, Batch]], pad_id: int) -> list[_Entry]:
-    """Entries of the steps up to `step`; waits for the devices here and nowhere else in the loop.
+class _Steps:
+    """The steps that were started, until they are through and logged."""
 
-    Raises:
-      ValueError: a loss is not finite; nothing is saved after it.
-    """
-    fetched = jax.device_get([metrics for metrics, _ in pending])
-    entries = []
-    for i, (values, (_, batch)) in enumerate(zip(fetched, pending, strict=True)):
-        metrics = {name: float(value) for name, value in values.items()}
-        at = step - len(pending) + 1 + i
-        if not math.isfinite(metrics["loss"]):
-            raise ValueError(
-                f"the loss must be finite, got {metrics['loss']} at step {at}; lower the learning "
-                "rate and start anew, or continue with other text: checkpoints before are intact."
-            )
+    def __init__(
+        self,
+        config: FitConfig,
+        *,
+        mesh: Mesh,
+        pad_id: int,
+        log: RunLog | ProcessLog,
+        locate: Callable[[int], Sequence[int]] | None,
+        step_flops: float | None,
+    ):
+        self.watch = Stopwatch()
+        self._mesh = mesh
+        self._pad_id = pad_id
+        self._log = log
+        self._skips = Skips(most=config.max_skipped, locate=locate, report=log.skipped)
+        self._step_flops = step_flops
+        self._running: collections.deque[tuple[int, train.Metrics, Batch]] = collections.deque()
+        self._through: list[_Entry] = []
+
+    def add(self, step: int, metrics: train.Metrics, batch: Batch) -> None:
+        """A step was started; waits for the one `_AHEAD` before it."""
+        self._running.append((step, metrics, batch))
+        if len(self._running) > _AHEAD:
+            self._finish()
+
+    def settle(self) -> None:
+        """Waits for all steps.
+
+        Raises:
+          ValueError: a loss is not finite, or too many steps were skipped; nothing is to be saved.
+        """
+        while self._running:
+            self._finish()
+
+    def write(self, step: int) -> None:
+        """Logs what `settle` waited for."""
+        for entry in self._through:
+            self._log.training(*entry)
+        self._through.clear()
+        reading = self.watch.reading()
+        if reading:
+            reading["memory_bytes"] = memory_bytes(jax.local_devices())
+            chip = chips.of_kind(self._mesh.devices.flat[0].device_kind)
+            if chip is not None and self._step_flops is not None:
+                most = chip.flops * self._mesh.size
+                reading["mfu"] = self._step_flops / reading["step_seconds_p50"] / most
+            self._log.speed(step, reading)
+        self._log.refresh()
+
+    def _finish(self) -> None:
+        step, metrics, batch = self._running.popleft()
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         inputs, weights = batch["encoder_input_tokens"], batch["decoder_loss_weights"]
-        real = int(np.count_nonzero(inputs != pad_id) + np.count_nonzero(weights))
-        entries.append(_Entry(at, metrics, inputs.size + weights.size, real))
-    pending.clear()
-    return entries
-
-
-def _write(log: RunLog, entries: list[_Entry]) -> None:
-    for entry in entries:
-        log.training(*entry)
-    log.refresh()
+        # Other processes have as many rows, and about as much padding.
+        share = placement.whole_batch_size(len(inputs), mesh=self._mesh) / len(inputs)
+        real = np.count_nonzero(inputs != self._pad_id) + np.count_nonzero(weights)
+        tokens = round(share * (inputs.size + weights.size))
+        self.watch.finished(tokens)
+        self._skips.check(step, values)
+        self._through.append(_Entry(step, values, tokens, round(share * real)))
 
 
 @contextlib.contextmanager

@@ -37,6 +37,11 @@ def check(folder: Path, options: dict[str, Any]) -> None:
             )
 
 
+def is_claimed(folder: Path) -> bool:
+    """Whether the folder holds a run."""
+    return (folder / RUN_FILE).exists()
+
+
 def claim(
     folder: Path,
     options: dict[str, Any],
@@ -44,8 +49,12 @@ def claim(
     *,
     model: T5Config,
     tokenizer: Tokenizer,
+    write: bool = True,
 ) -> None:
-    """Makes the folder this run's, or checks that the run had this text and this model."""
+    """Makes the folder this run's, or checks that the run had this text and this model.
+
+    Without `write` it only checks, where another process has claimed the folder.
+    """
     path = folder / RUN_FILE
     if path.exists():
         if _read_run(path)["corpus"] != text_digest:
@@ -62,6 +71,8 @@ def claim(
                         f"{folder} holds another run: its model has {field.name} = {old!r}, and "
                         f"{new!r} was asked for; choose another --output."
                     )
+    if not write:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         record = {"options": options, "corpus": text_digest}

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ METRICS_FILE = "metrics.jsonl"
 class RunLog:
     """Logs of one run; opened again at a later step, it goes on where that step was.
 
-    `metrics.jsonl` has one object a line: `{"step": 7, "loss": ...}` for a training step, and
-    `{"step": 200, "eval_loss": ...}` for an evaluation.
+    `metrics.jsonl` has one object a line: `{"step": 7, "loss": ...}` for a training step,
+    `{"step": 200, "eval_loss": ...}` for an evaluation, `{"step": 10, "goodput": ...}` for how fast
+    it went, and `{"step": 9, "skipped_chunks": ...}` for a step that was skipped.
     """
 
     def __init__(self, folder: str | os.PathLike, *, total_steps: int, start_step: int):
@@ -62,6 +64,23 @@ class RunLog:
         self._shown["eval"] = f"{metrics['loss']:.3f}"
         self.refresh()
 
+    def speed(self, step: int, reading: dict[str, float]) -> None:
+        """How fast the steps up to this one were, as from `stopwatch.Stopwatch.reading`."""
+        self._file.write(json.dumps({"step": step, **reading}) + "\n")
+        for name, value in reading.items():
+            self._board.add_scalar(f"speed/{name}", value, step)
+        if "mfu" in reading:
+            self._shown["mfu"] = f"{reading['mfu']:.1%}"
+
+    def skipped(self, step: int, known: dict[str, Any]) -> None:
+        """A step that changed nothing, and what is known of it."""
+        self._file.write(json.dumps({"step": step, **known}) + "\n")
+        self._bar.write(
+            f"step {step} was skipped, its loss or gradient could not be trusted; "
+            f"chunks {known.get('skipped_chunks')}",
+            file=sys.stderr,
+        )
+
     def refresh(self) -> None:
         """Shows rates since the last call and makes sure that everything is in the files."""
         now = time.perf_counter()
@@ -91,7 +110,7 @@ class RunLog:
 
     def _draw(self) -> None:
         entries = read_metrics(self._folder)
-        if entries:
+        if any("loss" in entry or "eval_loss" in entry for entry in entries):
             _draw(entries, self._folder / "loss.png")
 
     def _write(self, step: int, metrics: dict[str, float], group: str) -> None:
@@ -126,3 +145,53 @@ def _draw(entries: list[dict[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def open_log(
+    folder: str | os.PathLike, *, total_steps: int, start_step: int, process: int
+) -> "RunLog | ProcessLog":
+    """Process 0 writes the logs of the run; every other a text file of its own."""
+    if process == 0:
+        return RunLog(folder, total_steps=total_steps, start_step=start_step)
+    return ProcessLog(folder, process=process)
+
+
+class ProcessLog:
+    """What a process that is not the first writes: lines in `logs/process-<i>.log`."""
+
+    def __init__(self, folder: str | os.PathLike, *, process: int):
+        path = Path(folder) / "logs" / f"process-{process}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+        self.note("started")
+
+    def __enter__(self) -> "ProcessLog":
+        return self
+
+    def __exit__(self, *rest: object) -> None:
+        self._file.close()
+
+    def training(self, step: int, metrics: dict[str, float], tokens: int, real_tokens: int) -> None:
+        """As `RunLog.training`."""
+        self.note(f"step {step}: loss {metrics['loss']:.4f}, {real_tokens} of {tokens} tokens")
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """As `RunLog.evaluation`."""
+        self.note(f"step {step}: held-out loss {metrics['loss']:.4f}")
+
+    def speed(self, step: int, reading: dict[str, float]) -> None:
+        """As `RunLog.speed`."""
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in reading.items())
+        self.note(f"step {step}: {shown}")
+
+    def skipped(self, step: int, known: dict[str, Any]) -> None:
+        """As `RunLog.skipped`."""
+        self.note(f"step {step} was skipped, chunks {known.get('skipped_chunks')}")
+
+    def note(self, text: str) -> None:
+        """One line with the time."""
+        self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def refresh(self) -> None:
+        """Makes sure that everything is in the file."""
+        self._file.flush()

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Int
 
-from t5jax import freeze, loss, sharding
+from t5jax import freeze, guard, loss, placement, sharding
 from t5jax.batches import Batch
 from t5jax.config import T5Config
 from t5jax.model import PARTITION_RULES, Params, bind, init_params
@@ -22,8 +22,6 @@ Metrics = dict[str, Array]
 
 # Logits of one chunk of the vocabulary take about this much of a device's memory.
 _CHUNK_BYTES = 2**26
-# The running mean of gradient norms: its decay, and the steps before it judges any.
-_NORM_DECAY, _NORM_STEPS = 0.98, 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,15 +61,6 @@ class StepConfig:
             raise ValueError(f"ema_decay must be in (0, 1), got {self.ema_decay}; 0.9999 is usual.")
 
 
-class Guard(NamedTuple):
-    """Gradient norms of the steps that were not skipped."""
-
-    mean: Float[Array, ""]
-    """Running mean, float32."""
-    num_steps: Int[Array, ""]
-    """How many went into it."""
-
-
 class TrainState(NamedTuple):
     """Everything that a step changes."""
 
@@ -80,7 +69,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     average: Params | None = None
     """Moving average of the parameters, if one is kept."""
-    guard: Guard | None = None
+    norms: guard.Norms | None = None
     """If spikes are looked for."""
 
 
@@ -186,10 +175,10 @@ def make_train_step(
 
         grads, result = _gradients(part_loss, trained, batch, key, options.accumulate, places)
         norm = optax.tree.norm(grads)
-        sound, guard = _judge(state.guard, result.total, norm, options.spike_factor)
+        sound, norms = guard.judge(state.norms, result.total, norm, options.spike_factor)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         new: Any = optax.apply_updates(trained, updates)
-        params = freeze.merge(_choose(sound, new, trained), kept)
+        params = freeze.merge(guard.choose(sound, new, trained), kept)
         average = state.average
         if options.ema_decay is not None:
             average = _average(average, params, sound, options.ema_decay)
@@ -199,8 +188,8 @@ def make_train_step(
             "learning_rate": jnp.asarray(schedule(state.step)),
             "skipped": 1.0 - sound.astype(jnp.float32),
         }
-        opt_state = _choose(sound, opt_state, state.opt_state)
-        return TrainState(state.step + 1, params, opt_state, average, guard), metrics
+        opt_state = guard.choose(sound, opt_state, state.opt_state)
+        return TrainState(state.step + 1, params, opt_state, average, norms), metrics
 
     compiled = jax.jit(
         step,
@@ -222,20 +211,27 @@ def make_eval_step(config: T5Config, *, mesh: Mesh) -> Callable[[Params, Any], l
     return OnMesh(jax.jit(step, out_shardings=NamedSharding(mesh, P())), mesh)
 
 
-def check_batch_size(batch_size: int, *, mesh: Mesh) -> None:
-    """Raises ValueError unless the devices divide a batch."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % ways:
-        raise ValueError(
-            f"the batch size must be a multiple of data x fsdp = {ways}, got {batch_size}."
-        )
+def check_batch_size(batch_size: int, *, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raises ValueError unless the devices divide every part of a batch."""
+    ways = placement.ways(mesh)
+    if batch_size % (ways * accumulate):
+        rule = f"data x fsdp = {ways}"
+        if accumulate > 1:
+            rule = f"accumulate x data x fsdp = {accumulate} x {ways}"
+        raise ValueError(f"the batch size must be a multiple of {rule}, got {batch_size}.")
 
 
 def device_batch(batch: Batch, *, mesh: Mesh) -> dict[str, jax.Array]:
-    """Places a batch on the mesh, its examples divided over the devices."""
-    check_batch_size(len(batch["encoder_input_tokens"]), mesh=mesh)
-    where = NamedSharding(mesh, sharding.BATCH)
-    return {k: jax.make_array_from_process_local_data(where, v) for k, v in batch.items()}
+    """Places a batch on the mesh, its examples divided over the devices.
+
+    Args:
+      batch: its examples that this process needs, as `placement.rows` numbers them: all of them,
+        where there is one process.
+      mesh: of all processes.
+    """
+    num_rows = len(batch["encoder_input_tokens"])
+    check_batch_size(placement.whole_batch_size(num_rows, mesh=mesh), mesh=mesh)
+    return {name: placement.place(value, mesh=mesh) for name, value in batch.items()}
 
 
 def evaluate(
@@ -253,7 +249,7 @@ def evaluate(
 def to_trees(state: TrainState) -> dict[str, Any]:
     """The named pytrees that a checkpoint of a state holds."""
     trees = {"params": state.params, "optimizer": state.opt_state}
-    for name in ("average", "guard"):
+    for name in ("average", "norms"):
         if getattr(state, name) is not None:
             trees[name] = getattr(state, name)
     return trees
@@ -261,8 +257,8 @@ def to_trees(state: TrainState) -> dict[str, Any]:
 
 def from_trees(step: Int[Array, ""], trees: dict[str, Any]) -> TrainState:
     """The state that `to_trees` took apart."""
-    guard = Guard(*trees["guard"]) if "guard" in trees else None
-    return TrainState(step, trees["params"], trees["optimizer"], trees.get("average"), guard)
+    norms = guard.Norms(*trees["norms"]) if "norms" in trees else None
+    return TrainState(step, trees["params"], trees["optimizer"], trees.get("average"), norms)
 
 
 def _init(
@@ -271,20 +267,13 @@ def _init(
     params = init_params(config, jax.random.key(seed))
     trained, _ = freeze.split(params, options.frozen)
     average = None if options.ema_decay is None else jax.tree.map(jnp.copy, params)
-    guard = None
-    if options.spike_factor is not None:
-        guard = Guard(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained), average, guard)
+    norms = None if options.spike_factor is None else guard.no_norms()
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained), average, norms)
 
 
 def _check_shapes(batch: Any, options: StepConfig, mesh: Mesh) -> None:
-    rows, parts = len(batch["encoder_input_tokens"]), options.accumulate
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % (parts * ways):
-        raise ValueError(
-            f"the batch size must be a multiple of accumulate x data x fsdp = {parts} x {ways}, "
-            f"got {rows}."
-        )
+    rows = len(batch["encoder_input_tokens"])
+    check_batch_size(rows, mesh=mesh, accumulate=options.accumulate)
     for name in ("encoder_input_tokens", "decoder_input_tokens"):
         length = batch[name].shape[1]
         if length % mesh.shape["sequence"]:
@@ -319,24 +308,6 @@ def _gradients(
     none = loss.Loss(*[jnp.zeros((), jnp.float32)] * len(loss.Loss._fields))
     total, _ = jax.lax.scan(add, (zeros, none), (parts, jax.random.split(key, count)))
     return total
-
-
-def _judge(
-    guard: Guard | None, total: Array, norm: Array, spike_factor: float | None
-) -> tuple[Bool[Array, ""], Guard | None]:
-    """Whether a step is to count, and what later ones are compared with."""
-    sound = jnp.isfinite(total) & jnp.isfinite(norm)
-    if guard is None or spike_factor is None:
-        return sound, guard
-    sound &= (guard.num_steps < _NORM_STEPS) | (norm <= spike_factor * guard.mean)
-    # A plain mean at first, a fading one later.
-    share = jnp.maximum(1.0 / (guard.num_steps + 1).astype(jnp.float32), 1.0 - _NORM_DECAY)
-    mean = guard.mean + share * (norm - guard.mean)
-    return sound, _choose(sound, Guard(mean, guard.num_steps + 1), guard)
-
-
-def _choose(sound: Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda x, y: jnp.where(sound, x, y), new, old)
 
 
 def _average(average: Any, params: Any, sound: Array, decay: float) -> Any:

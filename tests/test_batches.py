@@ -127,6 +127,49 @@ def test_training_continues_from_a_saved_position():
             np.testing.assert_array_equal(found[name], value)
 
 
+def test_training_makes_the_rows_asked_for_and_has_one_position_for_all():
+    def iterator(rows=None):
+        return batches.training(numbered_chunks(7), make_example, batch_size=6, seed=1, rows=rows)
+
+    whole, part = iterator(), iterator(rows=np.array([0, 1, 4]))
+    for _ in range(5):
+        expected, found = next(whole), next(part)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value[[0, 1, 4]])
+    assert part.get_state() == whole.get_state()
+    resumed = iterator(rows=[5])
+    resumed.set_state(whole.get_state())
+    np.testing.assert_array_equal(
+        next(resumed)["encoder_input_tokens"], next(whole)["encoder_input_tokens"][5:]
+    )
+
+
+def test_training_continues_from_positions_of_t5jax_0_1():
+    """Which batched inside Grain, and saved this."""
+    straight = batches.training(numbered_chunks(7), make_example, batch_size=3, seed=1)
+    for _ in range(4):
+        next(straight)
+    resumed = batches.training(numbered_chunks(7), make_example, batch_size=3, seed=1)
+    resumed.set_state({"next_index": 4})
+    assert first_token(next(resumed)) == first_token(next(straight))
+
+
+def test_chunk_numbers_are_those_of_the_batch():
+    iterator = batches.training(numbered_chunks(7), make_example, batch_size=4, seed=5)
+    for number in range(6):
+        expected = [token - 3 for token in first_token(next(iterator))]
+        assert batches.chunk_numbers(7, number, batch_size=4, seed=5) == expected
+
+
+def test_evaluation_makes_the_rows_asked_for():
+    options = {"batch_size": 4, "seed": 0, "max_examples": 100}
+    whole = batches.evaluation(numbered_chunks(7), make_example, **options)
+    part = batches.evaluation(numbered_chunks(7), make_example, rows=[2, 3], **options)
+    for expected, found in zip(whole, part, strict=True):
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value[2:])
+
+
 def test_evaluation_counts_every_example_once_and_repeats_itself():
     chunks = numbered_chunks(7)
 

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5jax.checkpoint import Checkpoints, checksum, complete_steps, load_tree, save_tree
+from t5jax.checkpoint import (
+    Checkpoints,
+    checksum,
+    complete_steps,
+    kept_steps,
+    load_tree,
+    save_tree,
+)
 
 
 def tree(offset: float) -> dict:
@@ -55,6 +62,34 @@ def test_checkpoints_keep_only_the_newest(tmp_path):
     checkpoints.wait()
     assert checkpoints.steps() == [2, 3]
     assert complete_steps(tmp_path) == [2, 3]
+
+
+def test_checkpoints_keep_round_steps_and_the_best_too(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_every=4, keep_best=2)
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 2.5}
+    for step, loss in losses.items():
+        checkpoints.save(step, {"params": {"x": jnp.ones(3)}}, {}, loss=loss)
+    checkpoints.close()
+    assert complete_steps(tmp_path) == [2, 3, 4, 5]
+    again = Checkpoints(tmp_path, keep=1, keep_every=4, keep_best=2)  # knows the losses from disk
+    again.save(6, {"params": {"x": jnp.ones(3)}}, {}, loss=0.5)
+    again.close()
+    assert complete_steps(tmp_path) == [2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"keep": 2}, {50, 60}),
+        ({"keep": 1, "keep_every": 30}, {30, 60}),
+        ({"keep": 1, "keep_best": 1}, {20, 60}),
+        ({"keep": 9}, {10, 20, 30, 40, 50, 60}),
+    ],
+)
+def test_kept_steps_are_the_newest_the_round_and_the_best(options, kept):
+    options = {"keep_every": None, "keep_best": 0, **options}
+    losses = {10: 2.0, 20: 1.0, 40: 1.5}
+    assert kept_steps([10, 20, 30, 40, 50, 60], losses, **options) == kept
 
 
 def test_checkpoints_are_none_in_a_new_folder(tmp_path):

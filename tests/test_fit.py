@@ -43,10 +43,29 @@ def count_step(state, batch):
     return train.TrainState(step, params, state.opt_state), {"loss": params["x"]}
 
 
+def skip_from(first: int):
+    """Steps that change nothing from `first` on."""
+
+    def step(state, batch):
+        skipped = int(state.step) + 1 >= first
+        state, _ = count_step(state, batch)
+        loss = np.float32(np.nan if skipped else 1)
+        return state, {"loss": jax.device_put(loss), "skipped": jax.device_put(np.float32(skipped))}
+
+    return step
+
+
 one_step = count_step
 
 
-def run(folder, *, steps: int, at_step=None, state=None, data=None, **options) -> fit.Fitted:
+def evaluated(count: float) -> float:
+    """Best at 4."""
+    return abs(count - 4) + 1
+
+
+def run(
+    folder, *, steps: int, at_step=None, state=None, data=None, keep_best=0, **options
+) -> fit.Fitted:
     def step(state, batch):
         state, metrics = one_step(state, batch)
         if at_step is not None:
@@ -55,18 +74,19 @@ def run(folder, *, steps: int, at_step=None, state=None, data=None, **options) -
 
     data = Numbers() if data is None else data
     state = fresh_state() if state is None else state
-    checkpoints = Checkpoints(folder / "checkpoints", keep=3)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=3, keep_best=keep_best)
     with RunLog(folder, total_steps=steps, start_step=int(state.step)) as log:
         fitted = fit.fit(
             fit.FitConfig(steps=steps, **options),
             state,
             data,
             train_step=step,
-            evaluate=lambda params: {"loss": float(params["x"])},
+            evaluate=lambda params: {"loss": evaluated(float(params["x"]))},
             checkpoints=checkpoints,
             log=log,
             mesh=MESH,
             pad_id=0,
+            locate=lambda step: [2 * step, 2 * step + 1],
         )
     checkpoints.close()
     return fitted
@@ -75,7 +95,7 @@ def run(folder, *, steps: int, at_step=None, state=None, data=None, **options) -
 def test_fit_evaluates_and_saves_when_asked_and_at_the_end(tmp_path):
     fitted = run(tmp_path, steps=7, eval_every=3, checkpoint_every=2)
     assert (int(fitted.state.step), fitted.interrupted) == (7, False)
-    assert fitted.evaluation == {"loss": 7.0}
+    assert fitted.evaluation == {"loss": 4.0}
     evaluated = [e["step"] for e in read_metrics(tmp_path) if "eval_loss" in e]
     trained = [(e["step"], e["loss"]) for e in read_metrics(tmp_path) if "loss" in e]
     assert evaluated == [3, 6, 7]
@@ -117,7 +137,7 @@ def test_fit_has_nothing_to_do_when_the_run_is_complete(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
     state = fit.restore(checkpoints, jax.eval_shape(fresh_state), data, warn=pytest.fail)
     fitted = run(tmp_path, steps=3, state=state, data=data)
-    assert (int(fitted.state.step), fitted.evaluation, data.place) == (3, {"loss": 3.0}, 3)
+    assert (int(fitted.state.step), fitted.evaluation, data.place) == (3, {"loss": 2.0}, 3)
 
 
 def test_fit_config_refuses_intervals_below_one():
@@ -141,3 +161,50 @@ def test_fit_does_not_save_after_a_loss_that_is_not_finite(tmp_path, monkeypatch
     with pytest.raises(ValueError, match="must be finite, got nan at step 5"):
         run(tmp_path, steps=9, checkpoint_every=2, log_every=100)
     assert Checkpoints(tmp_path / "checkpoints", keep=9).steps() == [2, 4]
+
+
+def test_fit_bears_skipped_steps_and_names_their_text(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "one_step", skip_from(4))
+    fitted = run(tmp_path, steps=6, max_skipped=3)
+    assert int(fitted.state.step) == 6
+    skipped = [e for e in read_metrics(tmp_path) if "skipped_chunks" in e]
+    assert skipped[0] == {"step": 4, "skipped_steps": 1, "skipped_chunks": [8, 9]}
+    assert [e["step"] for e in skipped] == [4, 5, 6]
+
+
+def test_fit_stops_when_nothing_but_skipped_steps_is_left(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "one_step", skip_from(4))
+    with pytest.raises(ValueError, match="at most 3 steps in a row may be skipped, got 4 up to st"):
+        run(tmp_path, steps=50, max_skipped=3, checkpoint_every=3)
+    assert Checkpoints(tmp_path / "checkpoints", keep=9).steps() == [3, 6]
+
+
+def test_fit_keeps_the_best_checkpoint(tmp_path):
+    run(tmp_path, steps=16, eval_every=2, checkpoint_every=2, keep_best=1)
+    assert Checkpoints(tmp_path / "checkpoints", keep=9).steps() == [4, 12, 14, 16]
+
+
+def test_fit_logs_how_fast_it_was(tmp_path):
+    run(tmp_path, steps=9, log_every=3)
+    readings = [e for e in read_metrics(tmp_path) if "goodput" in e]
+    assert [e["step"] for e in readings] == [3, 6, 9]
+    for reading in readings:
+        assert 0 < reading["goodput"] <= 1
+        assert reading["step_seconds_p50"] <= reading["step_seconds_p99"]
+        assert reading["data_wait_seconds"] >= 0
+        assert reading["memory_bytes"] > 0
+        assert "mfu" not in reading  # nobody knows what a CPU can do
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep_every": 0}, "keep_every must be at least 1, got 0"),
+        ({"keep_best": -1}, "keep_best must be at least 0, got -1"),
+        ({"keep_best": 1, "eval_every": 3, "checkpoint_every": 2}, "must be a multiple of"),
+        ({"profile_steps": (5, 4)}, "must be a first and a last step"),
+    ],
+)
+def test_fit_config_refuses_what_cannot_work(options, message):
+    with pytest.raises(ValueError, match=message):
+        fit.FitConfig(steps=5, **options)

@@ -19,10 +19,11 @@ MAX_LINES = 400
 
 # From bottom to top; a module imports from its own level and from those below.
 LEVELS = {
-    "data": "config tokenizer fast_tokenizer denoise corpus pydocs textfiles batches files runlog",
-    "math": "masks blockwise tpu_attention attention loss freeze products optimizer schedule "
-    "sharding checkpoint decode decode.beam decode.choose decode.automaton decode.loop "
-    "decode.rules decode.truncate",
+    "data": "config tokenizer fast_tokenizer denoise corpus pydocs textfiles batches files runlog "
+    "chips flops rollcall stopwatch skips",
+    "math": "masks blockwise tpu_attention attention loss freeze guard products optimizer schedule "
+    "sharding placement processes profiling checkpoint decode decode.beam decode.choose "
+    "decode.automaton decode.loop decode.rules decode.truncate",
     "net": "layers blocks stacks stepper model",
     "state": "pretrained pretrained.arrays pretrained.names pretrained.source pretrained.evidence "
     "pretrained.safetensors_file pretrained.tensor_pickle pretrained.torch_file pretrained.shards "
@@ -31,7 +32,7 @@ LEVELS = {
     "pretrained.folder pretrained.hf pretrained.hf_config pretrained.hf_save pretrained.t5x "
     "pretrained.t5x_save pretrained.mesh_tf pretrained.hub",
     "task": "train fit strategy constraints options buckets generate score writer pieces answers "
-    "quantize reader text2text loading infill runfolder pretrain convert "
+    "quantize reader text2text loading infill runfolder ingredients baselines pretrain convert "
     "inspect programs bulk",
     "app": "cli",
 }

@@ -2,23 +2,28 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import shutil
 from pathlib import Path
 
 import datasets
+import jax
 import numpy as np
 import pytest
 from small_runs import TINY, training_losses, write_inputs
 
 import t5jax
-from t5jax import batches, pretrain
+from t5jax import ingredients, pretrain, sharding
+from t5jax.checkpoint import load_item
 from t5jax.corpus import DataConfig
 from t5jax.fit import FitConfig
+from t5jax.model import abstract_params
 from t5jax.optimizer import OptimizerConfig
 from t5jax.schedule import ScheduleConfig
 from t5jax.sharding import MeshConfig
+from t5jax.train import StepConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -97,9 +102,9 @@ def test_run_learns_more_than_token_frequencies(inputs, tmp_path, capsys):
 
 def test_run_trains_a_vocabulary_without_a_tokenizer(inputs, tmp_path):
     config = make_config(inputs, tmp_path / "run", tokenizer=None, vocab_size=26, model="tiny")
-    small = {**pretrain.TINY, "d_model": 8, "d_ff": 8, "num_encoder_layers": 1}
+    small = {**ingredients.TINY, "d_model": 8, "d_ff": 8, "num_encoder_layers": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain, "TINY", small)
+        patch.setattr(ingredients, "TINY", small)
         t5 = pretrain.run(dataclasses.replace(config, fit=FitConfig(steps=1)))
     assert t5.tokenizer.vocab_size == 126
     assert t5.config.vocab_size == 128
@@ -133,6 +138,27 @@ def test_run_can_be_made_longer_where_the_schedule_allows(finished, tmp_path):
     )
     assert "fit.steps" not in options
     assert pretrain._options(fixed)["fit.steps"] == 8
+
+
+def test_run_that_averages_is_continued_and_loaded_as_its_average(inputs, tmp_path):
+    step = StepConfig(ema_decay=0.5, spike_factor=50.0, frozen=("token_embedder",), accumulate=2)
+    config = make_config(
+        inputs, tmp_path / "run", step=step, batch_size=16, fit=FitConfig(steps=3, log_every=1)
+    )
+    pretrain.run(config)
+    longer = dataclasses.replace(config, fit=FitConfig(steps=6, log_every=1))
+    t5 = pretrain.run(longer)
+    whole = pretrain.run(dataclasses.replace(longer, output=str(tmp_path / "whole")))
+    loaded = t5jax.load(tmp_path / "run")
+    for params in (whole.params, loaded.params):
+        jax.tree.map(np.testing.assert_array_equal, params, t5.params)
+    plain = load_item(
+        tmp_path / "run" / "checkpoints" / "6", "params", abstract_params(loaded.config)
+    )
+    wi = [p["encoder"]["layers"]["mlp"]["wi"] for p in (plain, loaded.params)]
+    assert not np.array_equal(*wi)
+    tables = [p["token_embedder"]["embedding"] for p in (plain, loaded.params)]
+    np.testing.assert_array_equal(*tables)
 
 
 def test_run_refuses_the_folder_of_another_run(finished, tmp_path):
@@ -232,20 +258,31 @@ def test_run_begins_again_where_a_crash_left_half_a_file(inputs, tmp_path):
     assert sorted(training_losses(tmp_path / "run")) == [1]
 
 
-def test_baselines_are_those_of_the_counts():
-    counts = np.array([0, 3, 5, 0])
-    batch: batches.Batch = {
-        "decoder_target_tokens": np.array([[1, 2], [3, 0]]),
-        "decoder_loss_weights": np.array([[1.0, 1.0], [1.0, 0.0]]),
-    }
-    uniform, unigram = pretrain._baselines(counts, [batch])
-    assert uniform == pytest.approx(np.log(4))
-    assert unigram == pytest.approx(-(np.log(4 / 12) + np.log(6 / 12) + np.log(1 / 12)) / 3)
-
-
 def test_run_file_holds_what_the_numbers_depend_on(finished, inputs):
     config, _, _ = finished
     options = json.loads((Path(config.output) / "run.json").read_text())["options"]
     assert options["seed"] == 0
     assert options["data.path"] == inputs["text"]
     assert not {"output", "mesh.data", "fit.log_every"} & set(options)
+
+
+def test_run_continues_on_other_meshes(inputs, tmp_path, monkeypatch):
+    model = tmp_path / "model.json"
+    model.write_text(TINY.replace(num_heads=4).to_json())
+
+    def train_on(folder: Path, steps: int, mesh: MeshConfig) -> dict[int, float]:
+        fit = FitConfig(steps=steps, eval_every=50, checkpoint_every=50)
+        config = make_config(inputs, folder, model=str(model), mesh=mesh, fit=fit)
+        pretrain.run(config)
+        return training_losses(folder)
+
+    straight = train_on(tmp_path / "straight", 9, MeshConfig())
+    moved = tmp_path / "moved"
+    train_on(moved, 3, MeshConfig(fsdp=8))
+    train_on(moved, 6, MeshConfig(tensor=4))
+    one_device = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", one_device)
+    found = train_on(moved, 9, MeshConfig())
+    assert sorted(found) == list(range(1, 10))
+    for step, loss in straight.items():  # float32 sums in other orders
+        assert found[step] == pytest.approx(loss, abs=1e-4)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from t5jax.runlog import RunLog, read_metrics
+from t5jax.runlog import ProcessLog, RunLog, open_log, read_metrics
 
 
 def write_steps(log: RunLog, start: int, stop: int) -> None:
@@ -55,3 +55,33 @@ def test_run_log_counts_padding_apart(tmp_path, capsys):
         log.refresh()
     assert "non-pad tok/s=0" in capsys.readouterr().err
     assert pytest.approx(1.0) == read_metrics(tmp_path)[0]["loss"]
+
+
+def test_run_log_writes_speed_and_skipped_steps(tmp_path, capsys):
+    with RunLog(tmp_path, total_steps=2, start_step=0) as log:
+        log.speed(1, {"goodput": 0.5, "mfu": 0.25})
+        log.skipped(2, {"skipped_steps": 1, "skipped_chunks": [3, 4]})
+        log.refresh()
+    assert read_metrics(tmp_path) == [
+        {"step": 1, "goodput": 0.5, "mfu": 0.25},
+        {"step": 2, "skipped_steps": 1, "skipped_chunks": [3, 4]},
+    ]
+    shown = capsys.readouterr().err
+    assert "mfu=25.0%" in shown
+    assert "step 2 was skipped" in shown
+
+
+def test_open_log_gives_other_processes_a_file_of_their_own(tmp_path):
+    with open_log(tmp_path, total_steps=2, start_step=0, process=3) as log:
+        assert isinstance(log, ProcessLog)
+        log.training(1, {"loss": 2.5}, 100, 80)
+        log.evaluation(1, {"loss": 2.25})
+        log.speed(1, {"goodput": 0.5})
+        log.skipped(2, {"skipped_chunks": [7]})
+        log.refresh()
+    text = (tmp_path / "logs" / "process-3.log").read_text()
+    for part in ("step 1: loss 2.5000", "held-out loss 2.25", "goodput 0.5", "chunks [7]"):
+        assert part in text
+    assert [p.name for p in tmp_path.iterdir()] == ["logs"]
+    with open_log(tmp_path, total_steps=2, start_step=0, process=0) as log:
+        assert isinstance(log, RunLog)

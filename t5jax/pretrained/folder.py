@@ -27,6 +27,7 @@ from t5jax.tokenizer import Tokenizer
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 PARAMS = "params"
+_AVERAGE = "average"
 CHECKSUM = "params.checksum"
 # Tries to remove a folder, ten in a second.
 _PATIENCE = 100
@@ -90,7 +91,9 @@ def params_folders(path: Path) -> list[Path]:
         raise ValueError(
             f"{path / CHECKPOINTS} must hold a checkpoint, but the run has not saved one yet."
         )
-    return [path / CHECKPOINTS / str(step) / PARAMS for step in reversed(steps)]
+    folders = [path / CHECKPOINTS / str(step) for step in reversed(steps)]
+    # A run that averages its parameters evaluates the average, and means it to be used.
+    return [folder / (_AVERAGE if (folder / _AVERAGE).is_dir() else PARAMS) for folder in folders]
 
 
 def open_source(path: Path, *, params: Path, encoder_only: bool = False) -> Source:
@@ -131,7 +134,7 @@ def open_source(path: Path, *, params: Path, encoder_only: bool = False) -> Sour
 def _check(folder: Path, params: Params) -> None:
     file = folder.parent / CHECKSUM
     if folder.parent.name.isdigit() and not file.is_file():
-        expected = checkpoint.recorded_checksum(folder.parent, PARAMS)
+        expected = checkpoint.recorded_checksum(folder.parent, folder.name)
     elif file.is_file():
         expected = file.read_text().strip()
     else:

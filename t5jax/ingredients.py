@@ -1,0 +1,139 @@
+"""The tokenizer and the model that the options of a run name."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from t5jax import corpus
+from t5jax import tokenizer as tokenizers
+from t5jax.config import T5Config, pad_vocab
+from t5jax.denoise import SpanCorruption
+from t5jax.loading import resolve_dtype
+from t5jax.tokenizer import Tokenizer
+
+# The model of a run without arguments: minutes on two cores.
+TINY = {
+    "d_model": 128,
+    "d_ff": 512,
+    "d_kv": 32,
+    "num_heads": 4,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "tie_embeddings": True,
+    "scale_logits": True,
+}
+
+
+def tokenizer(
+    folder: Path,
+    texts: Any,
+    *,
+    source: str | None,
+    vocab_size: int,
+    corruption: SpanCorruption,
+    input_length: int,
+    say: Callable[[str], None],
+) -> Tokenizer:
+    """The run's own tokenizer if it has one already, else the one asked for.
+
+    Args:
+      folder: of the run.
+      texts: to train one on, where there is no `source`.
+      source: folder of a tokenizer.
+      vocab_size: pieces of one that is trained.
+      corruption: needs a sentinel for each span that it hides.
+      input_length: tokens the encoder reads.
+      say: is told what takes a while.
+    Raises:
+      ValueError: the tokenizer cannot serve span corruption.
+    """
+    found = tokenizers.load(folder) if folder.is_dir() else None
+    if found is None and source is not None:
+        found = tokenizers.load(source)
+    if found is None:
+        say(f"training a vocabulary of {vocab_size} pieces")
+        found = tokenizers.train(corpus.documents(texts), vocab_size=vocab_size)
+    if found.pad_id == found.unk_id:
+        raise ValueError(
+            f"the tokenizer must have a padding id of its own, got {found.pad_id} for padding and "
+            "for unknown text; train one with scripts/train_tokenizer.py."
+        )
+    length = corruption.raw_length(input_length)
+    _, spans = corruption.counts(length)
+    if spans > found.num_sentinels:
+        raise ValueError(
+            f"an input of {input_length} tokens must hide at most {found.num_sentinels} "
+            f"spans, one for each sentinel of the tokenizer, got {spans}; lower input_length or "
+            "corruption.density, or raise corruption.mean_span."
+        )
+    return found
+
+
+def check_files(model: str, tokenizer: str | None) -> None:
+    """Raises, before anything slow is done, if a file that was named is not there.
+
+    Raises:
+      FileNotFoundError: `model` is a JSON file, or `tokenizer` a folder, that does not exist.
+      ValueError: the JSON file is not that of a model.
+    """
+    if tokenizer is not None:
+        if not Path(tokenizer).is_dir():
+            raise FileNotFoundError(
+                f"tokenizer must be a folder with spiece.model, got {tokenizer}, which "
+                "does not exist; leave it out to train one on the corpus."
+            )
+        if tokenizers.load(tokenizer) is None:
+            raise FileNotFoundError(
+                f"{tokenizer} must hold spiece.model or a ByT5 tokenizer_config.json, and "
+                "holds neither; leave --tokenizer out to train one on the corpus."
+            )
+    if model.endswith(".json"):
+        if not Path(model).is_file():
+            raise FileNotFoundError(
+                f"model must be a preset or a JSON file, got {model}, which does not exist."
+            )
+        T5Config.from_file(model)
+
+
+def model(name: str, tokenizer: Tokenizer, *, dtype: str, changes: dict[str, Any]) -> T5Config:
+    """The model of a name: 'tiny', a published size, or a JSON file.
+
+    Args:
+      name: of the model.
+      tokenizer: whose vocabulary it has.
+      dtype: to compute in; 'auto' is that of the file, or of the device.
+      changes: fields to have instead.
+    Raises:
+      ValueError: the vocabulary of a JSON file is not the tokenizer's.
+    """
+    if name.endswith(".json"):
+        given = {} if dtype == "auto" else {"dtype": dtype}
+        found = _check_vocabulary(T5Config.from_file(name), name, tokenizer)
+        return found.replace(**{**changes, **given})
+    fields = {
+        **changes,
+        "pad_id": tokenizer.pad_id,
+        "eos_id": tokenizer.eos_id,
+        "decoder_start_id": tokenizer.pad_id,
+        "dtype": resolve_dtype(dtype),
+        "vocab_size": pad_vocab(tokenizer.vocab_size),
+    }
+    if name == "tiny":
+        return T5Config(**{**TINY, **fields})
+    return T5Config.preset(name, **fields)
+
+
+def _check_vocabulary(model: T5Config, source: str, tokenizer: Tokenizer) -> T5Config:
+    """The model, if its vocabulary is the tokenizer's."""
+    if model.vocab_size < tokenizer.vocab_size:
+        raise ValueError(
+            f"{source}: vocab_size must be at least the tokenizer's {tokenizer.vocab_size}, "
+            f"got {model.vocab_size}; {pad_vocab(tokenizer.vocab_size)} fits."
+        )
+    for name in ("pad_id", "eos_id"):
+        if getattr(model, name) != getattr(tokenizer, name):
+            raise ValueError(
+                f"{source}: {name} must be the tokenizer's {getattr(tokenizer, name)}, "
+                f"got {getattr(model, name)}."
+            )
+    return model
