@@ -19,7 +19,8 @@ MAX_LINES = 400
 
 # From bottom to top; a module imports from its own level and from those below.
 LEVELS = {
-    "data": "config tokenizer fast_tokenizer denoise corpus pydocs textfiles batches files runlog",
+    "data": "config tokenizer fast_tokenizer denoise corpus pydocs textfiles batches files runlog "
+    "chips flops",
     "math": "loss products optimizer schedule sharding checkpoint decode decode.beam decode.choose "
     "decode.automaton decode.loop decode.rules decode.truncate",
     "net": "layers blocks stacks stepper model",

@@ -1,0 +1,128 @@
+"""What accelerators can do at most, by their makers' published figures.
+
+Sources: TPUs, cloud.google.com/tpu/docs (v4, v5e, v5p, v6e and tpu7x, "system architecture" and
+"key chip specifications"; interconnect is given there for both directions, or in Gbps for one);
+NVIDIA's data sheets of A100, H100 SXM and H200, with dense bfloat16, without sparsity.
+"""
+
+import dataclasses
+import difflib
+
+GB, TFLOP = 1e9, 1e12
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """What one device of JAX can do at most: a whole chip, but half a chip of tpu7x.
+
+    Attributes:
+      name: as it is called in a TPU topology, or of a GPU.
+      kinds: JAX's `device_kind` of it.
+      flops: bfloat16 operations a second, a multiplication and an addition counting two.
+      hbm_bytes: memory.
+      hbm_bandwidth: bytes a second that memory is read or written with.
+      link_bandwidth: bytes a second that it sends to its neighbours, over all links together.
+      torus: axes of the network of a TPU; 0 for others.
+      largest: axes of the largest slice that is one network.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    flops: float
+    hbm_bytes: int
+    hbm_bandwidth: float
+    link_bandwidth: float
+    torus: int = 0
+    largest: tuple[int, ...] = ()
+
+
+def _tpu(name, kinds, tflops, hbm, hbm_bandwidth, link_bandwidth, largest) -> Chip:
+    return Chip(
+        name=name,
+        kinds=kinds,
+        flops=tflops * TFLOP,
+        hbm_bytes=hbm * GIB,
+        hbm_bandwidth=hbm_bandwidth * GB,
+        link_bandwidth=link_bandwidth * GB,
+        torus=len(largest),
+        largest=largest,
+    )
+
+
+def _gpu(name, kinds, tflops, hbm, hbm_bandwidth, link_bandwidth) -> Chip:
+    return Chip(
+        name=name,
+        kinds=kinds,
+        flops=tflops * TFLOP,
+        hbm_bytes=int(hbm * GB),
+        hbm_bandwidth=hbm_bandwidth * GB,
+        link_bandwidth=link_bandwidth * GB,
+    )
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        _tpu("v4", ("TPU v4",), 275, 32, 1228, 300, (16, 16, 16)),
+        _tpu("v5e", ("TPU v5 lite", "TPU v5e"), 197, 16, 819, 200, (16, 16)),
+        _tpu("v5p", ("TPU v5", "TPU v5p"), 459, 95, 2765, 600, (16, 16, 24)),
+        _tpu("v6e", ("TPU v6 lite", "TPU v6e"), 918, 32, 1640, 400, (16, 16)),
+        # Of the chip's two halves, each a device of JAX.
+        _tpu("tpu7x", ("TPU7x",), 2307 / 2, 96, 7380 / 2, 600 / 2, (16, 16, 36)),
+        _gpu("A100-40GB", ("NVIDIA A100-SXM4-40GB",), 312, 40, 1555, 300),
+        _gpu("A100-80GB", ("NVIDIA A100-SXM4-80GB",), 312, 80, 2039, 300),
+        _gpu("H100", ("NVIDIA H100 80GB HBM3",), 989.4, 80, 3350, 450),
+        _gpu("H200", ("NVIDIA H200",), 989.4, 141, 4800, 450),
+    )
+}
+
+
+def of_kind(device_kind: str) -> Chip | None:
+    """The chip of a device, by its `jax.Device.device_kind`; None if it is not in the table."""
+    return next((chip for chip in CHIPS.values() if device_kind in chip.kinds), None)
+
+
+def of_topology(name: str) -> Chip:
+    """The chip of a TPU slice, such as `v5e:16x16`: a kind of chip and the axes of a torus.
+
+    Raises:
+      ValueError: no such chip, or not a slice of it.
+    """
+    known = topologies()
+    if name in known:
+        return CHIPS[name.partition(":")[0]]
+    kind, _, shape = name.partition(":")
+    chip = CHIPS.get(kind)
+    if chip is None or not chip.torus:
+        tpus = [chip.name for chip in CHIPS.values() if chip.torus]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"topology must be a TPU slice such as 'v5e:16x16', got {name!r}; {hint}"
+            f"chips are {', '.join(tpus)}."
+        )
+    axes = [int(part) for part in shape.split("x") if part.isdecimal()]
+    fours = [
+        axis % 4 == 0 and 0 < axis <= most for axis, most in zip(axes, chip.largest, strict=False)
+    ]
+    whole = "x".join(map(str, axes)) == shape and len(axes) == chip.torus
+    if not whole or chip.torus != 3 or not all(fours):
+        sizes = ", ".join(x.partition(":")[2] for x in known if x.startswith(f"{kind}:"))
+        more = ", or any axes divisible by 4" if chip.torus == 3 else ""
+        raise ValueError(
+            f"topology must be a slice that {kind} has, got {name!r}; choose of {sizes}{more}."
+        )
+    return chip
+
+
+def topologies() -> tuple[str, ...]:
+    """TPU slices in common use, smallest first for each chip."""
+    flat = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"
+    solid = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x4 8x8x8 8x8x16 8x16x16 16x16x16"
+    return tuple(
+        f"{chip.name}:{shape}"
+        for chip in CHIPS.values()
+        if chip.torus
+        for shape in (flat if chip.torus == 2 else solid).split()
+    )
