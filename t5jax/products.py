@@ -153,4 +153,7 @@ def _two_rows(x: Array) -> Array:
 
 
 def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+    """Whether the program being traced is for a CPU, which need not be this machine's device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return (jax.default_backend() if device is None else device.platform) == "cpu"

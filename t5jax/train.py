@@ -56,6 +56,22 @@ def abstract_state(
     )
 
 
+class OnMesh:
+    """A jitted function under `jax.set_mesh`, where `sharding.divide_batch` takes effect."""
+
+    def __init__(self, function: Any, mesh: Mesh):
+        self._function, self._mesh = function, mesh
+
+    def __call__(self, *args: Any) -> Any:
+        with jax.set_mesh(self._mesh):
+            return self._function(*args)
+
+    def lower(self, *args: Any) -> Any:
+        """As `jax.jit(...).lower`: the program for these arguments, which may be shapes only."""
+        with jax.set_mesh(self._mesh):
+            return self._function.lower(*args)
+
+
 def make_train_step(
     config: T5Config,
     optimizer: optax.GradientTransformation,
@@ -64,7 +80,7 @@ def make_train_step(
     mesh: Mesh,
     z_loss: float,
     seed: int,
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+) -> OnMesh:
     """The compiled `step(state, batch) -> (state, metrics)`; it consumes the state it is given.
 
     Dropout depends on `seed` and the step alone, so a resumed run draws what the first one would.
@@ -107,7 +123,7 @@ def make_train_step(
         out_shardings=(where, NamedSharding(mesh, P())),
         donate_argnums=0,
     )
-    return _on(mesh, compiled)
+    return OnMesh(compiled, mesh)
 
 
 def make_eval_step(config: T5Config, *, mesh: Mesh) -> Callable[[Params, Any], loss.Loss]:
@@ -116,7 +132,7 @@ def make_eval_step(config: T5Config, *, mesh: Mesh) -> Callable[[Params, Any], l
     def step(params: Params, batch: Any) -> loss.Loss:
         return _loss(config, params, batch, z_loss=0.0, dropout_key=None)
 
-    return _on(mesh, jax.jit(step, out_shardings=NamedSharding(mesh, P())))
+    return OnMesh(jax.jit(step, out_shardings=NamedSharding(mesh, P())), mesh)
 
 
 def check_batch_size(batch_size: int, *, mesh: Mesh) -> None:
@@ -145,16 +161,6 @@ def evaluate(
         "loss": sum(float(part.cross_entropy) for part in sums) / weight,
         "accuracy": sum(float(part.correct) for part in sums) / weight,
     }
-
-
-def _on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function under `jax.set_mesh`, where `sharding.divide_batch` takes effect."""
-
-    def call(*args: Any) -> Any:
-        with jax.set_mesh(mesh):
-            return function(*args)
-
-    return call
 
 
 def _init(config: T5Config, optimizer: optax.GradientTransformation, seed: Any) -> TrainState:

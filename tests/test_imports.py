@@ -21,8 +21,8 @@ MAX_LINES = 400
 LEVELS = {
     "data": "config tokenizer fast_tokenizer denoise corpus pydocs textfiles batches files runlog "
     "chips flops",
-    "math": "loss products optimizer schedule sharding checkpoint decode decode.beam decode.choose "
-    "decode.automaton decode.loop decode.rules decode.truncate",
+    "math": "loss products optimizer schedule sharding checkpoint hlo decode decode.beam "
+    "decode.choose decode.automaton decode.loop decode.rules decode.truncate",
     "net": "layers blocks stacks stepper model",
     "state": "pretrained pretrained.arrays pretrained.names pretrained.source pretrained.evidence "
     "pretrained.safetensors_file pretrained.tensor_pickle pretrained.torch_file pretrained.shards "
@@ -32,7 +32,7 @@ LEVELS = {
     "pretrained.t5x_save pretrained.mesh_tf pretrained.hub",
     "task": "train fit strategy constraints options buckets generate score writer pieces answers "
     "quantize reader text2text loading infill runfolder pretrain convert "
-    "inspect programs bulk",
+    "inspect programs bulk workload estimate search plan",
     "app": "cli",
 }
 LEVEL = {f"t5jax.{m}": i for i, names in enumerate(LEVELS.values()) for m in names.split()}
