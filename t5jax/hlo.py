@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 
 _BYTES = {"pred": 1, "c64": 8, "c128": 16, "token": 0, "bf16": 2, "tf32": 4}
@@ -25,12 +25,10 @@ _COLLECTIVES = (
     "collective-broadcast",
 )
 # Neither read nor write anything themselves.
-_FREE = frozenset(
-    {
-        *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call"),
-        *("conditional", "after-all", "partition-id", "replica-id", "opt-barrier", "domain"),
-        "add-dependency",
-    }
+_FREE = (
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call"),
+    *("conditional", "after-all", "partition-id", "replica-id", "opt-barrier", "domain"),
+    "add-dependency",
 )
 
 
@@ -92,14 +90,14 @@ class Program:
     """Loops whose number of turns cannot be read; they are counted as one turn."""
 
     @functools.cached_property
-    def executions(self) -> Counter[str]:
+    def executions(self) -> dict[str, float]:
         """How often each computation runs, by its name."""
-        counts: Counter[str] = Counter()
+        counts: dict[str, float] = defaultdict(float)
         self._count(self.entry, 1.0, counts)
         return counts
 
-    def _count(self, computation: str, times: float, counts: Counter[str]) -> None:
-        counts[computation] += times  # pyright: ignore[reportArgumentType]
+    def _count(self, computation: str, times: float, counts: dict[str, float]) -> None:
+        counts[computation] += times
         for line in self.computations[computation].values():
             if line.opcode == "while":
                 turns = self._turns(line, computation)
@@ -141,17 +139,24 @@ class Program:
 
     def collectives(self) -> list[Collective]:
         """All communication, by kind, the largest first."""
-        counts: Counter[str] = Counter()
-        sent: Counter[str] = Counter()
-        for line, scope, times in self._lines():
-            kind = line.opcode.removesuffix("-start")
-            if kind not in _COLLECTIVES or not _starts(line, scope):
-                continue
-            kind, num_bytes = _sent(kind, line, scope)
-            if num_bytes:
-                counts[kind] += times  # pyright: ignore[reportArgumentType]
-                sent[kind] += times * num_bytes  # pyright: ignore[reportArgumentType]
-        return [Collective(kind, counts[kind], amount) for kind, amount in sent.most_common()]
+        counts: dict[str, float] = defaultdict(float)
+        sent: dict[str, float] = defaultdict(float)
+        for name, times in self.executions.items():
+            scope = self.computations[name]
+            for line in scope.values():
+                kind = line.opcode.removesuffix("-start")
+                if kind not in _COLLECTIVES or not _starts(line, scope):
+                    continue
+                if name.startswith("all-reduce-scatter"):
+                    kind = "reduce-scatter"  # as a TPU writes it
+                num_bytes = _sent(kind, line, scope)
+                if num_bytes:
+                    counts[kind] += times
+                    sent[kind] += times * num_bytes
+        return [
+            Collective(kind, counts[kind], amount)
+            for kind, amount in sorted(sent.items(), key=lambda item: -item[1])
+        ]
 
     def largest(self, count: int) -> list[tuple[Shape, str]]:
         """The largest arrays that are made in main memory, and which operation makes each."""
@@ -315,22 +320,14 @@ def _starts(line: Instruction, scope: dict[str, Instruction]) -> bool:
     )
 
 
-def _sent(kind: str, line: Instruction, scope: dict[str, Instruction]) -> tuple[str, float]:
+def _sent(kind: str, line: Instruction, scope: dict[str, Instruction]) -> float:
     sizes = [sum(s.num_bytes for s in scope[name].shapes) for name in line.operands]
     ways = _group_size(line.attributes)
-    if kind == "all-reduce":
-        # A TPU writes reduce-scatter as an all-reduce of which each device takes its part.
-        sliced = any(
-            x.opcode == "dynamic-slice" and line.name in x.operands for x in scope.values()
-        )
-        if sliced and sum(s.num_bytes for s in line.shapes) > 0:
-            return "reduce-scatter", sum(sizes) * (ways - 1) / ways
-        return kind, 2 * sum(sizes) * (ways - 1) / ways
     if kind == "all-gather":
-        return kind, sum(sizes) * (ways - 1)
+        return sum(sizes) * (ways - 1)
     if kind in ("collective-permute", "collective-broadcast"):
-        return kind, sizes[0]
-    return kind, sum(sizes) * (ways - 1) / ways
+        return sizes[0]
+    return (2 if kind == "all-reduce" else 1) * sum(sizes) * (ways - 1) / ways
 
 
 def _group_size(attributes: str) -> int:

@@ -1,10 +1,18 @@
-"""What training minimises."""
+"""What training minimises.
 
-from typing import NamedTuple
+Shape letters: B batch, T target length, V vocabulary, D d_model; P parts of the vocabulary that lie
+on different devices, C columns of one chunk of one part.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from t5jax import products
 
 
 class Loss(NamedTuple):
@@ -42,9 +50,204 @@ def cross_entropy(
     """
     log_z = jax.scipy.special.logsumexp(logits, axis=-1)
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    correct = jnp.argmax(logits, axis=-1) == targets
+    return _sums(log_z, target_logits, correct, weights, z_loss=z_loss)
+
+
+def chunked_cross_entropy(
+    states: Float[Array, "B T D"],
+    kernel: Float[Array, "..."],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    *,
+    vocab_axis: int,
+    scale: float,
+    z_loss: float,
+    num_chunks: int,
+    num_parts: int = 1,
+) -> Loss:
+    """`cross_entropy` of `states @ kernel * scale`, whose logits never exist all at once.
+
+    They are made one chunk of the vocabulary after the other, once for the loss and once more for
+    its gradient; in between, one log-partition a token is kept.  (as in arXiv:2411.09009)
+
+    Args:
+      states: final decoder states.
+      kernel: [D, V] or [V, D]; its gradient is float32 until it is rounded to the kernel's type.
+      targets: ids.
+      weights: 0 where a token does not count.  They have no gradient.
+      vocab_axis: the axis of `kernel` that counts the vocabulary.
+      scale: of the logits.
+      z_loss: weight of the penalty.
+      num_chunks: how many chunks to make, at least.
+      num_parts: ways in which devices divide the vocabulary; every chunk takes from each.
+    Raises:
+      ValueError: `num_parts` does not divide the vocabulary.
+    """
+    vocab_size = kernel.shape[vocab_axis]
+    if vocab_size % num_parts:
+        raise ValueError(
+            f"the vocabulary must be a multiple of its {num_parts} parts, got {vocab_size}; pad it."
+        )
+    plan = _Plan(vocab_size, vocab_axis, num_parts, num_chunks, scale, z_loss)
+    rows = products.flat(states)
+    shape = rows.shape[:-1]
+    return _chunked(plan, rows, kernel, targets.reshape(shape), weights.reshape(shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """How a kernel is cut: axis `vocab_axis` seen as [P, chunks, C]."""
+
+    vocab_size: int
+    vocab_axis: int
+    num_parts: int
+    num_chunks: int
+    scale: float
+    z_loss: float
+
+    @property
+    def part_size(self) -> int:
+        return self.vocab_size // self.num_parts
+
+    @property
+    def columns(self) -> int:
+        """C; the last chunk overlaps the one before it if they do not divide a part."""
+        return -(-self.part_size // min(self.num_chunks, self.part_size))
+
+    @property
+    def num_steps(self) -> int:
+        return -(-self.part_size // self.columns)
+
+
+def _chunk(plan: _Plan, kernel: Array, index: Array, rank: int) -> tuple[Array, Array, Array]:
+    """Chunk `index`: its kernel, the id of every column, and which are not of the chunk before.
+
+    The last two have the shape [... P C] and [... 1 C], of a rank to be broadcast.
+    """
+    start = jnp.minimum(index * plan.columns, plan.part_size - plan.columns)
+    split = kernel.reshape(_split_shape(plan, kernel.shape))
+    part = jax.lax.dynamic_slice_in_dim(split, start, plan.columns, axis=plan.vocab_axis + 1)
+    column = start + jnp.arange(plan.columns, dtype=jnp.int32)
+    ids = jnp.arange(plan.num_parts, dtype=jnp.int32)[:, None] * plan.part_size + column[None]
+    new = column[None] >= index * plan.columns
+    axes = tuple(range(rank - 2))
+    return part, jnp.expand_dims(ids, axes), jnp.expand_dims(new, axes)
+
+
+def _split_shape(plan: _Plan, shape: tuple[int, ...]) -> tuple[int, ...]:
+    axis = plan.vocab_axis
+    return (*shape[:axis], plan.num_parts, plan.part_size, *shape[axis + 1 :])
+
+
+def _letters(plan: _Plan, rows: Array) -> tuple[str, str]:
+    """Subscripts of the rows' own axes and of a chunk of the kernel."""
+    return "bt"[: rows.ndim - 1], "pcd" if plan.vocab_axis == 0 else "dpc"
+
+
+def _logits(plan: _Plan, rows: Array, part: Array) -> Float[Array, "*A P C"]:
+    own, kernel = _letters(plan, rows)
+    product = products.contract_wide(f"{own}d,{kernel}->{own}pc", rows, part.astype(rows.dtype))
+    return product * plan.scale
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked(plan: _Plan, rows: Array, kernel: Array, targets: Array, weights: Array) -> Loss:
+    return _forward(plan, rows, kernel, targets, weights)[0]
+
+
+def _forward(
+    plan: _Plan, rows: Array, kernel: Array, targets: Array, weights: Array
+) -> tuple[Loss, Any]:
+    lowest = jnp.finfo(jnp.float32).min
+
+    def add(carry, index):
+        # The greatest logit so far, the sum of exponentials below it, the first id that has it, and
+        # the target's logit, of each part.
+        top, total, best, target = carry
+        part, ids, new = _chunk(plan, kernel, index, rows.ndim + 1)
+        logits = jnp.where(new, _logits(plan, rows, part), -jnp.inf)
+        chunk_top = jnp.max(logits, axis=-1)
+        higher = jnp.maximum(top, chunk_top)
+        total = total * jnp.exp(top - higher) + jnp.sum(
+            jnp.exp(logits - higher[..., None]), axis=-1
+        )
+        first = jnp.min(jnp.where(logits == chunk_top[..., None], ids, plan.vocab_size), axis=-1)
+        best = jnp.where(chunk_top > top, first, best)
+        hit = (targets[..., None, None] == ids) & new
+        found = jnp.max(jnp.where(hit, logits, -jnp.inf), axis=-1)
+        return (higher, total, best, jnp.maximum(target, found)), None
+
+    shape = (*rows.shape[:-1], plan.num_parts)
+    start = (
+        jnp.full(shape, lowest),
+        jnp.zeros(shape, jnp.float32),
+        jnp.full(shape, plan.vocab_size, jnp.int32),
+        jnp.full(shape, -jnp.inf),
+    )
+    (top, total, best, target), _ = jax.lax.scan(add, start, jnp.arange(plan.num_steps))
+    highest = jnp.max(top, axis=-1, keepdims=True)
+    log_z = jnp.log(jnp.sum(total * jnp.exp(top - highest), axis=-1)) + highest[..., 0]
+    first = jnp.min(jnp.where(top == highest, best, plan.vocab_size), axis=-1)
+    correct = first == targets
+    result = _sums(log_z, jnp.max(target, axis=-1), correct, weights, z_loss=plan.z_loss)
+    return result, (rows, kernel, targets, weights, log_z)
+
+
+def _backward(plan: _Plan, kept: Any, cotangents: Loss):
+    rows, kernel, targets, weights, log_z = kept
+    own, of_kernel = _letters(plan, rows)
+    # Of every probability, and of the target's logit.
+    plain = (cotangents.total + cotangents.cross_entropy) * weights
+    slope = plain + cotangents.total * weights * (2 * plan.z_loss) * log_z
+    slope = jnp.where(weights != 0, slope, 0.0)
+    log_z = jnp.where(weights != 0, log_z, 0.0)
+
+    def add(carry, index):
+        to_rows, to_kernel = carry
+        part, ids, new = _chunk(plan, kernel, index, rows.ndim + 1)
+        logits = _logits(plan, rows, part)
+        to_logits = slope[..., None, None] * jnp.exp(logits - log_z[..., None, None])
+        hit = targets[..., None, None] == ids
+        to_logits = jnp.where(hit, to_logits - plain[..., None, None], to_logits)
+        counts = new & (weights != 0)[..., None, None]
+        to_logits = (jnp.where(counts, to_logits, 0.0) * plan.scale).astype(rows.dtype)
+        narrow = part.astype(rows.dtype)
+        # Parts stay apart until the end, so that devices add up once and not for every chunk.
+        subscripts = f"{own}pc,{of_kernel}->p{own}d"
+        to_rows = to_rows + jnp.einsum(
+            subscripts, to_logits, narrow, preferred_element_type=jnp.float32
+        )
+        subscripts = f"{own}pc,{own}d->{of_kernel}"
+        to_part = jnp.einsum(subscripts, to_logits, rows, preferred_element_type=jnp.float32)
+        axis = plan.vocab_axis + 1
+        start = jnp.minimum(index * plan.columns, plan.part_size - plan.columns)
+        if (
+            plan.num_steps * plan.columns > plan.part_size
+        ):  # the last chunk overlaps, and adds nothing
+            before = jax.lax.dynamic_slice_in_dim(to_kernel, start, plan.columns, axis=axis)
+            to_part = to_part + before
+        to_kernel = jax.lax.dynamic_update_slice_in_dim(to_kernel, to_part, start, axis=axis)
+        return (to_rows, to_kernel), None
+
+    start = (
+        jnp.zeros((plan.num_parts, *rows.shape), jnp.float32),
+        jnp.zeros(_split_shape(plan, kernel.shape), jnp.float32),
+    )
+    (to_rows, to_kernel), _ = jax.lax.scan(add, start, jnp.arange(plan.num_steps))
+    to_rows = jnp.sum(to_rows, axis=0).astype(rows.dtype)
+    return to_rows, to_kernel.reshape(kernel.shape).astype(kernel.dtype), None, None
+
+
+_chunked.defvjp(_forward, _backward)
+
+
+def _sums(
+    log_z: Array, target_logits: Array, correct: Array, weights: Array, *, z_loss: float
+) -> Loss:
     # Chosen, not multiplied: what does not count must not be able to turn the sum into NaN.
     counts = weights != 0
     entropy = jnp.sum(jnp.where(counts, weights * (log_z - target_logits), 0.0))
     penalty = z_loss * jnp.sum(jnp.where(counts, weights * jnp.square(log_z), 0.0))
-    correct = jnp.sum(jnp.where(jnp.argmax(logits, axis=-1) == targets, weights, 0.0))
-    return Loss(entropy + penalty, entropy, correct, jnp.sum(weights))
+    hits = jnp.sum(jnp.where(correct, weights, 0.0))
+    return Loss(entropy + penalty, entropy, hits, jnp.sum(weights))

@@ -79,6 +79,28 @@ class T5(nnx.Module):
         Returns:
           [B, T, V] float32.
         """
+        return self.logits(
+            self.target_states(
+                encoder_tokens,
+                decoder_tokens,
+                encoder_mask=encoder_mask,
+                encoder_segment_ids=encoder_segment_ids,
+                decoder_segment_ids=decoder_segment_ids,
+                dropout_key=dropout_key,
+            )
+        )
+
+    def target_states(
+        self,
+        encoder_tokens: Int[Array, "B S"],
+        decoder_tokens: Int[Array, "B T"],
+        *,
+        encoder_mask: Bool[Array, "B S"],
+        encoder_segment_ids: Int[Array, "B S"] | None = None,
+        decoder_segment_ids: Int[Array, "B T"] | None = None,
+        dropout_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Final decoder states of every target position; arguments as in `__call__`."""
         keys = split_key(dropout_key, 2)
         states = self.encode(
             encoder_tokens,
@@ -86,7 +108,7 @@ class T5(nnx.Module):
             encoder_segment_ids=encoder_segment_ids,
             dropout_key=keys[0],
         )
-        return self.decode(
+        return self.decode_states(
             decoder_tokens,
             states,
             encoder_mask=encoder_mask,
@@ -207,11 +229,17 @@ class T5(nnx.Module):
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         x = self.token_embedder(tokens).astype(self.config.dtype)
-        return sharding.divide_batch(x)
+        return sharding.divide(x)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits of `decode_states`' states."""
-        return sharding.divide_batch(logits(x, self._output_kernel(), self.config))
+        return sharding.divide(logits(x, self._output_kernel(), self.config))
+
+    def output_table(self) -> tuple[Float[Array, "..."], int]:
+        """The kernel that makes states logits as it is stored, and which axis is the vocabulary."""
+        if self.output is not None:
+            return self.output.kernel[...], 1
+        return self.token_embedder.embedding[...], 0
 
     def _output_kernel(self) -> products.Kernel:
         if self.output is not None:

@@ -43,6 +43,8 @@ class Plan:
     """What is recomputed instead of kept: none, dots (all but products), full (whole blocks)."""
     optimizer: Literal["adafactor", "adamw"] = "adafactor"
     """Of training."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other."""
     decode: FlagCreatePairsOff[bool] = False
     """Plan the writing of one more token for every row, instead of training."""
     search: FlagCreatePairsOff[bool] = False
@@ -53,7 +55,7 @@ class Plan:
     """Write the plan here, too."""
 
     def __post_init__(self):
-        for name in ("input_length", "target_length", "max_compilations"):
+        for name in ("input_length", "target_length", "accumulate", "max_compilations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.batch_size is not None and self.batch_size < 1:
@@ -77,6 +79,7 @@ def run(options: Plan) -> dict[str, Any]:
         input_length=options.input_length,
         target_length=options.target_length,
         optimizer=options.optimizer,
+        accumulate=options.accumulate,
         decode=options.decode,
     )
     plan: dict[str, Any] = {
@@ -95,7 +98,7 @@ def run(options: Plan) -> dict[str, Any]:
         print(search.table(plan["ranking"]))
     else:
         plan["mesh"] = dataclasses.asdict(task.mesh)
-        plan["remat"] = config.remat
+        plan |= {"remat": config.remat, "accumulate": task.accumulate}
         found = _estimate(task, devices, chip)
         plan |= estimate.to_json(found)
         print(
@@ -119,7 +122,12 @@ def advice(task: Workload, error: OutOfMemory, *, count: int) -> list[tuple[floa
     """
     state = sum(error.state.values())
     rest = max(error.needed - state, 0)
-    sizes = dataclasses.asdict(task.mesh)
+    # What goes across slices is among the ways of the other axes.
+    sizes = {
+        axis: size
+        for axis, size in dataclasses.asdict(task.mesh).items()
+        if not axis.startswith("dcn_")
+    }
     known = 1
     for size in sizes.values():
         known *= max(size, 1)
@@ -127,12 +135,12 @@ def advice(task: Workload, error: OutOfMemory, *, count: int) -> list[tuple[floa
     found: list[tuple[float, str]] = []
     if not task.decode and task.config.remat != "full":
         found.append((rest * {"none": 0.9, "dots": 0.5}[task.config.remat], "--remat full"))
-    if task.batch_size > sizes["data"] * sizes["fsdp"]:
-        half = max(task.batch_size // 2, sizes["data"] * sizes["fsdp"])
-        half -= half % (sizes["data"] * sizes["fsdp"])
-        found.append((rest * (1 - half / task.batch_size), f"--batch-size {half}"))
+    ways = sizes["data"] * sizes["fsdp"]
+    if not task.decode and task.batch_size % (2 * task.accumulate * ways) == 0:
+        found.append((rest / 2, f"--accumulate {2 * task.accumulate}"))
+    elif task.decode and task.batch_size % (2 * ways) == 0:
+        found.append((error.needed / 2, f"--batch-size {task.batch_size // 2}"))
     if sizes["data"] > 1:
-        ways = sizes["fsdp"] * sizes["data"]
         change = f"--mesh.data 1 --mesh.fsdp {ways}"
         found.append((state * (1 - 1 / sizes["data"]), change))
     if sizes["fsdp"] > 1 and task.config.num_heads % (2 * sizes["tensor"]) == 0:

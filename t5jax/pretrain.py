@@ -26,6 +26,7 @@ from t5jax.schedule import ScheduleConfig
 from t5jax.sharding import MeshConfig
 from t5jax.text2text import Text2Text
 from t5jax.tokenizer import Tokenizer
+from t5jax.train import StepConfig
 
 # The model of a run without arguments: minutes on two cores.
 TINY = {
@@ -45,6 +46,8 @@ _FREE = (
     "mesh",
     "remat",
     "eval_examples",
+    "step.accumulate",
+    "step.vocab_chunks",
     *(
         f"fit.{name}"
         for name in ("eval_every", "checkpoint_every", "keep_checkpoints", "log_every")
@@ -85,8 +88,7 @@ class PretrainConfig:
         schedule=ScheduleConfig(name="rsqrt", learning_rate=0.3, warmup_steps=100),
     )
     """How parameters are updated."""
-    z_loss: float = 1e-4
-    """Weight of the z-loss."""
+    step: Annotated[StepConfig, tyro.conf.arg(name="")] = StepConfig()
     dropout_rate: float | None = None
     """Instead of the model's."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -103,8 +105,6 @@ class PretrainConfig:
         for name in ("batch_size", "eval_examples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.z_loss < 0:
-            raise ValueError(f"z_loss must be at least 0, got {self.z_loss}; T5 uses 1e-4.")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
         if self.tokenizer is not None and self.vocab_size is not None:
@@ -168,14 +168,14 @@ def run(config: PretrainConfig) -> Text2Text:
 
     total_steps = config.fit.steps
     tx = optimizer.make(config.optimizer, total_steps=total_steps, stacked=stacked)
-    abstract = train.abstract_state(model_config, tx, mesh=mesh)
+    abstract = train.abstract_state(model_config, tx, mesh=mesh, options=config.step)
     runfolder.claim(
         folder, options, runfolder.digest(chunks), model=model_config, tokenizer=tokenizer
     )
     checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.fit.keep_checkpoints)
     state = fitting.restore(checkpoints, abstract, data, warn=_say)
     if state is None:
-        state = train.init_state(model_config, tx, mesh=mesh, seed=config.seed)
+        state = train.init_state(model_config, tx, mesh=mesh, seed=config.seed, options=config.step)
     else:
         _say(f"continuing at step {int(state.step)} of {total_steps} from {folder}")
     _describe(config, model_config, state, mesh, num_tokens=len(stream), num_chunks=len(chunks))
@@ -186,7 +186,7 @@ def run(config: PretrainConfig) -> Text2Text:
         tx,
         schedule=schedule.learning_rate(config.optimizer.schedule, total_steps=total_steps),
         mesh=mesh,
-        z_loss=config.z_loss,
+        options=config.step,
         seed=config.seed,
     )
     with RunLog(folder, total_steps=total_steps, start_step=int(state.step)) as log:

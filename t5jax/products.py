@@ -63,30 +63,24 @@ def join(*kernels: Kernel) -> Kernel:
 
 
 def multiply(x: Float[Array, "*A I"], kernel: Kernel) -> Float[Array, "*A O"]:
-    """Multiplies every position by a kernel [I, O], in the type of `x`.
-
-    Positions are made one axis first: the kernel's gradient is then a plain matrix product too,
-    where XLA would transpose whole activations on a CPU.
-    """
-    flat = _flat(x)
+    """Multiplies every position by a kernel [I, O], in the type of `x`."""
+    rows = flat(x)
     if isinstance(kernel, Int8Kernel):
-        product = _multiply_int8(flat, kernel.values, kernel.scale).astype(x.dtype)
+        product = _multiply_int8(rows, kernel.values, kernel.scale).astype(x.dtype)
     else:
-        product = contract("ai,io->ao", flat, kernel.astype(x.dtype))
+        product = contract("...i,io->...o", rows, kernel.astype(x.dtype))
     return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def multiply_wide(x: Float[Array, "*A I"], kernel: Kernel) -> Float[Array, "*A O"]:
     """`multiply` with a float32 result, in the wider of the two types."""
-    flat = _flat(x)
+    rows = flat(x)
     if isinstance(kernel, Int8Kernel):
-        product = _multiply_int8(flat, kernel.values, kernel.scale)
+        product = _multiply_int8(rows, kernel.values, kernel.scale)
     elif x.dtype == kernel.dtype:
-        two = _two_rows(flat)
-        wide = jnp.einsum("ai,io->ao", two, kernel, preferred_element_type=jnp.float32)
-        product = wide[: len(flat)]
+        product = contract_wide("...i,io->...o", rows, kernel)
     else:
-        product = flat.astype(jnp.float32) @ kernel.astype(jnp.float32)
+        product = rows.astype(jnp.float32) @ kernel.astype(jnp.float32)
     return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -140,7 +134,14 @@ def _multiply_int8_jvp(primals, tangents):
     return _multiply_int8(x, values, scale), tangent * scale[None]
 
 
-def _flat(x: Float[Array, "*A I"]) -> Float[Array, "rows I"]:
+def flat(x: Float[Array, "*A I"]) -> Float[Array, "*rows I"]:
+    """All positions on one axis, unless devices divide both batch and length.
+
+    A kernel's gradient is then a plain matrix product too, where XLA would transpose whole
+    activations on a CPU.
+    """
+    if jax.sharding.get_abstract_mesh().shape.get("sequence", 1) > 1:
+        return x
     # Counted, since reshape cannot infer it of an empty array.
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 

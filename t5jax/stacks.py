@@ -135,7 +135,7 @@ def _scan(config: T5Config, block: Callable, x: Array, layers: Any, key: Key[Arr
 
     def body(x, layer_and_key):
         # Without this, the partitioner of `fsdp` divides features instead of examples.
-        return sharding.divide_batch(block(x, *layer_and_key)), None
+        return sharding.divide(block(x, *layer_and_key)), None
 
     # Inside a scan nothing is merged across iterations, so no barriers are needed.
     if config.remat == "full":

@@ -1,6 +1,8 @@
 """The training step: one program, the same on one device and on many."""
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,14 +11,65 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from t5jax import loss, sharding
+from t5jax import freeze, loss, sharding
 from t5jax.batches import Batch
 from t5jax.config import T5Config
 from t5jax.model import PARTITION_RULES, Params, bind, init_params
 
 Metrics = dict[str, Array]
+
+# Logits of one chunk of the vocabulary take about this much of a device's memory.
+_CHUNK_BYTES = 2**26
+# The running mean of gradient norms: its decay, and the steps before it judges any.
+_NORM_DECAY, _NORM_STEPS = 0.98, 50
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """What a training step computes, besides the model and the optimizer."""
+
+    z_loss: float = 1e-4
+    """Weight of the z-loss."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other: the same gradient with less memory,
+    though another dropout."""
+    vocab_chunks: int | None = None
+    """Parts of the vocabulary that logits are computed in, one after the other; without it, as many
+    as keep the logits of a part below 64 MiB a device."""
+    spike_factor: float | None = None
+    """Leave parameters as they are in steps whose gradient norm is more than this many times its
+    running mean; those with a loss or a gradient that is not finite are left out in any case."""
+    frozen: tuple[str, ...] = ()
+    """Parameters to leave as they are: regular expressions that fit whole '/'-separated parts of a
+    path, such as 'encoder' or 'token_embedder'."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the parameters too, with this decay a step; it is what
+    is evaluated and used."""
+
+    def __post_init__(self):
+        if self.z_loss < 0:
+            raise ValueError(f"z_loss must be at least 0, got {self.z_loss}; T5 uses 1e-4.")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}.")
+        if self.vocab_chunks is not None and self.vocab_chunks < 1:
+            raise ValueError(f"vocab_chunks must be at least 1, got {self.vocab_chunks}.")
+        if self.spike_factor is not None and self.spike_factor <= 1:
+            raise ValueError(
+                f"spike_factor must be above 1, got {self.spike_factor}; 10 is a sane choice."
+            )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in (0, 1), got {self.ema_decay}; 0.9999 is usual.")
+
+
+class Guard(NamedTuple):
+    """Gradient norms of the steps that were not skipped."""
+
+    mean: Float[Array, ""]
+    """Running mean, float32."""
+    num_steps: Int[Array, ""]
+    """How many went into it."""
 
 
 class TrainState(NamedTuple):
@@ -25,19 +78,34 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
     params: Params
     opt_state: Any
+    average: Params | None = None
+    """Moving average of the parameters, if one is kept."""
+    guard: Guard | None = None
+    """If spikes are looked for."""
 
 
 def init_state(
-    config: T5Config, optimizer: optax.GradientTransformation, *, mesh: Mesh, seed: int
+    config: T5Config,
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: Mesh,
+    seed: int,
+    options: StepConfig | None = None,
 ) -> TrainState:
     """Random parameters and a fresh optimizer, each made where it will live."""
-    make = functools.partial(_init, config, optimizer)
-    where = jax.tree.map(lambda x: x.sharding, abstract_state(config, optimizer, mesh=mesh))
+    options = options or StepConfig()
+    make = functools.partial(_init, config, optimizer, options)
+    abstract = abstract_state(config, optimizer, mesh=mesh, options=options)
+    where = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(make, out_shardings=where)(seed)
 
 
 def abstract_state(
-    config: T5Config, optimizer: optax.GradientTransformation, *, mesh: Mesh
+    config: T5Config,
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: Mesh,
+    options: StepConfig | None = None,
 ) -> TrainState:
     """Shapes, dtypes and shardings of `init_state`, without computing anything.
 
@@ -49,7 +117,8 @@ def abstract_state(
             f"mesh axis tensor = {mesh.shape['tensor']} must divide num_heads = "
             f"{config.num_heads}; choose a divisor."
         )
-    abstract = jax.eval_shape(functools.partial(_init, config, optimizer), 0)
+    make = functools.partial(_init, config, optimizer, options or StepConfig())
+    abstract = jax.eval_shape(make, 0)
     where = sharding.shardings(abstract, mesh=mesh, rules=PARTITION_RULES)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where
@@ -57,7 +126,7 @@ def abstract_state(
 
 
 class OnMesh:
-    """A jitted function under `jax.set_mesh`, where `sharding.divide_batch` takes effect."""
+    """A jitted function under `jax.set_mesh`, where `sharding.divide` takes effect."""
 
     def __init__(self, function: Any, mesh: Mesh):
         self._function, self._mesh = function, mesh
@@ -78,7 +147,7 @@ def make_train_step(
     *,
     schedule: optax.Schedule,
     mesh: Mesh,
-    z_loss: float,
+    options: StepConfig,
     seed: int,
 ) -> OnMesh:
     """The compiled `step(state, batch) -> (state, metrics)`; it consumes the state it is given.
@@ -90,33 +159,49 @@ def make_train_step(
       optimizer: as from `optimizer.make`.
       schedule: for the metrics; the optimizer has its own.
       mesh: to compute on.
-      z_loss: weight of the z-loss.
+      options: as for `init_state`.
       seed: of dropout.
     Returns:
       The step.  Metrics are float32 scalars: `loss` (with z-loss) and `cross_entropy`, in nats a
-      target token, `accuracy`, `grad_norm`, `learning_rate`.
+      target token, `accuracy`, `grad_norm`, `learning_rate`, and `skipped`, which is 1 where
+      parameters and optimizer were left as they are, and else 0.
     """
+    where = jax.tree.map(
+        lambda x: x.sharding, abstract_state(config, optimizer, mesh=mesh, options=options)
+    )
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        _check_shapes(batch, options, mesh)
         # 1 apart from the key that parameters were drawn from.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
-        dropout_key = key if config.dropout_rate else None
+        trained, kept = freeze.split(state.params, options.frozen)
+        places, _ = freeze.split(where.params, options.frozen)
+        weight = jnp.maximum(jnp.sum(batch["decoder_loss_weights"]), 1.0)
 
-        def mean_loss(params):
-            result = _loss(config, params, batch, z_loss=z_loss, dropout_key=dropout_key)
-            return result.total / jnp.maximum(result.weight, 1.0), result
+        def part_loss(trained, part, key):
+            dropout_key = key if config.dropout_rate else None
+            params = freeze.merge(trained, kept)
+            result = _loss(config, params, part, options=options, dropout_key=dropout_key)
+            return result.total / weight, result
 
-        grads, result = jax.grad(mean_loss, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        grads, result = _gradients(part_loss, trained, batch, key, options.accumulate, places)
+        norm = optax.tree.norm(grads)
+        sound, guard = _judge(state.guard, result.total, norm, options.spike_factor)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        new: Any = optax.apply_updates(trained, updates)
+        params = freeze.merge(_choose(sound, new, trained), kept)
+        average = state.average
+        if options.ema_decay is not None:
+            average = _average(average, params, sound, options.ema_decay)
         metrics = {
             **_means(result),
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": norm,
             "learning_rate": jnp.asarray(schedule(state.step)),
+            "skipped": 1.0 - sound.astype(jnp.float32),
         }
-        params: Any = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        opt_state = _choose(sound, opt_state, state.opt_state)
+        return TrainState(state.step + 1, params, opt_state, average, guard), metrics
 
-    where = jax.tree.map(lambda x: x.sharding, abstract_state(config, optimizer, mesh=mesh))
     compiled = jax.jit(
         step,
         in_shardings=(where, NamedSharding(mesh, sharding.BATCH)),
@@ -128,9 +213,11 @@ def make_train_step(
 
 def make_eval_step(config: T5Config, *, mesh: Mesh) -> Callable[[Params, Any], loss.Loss]:
     """The compiled `step(params, batch) -> Loss`: sums, without dropout or z-loss."""
+    options = StepConfig(z_loss=0.0)
 
     def step(params: Params, batch: Any) -> loss.Loss:
-        return _loss(config, params, batch, z_loss=0.0, dropout_key=None)
+        _check_shapes(batch, options, mesh)
+        return _loss(config, params, batch, options=options, dropout_key=None)
 
     return OnMesh(jax.jit(step, out_shardings=NamedSharding(mesh, P())), mesh)
 
@@ -163,15 +250,107 @@ def evaluate(
     }
 
 
-def _init(config: T5Config, optimizer: optax.GradientTransformation, seed: Any) -> TrainState:
+def to_trees(state: TrainState) -> dict[str, Any]:
+    """The named pytrees that a checkpoint of a state holds."""
+    trees = {"params": state.params, "optimizer": state.opt_state}
+    for name in ("average", "guard"):
+        if getattr(state, name) is not None:
+            trees[name] = getattr(state, name)
+    return trees
+
+
+def from_trees(step: Int[Array, ""], trees: dict[str, Any]) -> TrainState:
+    """The state that `to_trees` took apart."""
+    guard = Guard(*trees["guard"]) if "guard" in trees else None
+    return TrainState(step, trees["params"], trees["optimizer"], trees.get("average"), guard)
+
+
+def _init(
+    config: T5Config, optimizer: optax.GradientTransformation, options: StepConfig, seed: Any
+) -> TrainState:
     params = init_params(config, jax.random.key(seed))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    trained, _ = freeze.split(params, options.frozen)
+    average = None if options.ema_decay is None else jax.tree.map(jnp.copy, params)
+    guard = None
+    if options.spike_factor is not None:
+        guard = Guard(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained), average, guard)
 
 
-def _loss(config: T5Config, params: Params, batch: Any, *, z_loss: float, dropout_key: Any):
+def _check_shapes(batch: Any, options: StepConfig, mesh: Mesh) -> None:
+    rows, parts = len(batch["encoder_input_tokens"]), options.accumulate
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % (parts * ways):
+        raise ValueError(
+            f"the batch size must be a multiple of accumulate x data x fsdp = {parts} x {ways}, "
+            f"got {rows}."
+        )
+    for name in ("encoder_input_tokens", "decoder_input_tokens"):
+        length = batch[name].shape[1]
+        if length % mesh.shape["sequence"]:
+            raise ValueError(
+                f"mesh axis sequence = {mesh.shape['sequence']} must divide the length of {name}, "
+                f"{length}; pad to a multiple, or choose a divisor."
+            )
+
+
+def _gradients(
+    part_loss: Callable[..., Any],
+    trained: Params,
+    batch: Any,
+    key: Array,
+    count: int,
+    places: Any,
+) -> tuple[Params, loss.Loss]:
+    """The gradient of the sum of `part_loss` over `count` parts of a batch, and the sums."""
+    grad = jax.grad(part_loss, has_aux=True)
+    if count == 1:
+        return grad(trained, batch, key)
+    # Every part takes rows from every device: no row moves.
+    parts = jax.tree.map(
+        lambda x: x.reshape(len(x) // count, count, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+    def add(carry, part_and_key):
+        return jax.tree.map(jnp.add, carry, grad(trained, *part_and_key)), None
+
+    # The type of a parameter is that of its gradient.
+    zeros = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, trained), places)
+    none = loss.Loss(*[jnp.zeros((), jnp.float32)] * len(loss.Loss._fields))
+    total, _ = jax.lax.scan(add, (zeros, none), (parts, jax.random.split(key, count)))
+    return total
+
+
+def _judge(
+    guard: Guard | None, total: Array, norm: Array, spike_factor: float | None
+) -> tuple[Bool[Array, ""], Guard | None]:
+    """Whether a step is to count, and what later ones are compared with."""
+    sound = jnp.isfinite(total) & jnp.isfinite(norm)
+    if guard is None or spike_factor is None:
+        return sound, guard
+    sound &= (guard.num_steps < _NORM_STEPS) | (norm <= spike_factor * guard.mean)
+    # A plain mean at first, a fading one later.
+    share = jnp.maximum(1.0 / (guard.num_steps + 1).astype(jnp.float32), 1.0 - _NORM_DECAY)
+    mean = guard.mean + share * (norm - guard.mean)
+    return sound, _choose(sound, Guard(mean, guard.num_steps + 1), guard)
+
+
+def _choose(sound: Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(sound, x, y), new, old)
+
+
+def _average(average: Any, params: Any, sound: Array, decay: float) -> Any:
+    share = jnp.where(sound, 1.0 - decay, 0.0)
+    return jax.tree.map(lambda mean, x: mean + share.astype(x.dtype) * (x - mean), average, params)
+
+
+def _loss(
+    config: T5Config, params: Params, batch: Any, *, options: StepConfig, dropout_key: Any
+) -> loss.Loss:
     encoder_tokens = batch["encoder_input_tokens"]
     segments = batch.get("encoder_segment_ids")
-    logits = bind(config, params)(
+    model = bind(config, params)
+    states = model.target_states(
         encoder_tokens,
         batch["decoder_input_tokens"],
         encoder_mask=encoder_tokens != config.pad_id if segments is None else segments > 0,
@@ -179,8 +358,30 @@ def _loss(config: T5Config, params: Params, batch: Any, *, z_loss: float, dropou
         decoder_segment_ids=batch.get("decoder_segment_ids"),
         dropout_key=dropout_key,
     )
-    targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
-    return loss.cross_entropy(logits, targets, weights, z_loss=z_loss)
+    kernel, vocab_axis = model.output_table()
+    return loss.chunked_cross_entropy(
+        states,
+        kernel,
+        batch["decoder_target_tokens"],
+        batch["decoder_loss_weights"],
+        vocab_axis=vocab_axis,
+        scale=config.d_model**-0.5 if config.scale_logits else 1.0,
+        z_loss=options.z_loss,
+        num_chunks=options.vocab_chunks or _num_chunks(states.shape[:2], config.vocab_size),
+        num_parts=_ways("tensor"),
+    )
+
+
+def _num_chunks(shape: tuple[int, ...], vocab_size: int) -> int:
+    """Chunks of the vocabulary whose logits take a device no more than `_CHUNK_BYTES`."""
+    rows = math.prod(shape) // _ways("data", "fsdp", "sequence")
+    return -(-4 * rows * vocab_size // (_ways("tensor") * _CHUNK_BYTES))
+
+
+def _ways(*axes: str) -> int:
+    """Into how many parts axes of the mesh that a program is traced for divide something."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes.get(axis, 1) for axis in axes)
 
 
 def _means(result: loss.Loss) -> Metrics:

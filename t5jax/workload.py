@@ -30,6 +30,7 @@ class Workload:
       input_length: tokens that the encoder reads.
       target_length: tokens that the decoder reads, or that there is room to write.
       optimizer: of training.
+      accumulate: parts that a batch is computed in, one after the other.
       decode: whether a token is written, instead of a batch learnt.
     """
 
@@ -39,6 +40,7 @@ class Workload:
     input_length: int
     target_length: int
     optimizer: Literal["adafactor", "adamw"] = "adafactor"
+    accumulate: int = 1
     decode: bool = False
 
     def flops(self) -> float:
@@ -127,13 +129,14 @@ def _training(workload: Workload, mesh: Mesh) -> Lowered:
     config = workload.config
     options = optimizer.OptimizerConfig(name=workload.optimizer, schedule=_SCHEDULE)
     tx = optimizer.make(options, total_steps=_STEPS, stacked=model.stacked)
-    state = train.abstract_state(config, tx, mesh=mesh)
+    step_options = train.StepConfig(accumulate=workload.accumulate)
+    state = train.abstract_state(config, tx, mesh=mesh, options=step_options)
     step = train.make_train_step(
         config,
         tx,
         schedule=schedule.learning_rate(_SCHEDULE, total_steps=_STEPS),
         mesh=mesh,
-        z_loss=1e-4,
+        options=step_options,
         seed=0,
     )
     where = NamedSharding(mesh, sharding.BATCH)

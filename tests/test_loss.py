@@ -105,3 +105,109 @@ def test_cross_entropy_of_large_logits_is_finite():
     logits = jnp.array([[[1e4, 0.0, -1e4]]])
     result = loss.cross_entropy(logits, jnp.array([[1]], jnp.int32), jnp.ones((1, 1)), z_loss=0.0)
     np.testing.assert_allclose(result.cross_entropy, 1e4)
+
+
+# Logits that never exist whole.
+
+
+D = 6
+
+
+@pytest.fixture(scope="module")
+def states_batch(batch):
+    """States and a kernel whose products are of size 5; the batch's targets and weights."""
+    rng = np.random.default_rng(1)
+    states = rng.normal(0, 2, (B, T, D)).astype(np.float32)
+    kernel = rng.normal(0, 1, (D, V)).astype(np.float32)
+    return states, kernel, *batch[1:]
+
+
+@pytest.mark.parametrize("vocab_axis", [0, 1])
+@pytest.mark.parametrize(("num_chunks", "num_parts"), [(1, 1), (2, 1), (3, 1), (11, 1), (40, 1)])
+def test_chunked_cross_entropy_equals_that_of_whole_logits(
+    states_batch, num_chunks, num_parts, vocab_axis
+):
+    """Chunks of 11, 6, 4 and 1 columns: the last of them overlaps in two cases."""
+    check_chunked(states_batch, num_chunks, num_parts, vocab_axis)
+
+
+@pytest.mark.parametrize(("num_chunks", "num_parts"), [(1, 4), (2, 2), (2, 3), (3, 2)])
+def test_chunked_cross_entropy_takes_from_every_part(states_batch, num_chunks, num_parts):
+    states, kernel, *rest = states_batch
+    kernel = np.concatenate([kernel, kernel[:, :1] * 0.5], axis=1)  # twelve ids
+    check_chunked((states, kernel, *rest), num_chunks, num_parts, 1)
+
+
+def check_chunked(states_batch, num_chunks, num_parts, vocab_axis):
+    states, kernel, targets, weights = map(jnp.asarray, states_batch)
+
+    def chunked(states, kernel):
+        result = loss.chunked_cross_entropy(
+            states,
+            kernel if vocab_axis else kernel.T,
+            targets,
+            weights,
+            vocab_axis=vocab_axis,
+            scale=0.7,
+            z_loss=0.01,
+            num_chunks=num_chunks,
+            num_parts=num_parts,
+        )
+        return 3 * result.total + result.cross_entropy, result
+
+    def whole(states, kernel):
+        logits = jnp.einsum("btd,dv->btv", states, kernel) * 0.7
+        result = loss.cross_entropy(logits, targets, weights, z_loss=0.01)
+        return 3 * result.total + result.cross_entropy, result
+
+    (_, found), gradients = jax.value_and_grad(chunked, (0, 1), has_aux=True)(states, kernel)
+    (_, expected), references = jax.value_and_grad(whole, (0, 1), has_aux=True)(states, kernel)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=RELATIVE)
+    for one, other in zip(gradients, references, strict=True):
+        # Sums of some ten terms of size 4.
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_chunked_cross_entropy_holds_no_logits_of_the_whole_vocabulary():
+    rows, width, vocab_size = 64, 8, 4096
+
+    def total(states, kernel, num_chunks):
+        return loss.chunked_cross_entropy(
+            states,
+            kernel,
+            jnp.zeros((1, rows), jnp.int32),
+            jnp.ones((1, rows)),
+            vocab_axis=1,
+            scale=1.0,
+            z_loss=0.0,
+            num_chunks=num_chunks,
+        ).total
+
+    shapes = [
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+        for shape in ((1, rows, width), (width, vocab_size))
+    ]
+    grad = jax.jit(jax.grad(total, (0, 1)), static_argnums=2)
+    memory = grad.lower(*shapes, 16).compile().memory_analysis()
+    # The kernel's gradient is as large as the kernel, and a chunk's logits a sixteenth of 1 MB.
+    assert memory.temp_size_in_bytes < 4 * rows * vocab_size / 2
+
+
+def test_chunked_cross_entropy_lets_infinity_and_nan_through(states_batch):
+    states, kernel, targets, weights = states_batch
+    states = states.copy()
+    states[0, 0, 0] = np.nan
+    result = loss.chunked_cross_entropy(
+        *map(jnp.asarray, (states, kernel, targets, weights)),
+        vocab_axis=1,
+        scale=1.0,
+        z_loss=0.0,
+        num_chunks=3,
+    )
+    assert np.isnan(result.total)
+
+
+def test_chunked_cross_entropy_refuses_parts_that_do_not_divide(states_batch):
+    with pytest.raises(ValueError, match="multiple of its 2 parts, got 11; pad it"):
+        check_chunked(states_batch, 1, 2, 1)

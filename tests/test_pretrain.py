@@ -168,7 +168,6 @@ def test_run_refuses_a_corpus_that_changed_since(finished, tmp_path):
         ({"output": "gs://bucket/run"}, "must be a folder of this machine, got gs://bucket/run"),
         ({"seed": -1}, "seed must be in"),
         ({"tokenizer": "here", "vocab_size": 9}, "vocab_size must be left out"),
-        ({"z_loss": -1.0}, "z_loss must be at least 0"),
     ],
 )
 def test_config_refuses_what_cannot_work(inputs, tmp_path, changes, message):

@@ -1,5 +1,7 @@
 """Meshes, rules, and a model computed on eight devices as on one."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,23 +23,23 @@ def cube():
 
 def test_make_mesh_of_one_device_is_all_ones():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "sequence": 1, "tensor": 1}
 
 
 @pytest.mark.parametrize(
     ("config", "shape"),
     [
-        (MeshConfig(), (8, 1, 1)),
-        (MeshConfig(fsdp=4), (2, 4, 1)),
-        (MeshConfig(fsdp=2, tensor=2), (2, 2, 2)),
-        (MeshConfig(data=1, fsdp=-1, tensor=2), (1, 4, 2)),
-        (MeshConfig(data=2, fsdp=2, tensor=-1), (2, 2, 2)),
-        (MeshConfig(data=8, fsdp=-1), (8, 1, 1)),
+        (MeshConfig(), (8, 1, 1, 1)),
+        (MeshConfig(fsdp=4), (2, 4, 1, 1)),
+        (MeshConfig(fsdp=2, tensor=2), (2, 2, 1, 2)),
+        (MeshConfig(data=1, fsdp=-1, tensor=2), (1, 4, 1, 2)),
+        (MeshConfig(data=2, fsdp=2, tensor=-1), (2, 2, 1, 2)),
+        (MeshConfig(data=8, fsdp=-1), (8, 1, 1, 1)),
     ],
 )
 def test_make_mesh_gives_remaining_devices_to_minus_one(config, shape):
     mesh = make_mesh(config)
-    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh.axis_names == ("data", "fsdp", "sequence", "tensor")
     assert mesh.devices.shape == shape
     assert set(mesh.devices.flat) == set(jax.devices())
 
@@ -46,8 +48,8 @@ def test_make_mesh_gives_remaining_devices_to_minus_one(config, shape):
     ("config", "product"),
     [
         (MeshConfig(fsdp=3), "fsdp=3"),
-        (MeshConfig(fsdp=16), "fsdp=16 x tensor=1 = 16"),
-        (MeshConfig(data=2, tensor=2), "data=2 x fsdp=1 x tensor=2 = 4"),
+        (MeshConfig(fsdp=16), "fsdp=16 x sequence=1 x tensor=1 = 16"),
+        (MeshConfig(data=2, tensor=2), "data=2 x fsdp=1 x sequence=1 x tensor=2 = 4"),
     ],
 )
 def test_make_mesh_refuses_axes_that_do_not_fit_the_devices(config, product):
@@ -66,6 +68,40 @@ def test_make_mesh_refuses_axes_that_do_not_fit_the_devices(config, product):
 def test_mesh_config_refuses(sizes, message):
     with pytest.raises(ValueError, match=message):
         MeshConfig(**sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class SliceDevice:
+    """What a mesh wants to know of a device that is not here."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    device_kind: str = "none"
+    platform: str = "none"
+
+
+def test_make_mesh_divides_dcn_axes_over_slices():
+    devices = [SliceDevice(i, slice_index=i % 2) for i in range(8)]
+    shape = make_mesh(MeshConfig(data=2, fsdp=4, dcn_data=2), devices).devices
+    assert shape.shape == (2, 4, 1, 1)
+    assert {d.slice_index for d in shape[0].flat} == {0}
+    assert {d.slice_index for d in shape[1].flat} == {1}
+    shape = make_mesh(MeshConfig(data=2, fsdp=4, dcn_fsdp=2), devices).devices
+    for row in shape[:, :, 0, 0]:
+        assert [d.slice_index for d in row] == [0, 0, 1, 1]
+
+
+def test_make_mesh_refuses_dcn_axes_that_are_not_the_slices():
+    devices = [SliceDevice(i, slice_index=i // 4) for i in range(8)]
+    with pytest.raises(ValueError, match="number of slices, 2, got 4 x 1"):
+        make_mesh(MeshConfig(dcn_data=4), devices)
+    with pytest.raises(
+        ValueError, match="mesh axis fsdp must be a multiple of dcn_fsdp = 2, got 1"
+    ):
+        make_mesh(MeshConfig(dcn_fsdp=2), devices)
+    with pytest.raises(ValueError, match="dcn_data must be at least 1, got 0"):
+        MeshConfig(dcn_data=0)
 
 
 def array(*shape):

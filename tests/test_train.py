@@ -34,11 +34,11 @@ def make_mesh(**axes: int) -> jax.sharding.Mesh:
 
 
 def make_batch(rows: int = 8) -> dict[str, np.ndarray]:
-    """Padded on both sides, and of odd lengths."""
+    """Padded on both sides, by odd lengths."""
     rng = np.random.default_rng(0)
-    inputs = rng.integers(2, 64, (rows, 11), dtype=np.int32)
-    targets = rng.integers(2, 64, (rows, 7), dtype=np.int32)
-    weights = np.ones((rows, 7), np.float32)
+    inputs = rng.integers(2, 64, (rows, 12), dtype=np.int32)
+    targets = rng.integers(2, 64, (rows, 6), dtype=np.int32)
+    weights = np.ones((rows, 6), np.float32)
     inputs[1, 6:] = 0
     targets[2, 4:] = 0
     weights[2, 4:] = 0
@@ -50,20 +50,22 @@ def make_batch(rows: int = 8) -> dict[str, np.ndarray]:
     }
 
 
-def make_step(config: T5Config, mesh: jax.sharding.Mesh, *, seed: int = 0):
+def make_step(config: T5Config, mesh: jax.sharding.Mesh, *, seed: int = 0, options=None):
     return train.make_train_step(
         config,
         OPTIMIZER,
         schedule=schedule.learning_rate(SCHEDULE, total_steps=10),
         mesh=mesh,
-        z_loss=1e-4,
+        options=options or train.StepConfig(),
         seed=seed,
     )
 
 
-def losses(config: T5Config, mesh: jax.sharding.Mesh, *, steps: int, step=None) -> list[float]:
+def losses(
+    config: T5Config, mesh: jax.sharding.Mesh, *, steps: int, step=None, options=None
+) -> list[float]:
     state = train.init_state(config, OPTIMIZER, mesh=mesh, seed=1)
-    step = step or make_step(config, mesh)
+    step = step or make_step(config, mesh, options=options)
     batch = train.device_batch(make_batch(), mesh=mesh)
     found = []
     for _ in range(steps):
@@ -74,19 +76,141 @@ def losses(config: T5Config, mesh: jax.sharding.Mesh, *, steps: int, step=None) 
 
 @pytest.fixture(scope="module")
 def one_device_losses() -> list[float]:
-    return losses(CONFIG, make_mesh(), steps=5)
+    return losses(CONFIG, make_mesh(), steps=20)
 
 
 def test_train_step_lowers_the_loss(one_device_losses):
     assert one_device_losses[-1] < one_device_losses[0] - 0.1
 
 
-@pytest.mark.parametrize("axes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"data": 8},
+        {"fsdp": 8},
+        {"data": 2, "tensor": 4},
+        {"fsdp": 2, "tensor": 2, "sequence": 2},
+    ],
+)
 def test_train_step_is_the_same_on_many_devices(axes, one_device_losses):
     # Sums are taken in another order: a few units in the last place of a loss near 4.
     np.testing.assert_allclose(
-        losses(CONFIG, make_mesh(**axes), steps=5), one_device_losses, rtol=0, atol=1e-5
+        losses(CONFIG, make_mesh(**axes), steps=20), one_device_losses, rtol=0, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("axes", [{}, {"data": 2}])
+def test_train_step_in_parts_is_that_of_the_whole_batch(axes, one_device_losses):
+    options = train.StepConfig(accumulate=4, vocab_chunks=3)
+    found = losses(CONFIG, make_mesh(**axes), steps=20, options=options)
+    np.testing.assert_allclose(found, one_device_losses, rtol=0, atol=1e-5)
+
+
+def test_train_step_leaves_frozen_parameters_and_keeps_no_moments_of_them():
+    options = train.StepConfig(frozen=("encoder", "relative_bias"))
+    mesh = make_mesh()
+    state = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1, options=options)
+    before = jax.tree.map(np.asarray, state.params)
+    assert jax.tree.leaves(state.opt_state)
+    assert not any("encoder/" in path or "relative_bias" in path for path in paths(state.opt_state))
+    step = make_step(CONFIG, mesh, options=options)
+    state, metrics = step(state, train.device_batch(make_batch(), mesh=mesh))
+    assert metrics["grad_norm"] > 0
+    for path, was in jax.tree.leaves_with_path(before):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        now = state.params
+        for key in path:
+            now = now[key.key]
+        frozen = name.startswith("encoder") or "relative_bias" in name
+        assert np.array_equal(was, now) == frozen, name
+
+
+def paths(tree) -> list[str]:
+    leaves = jax.tree.leaves_with_path(tree)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+
+
+def test_train_step_skips_what_is_not_finite_and_goes_on():
+    mesh = make_mesh()
+    state = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1)
+    step = make_step(CONFIG, mesh)
+    good = train.device_batch(make_batch(), mesh=mesh)
+    weights = make_batch()["decoder_loss_weights"]
+    weights[0, 0] = np.nan
+    bad = train.device_batch({**make_batch(), "decoder_loss_weights": weights}, mesh=mesh)
+    before = jax.tree.map(np.asarray, (state.params, state.opt_state))
+    state, metrics = step(state, bad)
+    assert metrics["skipped"] == 1
+    assert state.step == 1
+    jax.tree.map(np.testing.assert_array_equal, (state.params, state.opt_state), before)
+    state, metrics = step(state, good)
+    assert metrics["skipped"] == 0
+    assert np.isfinite(metrics["loss"])
+    alone = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1)
+    alone, _ = step(alone, good)
+    jax.tree.map(np.testing.assert_array_equal, state.params, alone.params)
+
+
+def test_judge_skips_gradients_far_above_the_mean_of_the_sound_ones():
+    guard = train.Guard(jnp.float32(0), jnp.int32(0))
+    norms = [float("nan"), 9.0, *[1.0, 3.0] * 40, 30.0, 6.0, float("inf")]
+    found, mean, count = [], 0.0, 0
+    for norm in norms:
+        expected = np.isfinite(norm) and (count < 50 or norm <= 5 * mean)
+        sound, guard = train._judge(guard, jnp.float32(1), jnp.float32(norm), 5.0)
+        assert bool(sound) == expected
+        if expected:
+            mean += max(1 / (count + 1), 0.02) * (norm - mean)
+            count += 1
+        np.testing.assert_allclose(guard.mean, mean, rtol=1e-5)
+        assert guard.num_steps == count
+        found.append(bool(sound))
+    assert found == [False, *[True] * 81, False, True, False]
+
+
+def test_train_step_averages_parameters():
+    options = train.StepConfig(ema_decay=0.75, spike_factor=10.0)
+    mesh = make_mesh()
+    state = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1, options=options)
+    step = make_step(CONFIG, mesh, options=options)
+    batch = train.device_batch(make_batch(), mesh=mesh)
+    expected = jax.tree.map(np.asarray, state.params)
+    for _ in range(3):
+        state, _ = step(state, batch)
+        expected = jax.tree.map(lambda m, x: 0.75 * m + 0.25 * x, expected, state.params)
+    # Four roundings of numbers below 4.
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6), state.average, expected
+    )
+    trees = train.to_trees(state)
+    assert set(trees) == {"params", "optimizer", "average", "guard"}
+    jax.tree.map(np.testing.assert_array_equal, train.from_trees(state.step, trees), state)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"z_loss": -1.0}, "z_loss must be at least 0, got -1.0; T5 uses 1e-4"),
+        ({"accumulate": 0}, "accumulate must be at least 1"),
+        ({"vocab_chunks": 0}, "vocab_chunks must be at least 1"),
+        ({"spike_factor": 1.0}, "spike_factor must be above 1"),
+        ({"ema_decay": 1.0}, r"ema_decay must be in \(0, 1\)"),
+    ],
+)
+def test_step_config_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        train.StepConfig(**options)
+
+
+def test_train_step_refuses_shapes_that_do_not_divide():
+    mesh = make_mesh(sequence=4)
+    state = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1)
+    batch = train.device_batch(make_batch(), mesh=mesh)
+    with pytest.raises(ValueError, match=r"sequence = 4 must divide the length of decoder.*, 6"):
+        make_step(CONFIG, mesh)(state, batch)
+    step = make_step(CONFIG, make_mesh(data=2), options=train.StepConfig(accumulate=8))
+    with pytest.raises(ValueError, match=r"multiple of accumulate x data x fsdp = 8 x 2, got 8"):
+        step(state, batch)
 
 
 def test_train_step_equals_grad_and_optax():

@@ -1,0 +1,164 @@
+"""A training step of t5jax beside one of PyTorch transformers, in one process, in turns.
+
+python benchmarks/train.py [--model t5-small] [--rounds 5] [--json train.json]
+
+Same sizes, same shapes, Adafactor, dropout 0.1, random weights.  PyTorch runs eagerly: in float32,
+and in bfloat16 by autocast, as its users train.  Needs `pip install torch transformers`.
+"""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+import transformers
+
+from t5jax import model, optimizer, schedule, sharding, train
+from t5jax.config import T5Config
+
+THREADS = os.cpu_count() or 1
+BARS = {"float32": 1.4, "bfloat16": 1.3}
+
+
+def make_batch(options: argparse.Namespace, vocab_size: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(2, vocab_size, (options.batch_size, options.input_length), np.int32)
+    targets = rng.integers(2, vocab_size, (options.batch_size, options.target_length), np.int32)
+    return {
+        "encoder_input_tokens": inputs,
+        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": np.ones(targets.shape, np.float32),
+    }
+
+
+def ours(options: argparse.Namespace, dtype: str) -> Callable[[], float]:
+    """A function that makes one step and returns its loss."""
+    config = T5Config.preset(options.model, dtype=dtype, dropout_rate=0.1, remat=options.remat)
+    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    rate = schedule.ScheduleConfig(name="constant", learning_rate=1e-3, warmup_steps=0)
+    adafactor = optimizer.make(
+        optimizer.OptimizerConfig(name="adafactor", schedule=rate),
+        total_steps=100,
+        stacked=model.stacked,
+    )
+    step_options = train.StepConfig(vocab_chunks=options.vocab_chunks)
+    step = train.make_train_step(
+        config,
+        adafactor,
+        schedule=schedule.learning_rate(rate, total_steps=100),
+        mesh=mesh,
+        options=step_options,
+        seed=0,
+    )
+    held = [train.init_state(config, adafactor, mesh=mesh, seed=0, options=step_options)]
+    batch = train.device_batch(make_batch(options, config.vocab_size), mesh=mesh)
+
+    def run() -> float:
+        held[0], metrics = step(held[0], batch)
+        return float(metrics["loss"])
+
+    return run
+
+
+def torchs(options: argparse.Namespace, dtype: str) -> Callable[[], float]:
+    """The same of PyTorch."""
+    found = T5Config.preset(options.model)
+    config = transformers.T5Config(
+        vocab_size=found.vocab_size,
+        d_model=found.d_model,
+        d_ff=found.d_ff,
+        d_kv=found.d_kv,
+        num_heads=found.num_heads,
+        num_layers=found.num_encoder_layers,
+        num_decoder_layers=found.num_decoder_layers,
+        feed_forward_proj="gated-gelu" if found.gated_ff else "relu",
+        tie_word_embeddings=found.tie_embeddings,
+        dropout_rate=0.1,
+    )
+    torch.manual_seed(0)
+    network = transformers.T5ForConditionalGeneration(config).train()
+    adafactor = transformers.optimization.Adafactor(
+        network.parameters(), lr=1e-3, relative_step=False, scale_parameter=True
+    )
+    batch = make_batch(options, config.vocab_size)
+    inputs, decoder_inputs, targets = (
+        torch.tensor(batch[name].astype(np.int64))
+        for name in ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
+    )
+
+    def run() -> float:
+        adafactor.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            result = network(input_ids=inputs, decoder_input_ids=decoder_inputs, labels=targets)
+        result.loss.backward()
+        adafactor.step()
+        return result.loss.item()
+
+    return run
+
+
+def measure(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Median seconds of each, taken in turns after one step to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="t5-small")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--input-length", type=int, default=512)
+    parser.add_argument("--target-length", type=int, default=114)
+    parser.add_argument("--dtypes", nargs="+", default=list(BARS))
+    parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
+    parser.add_argument("--vocab-chunks", type=int, default=None)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, default=Path("train.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    print(
+        f"{options.model}, {options.batch_size} x {options.input_length} -> "
+        f"{options.target_length}: seconds a step, {THREADS} threads, medians of "
+        f"{options.rounds} rounds"
+    )
+    print(f"{'':10}{'t5jax':>9}{'PyTorch':>9}   ratio  bar")
+    results = {}
+    for dtype in options.dtypes:
+        runs = {"t5jax": ours(options, dtype), "PyTorch": torchs(options, dtype)}
+        seconds = measure(runs, options.rounds)
+        ratio = seconds["PyTorch"] / seconds["t5jax"]
+        results[dtype] = {**seconds, "ratio": ratio}
+        print(
+            f"{dtype:10}{seconds['t5jax']:9.2f}{seconds['PyTorch']:9.2f}{ratio:8.2f}"
+            f"  >= {BARS[dtype]}",
+            flush=True,
+        )
+        del runs
+        gc.collect()
+    report = {
+        "machine": platform.platform(),
+        "versions": {m.__name__: m.__version__ for m in (jax, torch, transformers)},
+        "options": {name: str(value) for name, value in vars(options).items()},
+        "seconds": results,
+    }
+    options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Parameters that training leaves as they are."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from t5jax import sharding
+
+
+def split(tree: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
+    """What is trained and what is frozen: two trees of one structure, None where the other has it.
+
+    Args:
+      tree: a nested dict of parameters.
+      patterns: regular expressions over whole '/'-separated parts of a path, such as `encoder` or
+        `(encoder|decoder)/.*/relative_bias`; what one of them fits is frozen.
+    Raises:
+      ValueError: a pattern fits no parameter, or nothing is left to train.
+    """
+    paths = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree.leaves_with_path(tree)
+    ]
+    for pattern in patterns:
+        if not any(sharding.covers(pattern, path) for path in paths):
+            raise ValueError(
+                f"frozen must name parameters of this model, got {pattern!r}, which fits none; "
+                f"there are {', '.join(sorted({path.partition('/')[0] for path in paths}))}, and "
+                "paths below them such as " + f"{paths[0]}."
+            )
+
+    def frozen(path: Any) -> bool:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return any(sharding.covers(pattern, name) for pattern in patterns)
+
+    trained = jax.tree.map_with_path(lambda path, x: None if frozen(path) else x, tree)
+    if not jax.tree.leaves(trained):
+        raise ValueError(f"frozen must leave something to train, got {list(patterns)}.")
+    return trained, jax.tree.map_with_path(lambda path, x: x if frozen(path) else None, tree)
+
+
+def merge(trained: Any, frozen: Any) -> Any:
+    """The tree that `split` divided."""
+    return jax.tree.map(
+        lambda x, y: y if x is None else x, trained, frozen, is_leaf=lambda x: x is None
+    )
