@@ -223,7 +223,7 @@ def lines(estimate: Estimate, *, num_tokens: int) -> list[tuple[str, str]]:
     return rows
 
 
-def gib(size: float) -> str:
+def gib(size: int | float) -> str:
     """Bytes, for people."""
     return f"{size / GIB:.3g} GiB" if size >= GIB / 10 else f"{size / 2**20:.3g} MiB"
 

@@ -41,7 +41,7 @@ class Shape:
     in_hbm: bool
 
     @property
-    def num_bytes(self) -> float:
+    def num_bytes(self) -> int | float:
         if self.dtype in _BYTES:
             return _BYTES[self.dtype] * math.prod(self.dims)
         bits = re.match(r"[a-z]+([0-9]+)", self.dtype)
@@ -121,7 +121,7 @@ class Program:
                 total += times * (float(cost[1]) if cost else 0.0)
         return total
 
-    def bytes_accessed(self) -> float:
+    def bytes_accessed(self) -> int | float:
         """What is read from and written to main memory."""
         fused = {
             name
@@ -195,7 +195,7 @@ class Program:
             for called in line.called if line.opcode == "fusion" else ():
                 yield from self._limits(called)
 
-    def _traffic(self, line: Instruction, scope: dict[str, Instruction]) -> float:
+    def _traffic(self, line: Instruction, scope: dict[str, Instruction]) -> int | float:
         if line.opcode in _FREE or line.opcode.endswith(("-done", "-update")):
             return 0.0
         if line.opcode in ("dynamic-slice", "slice-start", "slice", "gather"):
@@ -276,14 +276,14 @@ def _shape(dtype: str, dims: str, layout: str) -> Shape:
     return Shape(dtype, tuple(map(int, dims.split(","))) if dims else (), "S(" not in layout)
 
 
-def _dot_flops(line: Instruction, scope: dict[str, Instruction]) -> float:
+def _dot_flops(line: Instruction, scope: dict[str, Instruction]) -> int | float:
     left = scope[line.operands[0]].shapes[0].dims
     axes = re.search(r"lhs_contracting_dims=\{([0-9,]*)\}", line.attributes)
     summed = [left[int(axis)] for axis in axes[1].split(",") if axis] if axes else []
     return 2.0 * math.prod(line.shapes[0].dims) * math.prod(summed)
 
 
-def _convolution_flops(line: Instruction, scope: dict[str, Instruction]) -> float:
+def _convolution_flops(line: Instruction, scope: dict[str, Instruction]) -> int | float:
     """As XLA counts them: products with padding or between dilated elements do not count."""
     left, right = (scope[name].shapes[0].dims for name in line.operands[:2])
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.attributes)
@@ -320,7 +320,7 @@ def _starts(line: Instruction, scope: dict[str, Instruction]) -> bool:
     )
 
 
-def _sent(kind: str, line: Instruction, scope: dict[str, Instruction]) -> float:
+def _sent(kind: str, line: Instruction, scope: dict[str, Instruction]) -> int | float:
     sizes = [sum(s.num_bytes for s in scope[name].shapes) for name in line.operands]
     ways = _group_size(line.attributes)
     if kind == "all-gather":
@@ -346,7 +346,7 @@ def _group_size(attributes: str) -> int:
     return int(partitions[1]) if partitions else 2
 
 
-def _read(inner: dict[str, Instruction], position: int, whole: float) -> float:
+def _read(inner: dict[str, Instruction], position: int, whole: int | float) -> int | float:
     """Bytes of a fusion's operand that it reads: of a stack of layers, only one."""
     parameter = next(
         (x.name for x in inner.values() if x.opcode == "parameter" and x.inside == str(position)),
@@ -364,5 +364,5 @@ def _read(inner: dict[str, Instruction], position: int, whole: float) -> float:
     return total
 
 
-def _update(line: Instruction, scope: dict[str, Instruction]) -> float:
+def _update(line: Instruction, scope: dict[str, Instruction]) -> int | float:
     return scope[line.operands[1]].shapes[0].num_bytes

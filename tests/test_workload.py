@@ -27,7 +27,7 @@ def test_lower_counts_parameters_of_one_device(task):
     assert lowered.num_bytes["parameters"] == sum(4 * leaf.size for leaf in leaves)
 
 
-def test_lower_of_decoding_knows_the_cache(task):
+def test_lower_of_decoding_knows_the_cache(task, own_checks):
     """Keys and values of three layers: 9 own positions, 12 of the input; 16 rows, 4 heads of 5."""
     lowered = workload.lower(dataclasses.replace(task, decode=True), jax.devices()[:1])
     assert lowered.num_bytes["cache"] == 4 + 3 * 2 * 16 * 4 * 5 * (9 + 12) * 4
