@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from t5jax.config import T5Config
 from t5jax.layers import Attention, FeedForward, RelativeBias, RMSNorm, dropout
+from t5jax.masks import Segments
 
 
 class EncoderBlock(nnx.Module):
@@ -31,8 +32,8 @@ class EncoderBlock(nnx.Module):
         self,
         x: Float[Array, "B S D"],
         *,
-        mask: Bool[Array, "B 1 #S S"],
-        bias: Float[Array, "1 N S S"],
+        mask: Bool[Array, "B 1 #S S"] | Segments,
+        bias: Float[Array, "1 N S S"] | Float[Array, "N offsets"],
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B S D"]:
         keys = split_key(dropout_key, 4)
@@ -74,8 +75,8 @@ class DecoderBlock(nnx.Module):
             Float[Array, "B N T H"], Float[Array, "B N C H"], Float[Array, "B N C H"]
         ],
         *,
-        mask: Bool[Array, "#B 1 #T C"],
-        bias: Float[Array, "1 N T C"],
+        mask: Bool[Array, "#B 1 #T C"] | Segments,
+        bias: Float[Array, "1 N T C"] | Float[Array, "N offsets"],
         dropout_key: Key[Array, ""] | None = None,
         residual_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
@@ -96,9 +97,9 @@ class DecoderBlock(nnx.Module):
         ],
         cross_keys_values: tuple[Float[Array, "I N S H"], Float[Array, "I N S H"]],
         *,
-        mask: Bool[Array, "#B 1 #T C"],
-        cross_mask: Bool[Array, "I 1 #Q S"],
-        bias: Float[Array, "1 N T C"],
+        mask: Bool[Array, "#B 1 #T C"] | Segments,
+        cross_mask: Bool[Array, "I 1 #Q S"] | Segments,
+        bias: Float[Array, "1 N T C"] | Float[Array, "N offsets"],
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
         """One block.
@@ -110,7 +111,7 @@ class DecoderBlock(nnx.Module):
         x = self.read_itself(
             x, self_heads, mask=mask, bias=bias, dropout_key=keys[0], residual_key=keys[1]
         )
-        queries = self.cross_queries(x, len(cross_mask))
+        queries = self.cross_queries(x, len(cross_keys_values[0]))
         h = self.cross_attention.attend(
             queries, *cross_keys_values, mask=cross_mask, dropout_key=keys[2]
         )

@@ -10,11 +10,13 @@ from typing import Any, Literal
 Activation = Literal["relu", "gelu_tanh", "gelu_erf", "silu"]
 ComputeDtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "full"]
+AttentionKind = Literal["auto", "plain", "blockwise", "pallas"]
 
 _CHOICES = {
     "activation": ("relu", "gelu_tanh", "gelu_erf", "silu"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "dots", "full"),
+    "attention": ("auto", "plain", "blockwise", "pallas"),
 }
 # Embedding tables are padded to a multiple of this: 32100 -> 32128, 250100 -> 250112, 259 -> 384.
 VOCAB_MULTIPLE = 128
@@ -53,6 +55,10 @@ class T5Config:
         and the loss are float32 whatever it is.
       remat: what training recomputes in the backward pass: nothing, everything but matrix
         products ("dots"), or each whole block ("full").
+      attention: how to compute it: scores of all pairs of positions at once ("plain"), or in
+        blocks, in memory that grows with length and not with its square ("blockwise", and the same
+        as a kernel for TPU, "pallas").  "auto" is plain up to 512 positions, then in blocks, with
+        the kernel where it can run.  A decoding loop is plain whatever it is.
     """
 
     vocab_size: int
@@ -77,6 +83,7 @@ class T5Config:
     decoder_start_id: int = 0
     dtype: ComputeDtype = "float32"
     remat: Remat = "none"
+    attention: AttentionKind = "auto"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

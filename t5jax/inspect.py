@@ -102,7 +102,7 @@ def family(config: T5Config) -> str:
         if all(
             shape[key] == value
             for key, value in dataclasses.asdict(T5Config(**fields)).items()
-            if key not in ("dropout_rate", "dtype", "remat")
+            if key not in ("dropout_rate", "dtype", "remat", "attention")
         )
     ]
     if names:

@@ -13,8 +13,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from t5jax import products
+from t5jax import attention, products
 from t5jax.config import T5Config
+from t5jax.masks import Segments
 
 # T5X draws attention kernels from a normal and feed-forward kernels from a truncated normal.
 _fan_in_normal = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -164,6 +165,12 @@ class RelativeBias(nnx.Module):
         offsets = np.arange(length)[None, :] - np.arange(length)[:, None]
         return self.by_offset(length)[:, offsets + length - 1][None]
 
+    def under(
+        self, mask: Bool[Array, "#B 1 #length length"] | Segments, length: int
+    ) -> Float[Array, "1 N length length"] | Float[Array, "N offsets"]:
+        """The bias as attention takes it with this mask: of every offset if it is `Segments`."""
+        return self.by_offset(length) if isinstance(mask, Segments) else self(length)
+
 
 class Attention(nnx.Module):
     """Multi-head attention with additive bias and without division by sqrt(H).
@@ -183,6 +190,7 @@ class Attention(nnx.Module):
         self.joined: nnx.Param | None = nnx.data(None)
         self.num_heads = config.num_heads
         self.dropout_rate = config.dropout_rate
+        self.kind: attention.Kind = config.attention
 
     def _heads(self, y: Float[Array, "B T J"]) -> Float[Array, "B N T H"]:
         return y.reshape(*y.shape[:2], self.num_heads, -1).swapaxes(1, 2)
@@ -212,8 +220,8 @@ class Attention(nnx.Module):
         keys: Float[Array, "B N S H"],
         values: Float[Array, "B N S H"],
         *,
-        mask: Bool[Array, "#B 1 #T S"],
-        bias: Float[Array, "1 N T S"] | None = None,
+        mask: Bool[Array, "#B 1 #T S"] | Segments,
+        bias: Float[Array, "1 N T S"] | Float[Array, "N offsets"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
         """Reads from `values` for every position of `x`; other arguments as of `attend`."""
@@ -242,8 +250,8 @@ class Attention(nnx.Module):
         keys: Float[Array, "B N S H"],
         values: Float[Array, "B N S H"],
         *,
-        mask: Bool[Array, "#B 1 #T S"],
-        bias: Float[Array, "1 N T S"] | None = None,
+        mask: Bool[Array, "#B 1 #T S"] | Segments,
+        bias: Float[Array, "1 N T S"] | Float[Array, "N offsets"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
         """Reads from `values` for every query.
@@ -252,14 +260,33 @@ class Attention(nnx.Module):
           queries: of the sequence that reads.
           keys: of the sequence attended to.
           values: of the same.
-          mask: True where a query may look.  A query that may look nowhere gets the mean value.
-          bias: added to the scores; float32.
+          mask: True where a query may look, or segments, with which attention is computed in
+            blocks.  A query that may look nowhere gets the mean value.
+          bias: added to the scores, of every pair or, with segments, of every offset from 1 - T to
+            S - 1; float32.
           dropout_key: for the attention weights; None when not training.
         """
+        if isinstance(mask, Segments):
+            values = self._drop_values(values, dropout_key)
+            read = attention.attend(
+                queries, keys, values, segments=mask, bias=bias, kind=self.kind
+            ).swapaxes(1, 2)
+            return project(read.reshape(*read.shape[:2], -1), self.out)
         weights = self.weights(queries, keys, mask=mask, bias=bias).astype(values.dtype)
         weights = dropout(weights, rate=self.dropout_rate, key=dropout_key, shared_axis=-2)
         read = products.contract("bnts,bnsh->bnth", weights, values).swapaxes(1, 2)
         return project(read.reshape(*read.shape[:2], -1), self.out)
+
+    def _drop_values(
+        self, values: Float[Array, "B N S H"], key: Key[Array, ""] | None
+    ) -> Float[Array, "B N S H"]:
+        """Values such that reading them is reading with weights that were dropped.
+
+        All queries drop the same keys, so that a value can be dropped in a weight's stead.
+        """
+        ones = jnp.ones((*values.shape[:2], 1, values.shape[2]), values.dtype)
+        kept = dropout(ones, rate=self.dropout_rate, key=key, shared_axis=-2)
+        return values if key is None else values * kept.swapaxes(2, 3)
 
 
 class FeedForward(nnx.Module):

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from t5jax import products, sharding
+from t5jax import attention, masks, products, sharding
 from t5jax.blocks import split_key
 from t5jax.config import T5Config
 from t5jax.layers import Embedder, Output, Projection
@@ -126,9 +126,11 @@ class T5(nnx.Module):
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B S D"]:
         """Final encoder states, in the config's `dtype`; arguments as in `__call__`."""
-        mask = encoder_mask[:, None, None, :]
-        if encoder_segment_ids is not None:
-            mask = mask & _same_segment(encoder_segment_ids, encoder_segment_ids)
+        mask = self._mask(
+            masks.of(encoder_segment_ids, encoder_segment_ids, key_mask=encoder_mask, causal=False),
+            encoder_tokens.shape[1],
+            encoder_tokens.shape[1],
+        )
         return self.encoder(self._embed(encoder_tokens), mask=mask, dropout_key=dropout_key)
 
     def decode(
@@ -168,15 +170,16 @@ class T5(nnx.Module):
         """
         decoder = self._decoder()
         length = decoder_tokens.shape[1]
-        mask = jnp.tri(length, dtype=bool)[None, None]
-        cross_mask = encoder_mask[:, None, None, :]
-        if decoder_segment_ids is not None and encoder_segment_ids is not None:
-            mask = mask & _same_segment(decoder_segment_ids, decoder_segment_ids)
-            cross_mask = cross_mask & _same_segment(decoder_segment_ids, encoder_segment_ids)
-        elif decoder_segment_ids is not None or encoder_segment_ids is not None:
+        if (decoder_segment_ids is None) != (encoder_segment_ids is None):
             raise ValueError(
                 "segment ids must be given for both encoder and decoder, got only one of them."
             )
+        mask = masks.of(decoder_segment_ids, decoder_segment_ids, key_mask=None, causal=True)
+        mask = self._mask(mask, length, length)
+        cross_mask = masks.of(
+            decoder_segment_ids, encoder_segment_ids, key_mask=encoder_mask, causal=False
+        )
+        cross_mask = self._mask(cross_mask, length, states.shape[1])
         x = self._embed(decoder_tokens)
         return decoder(x, states, mask=mask, cross_mask=cross_mask, dropout_key=dropout_key)
 
@@ -226,6 +229,13 @@ class T5(nnx.Module):
         """The decoder's weights as a decoding loop wants them; worth keeping between requests."""
         decoder = self._decoder()
         return Stepper.of(self.config, decoder, self.token_embedder, self._output_kernel())
+
+    def _mask(
+        self, segments: masks.Segments, query_len: int, key_len: int
+    ) -> Bool[Array, "#B 1 #T S"] | masks.Segments:
+        """Segments where attention is computed in blocks, and a dense mask where it is not."""
+        blocks = attention.in_blocks(self.config.attention, query_len, key_len)
+        return segments if blocks else segments.dense(query_len, key_len)
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         x = self.token_embedder(tokens).astype(self.config.dtype)
@@ -315,7 +325,3 @@ def _graph(config: T5Config) -> tuple[Any, Params]:
 
 def _join(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _same_segment(queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Bool[Array, "B 1 T S"]:
-    return (queries[:, :, None] == keys[:, None, :])[:, None]

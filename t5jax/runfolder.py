@@ -57,7 +57,7 @@ def claim(
             before = T5Config.from_file(folder / CONFIG_FILE)
             for field in dataclasses.fields(model):
                 old, new = getattr(before, field.name), getattr(model, field.name)
-                if old != new and field.name != "remat":
+                if old != new and field.name not in ("remat", "attention"):
                     raise ValueError(
                         f"{folder} holds another run: its model has {field.name} = {old!r}, and "
                         f"{new!r} was asked for; choose another --output."

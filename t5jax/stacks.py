@@ -14,6 +14,7 @@ from t5jax import sharding
 from t5jax.blocks import DecoderBlock, EncoderBlock, split_key
 from t5jax.config import T5Config
 from t5jax.layers import RelativeBias, RMSNorm, dropout
+from t5jax.masks import Segments
 
 
 class Encoder(nnx.Module):
@@ -35,14 +36,16 @@ class Encoder(nnx.Module):
         self,
         x: Float[Array, "B S D"],
         *,
-        mask: Bool[Array, "B 1 #S S"],
+        mask: Bool[Array, "B 1 #S S"] | Segments,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B S D"]:
         length = x.shape[1]
-        shared_bias = None if self.relative_bias is None else self.relative_bias(length)
+        shared_bias = None if self.relative_bias is None else self.relative_bias.under(mask, length)
 
         def block(x, layer, key):
-            bias = shared_bias if shared_bias is not None else layer.relative_bias(length)
+            bias = (
+                shared_bias if shared_bias is not None else layer.relative_bias.under(mask, length)
+            )
             return layer(x, mask=mask, bias=bias, dropout_key=key)
 
         keys = split_key(dropout_key, 3)
@@ -73,12 +76,12 @@ class Decoder(nnx.Module):
         x: Float[Array, "R T D"],
         states: Float[Array, "B S D"],
         *,
-        mask: Bool[Array, "#R 1 T T"],
-        cross_mask: Bool[Array, "B 1 #T S"],
+        mask: Bool[Array, "#R 1 T T"] | Segments,
+        cross_mask: Bool[Array, "B 1 #T S"] | Segments,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "R T D"]:
         length = x.shape[1]
-        shared_bias = None if self.relative_bias is None else self.relative_bias(length)
+        shared_bias = None if self.relative_bias is None else self.relative_bias.under(mask, length)
 
         def block(x, layer, key):
             return layer(
@@ -87,7 +90,9 @@ class Decoder(nnx.Module):
                 layer.cross_attention.keys_values(states),
                 mask=mask,
                 cross_mask=cross_mask,
-                bias=shared_bias if shared_bias is not None else layer.relative_bias(length),
+                bias=shared_bias
+                if shared_bias is not None
+                else layer.relative_bias.under(mask, length),
                 dropout_key=key,
             )
 

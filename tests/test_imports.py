@@ -21,8 +21,9 @@ MAX_LINES = 400
 LEVELS = {
     "data": "config tokenizer fast_tokenizer denoise corpus pydocs textfiles batches files runlog "
     "chips flops",
-    "math": "loss freeze products optimizer schedule sharding checkpoint hlo decode decode.beam "
-    "decode.choose decode.automaton decode.loop decode.rules decode.truncate",
+    "math": "masks blockwise tpu_attention attention loss freeze products optimizer schedule "
+    "sharding checkpoint hlo decode decode.beam decode.choose decode.automaton decode.loop "
+    "decode.rules decode.truncate",
     "net": "layers blocks stacks stepper model",
     "state": "pretrained pretrained.arrays pretrained.names pretrained.source pretrained.evidence "
     "pretrained.safetensors_file pretrained.tensor_pickle pretrained.torch_file pretrained.shards "

@@ -1,0 +1,116 @@
+"""Which of the ways to compute attention a program takes.
+
+They differ in memory and speed, and in the last bits of what they compute:
+- plain: scores of all pairs at once.
+- blockwise: `t5jax.blockwise`, on every device.
+- pallas: `t5jax.tpu_attention`, one kernel on TPU.
+
+Shape letters: B batch, N heads, T query length, S key length, H head size.
+"""
+
+import math
+from typing import Literal
+
+import jax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from t5jax import blockwise
+from t5jax.masks import Segments
+
+Kind = Literal["auto", "plain", "blockwise", "pallas"]
+
+# Pairs of query and key from which on "auto" computes in blocks: below, all scores of a layer are
+# small beside its other activations, and plain attention is as fast or faster.
+MANY_PAIRS = 512 * 512
+# The axes of a mesh that divide examples, and the one that divides heads.
+_BATCH_AXES, _HEADS_AXIS = ("data", "fsdp"), "tensor"
+
+
+def in_blocks(kind: Kind, query_len: int, key_len: int) -> bool:
+    """Whether attention over these lengths is computed in blocks, and needs no dense mask."""
+    return query_len * key_len > MANY_PAIRS if kind == "auto" else kind != "plain"
+
+
+def attend(
+    queries: Float[Array, "B N T H"],
+    keys: Float[Array, "B N S H"],
+    values: Float[Array, "B N S H"],
+    *,
+    segments: Segments,
+    bias: Float[Array, "N offsets"] | None,
+    kind: Kind,
+) -> Float[Array, "B N T H"]:
+    """`blockwise.attend`, or the same by the TPU's kernel.
+
+    Args:
+      kind: "pallas" asks for the kernel, "auto" for it on a TPU that can run it; otherwise none.
+    Raises:
+      ValueError: the kernel is asked for, and this is no TPU or the mesh cannot divide the heads.
+    """
+    why_not = _no_kernel(queries.shape[0], queries.shape[1]) if kind != "blockwise" else "not asked"
+    if kind == "pallas" and why_not:
+        raise ValueError(f'attention="pallas" {why_not}; use "auto", which takes it where it can.')
+    if why_not:
+        return blockwise.attend(queries, keys, values, segments=segments, bias=bias)
+    # Imported here, since Pallas takes longer to import than the rest of the package.
+    from t5jax import tpu_attention
+
+    kernel = tpu_attention.attend
+    if jax.sharding.get_abstract_mesh().empty:
+        return kernel(queries, keys, values, segments=segments, bias=bias)
+    return on_mesh(kernel, queries, keys, values, segments=segments, bias=bias)
+
+
+def on_mesh(
+    kernel,
+    queries: Float[Array, "B N T H"],
+    keys: Float[Array, "B N S H"],
+    values: Float[Array, "B N S H"],
+    *,
+    segments: Segments,
+    bias: Float[Array, "N offsets"] | None,
+) -> Float[Array, "B N T H"]:
+    """A kernel that no partitioner can divide, on every device's examples and heads.
+
+    The mesh is that of `jax.set_mesh`, with the axes data, fsdp and tensor.
+    """
+    batch, _, query_len, _ = queries.shape
+    query_ids, key_ids = segments.ids(batch, query_len, keys.shape[2])
+
+    def part(queries, keys, values, bias, query_ids, key_ids):
+        mine = Segments(query_ids, key_ids, segments.causal)
+        return kernel(queries, keys, values, segments=mine, bias=bias)
+
+    heads, examples = P(_BATCH_AXES, _HEADS_AXIS), P(_BATCH_AXES)
+    bias_spec = None if bias is None else P(_HEADS_AXIS)
+    return jax.shard_map(
+        part,
+        in_specs=(heads, heads, heads, bias_spec, examples, examples),
+        out_specs=heads,
+        check_vma=False,
+    )(queries, keys, values, bias, query_ids, key_ids)
+
+
+def _no_kernel(batch: int, num_heads: int) -> str | None:
+    """Why the TPU's kernel cannot run here; None if it can."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        if jax.default_backend() != "tpu":
+            return f"must be computed on a TPU, got {jax.default_backend()}"
+        if jax.device_count() > 1:
+            return "must run under jax.set_mesh where there are several devices, got no mesh"
+        return None
+    device = mesh.abstract_device
+    platform = device.platform if device is not None else jax.default_backend()
+    if platform != "tpu":
+        return f"must be computed on a TPU, got {platform}"
+    if not {*_BATCH_AXES, _HEADS_AXIS} <= set(mesh.axis_names):
+        return f"must run on a mesh with axes data, fsdp and tensor, got {mesh.axis_names}"
+    ways = math.prod(mesh.shape[axis] for axis in _BATCH_AXES)
+    if batch % ways or num_heads % mesh.shape[_HEADS_AXIS]:
+        return (
+            f"must divide examples by data x fsdp = {ways} and heads by tensor = "
+            f"{mesh.shape[_HEADS_AXIS]}, got {batch} and {num_heads}"
+        )
+    return None

@@ -1,0 +1,152 @@
+"""The choice of a way to attend, and whole models and training steps that take another one."""
+
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_blockwise import example
+
+from t5jax import attention, blockwise, model, sharding, tpu_attention
+
+ROOT = Path(__file__).parents[1]
+S, T = 37, 21
+# Gradients of size 1 to 100, through five layers.
+RELATIVE, ABSOLUTE = 1e-4, 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kind", "lengths", "expected"),
+    [
+        ("auto", (512, 512), False),
+        ("auto", (513, 512), True),
+        ("auto", (1, 4096), False),
+        ("plain", (9999, 9999), False),
+        ("blockwise", (3, 3), True),
+        ("pallas", (3, 3), True),
+    ],
+)
+def test_in_blocks_is_for_long_sequences_or_on_demand(kind, lengths, expected):
+    assert attention.in_blocks(kind, *lengths) is expected
+
+
+def test_attend_refuses_the_kernel_where_there_is_no_tpu():
+    (q, k, v, bias), _, segments, _ = example(9, 9, kind="padding", causal=False)
+    with pytest.raises(ValueError, match="must be computed on a TPU, got cpu"):
+        attention.attend(q, k, v, segments=segments, bias=bias, kind="pallas")
+
+
+def test_on_mesh_equals_one_device_with_all_gradients():
+    def run(attend, q, k, v, bias):
+        return jax.vjp(lambda *a: attend(*a[:3], segments=segments, bias=a[3]), q, k, v, bias)
+
+    def kernel(*args, **kwargs):
+        return tpu_attention.attend(*args, block=128, interpret=True, **kwargs)
+
+    (q, k, v, bias), out, segments, _ = example(9, 13, kind="segments", causal=False)
+    mesh = sharding.make_mesh(
+        sharding.MeshConfig(data=1, fsdp=2, tensor=3), devices=jax.devices()[:6]
+    )
+    with jax.set_mesh(mesh):
+        on_mesh = lambda *a, **k: attention.on_mesh(kernel, *a, **k)  # noqa: E731
+        found, back = jax.jit(lambda *a: run(on_mesh, *a))(q, k, v, bias)
+        grads = jax.jit(back)(out)
+    expected, expected_back = run(blockwise.attend, q, k, v, bias)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    for ours, theirs in zip(grads, expected_back(out), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("segmented", [False, True])
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_t5_in_blocks_equals_plain_with_dropout_and_all_gradients(
+    tiny_config, segmented, per_layer, monkeypatch
+):
+    # Several blocks, and a last one that is not full.
+    small = functools.partial(blockwise.attend, block=16)
+    monkeypatch.setattr(blockwise, "attend", small)
+    config = tiny_config.replace(dropout_rate=0.3, relative_bias_per_layer=per_layer)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=x.shape) / 3 + 0.1, x.dtype),
+        model.abstract_params(config),
+    )
+    tokens = jnp.asarray(rng.integers(3, 97, (2, S)), jnp.int32)
+    targets = jnp.asarray(rng.integers(3, 97, (2, T)), jnp.int32)
+    segments = jnp.asarray(np.repeat([1, 2, 0], [20, 10, 7])[None].repeat(2, 0), jnp.int32)
+    ids = {"encoder_segment_ids": segments, "decoder_segment_ids": segments[:, 10 : 10 + T]}
+
+    def value_and_gradient(kind):
+        def loss(params):
+            logits = model.bind(config.replace(attention=kind), params)(
+                tokens,
+                targets,
+                encoder_mask=segments > 0,
+                dropout_key=jax.random.key(0),
+                **(ids if segmented else {}),
+            )
+            return jnp.mean(jax.nn.log_softmax(logits)[..., 5]), logits
+
+        return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+    (plain, plain_logits), (found, logits) = map(value_and_gradient, ("plain", "blockwise"))
+    np.testing.assert_allclose(logits, plain_logits, rtol=RELATIVE, atol=ABSOLUTE)
+    for (path, ours), theirs in zip(
+        jax.tree.leaves_with_path(found), jax.tree.leaves(plain), strict=True
+    ):
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(ours, theirs, rtol=RELATIVE, atol=ABSOLUTE, err_msg=name)
+        assert np.abs(np.asarray(theirs)).max() > 0, name
+
+
+COMPILE = """
+import inspect, jax, jax.numpy as jnp, optax
+from jax.experimental import topologies
+from jax.sharding import NamedSharding
+from t5jax import sharding, train
+from t5jax.config import T5Config
+config = T5Config(vocab_size=128, d_model=128, d_kv=64, num_heads=4, d_ff=128, dtype="bfloat16",
+                  num_encoder_layers=2, num_decoder_layers=2, attention="pallas")
+for name in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    mesh = sharding.make_mesh(
+        sharding.MeshConfig(data=-1, fsdp=2, tensor=2), devices=devices[:4])
+    optimizer = optax.adam(1e-3)
+    step = train.make_train_step(
+        config, optimizer, schedule=lambda s: 1e-3, mesh=mesh, z_loss=0.0, seed=0)
+    where = NamedSharding(mesh, sharding.BATCH)
+    ids = jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=where)
+    weights = jax.ShapeDtypeStruct((4, 1024), jnp.float32, sharding=where)
+    batch = {f"{s}_{k}": ids for s, k in (("encoder", "input_tokens"), ("encoder", "segment_ids"),
+             ("decoder", "input_tokens"), ("decoder", "target_tokens"), ("decoder", "segment_ids"))}
+    batch["decoder_loss_weights"] = weights
+    state = train.abstract_state(config, optimizer, mesh=mesh)
+    with jax.set_mesh(mesh):
+        compiled = inspect.getclosurevars(step).nonlocals["function"].lower(state, batch).compile()
+    print(name, compiled.as_text().count('custom_call_target="tpu_custom_call"'))
+"""
+
+
+def test_kernels_compile_inside_a_train_step_for_every_tpu():
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs libtpu, which compiles for TPUs without one")
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_SKIP_MDS_QUERY": "1",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=env, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    counts = dict(line.split() for line in result.stdout.splitlines())
+    # Forward and two backward kernels for each of three kinds of attention, once a scan.
+    assert counts == {"v5e:2x2": "9", "v5p:2x2x1": "9", "v6e:2x2": "9"}

@@ -1,0 +1,128 @@
+"""Blockwise attention against dense attention and its automatic gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5jax import blockwise
+from t5jax.masks import Segments
+
+B, N, H = 2, 3, 5
+# Sums of at most a hundred float32 products of size 1; the order of additions is all that differs.
+ABSOLUTE = 1e-5
+
+
+def dense(queries, keys, values, bias, mask):
+    """softmax as it is written in the paper, over all pairs at once."""
+    t, s = queries.shape[2], keys.shape[2]
+    scores = jnp.einsum("bnth,bnsh->bnts", queries, keys)
+    if bias is not None:
+        index = np.arange(s)[None, :] - np.arange(t)[:, None] + t - 1
+        scores = scores + bias[:, index][None]
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    return jnp.einsum("bnts,bnsh->bnth", jax.nn.softmax(scores), values)
+
+
+def example(query_len, key_len, *, kind, causal, dtype=jnp.float32):
+    """Queries, keys, values, bias, the direction of a gradient; segments, and the mask they mean.
+
+    Masks are made by loops, not by `Segments`.
+    """
+    rng = np.random.default_rng(query_len + key_len)
+    sizes = [(query_len, H), (key_len, H), (key_len, H), (query_len, H)]
+    q, k, v, out = (jnp.asarray(rng.normal(size=(B, N, *size)), dtype) for size in sizes)
+    bias = jnp.asarray(rng.normal(size=(N, query_len + key_len - 1)), jnp.float32)
+    query_ids = key_ids = None
+    if kind == "padding":
+        key_ids = np.ones((B, key_len), np.int32)
+        key_ids[1, key_len // 3 :] = 0
+    elif kind == "segments":
+        # Segment 3 has no keys: its queries look nowhere.
+        query_ids = np.sort(rng.integers(1, 4, (B, query_len))).astype(np.int32)
+        key_ids = np.sort(rng.integers(0, 3, (B, key_len)))[:, ::-1].astype(np.int32)
+    mask = np.zeros((B, 1, query_len, key_len), bool)
+    for b, t, s in np.ndindex(B, query_len, key_len):
+        here = 1 if query_ids is None else query_ids[b, t]
+        there = 1 if key_ids is None else key_ids[b, s]
+        mask[b, 0, t, s] = here == there and not (causal and s > t)
+    as_array = [None if ids is None else jnp.asarray(ids) for ids in (query_ids, key_ids)]
+    return (q, k, v, bias), out, Segments(*as_array, causal), mask
+
+
+def check(attend, query_len, key_len, *, kind, causal, has_bias=True, atol=ABSOLUTE):
+    """Compares `attend(q, k, v, bias, segments)` and all its gradients to `dense`."""
+    (q, k, v, bias), out, segments, mask = example(query_len, key_len, kind=kind, causal=causal)
+    bias = bias if has_bias else None
+    found, back = jax.jit(lambda *a: jax.vjp(lambda *x: attend(*x, segments), *a))(q, k, v, bias)
+    expected, expected_back = jax.vjp(lambda *x: dense(*x, mask), q, k, v, bias)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+    for name, ours, theirs in zip("qkvb", back(out), expected_back(out), strict=True):
+        if theirs is not None:
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=atol, err_msg=name)
+
+
+def by_blocks_of(block):
+    def attend(q, k, v, bias, segments):
+        return blockwise.attend(q, k, v, segments=segments, bias=bias, block=block)
+
+    return attend
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", ["all", "padding", "segments"])
+@pytest.mark.parametrize("lengths", [(16, 16), (37, 37), (21, 43), (43, 21), (1, 9)])
+def test_attend_and_gradients_equal_dense(lengths, kind, causal):
+    check(by_blocks_of(16), *lengths, kind=kind, causal=causal)
+
+
+@pytest.mark.parametrize("block", [8, 37, 512])
+def test_attend_is_the_same_for_every_block(block):
+    check(by_blocks_of(block), 37, 37, kind="segments", causal=True)
+
+
+def test_attend_without_bias_equals_dense():
+    check(by_blocks_of(16), 21, 43, kind="padding", causal=False, has_bias=False)
+
+
+def test_attend_of_scores_that_overflow_exp_equals_dense():
+    (q, k, v, bias), _, segments, mask = example(37, 37, kind="segments", causal=False)
+    found = blockwise.attend(100 * q, k, v, segments=segments, bias=bias, block=16)
+    assert float(jnp.abs(jnp.einsum("bnth,bnsh->bnts", 100 * q, k)).max()) > 89  # log of the most
+    # Scores of size 1000 have errors of 1e-4.
+    np.testing.assert_allclose(found, dense(100 * q, k, v, bias, mask), rtol=0, atol=1e-3)
+
+
+def test_attend_in_bfloat16_is_as_near_as_its_roundings():
+    (q, k, v, bias), _, segments, mask = example(
+        37, 37, kind="padding", causal=True, dtype=jnp.bfloat16
+    )
+    found = blockwise.attend(q, k, v, segments=segments, bias=bias, block=16)
+    assert found.dtype == jnp.bfloat16
+    wide = dense(*(x.astype(jnp.float32) for x in (q, k, v)), bias, mask)
+    # Two roundings to 8 bits of values up to 3.
+    np.testing.assert_allclose(found.astype(jnp.float32), wide, rtol=0, atol=0.02)
+
+
+def test_by_distance_is_a_toeplitz_block_and_by_diagonal_its_transpose():
+    row = jnp.arange(3.0 + 4.0)
+    expected = [[2, 3, 4, 5], [1, 2, 3, 4], [0, 1, 2, 3]]
+    np.testing.assert_array_equal(blockwise.by_distance(row, 3), expected)
+    block = jnp.asarray(np.random.default_rng(0).integers(0, 9, (2, 3, 4)), jnp.float32)
+    sums = [[np.trace(x, d) for d in range(-2, 4)] + [0] for x in np.asarray(block)]
+    np.testing.assert_array_equal(blockwise.by_diagonal(block), sums)
+
+
+def test_attend_memory_is_linear_in_length():
+    def memory(length):
+        x = jax.ShapeDtypeStruct((1, N, length, H), jnp.float32)
+        bias = jax.ShapeDtypeStruct((N, 2 * length - 1), jnp.float32)
+
+        def total(q, k, v, bias):
+            found = by_blocks_of(64)(q, k, v, bias, Segments(None, None, False))
+            return (found**2).sum()
+
+        run = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))
+        return run.lower(x, x, x, bias).compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(4096) < 2.2 * memory(2048)

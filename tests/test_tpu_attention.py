@@ -1,0 +1,17 @@
+"""The TPU's kernels, interpreted, against dense attention; and compiled for TPUs where one can."""
+
+import pytest
+from test_blockwise import check
+
+from t5jax import tpu_attention
+
+
+def interpreted(q, k, v, bias, segments):
+    return tpu_attention.attend(q, k, v, segments=segments, bias=bias, block=128, interpret=True)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", ["padding", "segments"])
+@pytest.mark.parametrize("lengths", [(37, 37), (150, 270), (270, 150)])
+def test_attend_and_gradients_equal_dense(lengths, kind, causal):
+    check(interpreted, *lengths, kind=kind, causal=causal)
