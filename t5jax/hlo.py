@@ -185,7 +185,29 @@ class Program:
         if len(limits) != 1:
             self.unknown_loops.append(f"{computation}/{loop.name}")
             return 1
-        return limits[0]
+        return -(-limits[0] // self._stride(condition[1], loop.called[0]))
+
+    def _stride(self, condition: str, body: str) -> int:
+        """What a loop's counter grows by each turn: 2 where a compiler has put two turns into one.
+
+        A TPU's compiler does so with products whose factors come from other devices meanwhile, and
+        writes no number of turns.
+        """
+        indices = [
+            found[1]
+            for line in self.computations[condition].values()
+            if line.opcode == "get-tuple-element" and line.shapes[0].dims == ()
+            if (found := re.search(r"index=(\d+)", line.attributes))
+        ]
+        lines = self.computations[body]
+        root = next(line for line in lines.values() if line.is_root)
+        if len(indices) != 1 or root.opcode != "tuple":
+            return 1
+        new = lines[root.operands[int(indices[0])]]
+        steps = [lines[name] for name in new.operands if lines[name].opcode == "constant"]
+        if new.opcode != "add" or len(steps) != 1 or not steps[0].inside.isdecimal():
+            return 1
+        return max(int(steps[0].inside), 1)
 
     def _limits(self, condition: str) -> Iterator[int]:
         """Whole numbers that a loop's counter, from 0 up by 1 in JAX's loops, is compared to."""

@@ -101,3 +101,37 @@ def test_largest_names_what_is_made():
 def test_read_of_another_text_is_an_error():
     with pytest.raises(ValueError, match="must have an ENTRY"):
         hlo.read("hello")
+
+
+@pytest.mark.parametrize(("stride", "turns"), [(1, 4), (2, 2), (3, 2)])
+def test_loops_without_a_number_turn_until_their_counter_is_there(stride, turns):
+    """As a TPU's compiler writes products whose factors are under way: two turns in one."""
+    text = f"""HloModule written, is_scheduled=true
+
+%body (state: (u32[], f32[8,8])) -> (u32[], f32[8,8]) {{
+  %state = (u32[], f32[8,8]) parameter(0)
+  %count = u32[] get-tuple-element(%state), index=0
+  %x = f32[8,8] get-tuple-element(%state), index=1
+  %stride = u32[] constant({stride})
+  %next = u32[] add(%count, %stride)
+  %y = f32[8,8] dot(%x, %x), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+  ROOT %out = (u32[], f32[8,8]) tuple(%next, %y)
+}}
+
+%condition (state.1: (u32[], f32[8,8])) -> pred[] {{
+  %limit = u32[] constant(4)
+  %state.1 = (u32[], f32[8,8]) parameter(0)
+  %count.1 = u32[] get-tuple-element(%state.1), index=0
+  ROOT %less = pred[] compare(%count.1, %limit), direction=LT
+}}
+
+ENTRY %main (x.1: f32[8,8]) -> (u32[], f32[8,8]) {{
+  %x.1 = f32[8,8] parameter(0)
+  %zero = u32[] constant(0)
+  %start = (u32[], f32[8,8]) tuple(%zero, %x.1)
+  ROOT %loop = (u32[], f32[8,8]) while(%start), condition=%condition, body=%body
+}}
+"""
+    found = hlo.read(text)
+    assert found.flops() == turns * 2 * 8**3
+    assert found.unknown_loops == []
