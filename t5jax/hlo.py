@@ -182,7 +182,7 @@ class Program:
             return int(known[1])
         condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
         limits = list(self._limits(condition[1])) if condition else []
-        if len(limits) != 1:
+        if condition is None or len(limits) != 1:
             self.unknown_loops.append(f"{computation}/{loop.name}")
             return 1
         return -(-limits[0] // self._stride(condition[1], loop.called[0]))
