@@ -59,12 +59,13 @@ def main(
 
 def entry() -> None:
     """The command `t5jax`."""
-    from t5jax import bulk, convert, inspect
+    from t5jax import bulk, convert, inspect, plan
 
     commands: dict[type, Callable[[Any], object]] = {
         bulk.Generate: bulk.run,
         convert.Convert: convert.run,
         inspect.Inspect: inspect.run,
+        plan.Plan: plan.run,
     }
     main(
         functools.reduce(operator.or_, commands),

@@ -22,7 +22,7 @@ LEVELS = {
     "data": "config tokenizer fast_tokenizer denoise corpus pydocs textfiles batches files runlog "
     "chips flops rollcall stopwatch skips",
     "math": "masks blockwise tpu_attention attention loss freeze guard products optimizer schedule "
-    "sharding placement processes profiling checkpoint decode decode.beam decode.choose "
+    "sharding placement processes profiling checkpoint hlo decode decode.beam decode.choose "
     "decode.automaton decode.loop decode.rules decode.truncate",
     "net": "layers blocks stacks stepper model",
     "state": "pretrained pretrained.arrays pretrained.names pretrained.source pretrained.evidence "
@@ -33,7 +33,7 @@ LEVELS = {
     "pretrained.t5x_save pretrained.mesh_tf pretrained.hub",
     "task": "train fit strategy constraints options buckets generate score writer pieces answers "
     "quantize reader text2text loading infill runfolder ingredients baselines pretrain convert "
-    "inspect programs bulk",
+    "inspect programs bulk workload estimate search plan",
     "app": "cli",
 }
 LEVEL = {f"t5jax.{m}": i for i, names in enumerate(LEVELS.values()) for m in names.split()}

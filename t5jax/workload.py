@@ -1,0 +1,206 @@
+"""What a plan is about: a model's step on a mesh of chips, lowered without any of them."""
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from t5jax import chips, flops, generate, model, optimizer, schedule, sharding, train
+from t5jax.config import T5Config
+from t5jax.sharding import MeshConfig
+
+# The learning rate has no influence on what a step costs.
+_SCHEDULE = schedule.ScheduleConfig(name="rsqrt", learning_rate=0.3, warmup_steps=100)
+_STEPS = 1000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload:
+    """One step: of training, or of writing one more token for every row.
+
+    Attributes:
+      config: of the model.
+      mesh: how the work is divided.
+      batch_size: sequences over all chips.
+      input_length: tokens that the encoder reads.
+      target_length: tokens that the decoder reads, or that there is room to write.
+      optimizer: of training.
+      accumulate: parts that a batch is computed in, one after the other.
+      decode: whether a token is written, instead of a batch learnt.
+    """
+
+    config: T5Config
+    mesh: MeshConfig
+    batch_size: int
+    input_length: int
+    target_length: int
+    optimizer: Literal["adafactor", "adamw"] = "adafactor"
+    accumulate: int = 1
+    decode: bool = False
+
+    def flops(self) -> float:
+        """The model's own operations in one step, over all chips."""
+        if self.decode:
+            return flops.decode_step(
+                self.config,
+                batch_size=self.batch_size,
+                input_length=self.input_length,
+                cache_length=self.target_length,
+            )
+        return flops.train_step(
+            self.config,
+            batch_size=self.batch_size,
+            input_length=self.input_length,
+            target_length=self.target_length,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A step that is ready to be compiled, and bytes a device of what lives on between steps."""
+
+    program: Any
+    num_bytes: dict[str, int]
+
+
+def slice_devices(topology: str) -> Sequence[Any]:
+    """The devices of a TPU slice that is not there.
+
+    Raises:
+      ValueError: no such slice, or libtpu, the compiler for TPUs, is not installed.
+    """
+    chips.of_topology(topology)
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(
+            "planning for a TPU must have libtpu, its compiler, which is not installed; "
+            "pip install libtpu."
+        )
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # Its start looks for a TPU, and complains at length.
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    # Else JAX itself would look for one, too.
+    if jax.config.jax_platforms is None:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_platforms", "cpu")
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(
+            f"topology must be a slice that libtpu knows, got {topology!r}: "
+            f"{str(error).splitlines()[0]:.200}."
+        ) from error
+
+
+def lower(workload: Workload, devices: Sequence[Any]) -> Lowered:
+    """The step for these devices, from shapes alone.
+
+    Raises:
+      ValueError: the devices do not divide the work.
+    """
+    mesh = sharding.make_mesh(workload.mesh, devices)
+    train.check_batch_size(workload.batch_size, mesh=mesh)
+    return _decoding(workload, mesh) if workload.decode else _training(workload, mesh)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """What shapes with shardings take on each device."""
+    leaves = jax.tree.leaves(tree)
+    return sum(
+        leaf.dtype.itemsize * _count(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves
+    )
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _training(workload: Workload, mesh: Mesh) -> Lowered:
+    config = workload.config
+    options = optimizer.OptimizerConfig(name=workload.optimizer, schedule=_SCHEDULE)
+    tx = optimizer.make(options, total_steps=_STEPS, stacked=model.stacked)
+    step_options = train.StepConfig(accumulate=workload.accumulate)
+    state = train.abstract_state(config, tx, mesh=mesh, options=step_options)
+    step = train.make_train_step(
+        config,
+        tx,
+        schedule=schedule.learning_rate(_SCHEDULE, total_steps=_STEPS),
+        mesh=mesh,
+        options=step_options,
+        seed=0,
+    )
+    where = NamedSharding(mesh, sharding.BATCH)
+
+    def tokens(length: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((workload.batch_size, length), dtype, sharding=where)
+
+    batch = {
+        "encoder_input_tokens": tokens(workload.input_length),
+        "decoder_input_tokens": tokens(workload.target_length),
+        "decoder_target_tokens": tokens(workload.target_length),
+        "decoder_loss_weights": tokens(workload.target_length, jnp.float32),
+    }
+    num_bytes = {
+        "parameters": bytes_per_device(state.params),
+        "optimizer": bytes_per_device(state.opt_state),
+    }
+    return Lowered(step.lower(state, batch), num_bytes)
+
+
+def _decoding(workload: Workload, mesh: Mesh) -> Lowered:
+    """As `generate` does it; what lies where between its programs is left to the compiler."""
+    config = workload.config
+    if not config.num_decoder_layers:
+        raise ValueError("a model must have a decoder to write, got an encoder alone.")
+    params = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        *_placed(model.abstract_params(config), mesh),
+    )
+    rows = NamedSharding(mesh, sharding.BATCH)
+    shape = (workload.batch_size, workload.input_length)
+    inputs = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
+    mask = jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows)
+    tokens = jax.ShapeDtypeStruct((workload.batch_size,), jnp.int32, sharding=rows)
+    with jax.set_mesh(mesh):
+        stepper = _result(generate.prepare.lower(params, config=config))
+        read = generate.read.lower(
+            params,
+            stepper,
+            inputs,
+            mask,
+            config=config,
+            max_len=workload.target_length,
+            num_beams=1,
+        )
+        step, cache = _result(read)
+        write = jax.jit(lambda step, cache, tokens: step(tokens, cache), donate_argnums=1)
+        program = write.lower(step, cache, tokens)
+    num_bytes = {
+        "parameters": bytes_per_device(step.stepper),
+        "cache": bytes_per_device(cache) + bytes_per_device(step.cross),
+    }
+    return Lowered(program, num_bytes)
+
+
+def _placed(tree: Any, mesh: Mesh) -> tuple[Any, Any]:
+    return tree, sharding.shardings(tree, mesh=mesh, rules=model.PARTITION_RULES)
+
+
+def _result(lowered: Any) -> Any:
+    """What a program returns, with the shardings that the compiler chose."""
+    compiled = lowered.compile()
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        lowered.out_info,
+        compiled.output_shardings,
+    )

@@ -1,0 +1,50 @@
+import json
+
+import jax
+import pytest
+
+from t5jax import chips, estimate, workload
+from t5jax.sharding import MeshConfig
+from t5jax.workload import Workload
+
+
+def test_out_of_memory_sizes_are_read():
+    """Both forms of what libtpu says."""
+    text = (
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
+        "required for HLO temporaries (23.72G) exceeds available HBM (15.75G). HLO module: jit_step"
+    )
+    assert estimate.out_of_memory_sizes(text) == (23.72 * 2**30, 15.75 * 2**30, True)
+    text = (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm. "
+        "Exceeded hbm capacity by 2.75G."
+    )
+    assert estimate.out_of_memory_sizes(text) == (18.5 * 2**30, 15.75 * 2**30, False)
+
+
+def test_out_of_memory_sizes_of_another_error_are_none():
+    assert estimate.out_of_memory_sizes("INVALID_ARGUMENT: no") is None
+
+
+@pytest.fixture
+def task(tiny_config):
+    return Workload(
+        config=tiny_config.replace(num_heads=4, vocab_size=96),
+        mesh=MeshConfig(data=1, fsdp=-1),
+        batch_size=16,
+        input_length=12,
+        target_length=9,
+    )
+
+
+def test_estimate_of_a_step_has_a_roofline_and_becomes_json(task):
+    lowered = workload.lower(task, jax.devices())
+    found = estimate.compile_step(lowered, task, chip=chips.CHIPS["v5e"], count=8)
+    assert found.model_flops * 8 == task.flops()
+    assert found.compute_time == found.compiled_flops / 197e12
+    assert found.memory_time == found.bytes_accessed / 819e9
+    assert found.step_time == max(found.times.values()) == found.times[found.bound]
+    assert found.total_bytes == sum(found.memory.values())
+    plain = json.loads(json.dumps(estimate.to_json(found)))
+    assert {"memory", "collectives", "step_time", "bound", "largest"} <= set(plain)
+    assert "memory: total" in dict(estimate.lines(found, num_tokens=100))

@@ -1,0 +1,51 @@
+import pytest
+
+from t5jax import chips, search
+from t5jax.sharding import MeshConfig
+from t5jax.workload import Workload
+
+
+@pytest.fixture
+def task(tiny_config):
+    return Workload(
+        config=tiny_config.replace(num_heads=4, vocab_size=96),
+        mesh=MeshConfig(),
+        batch_size=4,
+        input_length=12,
+        target_length=9,
+    )
+
+
+def test_candidates_are_all_ways_that_divide(task):
+    """By brute force, with 8 devices, 4 heads and 4 sequences."""
+    found = {(way.mesh.data, way.mesh.fsdp, way.mesh.tensor) for way in search.candidates(task, 8)}
+    sizes = (1, 2, 4, 8)
+    assert found == {
+        (data, fsdp, tensor)
+        for data in sizes
+        for fsdp in sizes
+        for tensor in sizes
+        if data * fsdp * tensor == 8 and 4 % tensor == 0 and 4 % (data * fsdp) == 0
+    }
+    assert {way.config.remat for way in search.candidates(task, 8)} == {"none", "dots", "full"}
+
+
+def test_rank_without_a_way_is_an_error(task):
+    with pytest.raises(ValueError, match="batch_size must be"):
+        search.rank(task, range(7), chip=chips.CHIPS["v5e"], max_compilations=1)
+
+
+def test_table_shows_what_does_not_fit():
+    rows = [
+        {
+            "mesh": {"data": 1, "fsdp": 8, "tensor": 1},
+            "remat": "none",
+            "fits": False,
+            "total_bytes": 2**34,
+            "step_time": None,
+            "bound": None,
+        }
+    ]
+    assert "fsdp=8" in search.table(rows)
+    assert "16 GiB" in search.table(rows)
+    assert "does not fit" in search.table(rows)
