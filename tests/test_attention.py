@@ -106,7 +106,7 @@ def test_t5_in_blocks_equals_plain_with_dropout_and_all_gradients(
 
 
 COMPILE = """
-import inspect, jax, jax.numpy as jnp, optax
+import jax, jax.numpy as jnp, optax
 from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from t5jax import sharding, train
@@ -119,7 +119,8 @@ for name in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
         sharding.MeshConfig(data=-1, fsdp=2, tensor=2), devices=devices[:4])
     optimizer = optax.adam(1e-3)
     step = train.make_train_step(
-        config, optimizer, schedule=lambda s: 1e-3, mesh=mesh, z_loss=0.0, seed=0)
+        config, optimizer, schedule=lambda s: 1e-3, mesh=mesh, options=train.StepConfig(),
+        seed=0)
     where = NamedSharding(mesh, sharding.BATCH)
     ids = jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=where)
     weights = jax.ShapeDtypeStruct((4, 1024), jnp.float32, sharding=where)
@@ -127,8 +128,7 @@ for name in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
              ("decoder", "input_tokens"), ("decoder", "target_tokens"), ("decoder", "segment_ids"))}
     batch["decoder_loss_weights"] = weights
     state = train.abstract_state(config, optimizer, mesh=mesh)
-    with jax.set_mesh(mesh):
-        compiled = inspect.getclosurevars(step).nonlocals["function"].lower(state, batch).compile()
+    compiled = step.lower(state, batch).compile()
     print(name, compiled.as_text().count('custom_call_target="tpu_custom_call"'))
 """
 

@@ -72,10 +72,11 @@ def test_docs_options_exist():
     from t5jax.bulk import Generate
     from t5jax.convert import Convert
     from t5jax.inspect import Inspect
+    from t5jax.plan import Plan
     from t5jax.pretrain import PretrainConfig
 
     shown = io.StringIO()
-    for command in (PretrainConfig, Convert, Inspect, Generate):
+    for command in (PretrainConfig, Convert, Inspect, Generate, Plan):
         with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
             tyro.cli(command, args=["--help"], console_outputs=True)
     known = set(re.findall(r"--[a-z][a-z0-9.-]*", shown.getvalue()))
