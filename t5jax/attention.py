@@ -8,14 +8,13 @@ They differ in memory and speed, and in the last bits of what they compute:
 Shape letters: B batch, N heads, T query length, S key length, H head size.
 """
 
-import math
 from typing import Literal
 
 import jax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from t5jax import blockwise
+from t5jax import blockwise, sharding
 from t5jax.masks import Segments
 
 Kind = Literal["auto", "plain", "blockwise", "pallas"]
@@ -23,8 +22,8 @@ Kind = Literal["auto", "plain", "blockwise", "pallas"]
 # Pairs of query and key from which on "auto" computes in blocks: below, all scores of a layer are
 # small beside its other activations, and plain attention is as fast or faster.
 MANY_PAIRS = 512 * 512
-# The axes of a mesh that divide examples, and the one that divides heads.
-_BATCH_AXES, _HEADS_AXIS = ("data", "fsdp"), "tensor"
+# The axis of a mesh that divides heads.
+_HEADS_AXIS = "tensor"
 
 
 def in_blocks(kind: Kind, query_len: int, key_len: int) -> bool:
@@ -82,7 +81,7 @@ def on_mesh(
         mine = Segments(query_ids, key_ids, segments.causal)
         return kernel(queries, keys, values, segments=mine, bias=bias)
 
-    heads, examples = P(_BATCH_AXES, _HEADS_AXIS), P(_BATCH_AXES)
+    heads, examples = P(sharding.BATCH_AXES, _HEADS_AXIS), sharding.BATCH
     bias_spec = None if bias is None else P(_HEADS_AXIS)
     return jax.shard_map(
         part,
@@ -105,9 +104,9 @@ def _no_kernel(batch: int, num_heads: int) -> str | None:
     platform = device.platform if device is not None else jax.default_backend()
     if platform != "tpu":
         return f"must be computed on a TPU, got {platform}"
-    if not {*_BATCH_AXES, _HEADS_AXIS} <= set(mesh.axis_names):
+    if not {*sharding.BATCH_AXES, _HEADS_AXIS} <= set(mesh.axis_names):
         return f"must run on a mesh with axes data, fsdp and tensor, got {mesh.axis_names}"
-    ways = math.prod(mesh.shape[axis] for axis in _BATCH_AXES)
+    ways = sharding.ways(mesh, sharding.BATCH_AXES)
     if batch % ways or num_heads % mesh.shape[_HEADS_AXIS]:
         return (
             f"must divide examples by data x fsdp = {ways} and heads by tensor = "

@@ -144,7 +144,7 @@ class Checkpoints:
         """
         steps = self.steps()
         seen = zlib.crc32(repr(steps).encode()) >> 1
-        if processes.agree(seen, reduce=np.max) != processes.agree(seen, reduce=np.min):
+        if processes.agree(seen, reduce=np.ptp):
             raise OSError(
                 f"all processes must see the same checkpoints in {self._folder}, and they do not "
                 f"(process {processes.index()} sees steps {steps}); the folder must be on a disk "
@@ -155,19 +155,18 @@ class Checkpoints:
     def _try_restore(self, step: int, abstract: Mapping[str, Any]) -> tuple[Any, str]:
         """Pytrees and record; or None and the reason, if any process finds the step damaged."""
         folder = self._folder / str(step)
-        found, reason, refusal = None, "", None
+        found, reason = None, ""
         try:
             # Each process reads its own parts, and waits for nobody who may have failed.
             trees = {name: load_tree(folder / name, tree) for name, tree in abstract.items()}
             found = trees, _read_record(folder)
-        except (MemoryError, PermissionError, OtherArrays) as error:
-            refusal = error
+        except (MemoryError, PermissionError, OtherArrays):
+            raise
         # Orbax and TensorStore raise bare Exceptions, and no two kinds of damage the same.
         except Exception as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise
             reason = _reason(error)
-            refusal = error if "RESOURCE_EXHAUSTED" in str(error) else None
-        if refusal is not None:
-            raise refusal
         if not processes.agree(found is not None) or found is None:
             return None, reason or "another process could not read its part"
         trees, record = found

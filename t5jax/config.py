@@ -18,6 +18,8 @@ _CHOICES = {
     "remat": ("none", "dots", "full"),
     "attention": ("auto", "plain", "blockwise", "pallas"),
 }
+# Fields that say how to compute: models that differ in these alone are the same.
+HOW_TO_COMPUTE = ("remat", "attention")
 # Embedding tables are padded to a multiple of this: 32100 -> 32128, 250100 -> 250112, 259 -> 384.
 VOCAB_MULTIPLE = 128
 
@@ -146,6 +148,11 @@ class T5Config:
         if bare not in known:
             raise ValueError(_unknown_choice("preset", name, tuple(known)))
         return cls(**{**known[bare], **changes})
+
+    @property
+    def logit_scale(self) -> float:
+        """What the products of decoder states and output layer are multiplied by."""
+        return self.d_model**-0.5 if self.scale_logits else 1.0
 
     def replace(self, **changes: Any) -> "T5Config":
         """A copy with some fields set differently, validated again."""

@@ -18,21 +18,17 @@ def split(tree: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
     Raises:
       ValueError: a pattern fits no parameter, or nothing is left to train.
     """
-    paths = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree.leaves_with_path(tree)
-    ]
+    paths = [sharding.path_name(path) for path, _ in jax.tree.leaves_with_path(tree)]
     for pattern in patterns:
         if not any(sharding.covers(pattern, path) for path in paths):
             raise ValueError(
                 f"frozen must name parameters of this model, got {pattern!r}, which fits none; "
                 f"there are {', '.join(sorted({path.partition('/')[0] for path in paths}))}, and "
-                "paths below them such as " + f"{paths[0]}."
+                f"paths below them such as {paths[0]}."
             )
 
     def frozen(path: Any) -> bool:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return any(sharding.covers(pattern, name) for pattern in patterns)
+        return any(sharding.covers(pattern, sharding.path_name(path)) for pattern in patterns)
 
     trained = jax.tree.map_with_path(lambda path, x: None if frozen(path) else x, tree)
     if not jax.tree.leaves(trained):

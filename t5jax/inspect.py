@@ -8,7 +8,7 @@ import numpy as np
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from t5jax import pretrained
-from t5jax.config import T5Config, presets
+from t5jax.config import HOW_TO_COMPUTE, T5Config, presets
 from t5jax.pretrained.source import Source
 from t5jax.tokenizer import Tokenizer
 
@@ -102,7 +102,7 @@ def family(config: T5Config) -> str:
         if all(
             shape[key] == value
             for key, value in dataclasses.asdict(T5Config(**fields)).items()
-            if key not in ("dropout_rate", "dtype", "remat", "attention")
+            if key not in ("dropout_rate", "dtype", *HOW_TO_COMPUTE)
         )
     ]
     if names:

@@ -268,13 +268,12 @@ class Attention(nnx.Module):
         """
         if isinstance(mask, Segments):
             values = self._drop_values(values, dropout_key)
-            read = attention.attend(
-                queries, keys, values, segments=mask, bias=bias, kind=self.kind
-            ).swapaxes(1, 2)
-            return project(read.reshape(*read.shape[:2], -1), self.out)
-        weights = self.weights(queries, keys, mask=mask, bias=bias).astype(values.dtype)
-        weights = dropout(weights, rate=self.dropout_rate, key=dropout_key, shared_axis=-2)
-        read = products.contract("bnts,bnsh->bnth", weights, values).swapaxes(1, 2)
+            read = attention.attend(queries, keys, values, segments=mask, bias=bias, kind=self.kind)
+        else:
+            weights = self.weights(queries, keys, mask=mask, bias=bias).astype(values.dtype)
+            weights = dropout(weights, rate=self.dropout_rate, key=dropout_key, shared_axis=-2)
+            read = products.contract("bnts,bnsh->bnth", weights, values)
+        read = read.swapaxes(1, 2)
         return project(read.reshape(*read.shape[:2], -1), self.out)
 
     def _drop_values(
@@ -284,9 +283,10 @@ class Attention(nnx.Module):
 
         All queries drop the same keys, so that a value can be dropped in a weight's stead.
         """
+        if key is None or self.dropout_rate == 0:
+            return values
         ones = jnp.ones((*values.shape[:2], 1, values.shape[2]), values.dtype)
-        kept = dropout(ones, rate=self.dropout_rate, key=key, shared_axis=-2)
-        return values if key is None else values * kept.swapaxes(2, 3)
+        return values * dropout(ones, rate=self.dropout_rate, key=key).swapaxes(2, 3)
 
 
 class FeedForward(nnx.Module):

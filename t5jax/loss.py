@@ -119,13 +119,21 @@ class _Plan:
     def num_steps(self) -> int:
         return -(-self.part_size // self.columns)
 
+    @property
+    def overlaps(self) -> bool:
+        return self.num_steps * self.columns > self.part_size
+
+    def first_column(self, index: Array) -> Array:
+        """Where chunk `index` begins in every part."""
+        return jnp.minimum(index * self.columns, self.part_size - self.columns)
+
 
 def _chunk(plan: _Plan, kernel: Array, index: Array, rank: int) -> tuple[Array, Array, Array]:
     """Chunk `index`: its kernel, the id of every column, and which are not of the chunk before.
 
     The last two have the shape [... P C] and [... 1 C], of a rank to be broadcast.
     """
-    start = jnp.minimum(index * plan.columns, plan.part_size - plan.columns)
+    start = plan.first_column(index)
     split = kernel.reshape(_split_shape(plan, kernel.shape))
     part = jax.lax.dynamic_slice_in_dim(split, start, plan.columns, axis=plan.vocab_axis + 1)
     column = start + jnp.arange(plan.columns, dtype=jnp.int32)
@@ -220,11 +228,8 @@ def _backward(plan: _Plan, kept: Any, cotangents: Loss):
         )
         subscripts = f"{own}pc,{own}d->{of_kernel}"
         to_part = jnp.einsum(subscripts, to_logits, rows, preferred_element_type=jnp.float32)
-        axis = plan.vocab_axis + 1
-        start = jnp.minimum(index * plan.columns, plan.part_size - plan.columns)
-        if (
-            plan.num_steps * plan.columns > plan.part_size
-        ):  # the last chunk overlaps, and adds nothing
+        axis, start = plan.vocab_axis + 1, plan.first_column(index)
+        if plan.overlaps:  # what the last chunk shares with the one before gets nothing from it
             before = jax.lax.dynamic_slice_in_dim(to_kernel, start, plan.columns, axis=axis)
             to_part = to_part + before
         to_kernel = jax.lax.dynamic_update_slice_in_dim(to_kernel, to_part, start, axis=axis)

@@ -297,9 +297,11 @@ def bind(config: T5Config, params: Mapping[str, Any]) -> T5:
       ValueError: a parameter is missing, unknown or of another shape; the message has its path.
     """
     graph, abstract = _graph(config)
-    expected = {_join(path): x.shape for path, x in jax.tree.leaves_with_path(abstract)}
+    expected = {
+        sharding.path_name(path): x.shape for path, x in jax.tree.leaves_with_path(abstract)
+    }
     leaves = jax.tree.leaves_with_path(dict(params), is_leaf=products.is_kernel)
-    given = {_join(path): x.shape for path, x in leaves}
+    given = {sharding.path_name(path): x.shape for path, x in leaves}
     for path, shape in expected.items():
         if path not in given:
             raise ValueError(
@@ -321,7 +323,3 @@ def _graph(config: T5Config) -> tuple[Any, Params]:
     model = jax.eval_shape(lambda key: T5(config, rngs=nnx.Rngs(params=key)), jax.random.key(0))
     graph, state = nnx.split(model, graph=False)
     return graph, nnx.to_pure_dict(state)
-
-
-def _join(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,13 +1,11 @@
 """Which examples of a batch a process makes, and how those of all processes become one array."""
 
 import functools
-import math
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
 
 from t5jax import sharding
@@ -15,7 +13,7 @@ from t5jax import sharding
 
 def ways(mesh: Mesh) -> int:
     """Into how many equal parts the examples of a batch are divided."""
-    return math.prod(mesh.shape[axis] for axis in _axes())
+    return sharding.ways(mesh, sharding.BATCH_AXES)
 
 
 def rows(batch_size: int, *, mesh: Mesh) -> Int[np.ndarray, " R"]:
@@ -55,14 +53,9 @@ def place(local: np.ndarray, *, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_callback(shape, NamedSharding(mesh, sharding.BATCH), piece)
 
 
-def _axes() -> tuple[str, ...]:
-    axes = sharding.BATCH[0]
-    return axes if isinstance(axes, tuple) else (axes,)
-
-
 @functools.cache
 def _parts(mesh: Mesh) -> tuple[int, ...]:
     """The parts of a batch that lie on devices of this process."""
-    where = NamedSharding(mesh, P(_axes()))
+    where = NamedSharding(mesh, sharding.BATCH)
     found = where.addressable_devices_indices_map((ways(mesh),)).values()
     return tuple(sorted({index[0].start or 0 for index in found if index is not None}))

@@ -122,16 +122,7 @@ def advice(task: Workload, error: OutOfMemory, *, count: int) -> list[tuple[floa
     """
     state = sum(error.state.values())
     rest = max(error.needed - state, 0)
-    # What goes across slices is among the ways of the other axes.
-    sizes = {
-        axis: size
-        for axis, size in dataclasses.asdict(task.mesh).items()
-        if not axis.startswith("dcn_")
-    }
-    known = 1
-    for size in sizes.values():
-        known *= max(size, 1)
-    sizes = {axis: size if size > 0 else max(count // known, 1) for axis, size in sizes.items()}
+    sizes = task.mesh.sizes(count)
     found: list[tuple[float, str]] = []
     if not task.decode and task.config.remat != "full":
         found.append((rest * {"none": 0.9, "dots": 0.5}[task.config.remat], "--remat full"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from t5jax import batches, files
 from t5jax import tokenizer as tokenizers
-from t5jax.config import T5Config
+from t5jax.config import HOW_TO_COMPUTE, T5Config
 from t5jax.pretrained.folder import CONFIG_FILE
 from t5jax.tokenizer import Tokenizer
 
@@ -66,7 +66,7 @@ def claim(
             before = T5Config.from_file(folder / CONFIG_FILE)
             for field in dataclasses.fields(model):
                 old, new = getattr(before, field.name), getattr(model, field.name)
-                if old != new and field.name not in ("remat", "attention"):
+                if old != new and field.name not in HOW_TO_COMPUTE:
                     raise ValueError(
                         f"{folder} holds another run: its model has {field.name} = {old!r}, and "
                         f"{new!r} was asked for; choose another --output."

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 Rules = Sequence[tuple[str, P]]
@@ -16,9 +16,10 @@ Rules = Sequence[tuple[str, P]]
 # From the slowest network to the fastest.
 AXES = ("data", "fsdp", "sequence", "tensor")
 # Examples of a batch are divided over all devices that do not split a model between them.
-BATCH = P(("data", "fsdp"))
+BATCH_AXES = ("data", "fsdp")
+BATCH = P(BATCH_AXES)
 # The same, and positions; what comes behind is whole.
-ACTIVATIONS = P(("data", "fsdp"), "sequence")
+ACTIVATIONS = P(BATCH_AXES, "sequence")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,9 +112,21 @@ def _across_slices(config: MeshConfig, sizes: dict[str, int], devices: Sequence[
             f"{config.dcn_data} x {config.dcn_fsdp}."
         )
     outer = [across.get(axis, 1) for axis in AXES]
-    inner = [size // ways for size, ways in zip(sizes.values(), outer, strict=True)]
+    inner = [size // part for size, part in zip(sizes.values(), outer, strict=True)]
     return mesh_utils.create_hybrid_device_mesh(
         inner, outer, devices, process_is_granule=by_process
+    )
+
+
+def ways(mesh: Mesh | AbstractMesh, axes: Sequence[str]) -> int:
+    """Into how many parts axes of a mesh divide something together; one that it lacks, into one."""
+    return math.prod(mesh.shape.get(axis, 1) for axis in axes)
+
+
+def placed(shapes: Any, where: Any) -> Any:
+    """Shapes that say where they lie, of a tree of shapes and one of shardings."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, where
     )
 
 
@@ -126,6 +139,11 @@ def divide(x: jax.Array) -> jax.Array:
     if mesh.empty or not set(AXES) <= set(mesh.axis_names):
         return x
     return jax.lax.with_sharding_constraint(x, ACTIVATIONS)
+
+
+def path_name(path: jax.tree_util.KeyPath) -> str:
+    """The path of a leaf, its parts joined by '/'."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def covers(pattern: str, path: str) -> bool:
@@ -151,7 +169,7 @@ def shardings(tree: Any, *, mesh: Mesh, rules: Rules) -> Any:
     def sharding(path, leaf):
         if leaf.ndim == 0:
             return NamedSharding(mesh, P())
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = path_name(path)
         for pattern, spec in rules:
             if covers(pattern, name):
                 return NamedSharding(mesh, _fit(name, leaf.shape, spec, mesh))
@@ -168,10 +186,10 @@ def _fit(name: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> P:
     axes = [axis if size > 1 else None for axis, size in zip(spec, shape, strict=False)]
     for axis, size in zip(axes, shape, strict=False):
         names = axis if isinstance(axis, tuple) else (axis,) if axis else ()
-        ways = math.prod(mesh.shape[name] for name in names)
-        if size % ways:
+        parts = ways(mesh, names)
+        if size % parts:
             raise ValueError(
-                f"mesh axis {' x '.join(names)} = {ways} must divide every axis it shards, but "
+                f"mesh axis {' x '.join(names)} = {parts} must divide every axis it shards, but "
                 f"{name} has shape {shape}; choose a divisor of {size}."
             )
     return P(*axes)

@@ -128,8 +128,7 @@ def logits(
     x: Float[Array, "*A D"], output: products.Kernel, config: T5Config
 ) -> Float[Array, "*A V"]:
     """Decoder states to logits: float32 even under bfloat16, for they are exponentiated."""
-    scale = config.d_model**-0.5 if config.scale_logits else 1.0
-    return products.multiply_wide(x, output) * scale
+    return products.multiply_wide(x, output) * config.logit_scale
 
 
 def _put(

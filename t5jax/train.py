@@ -109,9 +109,7 @@ def abstract_state(
     make = functools.partial(_init, config, optimizer, options or StepConfig())
     abstract = jax.eval_shape(make, 0)
     where = sharding.shardings(abstract, mesh=mesh, rules=PARTITION_RULES)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where
-    )
+    return sharding.placed(abstract, where)
 
 
 class OnMesh:
@@ -336,23 +334,18 @@ def _loss(
         batch["decoder_target_tokens"],
         batch["decoder_loss_weights"],
         vocab_axis=vocab_axis,
-        scale=config.d_model**-0.5 if config.scale_logits else 1.0,
+        scale=config.logit_scale,
         z_loss=options.z_loss,
         num_chunks=options.vocab_chunks or _num_chunks(states.shape[:2], config.vocab_size),
-        num_parts=_ways("tensor"),
+        num_parts=sharding.ways(jax.sharding.get_abstract_mesh(), ("tensor",)),
     )
 
 
 def _num_chunks(shape: tuple[int, ...], vocab_size: int) -> int:
     """Chunks of the vocabulary whose logits take a device no more than `_CHUNK_BYTES`."""
-    rows = math.prod(shape) // _ways("data", "fsdp", "sequence")
-    return -(-4 * rows * vocab_size // (_ways("tensor") * _CHUNK_BYTES))
-
-
-def _ways(*axes: str) -> int:
-    """Into how many parts axes of the mesh that a program is traced for divide something."""
-    sizes = jax.sharding.get_abstract_mesh().shape
-    return math.prod(sizes.get(axis, 1) for axis in axes)
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = math.prod(shape) // sharding.ways(mesh, (*sharding.BATCH_AXES, "sequence"))
+    return -(-4 * rows * vocab_size // (sharding.ways(mesh, ("tensor",)) * _CHUNK_BYTES))
 
 
 def _means(result: loss.Loss) -> Metrics:

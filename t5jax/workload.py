@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -114,15 +115,8 @@ def bytes_per_device(tree: Any) -> int:
     """What shapes with shardings take on each device."""
     leaves = jax.tree.leaves(tree)
     return sum(
-        leaf.dtype.itemsize * _count(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves
+        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves
     )
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _training(workload: Workload, mesh: Mesh) -> Lowered:
@@ -162,10 +156,9 @@ def _decoding(workload: Workload, mesh: Mesh) -> Lowered:
     config = workload.config
     if not config.num_decoder_layers:
         raise ValueError("a model must have a decoder to write, got an encoder alone.")
-    params = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        *_placed(model.abstract_params(config), mesh),
-    )
+    params = model.abstract_params(config)
+    where = sharding.shardings(params, mesh=mesh, rules=model.PARTITION_RULES)
+    params = sharding.placed(params, where)
     rows = NamedSharding(mesh, sharding.BATCH)
     shape = (workload.batch_size, workload.input_length)
     inputs = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
@@ -192,15 +185,6 @@ def _decoding(workload: Workload, mesh: Mesh) -> Lowered:
     return Lowered(program, num_bytes)
 
 
-def _placed(tree: Any, mesh: Mesh) -> tuple[Any, Any]:
-    return tree, sharding.shardings(tree, mesh=mesh, rules=model.PARTITION_RULES)
-
-
 def _result(lowered: Any) -> Any:
     """What a program returns, with the shardings that the compiler chose."""
-    compiled = lowered.compile()
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        lowered.out_info,
-        compiled.output_shardings,
-    )
+    return sharding.placed(lowered.out_info, lowered.compile().output_shardings)
