@@ -1,71 +1,23 @@
 """A run that is killed, stopped and damaged ends where an undisturbed run ends."""
 
-import contextlib
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
+from launched import finish, options, started, wait, wait_for_step
 from small_runs import training_losses, write_inputs
-
-ROOT = Path(__file__).parents[1]
 
 
 def command(inputs: dict[str, str], output: Path, steps: int) -> list[str]:
-    options = {
-        "output": output,
-        "model": inputs["model"],
-        "tokenizer": inputs["tokenizer"],
-        "data.path": inputs["text"],
-        "input-length": 48,
-        "batch-size": 8,
-        "eval-examples": 16,
-        "steps": steps,
-        "eval-every": 50,
-        "checkpoint-every": 20,
-        "log-every": 1,
-    }
-    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    return [sys.executable, str(ROOT / "scripts" / "pretrain.py"), *flags]
-
-
-@contextlib.contextmanager
-def started(arguments: list[str], tmp_path: Path):
-    environment = {
-        **os.environ,
-        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-    }
-    with subprocess.Popen(
-        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    return options(inputs, output, steps, **{"eval-examples": 16, "checkpoint-every": 20})
 
 
 def signal_at(step: int, number: int, arguments: list[str], output: Path, tmp_path: Path) -> int:
     """Runs the command, sends the signal once the step is logged, and returns the exit status."""
-    with started(arguments, tmp_path) as process:
-        deadline = time.monotonic() + 120
-        while max(training_losses(output), default=0) < step:
-            assert process.poll() is None, process.stdout.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(number)
-        process.communicate(timeout=60)
-        return process.returncode
-
-
-def finish(arguments: list[str], tmp_path: Path) -> str:
-    with started(arguments, tmp_path) as process:
-        shown, _ = process.communicate(timeout=200)
-        assert process.returncode == 0, shown
-        return shown
+    with started(arguments, tmp_path) as running:
+        wait_for_step(step, output, running)
+        running[0].send_signal(number)
+        ((status, _),) = wait(running, timeout=60)
+        return status
 
 
 def test_run_disturbed_in_every_way_equals_an_undisturbed_one(tmp_path):
@@ -81,7 +33,7 @@ def test_run_disturbed_in_every_way_equals_an_undisturbed_one(tmp_path):
     newest = output / "checkpoints" / str(saved[-1])
     largest = max(newest.rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
     largest.write_bytes(largest.read_bytes()[:100])
-    shown = finish(arguments, tmp_path)
+    (shown,) = finish(arguments, tmp_path)
     assert f"checkpoint {saved[-1]} is damaged" in shown
     assert f"continuing at step {saved[-2]} of {steps}" in shown
     calm, disturbed = training_losses(tmp_path / "calm"), training_losses(output)
