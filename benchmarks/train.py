@@ -1,19 +1,23 @@
-"""A training step of t5jax beside one of PyTorch transformers, in one process, in turns.
+"""A training step of t5jax beside one of PyTorch transformers, in turns.
 
 python benchmarks/train.py [--model t5-small] [--rounds 5] [--json train.json]
 
 Same sizes, same shapes, Adafactor, dropout 0.1, random weights.  PyTorch runs eagerly: in float32,
-and in bfloat16 by autocast, as its users train.  Needs `pip install torch transformers`.
+and in bfloat16 by autocast, as its users train.  Each has a process of its own, which sleeps while
+the other takes its step: what one does with memory then costs the other nothing.
+Needs `pip install torch transformers`.
 """
 
 import argparse
-import gc
+import contextlib
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import jax
@@ -21,10 +25,11 @@ import numpy as np
 import torch
 import transformers
 
-from t5jax import model, optimizer, schedule, sharding, train
+from t5jax import heap, model, optimizer, schedule, sharding, train
 from t5jax.config import T5Config
 
 THREADS = os.cpu_count() or 1
+WARM_UP = 3
 BARS = {"float32": 1.4, "bfloat16": 1.3}
 
 
@@ -106,17 +111,40 @@ def torchs(options: argparse.Namespace, dtype: str) -> Callable[[], float]:
     return run
 
 
-def measure(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, taken in turns after one step to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(rounds):
-        for name, run in runs.items():
+def serve(side: str, options: argparse.Namespace, dtype: str, pipe: Connection) -> None:
+    """Takes a step for every message, and answers with its seconds; ends when the pipe does."""
+    if side == "t5jax":
+        heap.keep_memory()
+        run = ours(options, dtype)
+    else:
+        torch.set_num_threads(THREADS)
+        run = torchs(options, dtype)
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.recv()
             start = time.perf_counter()
             run()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(taken) for name, taken in times.items()}
+            pipe.send(time.perf_counter() - start)
+
+
+def measure(options: argparse.Namespace, dtype: str) -> dict[str, float]:
+    """Median seconds of each, taken in turns after three steps to warm up."""
+    spawned = multiprocessing.get_context("spawn")
+    pipes, children = {}, []
+    for side in ("t5jax", "PyTorch"):
+        pipes[side], theirs = spawned.Pipe()
+        children.append(spawned.Process(target=serve, args=(side, options, dtype, theirs)))
+        children[-1].start()
+        theirs.close()
+    times: dict[str, list[float]] = {side: [] for side in pipes}
+    for _ in range(WARM_UP + options.rounds):
+        for side, pipe in pipes.items():
+            pipe.send("step")
+            times[side].append(pipe.recv())
+    for pipe, child in zip(pipes.values(), children, strict=True):
+        pipe.close()
+        child.join()
+    return {side: statistics.median(taken[WARM_UP:]) for side, taken in times.items()}
 
 
 def main() -> None:
@@ -131,7 +159,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, default=Path("train.json"))
     options = parser.parse_args()
-    torch.set_num_threads(THREADS)
     print(
         f"{options.model}, {options.batch_size} x {options.input_length} -> "
         f"{options.target_length}: seconds a step, {THREADS} threads, medians of "
@@ -140,8 +167,7 @@ def main() -> None:
     print(f"{'':10}{'t5jax':>9}{'PyTorch':>9}   ratio  bar")
     results = {}
     for dtype in options.dtypes:
-        runs = {"t5jax": ours(options, dtype), "PyTorch": torchs(options, dtype)}
-        seconds = measure(runs, options.rounds)
+        seconds = measure(options, dtype)
         ratio = seconds["PyTorch"] / seconds["t5jax"]
         results[dtype] = {**seconds, "ratio": ratio}
         print(
@@ -149,8 +175,6 @@ def main() -> None:
             f"  >= {BARS[dtype]}",
             flush=True,
         )
-        del runs
-        gc.collect()
     report = {
         "machine": platform.platform(),
         "versions": {m.__name__: m.__version__ for m in (jax, torch, transformers)},

@@ -2,7 +2,10 @@
 
 import dataclasses
 import re
+import tempfile
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -96,20 +99,34 @@ def compile_step(lowered: Lowered, workload: Workload, *, chip: Chip, count: int
     Raises:
       OutOfMemory: the compiler says so.
     """
-    start = time.perf_counter()
-    try:
-        compiled = lowered.program.compile()
-    except jax.errors.JaxRuntimeError as error:
-        sizes = out_of_memory_sizes(str(error))
-        if sizes is None:
-            raise
-        needed, available, is_temporary = sizes
-        state = sum(lowered.num_bytes.values()) if is_temporary else 0
-        raise OutOfMemory(needed + state, available, lowered.num_bytes) from error
-    compile_time = time.perf_counter() - start
-    return read(
-        compiled, lowered.num_bytes, workload, chip=chip, count=count, compile_time=compile_time
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        try:
+            # As the compiler writes it down: jaxlib cannot hand over every program for a TPU.
+            compiled = lowered.program.compile(compiler_options={"xla_dump_to": folder})
+        except jax.errors.JaxRuntimeError as error:
+            sizes = out_of_memory_sizes(str(error))
+            if sizes is None:
+                raise
+            needed, available, is_temporary = sizes
+            state = sum(lowered.num_bytes.values()) if is_temporary else 0
+            raise OutOfMemory(needed + state, available, lowered.num_bytes) from error
+        compile_time = time.perf_counter() - start
+        program = hlo.read(_longest(Path(folder).glob("*after_optimizations.txt")))
+    return _estimate(
+        compiled.memory_analysis(),
+        program,
+        lowered.num_bytes,
+        workload,
+        chip=chip,
+        count=count,
+        compile_time=compile_time,
     )
+
+
+def _longest(files: Iterable[Path]) -> str:
+    """The step among the programs that were compiled."""
+    return max((file.read_text("utf-8") for file in files), key=len, default="")
 
 
 def out_of_memory_sizes(message: str) -> tuple[float, float, bool] | None:
@@ -130,8 +147,9 @@ def out_of_memory_sizes(message: str) -> tuple[float, float, bool] | None:
     return needed, available, temporary is not None
 
 
-def read(
-    compiled: Any,
+def _estimate(
+    usage: Any,
+    program: hlo.Program,
     num_bytes: dict[str, int],
     workload: Workload,
     *,
@@ -139,13 +157,10 @@ def read(
     count: int,
     compile_time: float,
 ) -> Estimate:
-    """The estimate for a step that has been compiled; arguments as of `compile_step`."""
-    usage = compiled.memory_analysis()
     # Results that take the place of arguments count once.
     held = usage.argument_size_in_bytes + usage.output_size_in_bytes - usage.alias_size_in_bytes
     # Padding of arrays to whole tiles is among the rest.
     rest = max(held - sum(num_bytes.values()), 0)
-    program = hlo.read(compiled.as_text())
     collectives = program.collectives()
     num_flops, traffic = program.flops(), program.bytes_accessed()
     return Estimate(

@@ -243,7 +243,7 @@ class Program:
 
 
 def read(text: str) -> Program:
-    """Parses what `jax.stages.Compiled.as_text` returns.
+    """Parses what `jax.stages.Compiled.as_text` returns, and `xla_dump_to` writes.
 
     Raises:
       ValueError: it has no entry, so it is not the text of a program.

@@ -266,12 +266,11 @@ class Attention(nnx.Module):
             S - 1; float32.
           dropout_key: for the attention weights; None when not training.
         """
+        values = self._drop_values(values, dropout_key)
         if isinstance(mask, Segments):
-            values = self._drop_values(values, dropout_key)
             read = attention.attend(queries, keys, values, segments=mask, bias=bias, kind=self.kind)
         else:
             weights = self.weights(queries, keys, mask=mask, bias=bias).astype(values.dtype)
-            weights = dropout(weights, rate=self.dropout_rate, key=dropout_key, shared_axis=-2)
             read = products.contract("bnts,bnsh->bnth", weights, values)
         read = read.swapaxes(1, 2)
         return project(read.reshape(*read.shape[:2], -1), self.out)
@@ -281,7 +280,8 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B N S H"]:
         """Values such that reading them is reading with weights that were dropped.
 
-        All queries drop the same keys, so that a value can be dropped in a weight's stead.
+        All queries drop the same keys, so that a value can be dropped in a weight's stead: one
+        factor for a key, not one for every pair.
         """
         if key is None or self.dropout_rate == 0:
             return values

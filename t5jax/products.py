@@ -128,11 +128,33 @@ def _contract_narrow_backward(subscripts: str, kept: Any, cotangent: Array) -> t
     narrow = cotangent.astype(x.dtype)
     wide = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     to_x = wide(f"{out},{of_y}->{of_x}", narrow, y)
-    to_y = wide(f"{of_x},{out}->{of_y}", x, narrow)
+    summed = of_x[-2]
+    if on_cpu() and out[-2] == summed:
+        # The factor that gives the rows of the result goes first, its sum along its last axis.
+        (rows, first), (columns, second) = (of_x, x), (out, narrow)
+        if of_y[-2] not in rows:
+            (rows, first), (columns, second) = (columns, second), (rows, first)
+        turned = rows[:-2] + rows[-1] + rows[-2]
+        to_y = wide(f"{turned},{columns}->{of_y}", _turned(first), second)
+    else:
+        to_y = wide(f"{of_x},{out}->{of_y}", x, narrow)
     return to_x.astype(x.dtype), to_y.astype(y.dtype)
 
 
 _contract_narrow.defvjp(_contract_narrow_forward, _contract_narrow_backward)
+
+
+def _turned(x: Float[Array, "*A R C"]) -> Float[Array, "*A C R"]:
+    """`x` with its last two axes exchanged in memory.
+
+    XLA would fold a transpose into the product after it, and a CPU has a fast kernel for narrow
+    types only if the sum runs along the first factor's last axis.  It does not fold one of three
+    axes that a reshape follows.
+    """
+    *outer, rows, columns = x.shape
+    part = math.gcd(columns, 32)
+    parts = jnp.moveaxis(x.reshape(*outer, rows, columns // part, part), -3, -1)
+    return jax.lax.optimization_barrier(parts).reshape(*outer, columns, rows)
 
 
 @jax.custom_vjp
