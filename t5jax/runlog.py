@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import sys
 import time
@@ -18,7 +19,8 @@ class RunLog:
 
     `metrics.jsonl` has one object a line: `{"step": 7, "loss": ...}` for a training step,
     `{"step": 200, "eval_loss": ...}` for an evaluation, `{"step": 10, "goodput": ...}` for how fast
-    it went, and `{"step": 9, "skipped_chunks": ...}` for a step that was skipped.
+    it went, and `{"step": 9, "skipped_chunks": ...}` for a step that was skipped.  What is not
+    finite is null.
     """
 
     def __init__(self, folder: str | os.PathLike, *, total_steps: int, start_step: int):
@@ -66,7 +68,7 @@ class RunLog:
 
     def speed(self, step: int, reading: dict[str, float]) -> None:
         """How fast the steps up to this one were, as from `stopwatch.Stopwatch.reading`."""
-        self._file.write(json.dumps({"step": step, **reading}) + "\n")
+        self._put(step, reading)
         for name, value in reading.items():
             self._board.add_scalar(f"speed/{name}", value, step)
         if "mfu" in reading:
@@ -74,7 +76,7 @@ class RunLog:
 
     def skipped(self, step: int, known: dict[str, Any]) -> None:
         """A step that changed nothing, and what is known of it."""
-        self._file.write(json.dumps({"step": step, **known}) + "\n")
+        self._put(step, known)
         self._bar.write(
             f"step {step} was skipped, its loss or gradient could not be trusted; "
             f"chunks {known.get('skipped_chunks')}",
@@ -114,9 +116,17 @@ class RunLog:
             _draw(entries, self._folder / "loss.png")
 
     def _write(self, step: int, metrics: dict[str, float], group: str) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._put(step, metrics)
         for name, value in metrics.items():
             self._board.add_scalar(f"{group}/{name.removeprefix('eval_')}", value, step)
+
+    def _put(self, step: int, entry: dict[str, Any]) -> None:
+        # JSON has no word for what is not finite, such as the loss of a step that was skipped.
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in entry.items()
+        }
+        self._file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
@@ -138,7 +148,7 @@ def _draw(entries: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for name, label, style in (("loss", "training", "-"), ("eval_loss", "held out", "o-")):
-        points = [(e["step"], e[name]) for e in entries if name in e]
+        points = [(e["step"], e[name]) for e in entries if e.get(name) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1, markersize=4)
     axes.set(xlabel="step", ylabel="nats per target token")

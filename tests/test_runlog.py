@@ -28,6 +28,16 @@ def test_run_log_writes_every_step_and_evaluation(tmp_path, capsys):
     assert "non-pad tok/s" in shown
 
 
+def test_run_log_is_json_where_a_loss_is_not_finite(tmp_path):
+    with RunLog(tmp_path, total_steps=2, start_step=0) as log:
+        log.training(1, {"loss": float("nan")}, 100, 80)
+        log.training(2, {"loss": 0.5}, 100, 80)
+
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": None}, {"step": 2, "loss": 0.5}]
+
+
 def test_run_log_drops_what_a_resumed_run_will_write_again(tmp_path):
     with RunLog(tmp_path, total_steps=9, start_step=0) as log:
         write_steps(log, 1, 8)
