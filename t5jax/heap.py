@@ -20,12 +20,15 @@ def keep_memory() -> bool:
     that live longer divide them.
 
     Must come before JAX computes anything, since the threads that it starts then take memory from
-    pools of their own.  Does nothing where accelerators are installed or the C library is another.
+    pools of their own.  Does nothing where accelerators are installed or the C library is another,
+    and with T5JAX_KEEP_MEMORY=0 in the environment.
 
     Returns:
       Whether memory is kept.
     """
-    if platform.libc_ver()[0] != "glibc" or _may_find_accelerators():
+    if os.environ.get("T5JAX_KEEP_MEMORY") == "0" or _may_find_accelerators():
+        return False
+    if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
     settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_ARENA_MAX, 1))

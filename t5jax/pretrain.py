@@ -16,7 +16,6 @@ from t5jax import (
     batches,
     corpus,
     flops,
-    heap,
     infill,
     ingredients,
     optimizer,
@@ -53,7 +52,6 @@ _FREE = (
     "mesh",
     "hosts",
     "remat",
-    "keep_memory",
     "eval_examples",
     "step.accumulate",
     "step.vocab_chunks",
@@ -102,9 +100,6 @@ class PretrainConfig:
     remat: Remat | None = None
     """What the backward pass recomputes to save memory, instead of the model's choice: nothing, all
     but the matrix products with weights ('dots'), or each block ('full')."""
-    keep_memory: bool = True
-    """Keep the memory of a step for the next one where there are only CPUs: up to a third faster,
-    but it may hold twice as much."""
     mesh: MeshConfig = MeshConfig()
     """How devices share the work."""
     hosts: HostsConfig = HostsConfig()
@@ -144,8 +139,6 @@ def run(config: PretrainConfig) -> Text2Text:
       ValueError, OSError: bad options, text or files.  All but a disk that runs full are noticed
         before training starts, and before anything is written to a new `config.output`.
     """
-    if config.keep_memory:
-        heap.keep_memory()
     processes.start(config.hosts)
     with processes.together():
         return _run(config)

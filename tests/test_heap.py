@@ -21,7 +21,7 @@ def step(x):
 
 x = jnp.arange(4096.0)
 faults = []
-for _ in range(6):
+for _ in range(30):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -40,6 +40,13 @@ def test_keep_memory_spares_steps_their_page_faults(monkeypatch):
     # A page is 4 KiB; the temporaries are at least 64 MiB.
     assert faults("give back") > 10_000
     assert faults("keep") < 1_000
+
+
+def test_keep_memory_can_be_declined(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("T5JAX_KEEP_MEMORY", "0")
+
+    assert not heap.keep_memory()
 
 
 def test_keep_memory_leaves_hosts_of_accelerators_alone(monkeypatch):

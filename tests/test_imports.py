@@ -22,7 +22,7 @@ LEVELS = {
     "data": "config tokenizer fast_tokenizer denoise corpus pydocs textfiles batches files runlog "
     "chips flops rollcall stopwatch skips",
     "math": "masks blockwise tpu_attention attention loss freeze guard products optimizer schedule "
-    "sharding placement processes profiling checkpoint hlo decode decode.beam decode.choose "
+    "sharding placement processes heap profiling checkpoint hlo decode decode.beam decode.choose "
     "decode.automaton decode.loop decode.rules decode.truncate",
     "net": "layers blocks stacks stepper model",
     "state": "pretrained pretrained.arrays pretrained.names pretrained.source pretrained.evidence "
