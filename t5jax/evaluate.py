@@ -11,6 +11,7 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from t5jax import files, metrics, predictions
 from t5jax.metrics import MetricOptions
+from t5jax.predictions import Examples
 
 _LEVEL = 0.95
 
@@ -21,18 +22,18 @@ class Evaluate(MetricOptions):
 
     Files have a line for each example, or are .jsonl with "prediction" and "references" or
     "target", or .tsv with a key, a tab and a text, and more references of a key in more lines.
-    Several tasks are written name=FILE, a metric of only one of them name=METRIC.
+    Several tasks are written NAME=FILE, a metric of only one of them NAME=METRIC.
     """
 
     predictions: Annotated[tuple[str, ...], arg(metavar="[NAME=]FILE ...")]
     """A file of predictions, or one for each task."""
     references: Annotated[tuple[str, ...], arg(metavar="[NAME=]FILE ...")] = ()
-    """Files of references, each with one for every prediction; none if the predictions' .jsonl
-    has them."""
+    """Files of references, each with one for every prediction; a .jsonl of predictions may hold
+    them itself."""
     metrics: Annotated[tuple[str, ...], arg(metavar="[NAME=]METRIC ...")]
     """Such as bleu, chrf, rougeL, squad_f1, accuracy, wer; another name lists all."""
     keyed: FlagCreatePairsOff[bool] = False
-    """Read files of no known ending as .tsv."""
+    """Read files of other endings as .tsv."""
     lowercase: FlagCreatePairsOff[bool] = False
     """Ignore case in BLEU and chrF."""
     use_stemmer: FlagCreatePairsOff[bool] = False
@@ -57,9 +58,9 @@ def run(options: Evaluate) -> dict[str, Any]:
     """Prints a table for each task, and returns its numbers.
 
     Returns:
-      "tasks": name -> {"examples", "references", "metrics": name -> {"score", "interval",
-      "detail"}}; "average", over tasks of the mean over their metrics, if there are several tasks
-      and no error rates; "bootstrap": how intervals were found.
+      "tasks": name, or the file of predictions -> {"examples", "references", "metrics": name ->
+      {"score", "interval", "detail"}}; "average", over tasks of the mean over their metrics, if
+      there are several tasks; it is None among error rates; "bootstrap": how intervals were found.
     Raises:
       ValueError: names, files or metrics do not fit together, or a library is missing.
       OSError: a file cannot be read or written.
@@ -69,9 +70,13 @@ def run(options: Evaluate) -> dict[str, Any]:
     given = MetricOptions(**{name: getattr(options, name) for name in named})
     # An option is right if one task takes it, so all tasks' metrics are checked together.
     metrics.check([name for task in tasks.values() for name in task.metrics], given)
+    examples = {
+        name: predictions.read(task.predictions, task.references, keyed=options.keyed)
+        for name, task in tasks.items()
+    }
     results: dict[str, Any] = {"tasks": {}}
     for name, task in tasks.items():
-        result = _measure(task, options, given)
+        result = _measure(examples[name], task.metrics, options, given)
         results["tasks"][name] = result
         _print(name, result)
     if len(tasks) > 1:
@@ -82,6 +87,7 @@ def run(options: Evaluate) -> dict[str, Any]:
             "seed": options.seed,
             "level": _LEVEL,
         }
+        print(f"intervals: {options.bootstrap} draws of examples, seed {options.seed}")
     if options.json:
         files.write(options.json, jsons.dumps(results, indent=1, ensure_ascii=False) + "\n")
     return results
@@ -99,7 +105,7 @@ def _tasks(options: Evaluate) -> dict[str, _Task]:
     references = _by_name(options.references)
     if "" in found and len(found) > 1:
         raise ValueError(
-            f"predictions must be one file, or all be written name=FILE, got "
+            f"predictions must be one file, or all be written NAME=FILE, got "
             f"{' '.join(options.predictions)}."
         )
     for name, listed in found.items():
@@ -107,29 +113,27 @@ def _tasks(options: Evaluate) -> dict[str, _Task]:
             task = f"task {name!r}" if name else "a task"
             raise ValueError(
                 f"{task} must have one file of predictions, got {' '.join(listed)}; write "
-                "name=FILE for several tasks."
+                "NAME=FILE for several tasks."
             )
     for name in references:
         if name not in found:
             raise ValueError(
                 f"references of {name!r} must belong to a task, got tasks "
-                f"{', '.join(map(repr, found))}; write name=FILE as for predictions."
+                f"{', '.join(map(repr, found))}; write NAME=FILE as for predictions."
             )
-    everywhere: list[str] = []
-    each: dict[str, list[str]] = {name: [] for name in found}
-    for text in options.metrics:
-        name, equals, metric = text.partition("=")
-        if equals and name not in each:
+    named = [text.rpartition("=")[::2] for text in options.metrics]
+    for name, metric in named:
+        if name and name not in found:
             raise ValueError(
-                f"metric {text!r} must be of a task, got tasks {', '.join(map(repr, found))}."
+                f"metric {metric!r} must be of a task, got {name!r}; tasks are "
+                f"{', '.join(map(repr, found))}."
             )
-        (each[name] if equals else everywhere).append(metric if equals else text)
     tasks = {}
     for name, (file,) in found.items():
-        listed = list(dict.fromkeys(everywhere + each[name]))
+        listed = list(dict.fromkeys(metric for owner, metric in named if owner in ("", name)))
         if not listed:
             raise ValueError(f"task {name!r} must have a metric, got none; write {name}=METRIC.")
-        tasks[name] = _Task(Path(file), [Path(x) for x in references.get(name, [])], listed)
+        tasks[name or file] = _Task(Path(file), [Path(x) for x in references.get(name, [])], listed)
     return tasks
 
 
@@ -144,11 +148,12 @@ def _by_name(texts: tuple[str, ...]) -> dict[str, list[str]]:
     return found
 
 
-def _measure(task: _Task, options: Evaluate, given: MetricOptions) -> dict[str, Any]:
-    examples = predictions.read(task.predictions, task.references, keyed=options.keyed)
-    used = {option for name in task.metrics for option in metrics.KNOWN[name].options}
+def _measure(
+    examples: Examples, names: list[str], options: Evaluate, given: MetricOptions
+) -> dict[str, Any]:
+    used = {option for name in names for option in metrics.KNOWN[name].options}
     given = MetricOptions(**{name: getattr(given, name) for name in used})
-    measured = metrics.measure(task.metrics, examples.predictions, examples.references, given)
+    measured = metrics.measure(names, examples.predictions, examples.references, given)
     found: dict[str, Any] = {}
     for name, metric in measured.items():
         found[name] = {"score": _defined(metric.score)}
@@ -173,7 +178,7 @@ def _defined(value: float) -> float | None:
 
 def _print(name: str, result: dict[str, Any]) -> None:
     counts = f"{result['examples']} examples, {result['references']} references"
-    print(f"{name}: {counts}" if name else counts)
+    print(f"{name}: {counts}")
     width = max(map(len, result["metrics"]))
     for metric, values in result["metrics"].items():
         if values["score"] is None:

@@ -29,31 +29,28 @@ def read(predictions: Path, references: Sequence[Path], *, keyed: bool = False) 
       predictions: file of predictions.
       references: files of references, each with one for every example; none if the predictions'
         file holds them too.
-      keyed: read files of no known ending as .tsv.
+      keyed: read files of other endings as .tsv; done in any case beside a .tsv or .dict.
     Returns:
       the examples, in the order of the predictions.
     Raises:
       ValueError: a file is empty or damaged, or they do not match.
       OSError: a file cannot be read.
     """
-    kinds = {_kind(file, keyed) for file in (predictions, *references)}
-    if "keyed" in kinds and len(kinds) > 1:
-        raise ValueError(
-            f"{predictions} and its references must all have keys or none, got {_kinds(kinds)}; "
-            "write all as .tsv, or none."
-        )
-    if "keyed" in kinds:
+    endings = {file.suffix for file in (predictions, *references)}
+    if keyed or endings & {".tsv", ".dict"}:
+        if ".jsonl" in endings:
+            raise ValueError(
+                f"{predictions} and its references must all have keys or none, got a .jsonl file "
+                "beside one with keys; write all as .jsonl, or all as .tsv."
+            )
         return _by_key(predictions, references)
-    found = _texts(predictions, ("prediction", "output"))
+    found = _texts(predictions)
     if not references:
-        return Examples(found, _own_references(predictions, keyed))
+        return Examples(found, _references(predictions))
     listed: list[list[str]] = [[] for _ in found]
     for file in references:
-        texts = (
-            _own_references(file, keyed)
-            if _kind(file, keyed) == "jsonl"
-            else [[text] for text in _lines(file)]
-        )
+        is_json = file.suffix == ".jsonl"
+        texts = _references(file) if is_json else [[text] for text in _lines(file)]
         if len(texts) != len(found):
             raise ValueError(
                 f"{predictions} and {file} must be as long, got {len(found)} and {len(texts)} "
@@ -64,42 +61,31 @@ def read(predictions: Path, references: Sequence[Path], *, keyed: bool = False) 
     return Examples(found, listed)
 
 
-def _kind(file: Path, keyed: bool) -> str:
-    if file.suffix == ".jsonl":
-        return "jsonl"
-    return "keyed" if keyed or file.suffix in (".tsv", ".dict") else "lines"
-
-
-def _kinds(kinds: set[str]) -> str:
-    names = {"keyed": "files with keys", "jsonl": ".jsonl", "lines": "lines of text"}
-    return " and ".join(names[kind] for kind in sorted(kinds))
-
-
-def _texts(file: Path, names: tuple[str, ...]) -> list[str]:
+def _texts(file: Path) -> list[str]:
     if file.suffix != ".jsonl":
         return _lines(file)
     found = []
     for number, record in _records(file):
-        text = next((record[name] for name in names if name in record), None)
+        text = record.get("prediction", record.get("output"))
         if not isinstance(text, str):
             raise ValueError(
-                f"{file} must have a text under {' or '.join(map(repr, names))}, got "
-                f"{record!s:.60} in line {number}."
+                f"{file} must have a text under 'prediction' or 'output', got {record!s:.60} in "
+                f"line {number}."
             )
         found.append(text)
     return found
 
 
-def _own_references(file: Path, keyed: bool) -> list[list[str]]:
-    if _kind(file, keyed) != "jsonl":
+def _references(file: Path) -> list[list[str]]:
+    if file.suffix != ".jsonl":
         raise ValueError(
             f"references must be given for {file}, got none; only a .jsonl file can hold its own."
         )
     found = []
     for number, record in _records(file):
-        listed = record["references"] if "references" in record else [record.get("target")]
+        listed = record.get("references", record.get("target"))
         listed = [listed] if isinstance(listed, str) else listed
-        if not isinstance(listed, list) or not listed or {type(x) for x in listed} != {str}:
+        if not isinstance(listed, list) or {type(text) for text in listed} != {str}:
             raise ValueError(
                 f"{file} must have texts under 'references' or a text under 'target', got "
                 f"{record!s:.60} in line {number}."
@@ -169,6 +155,8 @@ def _records(file: Path) -> list[tuple[int, dict[str, Any]]]:
                 f"{file} must have a JSON object in each line, got {line:.60} in line {number}."
             )
         found.append((number, record))
+    if not found:
+        raise ValueError(f"{file} must hold at least one example, got blank lines.")
     return found
 
 
@@ -178,7 +166,7 @@ def _lines(file: Path) -> list[str]:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} must be text in UTF-8, got {error.reason}.") from None
-    if not text.strip():
+    if not text:
         raise ValueError(f"{file} must hold at least one example, and it is empty.")
     # Not `splitlines`, which also ends a line at a few characters that text may hold.
     return text.removesuffix("\n").replace("\r\n", "\n").split("\n")

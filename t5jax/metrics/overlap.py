@@ -1,6 +1,8 @@
 """BLEU and chrF by sacrebleu, ROUGE by rouge-score: their numbers, for any draw of examples."""
 
+import dataclasses
 import importlib
+import importlib.metadata
 import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -79,7 +81,10 @@ def rouge(
     scorer = _library("rouge_score.rouge_scorer").RougeScorer([kind], use_stemmer=use_stemmer)
     pairs = pair(predictions, references)
     found = [scorer.score_multi(texts, prediction)[kind].fmeasure for prediction, texts in pairs]
-    return bootstrap.percent_of(np.array(found))
+    stemmer = "yes" if use_stemmer else "no"
+    version = importlib.metadata.version("rouge-score")
+    measured = bootstrap.percent_of(np.array(found))
+    return dataclasses.replace(measured, detail=f"{kind}|stemmer:{stemmer}|version:{version}")
 
 
 def _by_sacrebleu(metric: Any, predictions: Sequence[str], references: References) -> Measured:
