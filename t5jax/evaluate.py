@@ -20,16 +20,16 @@ _LEVEL = 0.95
 class Evaluate(MetricOptions):
     """Compare predictions with references.
 
-    Files have a line for each example, or are .jsonl with "prediction" and "references" or
-    "target", or .tsv with a key, a tab and a text, and more references of a key in more lines.
+    Files have a line for each example, or are .jsonl with a prediction and its references or
+    target, or .tsv with a key, a tab and a text, further references of a key in further lines.
+
     Several tasks are written NAME=FILE, a metric of only one of them NAME=METRIC.
     """
 
     predictions: Annotated[tuple[str, ...], arg(metavar="[NAME=]FILE ...")]
     """A file of predictions, or one for each task."""
     references: Annotated[tuple[str, ...], arg(metavar="[NAME=]FILE ...")] = ()
-    """Files of references, each with one for every prediction; a .jsonl of predictions may hold
-    them itself."""
+    """Files of references, each with one for every prediction; needless for a .jsonl with both."""
     metrics: Annotated[tuple[str, ...], arg(metavar="[NAME=]METRIC ...")]
     """Such as bleu, chrf, rougeL, squad_f1, accuracy, wer; another name lists all."""
     keyed: FlagCreatePairsOff[bool] = False

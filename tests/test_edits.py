@@ -2,7 +2,7 @@ import functools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5jax.metrics import edits
@@ -22,6 +22,7 @@ def by_recursion(a, b):
     return distance(len(a), len(b))
 
 
+@settings(deadline=None)
 @given(st.text("abc", max_size=12), st.text("abcd", max_size=12))
 def test_edit_distance_equals_its_recursive_definition(a, b):
     assert edits.edit_distance(a, b) == by_recursion(a, b)
