@@ -59,10 +59,11 @@ def main(
 
 def entry() -> None:
     """The command `t5jax`."""
-    from t5jax import bulk, convert, inspect, plan
+    from t5jax import bulk, convert, evaluate, inspect, plan
 
     commands: dict[type, Callable[[Any], object]] = {
         bulk.Generate: bulk.run,
+        evaluate.Evaluate: evaluate.run,
         convert.Convert: convert.run,
         inspect.Inspect: inspect.run,
         plan.Plan: plan.run,

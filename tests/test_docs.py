@@ -71,12 +71,13 @@ def test_docs_options_exist():
 
     from t5jax.bulk import Generate
     from t5jax.convert import Convert
+    from t5jax.evaluate import Evaluate
     from t5jax.inspect import Inspect
     from t5jax.plan import Plan
     from t5jax.pretrain import PretrainConfig
 
     shown = io.StringIO()
-    for command in (PretrainConfig, Convert, Inspect, Generate, Plan):
+    for command in (PretrainConfig, Convert, Inspect, Generate, Plan, Evaluate):
         with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
             tyro.cli(command, args=["--help"], console_outputs=True)
     known = set(re.findall(r"--[a-z][a-z0-9.-]*", shown.getvalue()))

@@ -1,0 +1,96 @@
+"""Classes: predicted as text, or chosen by score."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from t5jax.metrics import bootstrap
+from t5jax.metrics.bootstrap import Measured
+from t5jax.metrics.pairs import References, pair_single
+
+
+def accuracy(predictions: Sequence[str], references: References) -> Measured:
+    """Percent of predictions that are the right class, but for white space at either end."""
+    pairs = pair_single(predictions, references)
+    return bootstrap.percent_of(np.array([predicted == right for predicted, right in pairs]))
+
+
+def f1(predictions: Sequence[str], references: References, *, positive: str) -> Measured:
+    """F1 of one class, in percent; 0 if it is never predicted rightly.
+
+    Args:
+      predictions: texts; whatever is not the class counts as another.
+      references: one for each.
+      positive: the class.
+    Raises:
+      ValueError: the class is neither predicted nor right anywhere.
+    """
+    pairs = pair_single(predictions, references)
+    rows = np.array([[x == positive for x in both] for both in pairs])
+    if not rows.any():
+        raise ValueError(
+            f"positive must be a class that is there, got {positive!r}; classes are "
+            f"{', '.join(sorted({right for _, right in pairs})[:5])}."
+        )
+
+    def combine(rows: np.ndarray) -> float:
+        total = rows.sum()
+        return 200 * float(rows.all(axis=1).sum() / total) if total else float("nan")
+
+    return Measured(rows.astype(np.int64), combine)
+
+
+def matthews(predictions: Sequence[str], references: References) -> Measured:
+    """Matthews correlation of any number of classes, in percent; 0 if one side is constant.
+
+    (Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006)
+    """
+    pairs = pair_single(predictions, references)
+    numbers = {label: i for i, label in enumerate(sorted({x for both in pairs for x in both}))}
+    rows = np.array([[numbers[x] for x in both] for both in pairs])
+
+    def combine(rows: np.ndarray) -> float:
+        count, (predicted, right) = len(rows), rows.T
+        counts = [np.bincount(x, minlength=len(numbers)).astype(float) for x in (predicted, right)]
+        covariance = float((predicted == right).sum()) * count - counts[0] @ counts[1]
+        spreads = [count**2 - x @ x for x in counts]
+        return 100 * float(covariance / np.sqrt(spreads[0] * spreads[1])) if all(spreads) else 0.0
+
+    return Measured(rows, combine)
+
+
+def choose(scores: Sequence[np.ndarray] | np.ndarray) -> Int[np.ndarray, "n"]:
+    """Finds the best choice of each example; of equally good ones the first.
+
+    Args:
+      scores: for each example those of its choices, such as `Text2Text.score_candidates` returns;
+        they need not be as many for all.
+    Raises:
+      ValueError: an example has no choices, or a score is NaN.
+    """
+    for i, row in enumerate(scores):
+        if np.ndim(row) != 1 or not len(row) or np.isnan(row).any():
+            raise ValueError(f"scores[{i}] must be a list of numbers, got {row!r:.60}.")
+    return np.array([int(np.argmax(row)) for row in scores], np.int64)
+
+
+def choice_accuracy(scores: Sequence[np.ndarray] | np.ndarray, answers: Sequence[int]) -> Measured:
+    """Percent of examples whose best choice is the right one.  (arXiv:2110.08207, section 5)
+
+    Args:
+      scores: as `choose` takes them.
+      answers: places of the right choices, from 0.
+    Raises:
+      ValueError: as `choose`, or they are not as many, or an answer is not among the choices.
+    """
+    if len(scores) != len(answers) or not len(scores):
+        raise ValueError(
+            f"scores and answers must be as many, and some, got {len(scores)} and {len(answers)}."
+        )
+    for i, (row, answer) in enumerate(zip(scores, answers, strict=True)):
+        if not 0 <= answer < len(row):
+            raise ValueError(
+                f"answers[{i}] must be one of {len(row)} choices, from 0, got {answer}."
+            )
+    return bootstrap.percent_of(choose(scores) == np.array(answers))

@@ -1,0 +1,44 @@
+"""Predictions beside their references."""
+
+from collections.abc import Sequence
+
+References = Sequence[str | Sequence[str]]
+"""For each example a text, or several that are equally right."""
+
+
+def pair(predictions: Sequence[str], references: References) -> list[tuple[str, list[str]]]:
+    """Puts each prediction beside the list of its references.
+
+    Raises:
+      ValueError: there are none, they are not as many, or one has no reference.
+    """
+    if isinstance(predictions, str) or isinstance(references, str):
+        raise ValueError("predictions and references must be lists of texts, got a single text.")
+    if len(predictions) != len(references):
+        raise ValueError(
+            f"predictions and references must be as many, got {len(predictions)} and "
+            f"{len(references)}."
+        )
+    if not len(predictions):
+        raise ValueError("predictions must hold at least one example, got none.")
+    listed = [[each] if isinstance(each, str) else list(each) for each in references]
+    for i, texts in enumerate(listed):
+        if not texts:
+            raise ValueError(f"references[{i}] must hold at least one text, got none.")
+    return list(zip(predictions, listed, strict=True))
+
+
+def pair_single(predictions: Sequence[str], references: References) -> list[tuple[str, str]]:
+    """Puts each prediction beside its only reference, both without white space around them.
+
+    Raises:
+      ValueError: as `pair`, or an example has several references.
+    """
+    pairs = pair(predictions, references)
+    for i, (_, texts) in enumerate(pairs):
+        if len(texts) != 1:
+            raise ValueError(
+                f"this metric must have one reference for each example, got {len(texts)} for "
+                f"example {i}."
+            )
+    return [(prediction.strip(), texts[0].strip()) for prediction, texts in pairs]

@@ -1,0 +1,172 @@
+"""Predictions and their references, read from files."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_VARIANT = re.compile(r"\(\d+\)$")
+
+
+class Examples(NamedTuple):
+    """What is compared."""
+
+    predictions: list[str]
+    references: list[list[str]]
+    """One or more for each prediction."""
+
+
+def read(predictions: Path, references: Sequence[Path], *, keyed: bool = False) -> Examples:
+    """Reads what was predicted, and what is right.
+
+    A .jsonl file has an object for each example: "prediction" (or "output"), and "references" (a
+    list) or "target".  A .tsv file has lines `key<TAB>text`; further references of a key are
+    further lines, whose keys may end in a number such as "(2)".  A .dict file is such a file as
+    CMUdict writes it, with spaces and comments.  Any other file has a line for each example.
+
+    Args:
+      predictions: file of predictions.
+      references: files of references, each with one for every example; none if the predictions'
+        file holds them too.
+      keyed: read files of other endings as .tsv; done in any case beside a .tsv or .dict.
+    Returns:
+      the examples, in the order of the predictions.
+    Raises:
+      ValueError: a file is empty or damaged, or they do not match.
+      OSError: a file cannot be read.
+    """
+    endings = {file.suffix for file in (predictions, *references)}
+    if keyed or endings & {".tsv", ".dict"}:
+        if ".jsonl" in endings:
+            raise ValueError(
+                f"{predictions} and its references must all have keys or none, got a .jsonl file "
+                "beside one with keys; write all as .jsonl, or all as .tsv."
+            )
+        return _by_key(predictions, references)
+    found = _texts(predictions)
+    if not references:
+        return Examples(found, _references(predictions))
+    listed: list[list[str]] = [[] for _ in found]
+    for file in references:
+        is_json = file.suffix == ".jsonl"
+        texts = _references(file) if is_json else [[text] for text in _lines(file)]
+        if len(texts) != len(found):
+            raise ValueError(
+                f"{predictions} and {file} must be as long, got {len(found)} and {len(texts)} "
+                "examples."
+            )
+        for known, more in zip(listed, texts, strict=True):
+            known += more
+    return Examples(found, listed)
+
+
+def _texts(file: Path) -> list[str]:
+    if file.suffix != ".jsonl":
+        return _lines(file)
+    found = []
+    for number, record in _records(file):
+        text = record.get("prediction", record.get("output"))
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{file} must have a text under 'prediction' or 'output', got {record!s:.60} in "
+                f"line {number}."
+            )
+        found.append(text)
+    return found
+
+
+def _references(file: Path) -> list[list[str]]:
+    if file.suffix != ".jsonl":
+        raise ValueError(
+            f"references must be given for {file}, got none; only a .jsonl file can hold its own."
+        )
+    found = []
+    for number, record in _records(file):
+        listed = record.get("references", record.get("target"))
+        listed = [listed] if isinstance(listed, str) else listed
+        if not isinstance(listed, list) or {type(text) for text in listed} != {str}:
+            raise ValueError(
+                f"{file} must have texts under 'references' or a text under 'target', got "
+                f"{record!s:.60} in line {number}."
+            )
+        found.append(listed)
+    return found
+
+
+def _by_key(predictions: Path, references: Sequence[Path]) -> Examples:
+    if not references:
+        raise ValueError(f"references must be given for {predictions}, got none.")
+    found: dict[str, str] = {}
+    for key, text in _keyed_lines(predictions):
+        if key in found:
+            raise ValueError(f"{predictions} must have one prediction for a key, got two of {key}.")
+        found[key] = text
+    right: dict[str, list[str]] = {}
+    for file in references:
+        for key, text in _keyed_lines(file):
+            right.setdefault(key if key in found else _VARIANT.sub("", key), []).append(text)
+    _check_keys(f"{predictions} must have a prediction", right.keys() - found.keys(), list(right))
+    _check_keys("references must have a text", found.keys() - right.keys(), list(found))
+    return Examples(list(found.values()), [right[key] for key in found])
+
+
+def _check_keys(rule: str, missing: set[str], order: list[str]) -> None:
+    if missing:
+        first = [key for key in order if key in missing][:3]
+        raise ValueError(
+            f"{rule} for every key, got none for {len(missing)} of {len(order)}: "
+            f"{', '.join(first)}{', ...' * (len(missing) > 3)}."
+        )
+
+
+def _keyed_lines(file: Path) -> list[tuple[str, str]]:
+    found = []
+    is_dict = file.suffix == ".dict"
+    for number, line in enumerate(_lines(file), start=1):
+        if is_dict:
+            key, _, text = line.partition(" #")[0].partition(" ")
+            text = text.strip()
+        else:
+            key, tab, text = line.partition("\t")
+            if not tab:
+                raise ValueError(
+                    f"{file} must have lines of a key, a tab and a text, got {line!r:.60} in line "
+                    f"{number}."
+                )
+        found.append((key, text))
+    return found
+
+
+def _records(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    found = []
+    for number, line in enumerate(_lines(file), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{file} must have a JSON object in each line, got an error in line {number}: "
+                f"{error.msg} at column {error.colno}."
+            ) from None
+        if not isinstance(record, dict):
+            raise ValueError(
+                f"{file} must have a JSON object in each line, got {line:.60} in line {number}."
+            )
+        found.append((number, record))
+    if not found:
+        raise ValueError(f"{file} must hold at least one example, got blank lines.")
+    return found
+
+
+def _lines(file: Path) -> list[str]:
+    """Lines without their ends; a blank one is an empty text."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} must be text in UTF-8, got {error.reason}.") from None
+    if not text:
+        raise ValueError(f"{file} must hold at least one example, and it is empty.")
+    # Not `splitlines`, which also ends a line at a few characters that text may hold.
+    return text.removesuffix("\n").replace("\r\n", "\n").split("\n")

@@ -1,0 +1,161 @@
+import json
+import sys
+
+import pytest
+
+from t5jax import cli, metrics
+from t5jax.evaluate import Evaluate
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys, tmp_path):
+    """Runs the command among a few files; returns its exit status and what it prints."""
+    monkeypatch.chdir(tmp_path)
+    contents = {
+        "de.txt": "das ist gut\nja\nnein danke sehr\n",
+        "de.ref": "das ist gut\nja\nnein danke\n",
+        "yes.txt": "yes\nno\nyes\n",
+        "yes.ref": "yes\nno\nno\n",
+        "one.txt": "yes\n",
+        "sts.txt": "2.0\n2.0\n2.0\n",
+        "sts.ref": "1.0\n2.0\n3.0\n",
+        "g2p.tsv": "READ\tR IY D\nA\tAH\nCAT\tK AE\n",
+        "g2p.ref": "A\tEY\nA(2)\tAH\nREAD\tR IY D\nREAD\tR EH D\nCAT\tK AE T\n",
+    }
+    for name, text in contents.items():
+        (tmp_path / name).write_text(text)
+
+    def command(arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["t5jax", "evaluate", *arguments.split()])
+        status = 0
+        try:
+            cli.entry()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return status, *capsys.readouterr()
+
+    return command
+
+
+def test_evaluate_prints_a_table_and_writes_json(evaluate, tmp_path):
+    status, out, err = evaluate(
+        "--predictions de.txt --references de.ref --metrics wer exact_match --bootstrap 200 "
+        "--seed 5 --json out.json"
+    )
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "de.txt: 3 examples, 3 references"
+    assert lines[1].startswith("  wer            16.67   95 %: 0.00 to ")
+    assert lines[2].startswith("  exact_match    66.67   95 %: ")
+    assert lines[3] == "intervals: 200 draws of examples, seed 5"
+    assert len(lines) == 4
+    found = json.loads((tmp_path / "out.json").read_text())
+    measured = metrics.measure(["wer"], ["a b c", "d", "e f g"], ["a b c", "d", "e f"])["wer"]
+    low, high = metrics.interval(measured, resamples=200, seed=5)
+    assert found == {
+        "tasks": {
+            "de.txt": {
+                "examples": 3,
+                "references": 3,
+                "metrics": {
+                    "wer": {"score": pytest.approx(100 / 6), "interval": [low, high]},
+                    "exact_match": found["tasks"]["de.txt"]["metrics"]["exact_match"],
+                },
+            }
+        },
+        "bootstrap": {"resamples": 200, "seed": 5, "level": 0.95},
+    }
+
+
+def test_evaluate_joins_by_key_and_counts_pronunciations(evaluate):
+    status, out, _ = evaluate("--predictions g2p.tsv --references g2p.ref --metrics per g2p_wer")
+    assert status == 0
+    assert out.splitlines() == [
+        "g2p.tsv: 3 examples, 5 references",
+        "  per        14.29",
+        "  g2p_wer    33.33",
+    ]
+
+
+def test_evaluate_averages_tasks_and_not_metrics(evaluate, tmp_path):
+    """de: 2/3; yes: accuracy 2/3 and F1 of "yes" 2/3 (1 hit, 1 too many) -> mean of means."""
+    status, out, _ = evaluate(
+        "--predictions de=de.txt yes=yes.txt --references de=de.ref yes=yes.ref "
+        "--metrics exact_match yes=f1 yes=matthews --positive yes --json out.json"
+    )
+    assert status == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert list(found["tasks"]["de"]["metrics"]) == ["exact_match"]
+    yes = {name: x["score"] for name, x in found["tasks"]["yes"]["metrics"].items()}
+    # Indicators (1, 0, 1) and (1, 0, 0): covariance 1/9, variances 2/9 each.
+    assert yes == pytest.approx({"exact_match": 200 / 3, "f1": 200 / 3, "matthews": 50})
+    average = (200 / 3 + (200 / 3 + 200 / 3 + 50) / 3) / 2
+    assert found["average"] == pytest.approx(average)
+    assert out.splitlines()[-1] == f"average of 2 tasks  {average:.2f}"
+
+
+def test_evaluate_averages_neither_error_rates_nor_what_is_undefined(evaluate, tmp_path):
+    files = "--predictions a=de.txt b=sts.txt --references a=de.ref b=sts.ref --json out.json"
+    status, out, _ = evaluate(f"{files} --metrics exact_match a=wer")
+    assert (status, out.splitlines()[-1]) == (0, "no average: of wer less is better")
+    status, out, _ = evaluate(f"{files} --metrics exact_match b=pearson --bootstrap 5")
+    assert status == 0
+    assert "  pearson      undefined" in out.splitlines()
+    assert "no average: a metric is undefined" in out.splitlines()
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["average"] is None
+    assert found["tasks"]["b"]["metrics"]["pearson"] == {"score": None, "interval": [None, None]}
+
+
+def test_evaluate_takes_several_references_and_paths_with_equals(evaluate, tmp_path):
+    (tmp_path / "x=1.txt").write_text("das ist\nja ja\nnein danke sehr\n")
+    status, out, _ = evaluate(
+        "--predictions de.txt --references de.ref x=1.txt --metrics exact_match"
+    )
+    assert status == 0
+    assert out.splitlines() == ["de.txt: 3 examples, 6 references", "  exact_match   100.00"]
+
+
+def test_evaluate_prints_sacrebleu_s_signature(evaluate):
+    pytest.importorskip("sacrebleu")
+    status, out, _ = evaluate(
+        "--predictions de.txt --references de.ref --metrics bleu --tokenize none"
+    )
+    assert status == 0
+    assert "|tok:none|" in out.splitlines()[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--predictions one.txt --references de.ref --metrics wer", "got 1 and 3 examples."),
+        ("--predictions de.txt --references de.ref --metrics blue", "did you mean 'bleu'? metrics"),
+        ("--predictions de.txt --references nowhere --metrics wer", "No such file"),
+        ("--predictions de.txt --metrics wer", "references must be given for de.txt"),
+        ("--predictions de.txt yes.txt --references de.ref --metrics wer", "write NAME=FILE"),
+        ("--predictions de.txt a=yes.txt --references de.ref --metrics wer", "or all be written"),
+        ("--predictions a=de.txt --references b=de.ref --metrics wer", "got tasks 'a'; write"),
+        ("--predictions a=de.txt --references a=de.ref --metrics b=wer", "tasks are 'a'."),
+        (
+            "--predictions a=de.txt b=de.txt --references a=de.ref b=de.ref --metrics a=wer",
+            "task 'b' must have a metric, got none; write b=METRIC.",
+        ),
+        (
+            "--predictions de.txt --references de.ref --metrics wer --use-stemmer",
+            "use_stemmer must go with one of rouge1",
+        ),
+        ("--predictions de.txt --references de.ref --metrics pearson", "must be a number"),
+    ],
+)
+def test_evaluate_refuses_in_one_sentence(evaluate, arguments, message):
+    status, out, err = evaluate(arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+@pytest.mark.parametrize("option", ["bootstrap", "seed"])
+def test_evaluate_refuses_numbers_below_0(option):
+    with pytest.raises(ValueError, match=f"{option} must be at least 0, got -1"):
+        Evaluate(predictions=("a",), metrics=("wer",), **{option: -1})

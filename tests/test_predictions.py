@@ -1,0 +1,118 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from t5jax import predictions
+
+
+@pytest.fixture
+def write(tmp_path):
+    def file(name: str, *lines: object, end: str = "\n") -> Path:
+        texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+        (tmp_path / name).write_bytes("".join(text + end for text in texts).encode())
+        return tmp_path / name
+
+    return file
+
+
+def test_read_takes_lines_and_several_files_of_references(write):
+    files = [write("r1.de", "x", "", "z"), write("r2.de", "u", "v", "w")]
+    found = predictions.read(write("p.txt", "a", "b\u2028c", ""), files)
+    assert found.predictions == ["a", "b\u2028c", ""]
+    assert found.references == [["x", "u"], ["", "v"], ["z", "w"]]
+
+
+def test_read_takes_other_line_ends_and_marks_of_order(write):
+    one = predictions.read(write("p.txt", "\ufeffa", "b", end="\r\n"), [write("r", "a", "b")])
+    assert one.predictions == ["a", "b"]
+    (file := write("cut")).write_text("a\nb")
+    assert predictions.read(file, [file]).predictions == ["a", "b"]
+
+
+def test_read_takes_jsonl_with_its_own_references(write):
+    file = write(
+        "p.jsonl",
+        {"input": "q", "prediction": "a", "target": "x"},
+        "",
+        {"output": "b", "references": ["y", "z"]},
+    )
+    assert predictions.read(file, []) == (["a", "b"], [["x"], ["y", "z"]])
+    other = predictions.read(file, [write("r.txt", "1", "2"), file])
+    assert other.references == [["1", "x"], ["2", "y", "z"]]
+
+
+def test_read_joins_by_key_in_the_order_of_predictions(write):
+    right = write("r.tsv", "read\tR IY D", "a(2)\tEY", "read(2)\tR EH D", "a\tAH")
+    found = predictions.read(write("p.tsv", "a\tAH", "read\tR IY D"), [right])
+    assert found == (["AH", "R IY D"], [["EY", "AH"], ["R IY D", "R EH D"]])
+    plain = predictions.read(write("p", "a\tAH", "read\t"), [right], keyed=True)
+    assert plain.predictions == ["AH", ""]
+
+
+def test_read_keeps_a_number_that_is_part_of_a_key(write):
+    found = predictions.read(write("p.tsv", "f(2)\t4", "f\t0"), [write("r", "f\t0", "f(2)\t4")])
+    assert found.references == [["4"], ["0"]]
+
+
+def test_read_takes_a_dictionary_as_cmudict_writes_it(write):
+    right = write("cmu.dict", "aalborg AO1 L B # place, danish", "aalborg(2) AA1 L B", "'em AH0 M")
+    found = predictions.read(write("p.tsv", "'em\tAH0 M", "aalborg\tx"), [right])
+    assert found.references == [["AH0 M"], ["AO1 L B", "AA1 L B"]]
+
+
+def test_read_takes_cmudict_s_test_words(shared_data, tmp_path):
+    right = shared_data / "cmudict_g2p" / "g014b2b.test"
+    if not right.is_file():
+        pytest.skip("needs CMUdict beside the checkout")
+    lines = right.read_text().splitlines()
+    first = dict(line.split("\t") for line in reversed(lines))
+    (tmp_path / "p.tsv").write_text("".join(f"{word}\t{text}\n" for word, text in first.items()))
+    found = predictions.read(tmp_path / "p.tsv", [right])
+    assert len(found.predictions) == 12000
+    assert sum(map(len, found.references)) == len(lines)
+    assert all(p == r[0] for p, r in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "message"),
+    [
+        (("p", "a"), ("r", "a", "b"), r"p and .*r must be as long, got 1 and 2 examples"),
+        (("p",), ("r", "a"), "p must hold at least one example, and it is empty"),
+        (("p.jsonl", ""), ("r", "a"), "p.jsonl must hold at least one example, got blank lines"),
+        (("p.tsv", "a\tb", "a\tc"), ("r", "a\tb"), "one prediction for a key, got two of a"),
+        (("p.tsv", "a"), ("r", "a\tb"), "a key, a tab and a text, got 'a' in line 1"),
+        (
+            ("p.tsv", "a\tb"),
+            ("r", "a\tb", "b\tb", "c\tb", "d\tb", "e\tb"),
+            "p.tsv must have a prediction for every key, got none for 4 of 5: b, c, d, ...",
+        ),
+        (
+            ("p.tsv", "a\tb", "z\tb"),
+            ("r", "a\tb"),
+            "references must have a text for every key, got none for 1 of 2: z.",
+        ),
+        (("p.jsonl", {"text": "a"}), ("r", "a"), "under 'prediction' or 'output', got .* line 1"),
+        (("p.jsonl", {"prediction": 3}), ("r", "a"), "under 'prediction' or 'output'"),
+        (("p.jsonl", "{"), ("r", "a"), "got an error in line 1: .* at column 2"),
+        (("p.jsonl", "[1]"), ("r", "a"), r"a JSON object in each line, got \[1\] in line 1"),
+        (("p.jsonl", {"prediction": "a"}), ("r.jsonl", {"target": None}), "'target', got"),
+        (("p.jsonl", {"prediction": "a"}), ("r.jsonl", {"references": []}), "'target', got"),
+        (("p.jsonl", {"prediction": "a"}), ("r.tsv", "a\tb"), "all have keys or none"),
+    ],
+)
+def test_read_refuses_in_a_sentence(write, prediction, reference, message):
+    with pytest.raises(ValueError, match=message):
+        predictions.read(write(*prediction), [write(*reference)])
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.tsv"])
+def test_read_refuses_predictions_without_references(write, name):
+    with pytest.raises(ValueError, match=f"references must be given for .*{name}, got none"):
+        predictions.read(write(name, "a\tb"), [])
+
+
+def test_read_refuses_other_encodings(tmp_path):
+    (tmp_path / "p").write_bytes("ä\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="must be text in UTF-8"):
+        predictions.read(tmp_path / "p", [tmp_path / "p"])
