@@ -4,7 +4,8 @@ python benchmarks/train.py [--model t5-small] [--rounds 5] [--json train.json]
 
 Same sizes, same shapes, Adafactor, dropout 0.1, random weights.  PyTorch runs eagerly: in float32,
 and in bfloat16 by autocast, as its users train.  Each has a process of its own, which sleeps while
-the other takes its step: what one does with memory then costs the other nothing.
+the other takes its step; t5jax keeps its memory between steps, as `scripts/pretrain.py` does, and
+PyTorch does what it does by default, or with --keep-memory the same.
 Needs `pip install torch transformers`.
 """
 
@@ -113,8 +114,9 @@ def torchs(options: argparse.Namespace, dtype: str) -> Callable[[], float]:
 
 def serve(side: str, options: argparse.Namespace, dtype: str, pipe: Connection) -> None:
     """Takes a step for every message, and answers with its seconds; ends when the pipe does."""
-    if side == "t5jax":
+    if side == "t5jax" or options.keep_memory:
         heap.keep_memory()
+    if side == "t5jax":
         run = ours(options, dtype)
     else:
         torch.set_num_threads(THREADS)
@@ -128,12 +130,14 @@ def serve(side: str, options: argparse.Namespace, dtype: str, pipe: Connection) 
 
 
 def measure(options: argparse.Namespace, dtype: str) -> dict[str, float]:
-    """Median seconds of each, taken in turns after three steps to warm up."""
+    """Median seconds of each, taken in turns, the first steps left out."""
     spawned = multiprocessing.get_context("spawn")
     pipes, children = {}, []
     for side in ("t5jax", "PyTorch"):
         pipes[side], theirs = spawned.Pipe()
-        children.append(spawned.Process(target=serve, args=(side, options, dtype, theirs)))
+        children.append(
+            spawned.Process(target=serve, args=(side, options, dtype, theirs), daemon=True)
+        )
         children[-1].start()
         theirs.close()
     times: dict[str, list[float]] = {side: [] for side in pipes}
@@ -156,6 +160,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=list(BARS))
     parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
     parser.add_argument("--vocab-chunks", type=int, default=None)
+    parser.add_argument("--keep-memory", action="store_true", help="for PyTorch, too")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, default=Path("train.json"))
     options = parser.parse_args()

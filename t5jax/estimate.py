@@ -1,10 +1,10 @@
 """What a compiled step asks of every chip: memory, operations, traffic, and time by a roofline."""
 
 import dataclasses
+import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,9 @@ def compile_step(lowered: Lowered, workload: Workload, *, chip: Chip, count: int
         start = time.perf_counter()
         try:
             # As the compiler writes it down: jaxlib cannot hand over every program for a TPU.
-            compiled = lowered.program.compile(compiler_options={"xla_dump_to": folder})
+            compiled = lowered.program.compile(
+                compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+            )
         except jax.errors.JaxRuntimeError as error:
             sizes = out_of_memory_sizes(str(error))
             if sizes is None:
@@ -112,7 +114,13 @@ def compile_step(lowered: Lowered, workload: Workload, *, chip: Chip, count: int
             state = sum(lowered.num_bytes.values()) if is_temporary else 0
             raise OutOfMemory(needed + state, available, lowered.num_bytes) from error
         compile_time = time.perf_counter() - start
-        program = hlo.read(_longest(Path(folder).glob("*after_optimizations.txt")))
+        texts = [f.read_text("utf-8") for f in Path(folder).glob("*after_optimizations.txt")]
+        if not texts:
+            raise ValueError(
+                f"the compiler must write down its program, got XLA_FLAGS="
+                f"{os.environ.get('XLA_FLAGS', '')!r}; leave out all xla_dump flags."
+            )
+        program = hlo.read(max(texts, key=len))
     return _estimate(
         compiled.memory_analysis(),
         program,
@@ -122,11 +130,6 @@ def compile_step(lowered: Lowered, workload: Workload, *, chip: Chip, count: int
         count=count,
         compile_time=compile_time,
     )
-
-
-def _longest(files: Iterable[Path]) -> str:
-    """The step among the programs that were compiled."""
-    return max((file.read_text("utf-8") for file in files), key=len, default="")
 
 
 def out_of_memory_sizes(message: str) -> tuple[float, float, bool] | None:

@@ -238,11 +238,21 @@ class Attention(nnx.Module):
         bias: Float[Array, "1 N T S"] | None,
     ) -> Float[Array, "B N T S"]:
         """How much every query attends to every key; float32."""
+        return jax.nn.softmax(self._scores(queries, keys, mask=mask, bias=bias))
+
+    def _scores(
+        self,
+        queries: Float[Array, "B N T H"],
+        keys: Float[Array, "B N S H"],
+        *,
+        mask: Bool[Array, "#B 1 #T S"],
+        bias: Float[Array, "1 N T S"] | None,
+    ) -> Float[Array, "B N T S"]:
         scores = products.contract_wide("bnth,bnsh->bnts", queries, keys)
         if bias is not None:
             scores = products.add_shared(scores, bias)
         # The least finite value, since a row of -inf has no softmax.
-        return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min))
+        return jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
 
     def attend(
         self,
@@ -270,7 +280,8 @@ class Attention(nnx.Module):
         if isinstance(mask, Segments):
             read = attention.attend(queries, keys, values, segments=mask, bias=bias, kind=self.kind)
         else:
-            weights = self.weights(queries, keys, mask=mask, bias=bias).astype(values.dtype)
+            scores = self._scores(queries, keys, mask=mask, bias=bias)
+            weights = products.softmax(scores, values.dtype)
             read = products.contract("bnts,bnsh->bnth", weights, values)
         read = read.swapaxes(1, 2)
         return project(read.reshape(*read.shape[:2], -1), self.out)

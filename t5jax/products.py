@@ -129,7 +129,7 @@ def _contract_narrow_backward(subscripts: str, kept: Any, cotangent: Array) -> t
     wide = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     to_x = wide(f"{out},{of_y}->{of_x}", narrow, y)
     summed = of_x[-2]
-    if on_cpu() and out[-2] == summed:
+    if on_cpu() and out[-2] == summed and set(of_x[:-2]) <= set(of_y):
         # The factor that gives the rows of the result goes first, its sum along its last axis.
         (rows, first), (columns, second) = (of_x, x), (out, narrow)
         if of_y[-2] not in rows:
@@ -172,6 +172,35 @@ def _add_shared_backward(_: None, cotangent: Array) -> tuple[Array, Array]:
 
 
 add_shared.defvjp(_add_shared_forward, _add_shared_backward)
+
+
+def softmax(scores: Float[Array, "*A S"], dtype: Any) -> Float[Array, "*A S"]:
+    """The softmax over the last axis, computed in float32 and rounded to a type.
+
+    Its gradient is that at the rounded result, so that nothing wider is kept for it.
+    """
+    if dtype == jnp.float32:
+        return jax.nn.softmax(scores)
+    return _softmax_narrow(scores, dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _softmax_narrow(scores: Array, dtype: Any) -> Any:
+    return jax.nn.softmax(scores).astype(dtype)
+
+
+def _softmax_narrow_forward(scores: Array, dtype: Any) -> tuple[Array, Array]:
+    weights = _softmax_narrow(scores, dtype)
+    return weights, weights
+
+
+def _softmax_narrow_backward(dtype: Any, weights: Array, cotangent: Array) -> tuple[Array]:
+    wide = weights.astype(jnp.float32)
+    product = wide * cotangent.astype(jnp.float32)
+    return (product - wide * jnp.sum(product, axis=-1, keepdims=True),)
+
+
+_softmax_narrow.defvjp(_softmax_narrow_forward, _softmax_narrow_backward)
 
 
 def sum_examples(x: Float[Array, "B *A"]) -> Float[Array, "1 *A"]:

@@ -32,7 +32,7 @@ class RunLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / METRICS_FILE
         kept = [entry for entry in read_metrics(folder) if entry["step"] <= start_step]
-        files.write(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        files.write(path, "".join(map(_line, kept)))
         self._file = path.open("a")
         self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=start_step + 1)
         self._bar = tqdm(
@@ -68,7 +68,7 @@ class RunLog:
 
     def speed(self, step: int, reading: dict[str, float]) -> None:
         """How fast the steps up to this one were, as from `stopwatch.Stopwatch.reading`."""
-        self._put(step, reading)
+        self._file.write(_line({"step": step, **reading}))
         for name, value in reading.items():
             self._board.add_scalar(f"speed/{name}", value, step)
         if "mfu" in reading:
@@ -76,7 +76,7 @@ class RunLog:
 
     def skipped(self, step: int, known: dict[str, Any]) -> None:
         """A step that changed nothing, and what is known of it."""
-        self._put(step, known)
+        self._file.write(_line({"step": step, **known}))
         self._bar.write(
             f"step {step} was skipped, its loss or gradient could not be trusted; "
             f"chunks {known.get('skipped_chunks')}",
@@ -112,21 +112,23 @@ class RunLog:
 
     def _draw(self) -> None:
         entries = read_metrics(self._folder)
-        if any("loss" in entry or "eval_loss" in entry for entry in entries):
+        known = {name for e in entries for name, value in e.items() if value is not None}
+        if known & {"loss", "eval_loss"}:
             _draw(entries, self._folder / "loss.png")
 
     def _write(self, step: int, metrics: dict[str, float], group: str) -> None:
-        self._put(step, metrics)
+        self._file.write(_line({"step": step, **metrics}))
         for name, value in metrics.items():
             self._board.add_scalar(f"{group}/{name.removeprefix('eval_')}", value, step)
 
-    def _put(self, step: int, entry: dict[str, Any]) -> None:
-        # JSON has no word for what is not finite, such as the loss of a step that was skipped.
-        finite = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in entry.items()
-        }
-        self._file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+
+def _line(entry: dict[str, Any]) -> str:
+    # JSON has no word for what is not finite, such as the loss of a step that was skipped.
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in entry.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """Products against float64, as far as the types they are computed in allow."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -250,3 +252,33 @@ def test_contract_has_narrow_gradients_that_equal_wide_ones(subscripts, shapes):
             np.testing.assert_allclose(
                 one.astype(jnp.float32), other.astype(jnp.float32), rtol=0.05, atol=0.1
             )
+
+
+@pytest.mark.parametrize("columns", [96, 64, 33])
+def test_contract_adds_up_narrow_gradients_along_rows_in_memory(columns):
+    # A CPU's fast product of narrow types has the sum along the first factor's last axis.
+    x, y = jnp.ones((48, columns), jnp.bfloat16), jnp.ones((columns, 40), jnp.bfloat16)
+
+    def total(y):
+        return jnp.sum(products.contract_wide("...i,io->...o", x, y))
+
+    text = jax.jit(jax.grad(total)).lower(y).compile().as_text()
+    assert re.findall(r"lhs_contracting_dims=\{(\d)\}, rhs_contracting_dims=\{(\d)\}", text) == [
+        ("1", "0")
+    ]
+
+
+def test_softmax_of_a_narrow_type_has_the_gradient_of_the_wide_one():
+    rng = np.random.default_rng(8)
+    scores, seen = (jnp.float32(rng.normal(size=(2, 3, 4, 9), scale=scale)) for scale in (3, 1))
+
+    def total(scores, dtype):
+        return jnp.sum(products.softmax(scores, dtype).astype(jnp.float32) * seen)
+
+    assert products.softmax(scores, jnp.bfloat16).dtype == jnp.bfloat16
+    expected = jax.grad(lambda scores: jnp.sum(jax.nn.softmax(scores) * seen))(scores)
+    np.testing.assert_array_equal(jax.grad(total)(scores, jnp.float32), expected)
+    found = jax.grad(total)(scores, jnp.bfloat16)
+    assert found.dtype == jnp.float32
+    # Weights of at most 1 and their gradients are rounded to 8 bits.
+    np.testing.assert_allclose(found, expected, atol=0.02)

@@ -38,6 +38,14 @@ def test_run_log_is_json_where_a_loss_is_not_finite(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1, "loss": None}, {"step": 2, "loss": 0.5}]
 
 
+def test_run_log_mends_what_is_not_json_and_draws_nothing_of_it(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
+    with RunLog(tmp_path, total_steps=2, start_step=1):
+        pass
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null}\n'
+    assert not (tmp_path / "loss.png").exists()
+
+
 def test_run_log_drops_what_a_resumed_run_will_write_again(tmp_path):
     with RunLog(tmp_path, total_steps=9, start_step=0) as log:
         write_steps(log, 1, 8)
