@@ -4,6 +4,7 @@ import dataclasses
 import json as jsons
 import math
 import statistics
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,19 +12,21 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from t5jax import files, metrics, predictions
 from t5jax.metrics import MetricOptions
+from t5jax.metrics.overlap import Tokenize
 from t5jax.predictions import Examples
 
 _LEVEL = 0.95
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate(MetricOptions):
+class Evaluate:
     """Compare predictions with references.
 
     Files have a line for each example, or are .jsonl with a prediction and its references or
     target, or .tsv with a key, a tab and a text, further references of a key in further lines.
 
-    Several tasks are written NAME=FILE, a metric of only one of them NAME=METRIC.
+    Several tasks are written NAME=FILE, a metric of only one of them NAME=METRIC, and a class of
+    only one NAME=CLASS.
     """
 
     predictions: Annotated[tuple[str, ...], arg(metavar="[NAME=]FILE ...")]
@@ -34,11 +37,13 @@ class Evaluate(MetricOptions):
     """Such as bleu, chrf, rougeL, squad_f1, accuracy, wer; another name lists all."""
     keyed: FlagCreatePairsOff[bool] = False
     """Read files of other endings as .tsv."""
+    tokenize: Tokenize = "13a"
+    """How BLEU finds words: as WMT does (13a), intl, zh, char, or none, for tokenized text."""
     lowercase: FlagCreatePairsOff[bool] = False
     """Ignore case in BLEU and chrF."""
     use_stemmer: FlagCreatePairsOff[bool] = False
     """Let words of one stem match in ROUGE; English."""
-    positive: Annotated[str | None, arg(metavar="CLASS")] = None
+    positive: Annotated[tuple[str, ...], arg(metavar="[NAME=]CLASS ...")] = ()
     """Class whose F1 is measured."""
     bootstrap: Annotated[int, arg(metavar="N")] = 0
     """Draw examples anew so often, for 95 % intervals; 1000 is usual."""
@@ -65,18 +70,26 @@ def run(options: Evaluate) -> dict[str, Any]:
       ValueError: names, files or metrics do not fit together, or a library is missing.
       OSError: a file cannot be read or written.
     """
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     tasks = _tasks(options)
-    named = [f.name for f in dataclasses.fields(MetricOptions)]
-    given = MetricOptions(**{name: getattr(options, name) for name in named})
     # An option is right if one task takes it, so all tasks' metrics are checked together.
-    metrics.check([name for task in tasks.values() for name in task.metrics], given)
+    metrics.check(
+        [name for task in tasks.values() for name in task.metrics],
+        _metric_options(options, options.positive[0] if options.positive else None),
+    )
+    for name, task in tasks.items():
+        if "f1" in task.metrics and task.positive is None:
+            raise ValueError(
+                f"f1 of task {name!r} must know its class, got none; write --positive {name}=CLASS."
+            )
     examples = {
         name: predictions.read(task.predictions, task.references, keyed=options.keyed)
         for name, task in tasks.items()
     }
     results: dict[str, Any] = {"tasks": {}}
     for name, task in tasks.items():
-        result = _measure(examples[name], task.metrics, options, given)
+        result = _measure(examples[name], task, options)
         results["tasks"][name] = result
         _print(name, result)
     if len(tasks) > 1:
@@ -98,6 +111,7 @@ class _Task:
     predictions: Path
     references: list[Path]
     metrics: list[str]
+    positive: str | None
 
 
 def _tasks(options: Evaluate) -> dict[str, _Task]:
@@ -115,26 +129,67 @@ def _tasks(options: Evaluate) -> dict[str, _Task]:
                 f"{task} must have one file of predictions, got {' '.join(listed)}; write "
                 "NAME=FILE for several tasks."
             )
+    if "" in references and "" not in found:
+        raise ValueError(
+            f"references must be written NAME=FILE, as predictions are, got "
+            f"{' '.join(references[''])}."
+        )
     for name in references:
-        if name not in found:
-            raise ValueError(
-                f"references of {name!r} must belong to a task, got tasks "
-                f"{', '.join(map(repr, found))}; write NAME=FILE as for predictions."
-            )
+        _check_name(name, found, "references")
     named = [text.rpartition("=")[::2] for text in options.metrics]
     for name, metric in named:
-        if name and name not in found:
-            raise ValueError(
-                f"metric {metric!r} must be of a task, got {name!r}; tasks are "
-                f"{', '.join(map(repr, found))}."
-            )
+        if name:
+            _check_name(name, found, f"metric {metric!r}")
+    classes = _classes(options.positive, found)
     tasks = {}
     for name, (file,) in found.items():
         listed = list(dict.fromkeys(metric for owner, metric in named if owner in ("", name)))
         if not listed:
             raise ValueError(f"task {name!r} must have a metric, got none; write {name}=METRIC.")
-        tasks[name or file] = _Task(Path(file), [Path(x) for x in references.get(name, [])], listed)
+        if name and name in classes and "f1" not in listed:
+            raise ValueError(
+                f"the class of task {name!r} must go with f1, got {', '.join(listed)}; write "
+                f"--metrics {name}=f1, too."
+            )
+        tasks[name or file] = _Task(
+            predictions=Path(file),
+            references=[Path(x) for x in references.get(name, [])],
+            metrics=listed,
+            positive=classes.get(name, classes.get("")) if "f1" in listed else None,
+        )
     return tasks
+
+
+def _classes(texts: tuple[str, ...], tasks: Collection[str]) -> dict[str, str]:
+    """Class by name of its task; by "" that of all others."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, label = text.partition("=")
+        # A class may hold "=", too, and no name is meant where no task has one.
+        if not equals or "" in tasks:
+            name, label = "", text
+        if name:
+            _check_name(name, tasks, f"class {label!r}")
+        if name in found:
+            raise ValueError(
+                f"positive must be one class for a task, got {found[name]!r} and {label!r}; write "
+                "NAME=CLASS for several tasks."
+            )
+        found[name] = label
+    return found
+
+
+def _check_name(name: str, tasks: Collection[str], what: str) -> None:
+    if name in tasks:
+        return
+    if "" in tasks:
+        raise ValueError(
+            f"{what} of {name!r} must be of a task with that name, but no task has a name; write "
+            f"--predictions {name}=FILE."
+        )
+    raise ValueError(
+        f"{what} must be of a task, got {name!r}; tasks are {', '.join(map(repr, tasks))}."
+    )
 
 
 def _by_name(texts: tuple[str, ...]) -> dict[str, list[str]]:
@@ -148,12 +203,20 @@ def _by_name(texts: tuple[str, ...]) -> dict[str, list[str]]:
     return found
 
 
-def _measure(
-    examples: Examples, names: list[str], options: Evaluate, given: MetricOptions
-) -> dict[str, Any]:
-    used = {option for name in names for option in metrics.KNOWN[name].options}
+def _metric_options(options: Evaluate, positive: str | None) -> MetricOptions:
+    return MetricOptions(
+        tokenize=options.tokenize,
+        lowercase=options.lowercase,
+        use_stemmer=options.use_stemmer,
+        positive=positive,
+    )
+
+
+def _measure(examples: Examples, task: _Task, options: Evaluate) -> dict[str, Any]:
+    given = _metric_options(options, task.positive)
+    used = {option for name in task.metrics for option in metrics.KNOWN[name].options}
     given = MetricOptions(**{name: getattr(given, name) for name in used})
-    measured = metrics.measure(names, examples.predictions, examples.references, given)
+    measured = metrics.measure(task.metrics, examples.predictions, examples.references, given)
     found: dict[str, Any] = {}
     for name, metric in measured.items():
         found[name] = {"score": _defined(metric.score)}

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _VARIANT = re.compile(r"\(\d+\)$")
+_PACKED = (".gz", ".bz2", ".xz", ".zst")
+_OTHER_FORMATS = (".json", ".csv", ".parquet")
 
 
 class Examples(NamedTuple):
@@ -23,12 +25,13 @@ def read(predictions: Path, references: Sequence[Path], *, keyed: bool = False) 
     A .jsonl file has an object for each example: "prediction" (or "output"), and "references" (a
     list) or "target".  A .tsv file has lines `key<TAB>text`; further references of a key are
     further lines, whose keys may end in a number such as "(2)".  A .dict file is such a file as
-    CMUdict writes it, with spaces and comments.  Any other file has a line for each example.
+    CMUdict writes it, with spaces and comments.  Any other file has a line for each example.  Blank
+    lines count in the last kind alone.
 
     Args:
       predictions: file of predictions.
-      references: files of references, each with one for every example; none if the predictions'
-        file holds them too.
+      references: files of references, each with one or more for every example; none if the
+        predictions' file holds them too.
       keyed: read files of other endings as .tsv; done in any case beside a .tsv or .dict.
     Returns:
       the examples, in the order of the predictions.
@@ -36,7 +39,12 @@ def read(predictions: Path, references: Sequence[Path], *, keyed: bool = False) 
       ValueError: a file is empty or damaged, or they do not match.
       OSError: a file cannot be read.
     """
-    endings = {file.suffix for file in (predictions, *references)}
+    endings = {_ending(file) for file in (predictions, *references)}
+    if keyed and endings == {".jsonl"}:
+        raise ValueError(
+            f"keyed must be for files with keys, got {predictions}, and .jsonl has none; leave out "
+            "--keyed."
+        )
     if keyed or endings & {".tsv", ".dict"}:
         if ".jsonl" in endings:
             raise ValueError(
@@ -49,7 +57,7 @@ def read(predictions: Path, references: Sequence[Path], *, keyed: bool = False) 
         return Examples(found, _references(predictions))
     listed: list[list[str]] = [[] for _ in found]
     for file in references:
-        is_json = file.suffix == ".jsonl"
+        is_json = _ending(file) == ".jsonl"
         texts = _references(file) if is_json else [[text] for text in _lines(file)]
         if len(texts) != len(found):
             raise ValueError(
@@ -61,8 +69,21 @@ def read(predictions: Path, references: Sequence[Path], *, keyed: bool = False) 
     return Examples(found, listed)
 
 
+def _ending(file: Path) -> str:
+    """What says how to read a file, in lower case."""
+    ending = file.suffix.lower()
+    if ending in _PACKED:
+        raise ValueError(f"{file} must be text, got a packed {ending} file; unpack it.")
+    if ending in _OTHER_FORMATS:
+        raise ValueError(
+            f"{file} must be .jsonl, .tsv, .dict or lines of text, got {ending}; write an object "
+            "for each example in a .jsonl file."
+        )
+    return ending
+
+
 def _texts(file: Path) -> list[str]:
-    if file.suffix != ".jsonl":
+    if _ending(file) != ".jsonl":
         return _lines(file)
     found = []
     for number, record in _records(file):
@@ -77,7 +98,7 @@ def _texts(file: Path) -> list[str]:
 
 
 def _references(file: Path) -> list[list[str]]:
-    if file.suffix != ".jsonl":
+    if _ending(file) != ".jsonl":
         raise ValueError(
             f"references must be given for {file}, got none; only a .jsonl file can hold its own."
         )
@@ -103,11 +124,16 @@ def _by_key(predictions: Path, references: Sequence[Path]) -> Examples:
             raise ValueError(f"{predictions} must have one prediction for a key, got two of {key}.")
         found[key] = text
     right: dict[str, list[str]] = {}
+    keys: dict[Path, set[str]] = {}
     for file in references:
-        for key, text in _keyed_lines(file):
-            right.setdefault(key if key in found else _VARIANT.sub("", key), []).append(text)
+        keys[file] = set()
+        for written, text in _keyed_lines(file):
+            key = written if written in found else _VARIANT.sub("", written)
+            right.setdefault(key, []).append(text)
+            keys[file].add(key)
     _check_keys(f"{predictions} must have a prediction", right.keys() - found.keys(), list(right))
-    _check_keys("references must have a text", found.keys() - right.keys(), list(found))
+    for file, known in keys.items():
+        _check_keys(f"{file} must have a text", found.keys() - known, list(found))
     return Examples(list(found.values()), [right[key] for key in found])
 
 
@@ -122,8 +148,10 @@ def _check_keys(rule: str, missing: set[str], order: list[str]) -> None:
 
 def _keyed_lines(file: Path) -> list[tuple[str, str]]:
     found = []
-    is_dict = file.suffix == ".dict"
+    is_dict = _ending(file) == ".dict"
     for number, line in enumerate(_lines(file), start=1):
+        if not line.strip() or (is_dict and line.startswith(";;;")):
+            continue
         if is_dict:
             key, _, text = line.partition(" #")[0].partition(" ")
             text = text.strip()
@@ -135,6 +163,8 @@ def _keyed_lines(file: Path) -> list[tuple[str, str]]:
                     f"{number}."
                 )
         found.append((key, text))
+    if not found:
+        raise ValueError(f"{file} must hold at least one example, got none.")
     return found
 
 
@@ -163,10 +193,11 @@ def _records(file: Path) -> list[tuple[int, dict[str, Any]]]:
 def _lines(file: Path) -> list[str]:
     """Lines without their ends; a blank one is an empty text."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        # Not `read_text`, which also ends a line at a lone "\r".
+        text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} must be text in UTF-8, got {error.reason}.") from None
     if not text:
         raise ValueError(f"{file} must hold at least one example, and it is empty.")
     # Not `splitlines`, which also ends a line at a few characters that text may hold.
-    return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n")

@@ -94,6 +94,41 @@ def test_evaluate_averages_tasks_and_not_metrics(evaluate, tmp_path):
     assert out.splitlines()[-1] == f"average of 2 tasks  {average:.2f}"
 
 
+def test_evaluate_knows_the_class_of_each_task(evaluate, tmp_path):
+    """Of QQP, "duplicate" has 1 hit of 2 + 2, and "other" none."""
+    (tmp_path / "mrpc.txt").write_text("equivalent\nother\nother\n")
+    (tmp_path / "qqp.txt").write_text("duplicate\nother\nduplicate\n")
+    (tmp_path / "qqp.ref").write_text("duplicate\nduplicate\nother\n")
+    command = (
+        "--predictions mrpc=mrpc.txt qqp=qqp.txt --references mrpc=mrpc.txt qqp=qqp.ref "
+        "--metrics f1 --json new/folder/out.json --positive"
+    )
+    for classes in ("mrpc=equivalent qqp=duplicate", "qqp=duplicate other"):
+        status, _, err = evaluate(f"{command} {classes}")
+        assert (status, err) == (0, "")
+        found = json.loads((tmp_path / "new" / "folder" / "out.json").read_text())["tasks"]
+        scores = [task["metrics"]["f1"]["score"] for task in found.values()]
+        assert scores == pytest.approx([100, 50], rel=1e-12)
+
+
+def test_evaluate_takes_a_class_with_an_equals_sign_where_no_task_has_a_name(evaluate, tmp_path):
+    (tmp_path / "eq.txt").write_text("a=b\nc\n")
+    status, out, _ = evaluate(
+        "--predictions eq.txt --references eq.txt --metrics f1 --positive a=b"
+    )
+    assert (status, out.splitlines()[1]) == (0, "  f1   100.00")
+
+
+def test_evaluate_makes_the_folder_of_its_json_before_it_reads(evaluate, tmp_path):
+    (tmp_path / "file").touch()
+    status, out, err = evaluate(
+        "--predictions nowhere --references de.ref --metrics wer --json file/out.json"
+    )
+    assert (status, out) == (2, "")
+    assert "nowhere" not in err
+    assert "file" in err
+
+
 def test_evaluate_averages_neither_error_rates_nor_what_is_undefined(evaluate, tmp_path):
     files = "--predictions a=de.txt b=sts.txt --references a=de.ref b=sts.ref --json out.json"
     status, out, _ = evaluate(f"{files} --metrics exact_match a=wer")
@@ -134,7 +169,43 @@ def test_evaluate_prints_sacrebleu_s_signature(evaluate):
         ("--predictions de.txt --metrics wer", "references must be given for de.txt"),
         ("--predictions de.txt yes.txt --references de.ref --metrics wer", "write NAME=FILE"),
         ("--predictions de.txt a=yes.txt --references de.ref --metrics wer", "or all be written"),
-        ("--predictions a=de.txt --references b=de.ref --metrics wer", "got tasks 'a'; write"),
+        ("--predictions a=de.txt --references b=de.ref --metrics wer", "got 'b'; tasks are 'a'."),
+        ("--predictions a=de.txt --references de.ref --metrics wer", "written NAME=FILE, as pred"),
+        (
+            "--predictions de.txt --references a=de.ref --metrics wer",
+            "but no task has a name; write --predictions a=FILE.",
+        ),
+        (
+            "--predictions de.txt --references de.ref --metrics a=wer",
+            "but no task has a name; write --predictions a=FILE.",
+        ),
+        ("--predictions de.jsonl --metrics wer --keyed", "leave out --keyed."),
+        (
+            (
+                "--predictions a=yes.txt b=yes.txt --references a=yes.ref b=yes.ref --metrics f1"
+                " --positive a=yes"
+            ),
+            "f1 of task 'b' must know its class, got none; write --positive b=CLASS.",
+        ),
+        (
+            (
+                "--predictions a=yes.txt b=yes.txt --references a=yes.ref b=yes.ref --metrics a=f1 "
+                "b=accuracy --positive a=yes b=yes"
+            ),
+            "the class of task 'b' must go with f1, got accuracy",
+        ),
+        (
+            "--predictions a=yes.txt --references a=yes.ref --metrics f1 --positive b=yes",
+            "class 'yes' must be of a task, got 'b'; tasks are 'a'.",
+        ),
+        (
+            "--predictions yes.txt --references yes.ref --metrics f1 --positive yes no",
+            "positive must be one class for a task, got 'yes' and 'no'",
+        ),
+        (
+            "--predictions yes.txt --references yes.ref --metrics accuracy --positive yes",
+            "positive must go with one of f1, got accuracy.",
+        ),
         ("--predictions a=de.txt --references a=de.ref --metrics b=wer", "tasks are 'a'."),
         (
             "--predictions a=de.txt b=de.txt --references a=de.ref b=de.ref --metrics a=wer",

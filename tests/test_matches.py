@@ -128,3 +128,11 @@ def test_id_accuracy_counts_unmasked_targets():
     tokens, sequences = matches.id_accuracy(predictions, targets, mask)
     assert tokens.score == pytest.approx(100 * 7 / 8)
     assert sequences.score == pytest.approx(100 * 2 / 3)
+
+
+def test_id_accuracy_does_not_count_rows_without_targets():
+    mask = np.array([[True, True], [False, False], [True, False]])
+    ids = np.array([[1, 2], [3, 4], [5, 6]])
+    tokens, sequences = matches.id_accuracy(ids, np.array([[1, 0], [3, 4], [5, 0]]), mask)
+    assert (tokens.score, sequences.score) == (pytest.approx(100 * 2 / 3), 50)
+    assert np.isnan(matches.id_accuracy(ids, ids, np.zeros_like(mask))[1].score)

@@ -68,3 +68,10 @@ def test_perplexity_refuses_what_cannot_be():
         numbers.perplexity(np.array([0.5]), np.array([1]))
     with pytest.raises(ValueError, match="token_counts must be at least 1"):
         numbers.perplexity(np.array([-0.5]), np.array([0]))
+
+
+@pytest.mark.usefixtures("own_checks")
+@pytest.mark.parametrize("count", [1, 3])
+def test_perplexity_refuses_lengths_that_differ(count):
+    with pytest.raises(ValueError, match=f"must be as many, got 2 and {count}"):
+        numbers.perplexity(np.array([-0.5, -1.0]), np.ones(count, np.int32))

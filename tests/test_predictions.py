@@ -30,6 +30,18 @@ def test_read_takes_other_line_ends_and_marks_of_order(write):
     assert predictions.read(file, [file]).predictions == ["a", "b"]
 
 
+def test_read_keeps_a_carriage_return_within_a_line(tmp_path):
+    (file := tmp_path / "p").write_bytes(b"a\rb\n")
+    assert predictions.read(file, [file]) == (["a\rb"], [["a\rb"]])
+
+
+def test_read_does_not_mind_the_case_of_endings(write):
+    json_lines = write("p.JSONL", {"prediction": "a", "target": "x"})
+    assert predictions.read(json_lines, []) == (["a"], [["x"]])
+    found = predictions.read(write("p.TSV", "k\ta"), [write("r.Dict", "k x # y")])
+    assert found == (["a"], [["x"]])
+
+
 def test_read_takes_jsonl_with_its_own_references(write):
     file = write(
         "p.jsonl",
@@ -61,6 +73,17 @@ def test_read_takes_a_dictionary_as_cmudict_writes_it(write):
     assert found.references == [["AH0 M"], ["AO1 L B", "AA1 L B"]]
 
 
+def test_read_skips_blank_lines_and_comments_between_keys(write):
+    """Only a .dict has comments: elsewhere ";;;" may begin a key."""
+    right = write("r.dict", ";;; CMUdict  1", "", ";a  SEMI", "b  B IY")
+    found = predictions.read(write("p.tsv", ";a\tx", " ", "b\ty", ""), [right])
+    assert found == (["x", "y"], [["SEMI"], ["B IY"]])
+    with_marks = write("p.tsv", ";;;a\tx")
+    assert predictions.read(with_marks, [with_marks]).predictions == ["x"]
+    with pytest.raises(ValueError, match=r"empty.dict must hold at least one example, got none"):
+        predictions.read(with_marks, [write("empty.dict", ";;; a", "")])
+
+
 def test_read_takes_cmudict_s_test_words(shared_data, tmp_path):
     right = shared_data / "cmudict_g2p" / "g014b2b.test"
     if not right.is_file():
@@ -90,7 +113,7 @@ def test_read_takes_cmudict_s_test_words(shared_data, tmp_path):
         (
             ("p.tsv", "a\tb", "z\tb"),
             ("r", "a\tb"),
-            "references must have a text for every key, got none for 1 of 2: z.",
+            "r must have a text for every key, got none for 1 of 2: z.",
         ),
         (("p.jsonl", {"text": "a"}), ("r", "a"), "under 'prediction' or 'output', got .* line 1"),
         (("p.jsonl", {"prediction": 3}), ("r", "a"), "under 'prediction' or 'output'"),
@@ -104,6 +127,39 @@ def test_read_takes_cmudict_s_test_words(shared_data, tmp_path):
 def test_read_refuses_in_a_sentence(write, prediction, reference, message):
     with pytest.raises(ValueError, match=message):
         predictions.read(write(*prediction), [write(*reference)])
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+@pytest.mark.parametrize(
+    ("ending", "message"),
+    [(x, f"must be text, got a packed {x} file; unpack it") for x in (".gz", ".bz2", ".xz", ".zst")]
+    + [
+        (x, f"must be .jsonl, .tsv, .dict or lines of text, got {x.lower()}; write an object")
+        for x in (".json", ".csv", ".parquet", ".JSON")
+    ],
+)
+def test_read_refuses_other_formats(write, ending, message, keyed):
+    lines, other = write("p", "a\tb"), write(f"p{ending}", "a\tb")
+    for files in [(lines, [lines, other]), (other, [lines])]:
+        with pytest.raises(ValueError, match=f"p{ending} {message}"):
+            predictions.read(*files, keyed=keyed)
+
+
+def test_read_refuses_keyed_for_json_lines(write):
+    file = write("p.jsonl", {"prediction": "a", "target": "a"})
+    with pytest.raises(ValueError, match=r"and .jsonl has none; leave out --keyed"):
+        predictions.read(file, [], keyed=True)
+
+
+def test_read_wants_every_key_in_every_file_of_references(write):
+    files = [write("r1.tsv", "a\tx", "b(2)\ty"), write("r2.tsv", "b\tz")]
+    with pytest.raises(
+        ValueError, match=r"r2.tsv must have a text for every key, got none for 1 of"
+    ):
+        predictions.read(write("p.tsv", "a\tx", "b\ty"), files)
+    files[1].write_text("b\tz\na\tw\n")
+    found = predictions.read(write("p.tsv", "a\tx", "b\ty"), files)
+    assert found.references == [["x", "w"], ["y", "z"]]
 
 
 @pytest.mark.parametrize("name", ["p.txt", "p.tsv"])

@@ -55,19 +55,20 @@ def id_accuracy(
     targets: Int[np.ndarray, "B T"],
     mask: Bool[np.ndarray, "B T"],
 ) -> tuple[Measured, Measured]:
-    """Token accuracy and sequence accuracy of ids, as training reports them.
+    """Token accuracy and sequence accuracy of ids.
 
     Args:
       predictions: likeliest ids.
       targets: right ids.
       mask: True where a target counts.
     Returns:
-      percent of targets that are right, and of rows whose targets are all right.
+      percent of targets that are right, and of rows with targets whose targets are all right.
     """
-    right = (predictions == targets) & mask
+    right = ((predictions == targets) & mask).sum(axis=1)
     totals = mask.sum(axis=1)
-    tokens = bootstrap.ratio(right.sum(axis=1), totals)
-    return tokens, bootstrap.percent_of(right.sum(axis=1) == totals)
+    counted = totals > 0
+    whole = (right == totals) & counted
+    return bootstrap.ratio(right, totals), bootstrap.ratio(whole.astype(int), counted.astype(int))
 
 
 def normalize_answer(text: str) -> str:

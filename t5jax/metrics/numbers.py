@@ -45,8 +45,13 @@ def perplexity(log_probs: Float[np.ndarray, "n"], token_counts: Int[np.ndarray, 
       log_probs: of each example's target as a whole, in nats, such as `Text2Text.score` returns.
       token_counts: tokens that they are of, EOS included.
     Raises:
-      ValueError: a log-probability is above 0 or NaN, or a count below 1.
+      ValueError: they are not as many, a log-probability is above 0 or NaN, or a count below 1.
     """
+    if len(log_probs) != len(token_counts):
+        raise ValueError(
+            f"log_probs and token_counts must be as many, got {len(log_probs)} and "
+            f"{len(token_counts)}."
+        )
     if not len(log_probs) or not np.all(log_probs <= 0):
         raise ValueError(f"log_probs must be at most 0, and some, got {log_probs!r:.60}.")
     if not np.all(token_counts >= 1):
