@@ -185,11 +185,11 @@ def softmax(scores: Float[Array, "*A S"], dtype: Any) -> Float[Array, "*A S"]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _softmax_narrow(scores: Array, dtype: Any) -> Any:
+def _softmax_narrow(scores: Array, dtype: Any) -> Array:
     return jax.nn.softmax(scores).astype(dtype)
 
 
-def _softmax_narrow_forward(scores: Array, dtype: Any) -> tuple[Array, Array]:
+def _softmax_narrow_forward(scores: Array, dtype: Any) -> tuple[Any, Any]:
     weights = _softmax_narrow(scores, dtype)
     return weights, weights
 

@@ -1,10 +1,19 @@
 """Settings that turn silent mistakes into errors, and the models that tests share."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+# Most of a test's time is compiling, and many tests compile the same; JAX reads this at its import,
+# and the processes of pytest-xdist have what the first one sets.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="t5jax-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +30,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Most of a test's time is compiling: many programs, each run a few times.
+# Programs are many, and each is run a few times.
 jax.config.update("jax_disable_most_optimizations", True)
 
 # Genuine files of T5 that are not ours to ship; tests that need them skip without them.

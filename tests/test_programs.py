@@ -21,8 +21,9 @@ print(sum(name.endswith("cache_hits") for name in events))
 
 def run(home, *arguments, **environment):
     """What a fresh process prints: the folder, the numbers, and how often it found a program."""
-    env = {**os.environ, "HOME": str(home), "JAX_PLATFORMS": "cpu"} | environment
-    env.pop("XDG_CACHE_HOME", None)
+    chosen_here = ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR")
+    env = {name: value for name, value in os.environ.items() if name not in chosen_here}
+    env |= {"HOME": str(home), "JAX_PLATFORMS": "cpu"} | environment
     done = subprocess.run(
         [sys.executable, "-c", _CODE, *map(str, arguments)],
         env=env,
