@@ -7,6 +7,8 @@ Parameters are float32; each is cast to the type of the activations it meets.  N
 attention scores and softmax are float32 whatever the activations are.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -236,23 +238,15 @@ class Attention(nnx.Module):
         *,
         mask: Bool[Array, "#B 1 #T S"],
         bias: Float[Array, "1 N T S"] | None,
+        dtype: Any = jnp.float32,
     ) -> Float[Array, "B N T S"]:
-        """How much every query attends to every key; float32."""
-        return jax.nn.softmax(self._scores(queries, keys, mask=mask, bias=bias))
-
-    def _scores(
-        self,
-        queries: Float[Array, "B N T H"],
-        keys: Float[Array, "B N S H"],
-        *,
-        mask: Bool[Array, "#B 1 #T S"],
-        bias: Float[Array, "1 N T S"] | None,
-    ) -> Float[Array, "B N T S"]:
+        """How much every query attends to every key; computed in float32, rounded to `dtype`."""
         scores = products.contract_wide("bnth,bnsh->bnts", queries, keys)
         if bias is not None:
             scores = products.add_shared(scores, bias)
         # The least finite value, since a row of -inf has no softmax.
-        return jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+        return products.softmax(scores, dtype)
 
     def attend(
         self,
@@ -280,8 +274,7 @@ class Attention(nnx.Module):
         if isinstance(mask, Segments):
             read = attention.attend(queries, keys, values, segments=mask, bias=bias, kind=self.kind)
         else:
-            scores = self._scores(queries, keys, mask=mask, bias=bias)
-            weights = products.softmax(scores, values.dtype)
+            weights = self.weights(queries, keys, mask=mask, bias=bias, dtype=values.dtype)
             read = products.contract("bnts,bnsh->bnth", weights, values)
         read = read.swapaxes(1, 2)
         return project(read.reshape(*read.shape[:2], -1), self.out)

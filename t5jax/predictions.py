@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 _VARIANT = re.compile(r"\(\d+\)$")
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 _OTHER_FORMATS = (".json", ".csv", ".parquet")
+_Records = list[tuple[int, dict[str, Any]]]
 
 
 class Examples(NamedTuple):
@@ -52,13 +53,19 @@ def read(predictions: Path, references: Sequence[Path], *, keyed: bool = False) 
                 "beside one with keys; write all as .jsonl, or all as .tsv."
             )
         return _by_key(predictions, references)
-    found = _texts(predictions)
+    records = _records(predictions) if _ending(predictions) == ".jsonl" else None
+    found = _lines(predictions) if records is None else _texts(predictions, records)
     if not references:
-        return Examples(found, _references(predictions))
+        if records is None:
+            raise ValueError(
+                f"references must be given for {predictions}, got none; only a .jsonl file can "
+                "hold its own."
+            )
+        return Examples(found, _references(predictions, records))
     listed: list[list[str]] = [[] for _ in found]
     for file in references:
         is_json = _ending(file) == ".jsonl"
-        texts = _references(file) if is_json else [[text] for text in _lines(file)]
+        texts = _references(file, _records(file)) if is_json else [[x] for x in _lines(file)]
         if len(texts) != len(found):
             raise ValueError(
                 f"{predictions} and {file} must be as long, got {len(found)} and {len(texts)} "
@@ -82,11 +89,9 @@ def _ending(file: Path) -> str:
     return ending
 
 
-def _texts(file: Path) -> list[str]:
-    if _ending(file) != ".jsonl":
-        return _lines(file)
+def _texts(file: Path, records: _Records) -> list[str]:
     found = []
-    for number, record in _records(file):
+    for number, record in records:
         text = record.get("prediction", record.get("output"))
         if not isinstance(text, str):
             raise ValueError(
@@ -97,13 +102,9 @@ def _texts(file: Path) -> list[str]:
     return found
 
 
-def _references(file: Path) -> list[list[str]]:
-    if _ending(file) != ".jsonl":
-        raise ValueError(
-            f"references must be given for {file}, got none; only a .jsonl file can hold its own."
-        )
+def _references(file: Path, records: _Records) -> list[list[str]]:
     found = []
-    for number, record in _records(file):
+    for number, record in records:
         listed = record.get("references", record.get("target"))
         listed = [listed] if isinstance(listed, str) else listed
         if not isinstance(listed, list) or {type(text) for text in listed} != {str}:
@@ -168,7 +169,8 @@ def _keyed_lines(file: Path) -> list[tuple[str, str]]:
     return found
 
 
-def _records(file: Path) -> list[tuple[int, dict[str, Any]]]:
+def _records(file: Path) -> _Records:
+    """Numbers of lines, and the objects in them."""
     found = []
     for number, line in enumerate(_lines(file), start=1):
         if not line.strip():

@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from t5jax import tokenizer
+from t5jax import cli, tokenizer
 from t5jax.config import T5Config
 from t5jax.model import abstract_params
 from t5jax.text2text import Text2Text
@@ -42,6 +43,23 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs genuine T5 files beside the checkout")
     return SHARED_DATA
+
+
+@pytest.fixture
+def t5jax(monkeypatch, capsys):
+    """Runs the command, and returns its exit status and what it prints to either stream."""
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["/a/long/path/bin/t5jax", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "100")
+        status = 0
+        try:
+            cli.entry()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return status, *capsys.readouterr()
+
+    return command
 
 
 @pytest.fixture

@@ -83,23 +83,6 @@ def test_main_exits_130_after_an_interrupt(monkeypatch, capsys):
 MESH_TF = Path(__file__).parent / "data" / "mesh_tf"
 
 
-@pytest.fixture
-def t5jax(monkeypatch, capsys):
-    """Runs the command, and returns its exit status and what it prints to either stream."""
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["/a/long/path/bin/t5jax", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "100")
-        status = 0
-        try:
-            cli.entry()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return status, *capsys.readouterr()
-
-    return command
-
-
 def test_t5jax_is_installed_as_a_command():
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="t5jax")
     assert script.load() is cli.entry

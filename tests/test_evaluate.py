@@ -1,14 +1,13 @@
 import json
-import sys
 
 import pytest
 
-from t5jax import cli, metrics
+from t5jax import metrics
 from t5jax.evaluate import Evaluate
 
 
 @pytest.fixture
-def evaluate(monkeypatch, capsys, tmp_path):
+def evaluate(t5jax, monkeypatch, tmp_path):
     """Runs the command among a few files; returns its exit status and what it prints."""
     monkeypatch.chdir(tmp_path)
     contents = {
@@ -25,16 +24,7 @@ def evaluate(monkeypatch, capsys, tmp_path):
     for name, text in contents.items():
         (tmp_path / name).write_text(text)
 
-    def command(arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["t5jax", "evaluate", *arguments.split()])
-        status = 0
-        try:
-            cli.entry()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return status, *capsys.readouterr()
-
-    return command
+    return lambda arguments: t5jax("evaluate", *arguments.split())
 
 
 def test_evaluate_prints_a_table_and_writes_json(evaluate, tmp_path):
