@@ -275,7 +275,7 @@ def _run(config: PretrainConfig) -> Text2Text:
             state,
             data,
             train_step=train_step,
-            evaluate=lambda params: train.evaluate(eval_step, params, measured, mesh=mesh),
+            evaluate=lambda params, step: train.evaluate(eval_step, params, measured, mesh=mesh),
             checkpoints=checkpoints,
             log=log,
             mesh=mesh,
