@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 
 from t5jax import (
     averaging,
-    fit as fitting,
     flops,
     ingredients,
     mixture,
@@ -25,9 +24,14 @@ from t5jax import (
     runlog,
     schedule,
     sharding,
-    tasks as tasking,
     train,
     trial,
+)
+from t5jax import (
+    fit as fitting,
+)
+from t5jax import (
+    tasks as tasking,
 )
 from t5jax.averaging import Choice
 from t5jax.batches import Batch
@@ -308,9 +312,7 @@ def _fit(
     train_step = train.make_train_step(
         made.model,
         made.tx,
-        schedule=schedule.learning_rate(
-            config.optimizer.schedule, total_steps=config.fit.steps
-        ),
+        schedule=schedule.learning_rate(config.optimizer.schedule, total_steps=config.fit.steps),
         mesh=made.mesh,
         options=config.step,
         seed=config.seed,
@@ -527,7 +529,9 @@ def _trial(
         )
     if long:
         _say(f"task {task.name!r}: {len(long)} inputs in {split} are too long, and truncated")
-    return Trial(task, split, examples, [mixture.cut(x, config.input_length) for x in inputs])
+    return Trial(
+        task, split, examples, [mixture.cut(x, config.input_length).tolist() for x in inputs]
+    )
 
 
 def _spread(one: Trial, count: int | None) -> Trial:

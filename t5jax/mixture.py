@@ -35,8 +35,8 @@ class PairLimits:
 class Pair(NamedTuple):
     """One example as ids, EOS included."""
 
-    input: Ids
-    target: Ids
+    input: Ids | Sequence[int]
+    target: Ids | Sequence[int]
 
 
 class Pairs:
@@ -101,9 +101,7 @@ def limit(
     long = [np.array(lengths) > limit for lengths, limit in zip(sides, most, strict=True)]
     empty = np.array(sides[1]) <= 1
     if limits.too_long == "error":
-        for what, lengths, over, limit in zip(
-            ("input", "target"), sides, long, most, strict=True
-        ):
+        for what, lengths, over, limit in zip(("input", "target"), sides, long, most, strict=True):
             if over.any():
                 raise ValueError(
                     f"{what}s of task {name!r} must have at most {limit} tokens, got "
@@ -124,7 +122,9 @@ def limit(
     if gone.all():
         raise ValueError(f"task {name!r} must have examples within its limits, got {counts}.")
     kept = [
-        Pair(cut(inputs[i], most[0]), cut(targets[i], most[1])) for i in np.flatnonzero(~gone)
+        Pair(cut(inputs[i], most[0]), cut(targets[i], most[1]))
+        for i in range(len(gone))
+        if not gone[i]
     ]
     return Pairs(kept), counts
 
@@ -173,7 +173,7 @@ class Batches:
     """Endless batches of a mixture; `get_state` and `set_state` save the position.
 
     Packed, a row holds as many pairs as fit, numbered by `encoder_segment_ids` and
-    `decoder_segment_ids` from 1, and a batch ends with the first pair that fits in none of its rows.
+    `decoder_segment_ids` from 1; a batch ends with the first pair that fits in none of its rows.
     The position counts examples, so it is the same in every process.
     """
 
@@ -277,7 +277,9 @@ def stack(
             read = slice(at[0], at[0] + len(pair.input))
             write = slice(at[1], at[1] + len(pair.target))
             inputs[row, read], targets[row, write] = pair.input, pair.target
-            shifted[row, write] = batches.shift_right(pair.target, start_id=decoder_start_id)
+            shifted[row, write] = batches.shift_right(
+                np.asarray(pair.target), start_id=decoder_start_id
+            )
             segments[0][row, read] = segments[1][row, write] = number
             at = [read.stop, write.stop]
     batch = {

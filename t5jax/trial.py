@@ -19,7 +19,7 @@ class Trial(NamedTuple):
     task: Task
     split: Split
     examples: Sequence[Example]
-    inputs: Sequence[Sequence[int]]
+    inputs: Sequence[list[int]]
     """Ids of each input, EOS included."""
 
     def predictions(self, t5: Text2Text, options: Options) -> list[str]:
