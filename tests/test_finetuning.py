@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import t5jax as package
-from t5jax import finetuning, fit, runlog, trial
+from t5jax import fit, recipe, runlog, trial
 from t5jax.checkpoint import complete_steps
 from t5jax.finetuning import FinetuneConfig, finetune
 from t5jax.fit import FitConfig
@@ -262,8 +262,7 @@ def test_finetune_refuses_another_run_in_its_folder(learned):
 
 
 def test_free_options_are_fields():
-    names = {field.name for field in dataclasses.fields(FinetuneConfig)}
-    assert {name.partition(".")[0] for name in finetuning._FREE} <= names
+    assert set(recipe.FREE) <= {field.name for field in dataclasses.fields(FinetuneConfig)}
 
 
 def test_fit_last_counts_evaluations_since_the_best():

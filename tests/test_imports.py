@@ -35,7 +35,8 @@ LEVELS = {
     "pretrained.t5x_save pretrained.mesh_tf pretrained.hub",
     "task": "train fit strategy constraints options buckets generate score writer pieces answers "
     "quantize reader text2text loading infill runfolder ingredients baselines pretrain convert "
-    "inspect programs bulk workload estimate search plan evaluate averaging trial finetuning",
+    "inspect programs bulk workload estimate search plan evaluate averaging trial "
+    "recipe material finetuning",
     "app": "cli",
 }
 LEVEL = {f"t5jax.{m}": i for i, names in enumerate(LEVELS.values()) for m in names.split()}
