@@ -257,6 +257,7 @@ def _run(config: PretrainConfig) -> Text2Text:
         seed=config.seed,
     )
     measured = eval_batches(rows)
+    past = [found["loss"] for found in runlog.evaluations(folder, until=int(state.step))]
     with runlog.open_log(
         folder, total_steps=total_steps, start_step=int(state.step), process=processes.index()
     ) as log:
@@ -275,6 +276,7 @@ def _run(config: PretrainConfig) -> Text2Text:
             ),
             step_flops=_step_flops(config, made),
             profiler=Profiler(folder / "profile", steps=config.fit.profile_steps),
+            past=past,
         )
     checkpoints.close()
     t5 = Text2Text(made.model, processes.gathered(fitting.judged(fitted.state)), made.tokenizer)
