@@ -218,9 +218,16 @@ class OtherArrays(ValueError):
 
 
 def save_tree(folder: str | os.PathLike, tree: Any) -> None:
-    """Writes one pytree of arrays to a folder that does not exist yet, and waits for it."""
+    """Writes one pytree of arrays to a folder that does not exist yet, and waits for it.
+
+    All processes must call it, but for arrays that one process has alone.
+    """
     ocp = _orbax()
-    with ocp.StandardCheckpointer() as checkpointer:
+    own = all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(tree))
+    alone = _alone() if own else {}
+    if alone:  # Orbax writes arrays of JAX only where they are all processes'
+        tree = jax.tree.map(np.asarray, tree)
+    with ocp.StandardCheckpointer(**alone) as checkpointer:
         checkpointer.save(Path(folder).resolve(), tree)
 
 
@@ -371,7 +378,7 @@ def _reason(error: Exception) -> str:
 
 
 def _alone() -> dict[str, Any]:
-    """Orbax's options for reading that waits for no other process."""
+    """Orbax's options for reading or writing that waits for no other process."""
     if processes.count() == 1:
         return {}
     me = processes.index()

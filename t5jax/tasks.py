@@ -88,6 +88,8 @@ def load(path: str | Path) -> list[Task]:
       ValueError: it is not such a file, or has an unknown field.
     """
     path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"tasks must be a JSON file, got {path}, which does not exist.")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Runs of `scripts/pretrain.py` in processes of their own, one or several together."""
+"""Runs of `scripts/` in processes of their own, one or several together."""
 
 import contextlib
 import os
@@ -40,7 +40,12 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def started(
-    arguments: Sequence[str], cache: Path, *, count: int = 1, devices: int = 1
+    arguments: Sequence[str],
+    cache: Path,
+    *,
+    count: int = 1,
+    devices: int = 1,
+    script: str = "pretrain.py",
 ) -> Iterator[list[subprocess.Popen]]:
     """`count` processes of one run, with `devices` CPU devices each."""
     environment = {
@@ -60,7 +65,7 @@ def started(
         own = [*hosts, "--hosts.index", str(index)] if count > 1 else []
         running.append(
             subprocess.Popen(
-                [sys.executable, str(ROOT / "scripts" / "pretrain.py"), *arguments, *own],
+                [sys.executable, str(ROOT / "scripts" / script), *arguments, *own],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -6,6 +6,7 @@ import os
 import signal
 
 import jax
+import launched
 import numpy as np
 import pytest
 
@@ -271,3 +272,42 @@ def test_fit_last_counts_evaluations_since_the_best():
     given = FitConfig(steps=100, patience=2)
     assert fit._last(given, 30, [3.0, 1.0, 2.0]) == 100
     assert fit._last(given, 40, [3.0, 1.0, 2.0, 1.0]) == 40
+
+
+@pytest.mark.slow
+def test_finetune_in_two_processes_is_the_run_of_one(tmp_path):
+    train = "".join(f"{row['one']}\t{row['two']}\n" for row in rows(200, 0))
+    (tmp_path / "train.tsv").write_text(f"one\ttwo\n{train}")
+    (tmp_path / "held.tsv").write_text(
+        "one\ttwo\n" + "".join(f"{x}\t{x.upper()}\n" for x in LETTERS)
+    )
+    named = {"name": "up", "train": "train.tsv", "validation": "held.tsv", "input": "up: {one}"}
+    (tmp_path / "tasks.json").write_text(json.dumps({**named, "target": "{two}"}))
+    fields = {**ARCHITECTURE, "vocab_size": 384}
+    (tmp_path / "model.json").write_text(json.dumps(fields))
+    finished = []
+    for count in (1, 2):
+        arguments = {
+            "tasks": tmp_path / "tasks.json",
+            "model": tmp_path / "model.json",
+            "tokenizer": "bytes",
+            "output": tmp_path / f"{count}",
+            "input-length": 24,
+            "target-length": 12,
+            "batch-size": 8,
+            "steps": 30,
+            "eval-every": 15,
+            "checkpoint-every": 15,
+        }
+        listed = [x for name, value in arguments.items() for x in (f"--{name}", str(value))]
+        with launched.started(
+            listed, tmp_path, count=count, devices=2 // count, script="finetune.py"
+        ) as running:
+            finished.append(launched.wait(running))
+    assert [status for found in finished for status, _ in found] == [0, 0, 0]
+    one, two = (runlog.evaluations(tmp_path / str(count), until=30) for count in (1, 2))
+    assert [found["loss"] for found in one] == pytest.approx(
+        [found["loss"] for found in two], rel=1e-5
+    )
+    assert one[-1]["score"] == pytest.approx(two[-1]["score"])
+    assert (tmp_path / "2" / "model" / "config.json").is_file()
