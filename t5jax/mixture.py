@@ -31,21 +31,28 @@ class PairLimits:
     empty_targets: Empty = "error"
     """What becomes of pairs whose target is EOS alone."""
 
+    def __post_init__(self):
+        for name in ("input_length", "target_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
 
 class Pair(NamedTuple):
     """One example as ids, EOS included."""
 
-    input: Ids
-    target: Ids
+    input: Ids | Sequence[int]
+    target: Ids | Sequence[int]
 
 
 class Pairs:
     """Many pairs, their ids in two arrays."""
 
     def __init__(self, pairs: Sequence[Pair]):
-        self._ids = [np.concatenate([pair[side] for pair in pairs]) for side in (0, 1)]
-        lengths = [[len(pair[side]) for pair in pairs] for side in (0, 1)]
-        self._ends = [np.cumsum([0, *found]) for found in lengths]
+        self._ids, self._ends = [], []
+        for side in (0, 1):
+            found = [np.asarray(pair[side], np.int32) for pair in pairs]
+            self._ids.append(np.concatenate([np.zeros(0, np.int32), *found]))
+            self._ends.append(np.cumsum([0, *map(len, found)], dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self._ends[0]) - 1
@@ -101,9 +108,7 @@ def limit(
     long = [np.array(lengths) > limit for lengths, limit in zip(sides, most, strict=True)]
     empty = np.array(sides[1]) <= 1
     if limits.too_long == "error":
-        for what, lengths, over, limit in zip(
-            ("input", "target"), sides, long, most, strict=True
-        ):
+        for what, lengths, over, limit in zip(("input", "target"), sides, long, most, strict=True):
             if over.any():
                 raise ValueError(
                     f"{what}s of task {name!r} must have at most {limit} tokens, got "
@@ -122,9 +127,15 @@ def limit(
         gone |= empty
     counts = Counts(*(int(x.sum()) for x in (*long, empty, gone)))
     if gone.all():
-        raise ValueError(f"task {name!r} must have examples within its limits, got {counts}.")
+        raise ValueError(
+            f"task {name!r} must have an example within its limits, got {len(gone)} of which "
+            f"{counts.long_inputs} have too long inputs, {counts.long_targets} too long targets, "
+            f"{counts.empty_targets} empty targets; raise the lengths, or mend the data."
+        )
     kept = [
-        Pair(cut(inputs[i], most[0]), cut(targets[i], most[1])) for i in np.flatnonzero(~gone)
+        Pair(cut(inputs[i], most[0]), cut(targets[i], most[1]))
+        for i in range(len(gone))
+        if not gone[i]
     ]
     return Pairs(kept), counts
 
@@ -173,7 +184,7 @@ class Batches:
     """Endless batches of a mixture; `get_state` and `set_state` save the position.
 
     Packed, a row holds as many pairs as fit, numbered by `encoder_segment_ids` and
-    `decoder_segment_ids` from 1, and a batch ends with the first pair that fits in none of its rows.
+    `decoder_segment_ids` from 1; a batch ends with the first pair that fits in none of its rows.
     The position counts examples, so it is the same in every process.
     """
 
@@ -277,7 +288,9 @@ def stack(
             read = slice(at[0], at[0] + len(pair.input))
             write = slice(at[1], at[1] + len(pair.target))
             inputs[row, read], targets[row, write] = pair.input, pair.target
-            shifted[row, write] = batches.shift_right(pair.target, start_id=decoder_start_id)
+            shifted[row, write] = batches.shift_right(
+                np.asarray(pair.target), start_id=decoder_start_id
+            )
             segments[0][row, read] = segments[1][row, write] = number
             at = [read.stop, write.stop]
     batch = {
