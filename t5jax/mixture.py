@@ -4,6 +4,7 @@ Example `i` of a mixture depends on (seed, i) alone, so a run can stop anywhere 
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -329,3 +330,12 @@ def cut(ids: Sequence[int], length: int) -> Ids:
     """Ids as int32, at most `length` ids, EOS still the last."""
     kept = ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
     return np.array(kept, np.int32)
+
+
+def digest(tasks: Mapping[str, Pairs]) -> str:
+    """What tells the training data of one run from another's."""
+    found = hashlib.sha256()
+    for name, pairs in tasks.items():
+        found.update(f"{name} {len(pairs)}\n".encode())
+        pairs.update(found)
+    return found.hexdigest()

@@ -75,13 +75,15 @@ def test_docs_options_exist():
     from t5jax.inspect import Inspect
     from t5jax.plan import Plan
     from t5jax.pretrain import PretrainConfig
+    from t5jax.recipe import FinetuneConfig
 
     shown = io.StringIO()
-    for command in (PretrainConfig, Convert, Inspect, Generate, Plan, Evaluate):
+    for command in (PretrainConfig, FinetuneConfig, Convert, Inspect, Generate, Plan, Evaluate):
         with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
             tyro.cli(command, args=["--help"], console_outputs=True)
     known = set(re.findall(r"--[a-z][a-z0-9.-]*", shown.getvalue()))
     known |= {option.rsplit(".", 1)[0] for option in known}  # groups, as in `--data.*`
+    known |= {"--tasks", "--quick", "--data"}  # of scripts/finetune.py and the examples
     for page in PAGES:
         text = page.read_text()
         lines = [x for x in text.splitlines() if "pip" not in x and "pytest" not in x]

@@ -107,6 +107,16 @@ def test_pairs_hash_tells_ids_and_their_bounds():
     assert digest(*sets[0]) == digest(*sets[0])
 
 
+def test_digest_tells_tasks_and_their_data():
+    one, two = Pairs(some_pairs(3)), Pairs(some_pairs(4))
+    found = [
+        mixture.digest(tasks)
+        for tasks in ({"a": one, "b": two}, {"b": two, "a": one}, {"a": two, "b": one}, {"a": one})
+    ]
+    assert len(set(found)) == 4
+    assert mixture.digest({"a": Pairs(some_pairs(3))}) == found[-1]
+
+
 # Limits
 
 # Lengths of inputs and targets; the limits are 8 and 6, and a target of 1 is empty.
