@@ -32,6 +32,11 @@ class PairLimits:
     empty_targets: Empty = "error"
     """What becomes of pairs whose target is EOS alone."""
 
+    def __post_init__(self):
+        for name in ("input_length", "target_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
 
 class Pair(NamedTuple):
     """One example as ids, EOS included."""
@@ -44,9 +49,11 @@ class Pairs:
     """Many pairs, their ids in two arrays."""
 
     def __init__(self, pairs: Sequence[Pair]):
-        self._ids = [np.concatenate([pair[side] for pair in pairs]) for side in (0, 1)]
-        lengths = [[len(pair[side]) for pair in pairs] for side in (0, 1)]
-        self._ends = [np.cumsum([0, *found]) for found in lengths]
+        self._ids, self._ends = [], []
+        for side in (0, 1):
+            found = [np.asarray(pair[side], np.int32) for pair in pairs]
+            self._ids.append(np.concatenate([np.zeros(0, np.int32), *found]))
+            self._ends.append(np.cumsum([0, *map(len, found)], dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self._ends[0]) - 1
@@ -121,7 +128,11 @@ def limit(
         gone |= empty
     counts = Counts(*(int(x.sum()) for x in (*long, empty, gone)))
     if gone.all():
-        raise ValueError(f"task {name!r} must have examples within its limits, got {counts}.")
+        raise ValueError(
+            f"task {name!r} must have an example within its limits, got {len(gone)} of which "
+            f"{counts.long_inputs} have too long inputs, {counts.long_targets} too long targets, "
+            f"{counts.empty_targets} empty targets; raise the lengths, or mend the data."
+        )
     kept = [
         Pair(cut(inputs[i], most[0]), cut(targets[i], most[1]))
         for i in range(len(gone))

@@ -3,10 +3,13 @@
 import dataclasses
 import difflib
 import json
+import math
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
 
 from t5jax import corpus, metrics, textfiles
 from t5jax.metrics import MetricOptions
@@ -15,7 +18,7 @@ _NAME = string.ascii_letters + string.digits + "-_."
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-Row = Mapping[str, str | Sequence[str]]
+Row = Mapping[str, str | int | float | Sequence[str | int | float] | None]
 Source = str | Sequence[Row]
 
 
@@ -25,6 +28,7 @@ class Task:
 
     A source is a list of rows, each a dict from column to text; or a .jsonl, .json, .csv, .tsv or
     .parquet file; or a data set on the Hugging Face hub, 'owner/name' or 'owner/name:split'.
+    Numbers are written as text, and null is the empty text.
     """
 
     name: str
@@ -60,8 +64,10 @@ class Task:
             raise ValueError(
                 f"name must be letters, digits and -_., got {self.name!r}; it names files."
             )
-        if self.weight is not None and not self.weight > 0:
-            raise ValueError(f"weight of task {self.name!r} must be > 0, got {self.weight}.")
+        if self.weight is not None and not 0 < self.weight < math.inf:
+            raise ValueError(
+                f"weight of task {self.name!r} must be > 0 and finite, got {self.weight}."
+            )
         metrics.check(self.metrics, self.metric_options)
         for template in (self.input, self.target):
             _parts(template, task=self.name)
@@ -115,11 +121,10 @@ def read(task: Task, split: Split) -> list[Example]:
         raise ValueError(f"{split} of task {task.name!r} must have at least one row, got none.")
     if split == "train" or not task.several_targets:
         return found
-    joined: dict[str, list[str]] = {}
+    joined: dict[str, dict[str, None]] = {}
     for one in found:
-        known = joined.setdefault(one.input, [])
-        known.extend(text for text in one.references if text not in known)
-    return [Example(*item) for item in joined.items()]
+        joined.setdefault(one.input, {}).update(dict.fromkeys(one.references))
+    return [Example(text, list(references)) for text, references in joined.items()]
 
 
 class Overlap(NamedTuple):
@@ -151,44 +156,76 @@ def check_names(tasks: Sequence[Task]) -> None:
             raise ValueError(f"tasks must have names of their own, got {name!r} twice.")
 
 
+# What JSON may hold in the fields of a task.
+_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "name": ("text", (str,)),
+    "train": ("text or a list of rows", (str, list)),
+    "validation": ("text or a list of rows", (str, list)),
+    "test": ("text or a list of rows", (str, list, type(None))),
+    "input": ("text", (str,)),
+    "target": ("text", (str,)),
+    "metrics": ("a list of names", (list,)),
+    "metric_options": ("an object", (dict,)),
+    "weight": ("a number", (int, float, type(None))),
+    "several_targets": ("true or false", (bool,)),
+    "subset": ("text", (str, type(None))),
+}
+
+
 def _task(path: Path, number: int, fields: Any) -> Task:
+    where = f"{path}: task {number}"
     if not isinstance(fields, dict):
         raise ValueError(f"{path} must hold objects, got {fields!r:.60} as task {number}.")
-    known = [field.name for field in dataclasses.fields(Task) if field.name != "postprocess"]
+    _check_fields(where, fields, _KINDS)
+    for name in ("name", "train", "validation"):
+        if name not in fields:
+            raise ValueError(f"{where} must have the field {name!r}; it lacks it.")
+    for name, value in fields.items():
+        kind, types = _KINDS[name]
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise ValueError(f"{where} must have {kind} as {name!r}, got {value!r:.60}.")
+    options = fields.get("metric_options", {})
+    _check_fields(where, options, [field.name for field in dataclasses.fields(MetricOptions)])
+    given = {
+        **{name: _beside(path, fields[name]) for name in SPLITS if name in fields},
+        "metric_options": MetricOptions(**options),
+    }
+    if "metrics" in fields:
+        given["metrics"] = tuple(map(str, fields["metrics"]))
+    if fields.get("weight") is not None:
+        given["weight"] = float(fields["weight"])
+    try:
+        return Task(**{**fields, **given})
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _beside(path: Path, source: Source | None) -> Source | None:
+    """A source named in a file, its path no longer relative to that."""
+    if not isinstance(source, str):
+        return source
+    there = path.parent / Path(source).expanduser()
+    is_hub_name = corpus.is_hub_name(source.partition(":")[0])
+    return source if is_hub_name and not there.exists() else str(there)
+
+
+def _check_fields(where: str, fields: Iterable[str], known: Collection[str]) -> None:
     for name in fields:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
-            raise ValueError(f"{path}: task {number} has an unknown field {name!r}; {hint}")
-    for name in ("name", "train", "validation"):
-        if name not in fields:
-            raise ValueError(f"{path}: task {number} must have the field {name!r}; it lacks it.")
-    fields = dict(fields)
-    for split in SPLITS:
-        source = fields.get(split)
-        if isinstance(source, str):
-            here = path.parent / source
-            fields[split] = str(here) if here.exists() else source
-    if "metrics" in fields:
-        fields["metrics"] = tuple(fields["metrics"])
-    try:
-        if "metric_options" in fields:
-            fields["metric_options"] = MetricOptions(**fields["metric_options"])
-        return Task(**fields)
-    except TypeError as error:
-        raise ValueError(f"{path}: task {number} has a field of a wrong kind: {error}.") from None
+            raise ValueError(f"{where} has an unknown field {name!r}; {hint}")
 
 
 def _examples(task: Task, split: Split, source: Source) -> Iterator[Example]:
     reads, writes = (_parts(x, task=task.name) for x in (task.input, task.target))
     columns = list(dict.fromkeys(name for _, name in (*reads, *writes) if name is not None))
-    alone = len(writes) == 1 and writes[0][0] == ""
+    alone = writes[0][1] if len(writes) == 1 and not writes[0][0] else None
     for number, row in enumerate(_rows(task, split, source, columns), start=1):
         where = f"row {number} of {split} of task {task.name!r}"
-        if alone and not isinstance(row[columns[-1]], str):
-            name = writes[0][1]
-            assert name is not None
-            references = [str(text) for text in row[name]]
+        if alone is not None and isinstance(row[alone], list | tuple | np.ndarray):
+            several: Any = row[alone]
+            references = [_text(value, alone, where) for value in several]
             if not references:
                 raise ValueError(f"{where} must have a target, got an empty list; leave it out.")
         else:
@@ -198,8 +235,11 @@ def _examples(task: Task, split: Split, source: Source) -> Iterator[Example]:
 
 def _rows(task: Task, split: Split, source: Source, columns: list[str]) -> Iterator[Row]:
     if not isinstance(source, str):
-        for row in source:
-            _check_columns(f"{split} of task {task.name!r}", columns, row)
+        for number, row in enumerate(source, start=1):
+            where = f"row {number} of {split} of task {task.name!r}"
+            if not isinstance(row, Mapping):
+                raise ValueError(f"{where} must be a dict from column to text, got {row!r:.60}.")
+            _check_columns(where, columns, row)
             yield row
         return
     path = str(Path(source).expanduser())
@@ -210,7 +250,7 @@ def _rows(task: Task, split: Split, source: Source, columns: list[str]) -> Itera
     if not corpus.is_hub_name(name):
         raise FileNotFoundError(
             f"{split} of task {task.name!r} must be a file or a hub name 'owner/name', got "
-            f"{source!r}, which does not exist in {Path.cwd()}; correct it."
+            f"{source!r}, and there is no file {Path(path).absolute()}; correct it."
         )
     data = corpus.hub_rows(name, task.subset, split=wanted or split)
     _check_columns(f"data set {source!r}", columns, dict.fromkeys(data.column_names))
@@ -218,11 +258,14 @@ def _rows(task: Task, split: Split, source: Source, columns: list[str]) -> Itera
     labels = {name: getattr(features.get(name), "names", None) for name in columns}
     row: Any
     for row in data.select_columns(columns):
-        # Classes are stored as numbers; their names are what a model can write.
-        yield {
-            name: labels[name][value] if labels[name] and isinstance(value, int) else value
-            for name, value in row.items()
-        }
+        yield {name: _class_name(value, labels[name]) for name, value in row.items()}
+
+
+def _class_name(value: Any, names: Sequence[str] | None) -> Any:
+    """Classes are stored as numbers; their names are what a model can write.  -1 is no class."""
+    if names is None or not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else None
 
 
 def _file_rows(path: str, columns: list[str]) -> Iterator[Row]:
@@ -232,9 +275,10 @@ def _file_rows(path: str, columns: list[str]) -> Iterator[Row]:
             "write it in one of these."
         )
     # The file is read once for each column, so that a reader knows of no more than one.
-    read = [textfiles.rows(path, column) for column in columns]
-    for texts in zip(*read, strict=True):
-        yield dict(zip(columns, texts, strict=True))
+    read = [textfiles.values(path, column) for column in columns]
+    for values in zip(*read, strict=True):
+        row: Any = dict(zip(columns, values, strict=True))
+        yield row
 
 
 def _check_columns(where: str, columns: Sequence[str], row: Mapping[str, Any]) -> None:
@@ -278,7 +322,29 @@ def _fill(parts: Sequence[tuple[str, str | None]], row: Row, where: str) -> str:
         if name is None:
             continue
         value = row[name]
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise ValueError(f"column {name!r} must hold text, got {value!r:.60} in {where}.")
-        texts.append(str(value))
+        texts.append("" if value is None else _text(value, name, where))
     return "".join(texts)
+
+
+def _text(value: object, column: str, where: str) -> str:
+    """A text or a number as text."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple | np.ndarray):
+        raise ValueError(
+            f"column {column!r} must hold one text, got {value!r:.60} in {where}; a list can be "
+            "all of the target, but neither a part of it nor of the input."
+        )
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(
+            f"column {column!r} must hold text or numbers, got {value!r:.60} in {where}; write it "
+            "as text."
+        )
+    if isinstance(value, float):
+        # 2.6 stored in 32 bits, as scores often are, is 2.5999999046325684 in 64.
+        with np.errstate(over="ignore"):
+            short = np.float32(value)
+        return str(float(str(short)) if float(short) == value else value)
+    return str(value)

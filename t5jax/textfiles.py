@@ -60,22 +60,39 @@ def rows(file: str, column: str) -> Iterator[str]:
     Raises:
       CorpusError: the file is damaged or in another format, or the column is missing or not text.
     """
+    for row, value in _numbered(file, column):
+        if value is not None and not isinstance(value, str):
+            raise CorpusError(
+                f"column {column!r} must hold text, got {value!r:.80} in row {row} of {file}; "
+                "choose another column or repair the file."
+            )
+        yield value or ""
+
+
+def values(file: str, column: str) -> Iterator[object]:
+    """Read a file row by row as `rows` does, whatever the column holds.
+
+    Yields:
+      text, or None where there is none; from .jsonl, .json and .parquet also numbers, lists and
+      all else that they can hold.
+    Raises:
+      CorpusError: the file is damaged or in another format, or the column is missing.
+    """
+    return (value for _, value in _numbered(file, column))
+
+
+def _numbered(file: str, column: str) -> Iterator[tuple[int, object]]:
+    """Values, each with the number of its row; blank lines are numbered, and left out."""
     read = _FORMATS[ending(file)]
     row = 0
     try:
-        for row, text in enumerate(read(file, column), start=1):
-            if text is _BLANK:
+        for row, value in enumerate(read(file, column), start=1):
+            if value is _BLANK:
                 continue
-            if text is None:
-                yield ""
-                continue
-            if not isinstance(text, str):
-                raise CorpusError(
-                    f"column {column!r} must hold text, got {text!r:.80} in row {row} of {file}; "
-                    "choose another column or repair the file."
-                )
-            text.encode()  # fails on a lone surrogate, which JSON can write and Arrow cannot
-            yield text
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str):
+                    text.encode()  # fails on a lone surrogate, which JSON can write, Arrow cannot
+            yield row, value
     except CorpusError:
         raise
     except Exception as error:  # every decoder and parser has errors of its own
@@ -84,6 +101,8 @@ def rows(file: str, column: str) -> Iterator[str]:
         line, reason = row + 1, str(error).rstrip(".")
         if isinstance(error, json.JSONDecodeError):  # an array is one record of many lines
             line, reason = row + error.lineno, f"{error.msg} at column {error.colno}"
+        elif isinstance(error, UnicodeEncodeError):  # of a row that was read
+            line = row
         raise CorpusError(
             f"{file} must be a complete {ending(file)} file in UTF-8, got an error in row {line}: "
             f"{reason}; repair the file or take it away."
@@ -94,7 +113,7 @@ def missing_column(where: str, column: str, columns: Iterable[str]) -> CorpusErr
     """Make the error for a column that is not there; it lists those that are."""
     columns = list(columns)
     near = difflib.get_close_matches(column, columns, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "set column to one of these."
+    hint = f"did you mean {near[0]!r}?" if near else "choose one of these."
     return CorpusError(f"{where} must have a column {column!r}, got {', '.join(columns)}; {hint}")
 
 

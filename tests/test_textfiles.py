@@ -193,7 +193,9 @@ def test_texts_names_the_line_of_an_invalid_json_array(save):
 
 
 def test_texts_notices_a_lone_surrogate(save):
-    assert "surrogates not allowed" in failure(save("bad.jsonl", b'{"text": "\\ud800"}'))
+    message = failure(save("bad.jsonl", b'{"text": "one"}\n{"text": "\\ud800"}'))
+    assert "in row 2: " in message
+    assert "surrogates not allowed" in message
 
 
 @pytest.mark.parametrize("data", [b'"one"\n"two"\n', b'["one", "two"]', b"1\n2\n", b"[[1], [2]]"])
@@ -237,6 +239,25 @@ def test_texts_notices_values_that_are_not_text(save, value):
 def test_texts_notices_a_parquet_column_of_another_type(save):
     message = failure(save("numbers.parquet", parquet_bytes(DOCUMENTS)), "id")
     assert "column 'id' must hold text, got 0 in row 1" in message
+
+
+def test_values_are_whatever_a_column_holds(save):
+    held = ["one", None, "", 5, 2.5, True, ["a", "b"], [], {"a": 1}]
+    lines = "\n\n".join(json.dumps({"id": i, "text": value}) for i, value in enumerate(held))
+    assert list(textfiles.values(save("all.jsonl", lines.encode()), "text")) == held
+    for column in (["one", None], [5, None], [2.5, None], [["a", "b"], [], None]):
+        file = save("column.parquet", parquet_bytes(column))
+        assert list(textfiles.values(file, "text")) == column
+    numbers = b"id,text\n1,2.50\n2,\n"
+    assert list(textfiles.values(save("text.csv", numbers), "text")) == ["2.50", ""]
+
+
+def test_values_notice_what_is_damaged(save):
+    for data, reason in ((b'{"text": ["\\ud800"]}', "surrogates"), (b'{"text": ', "Expecting")):
+        with pytest.raises(textfiles.CorpusError, match=f"in row 1: .*{reason}"):
+            list(textfiles.values(save("bad.jsonl", data), "text"))
+    with pytest.raises(textfiles.CorpusError, match="did you mean 'text'"):
+        list(textfiles.values(save("good.jsonl", jsonl_bytes(DOCUMENTS)), "tex"))
 
 
 def test_texts_passes_on_errors_of_the_system(tmp_path):
