@@ -139,8 +139,10 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*A D"]) -> Float[Array, "*A D"]:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        # Rounded to the activations' type before the scale, as T5X does.
-        return y.astype(x.dtype) * jnp.broadcast_to(self.scale[...].astype(x.dtype), x.shape)
+        # Both rounded to the activations' type first, as T5X does; their product is exact in
+        # float32, and so is the sum that is the scale's gradient.
+        y, scale = (z.astype(x.dtype).astype(jnp.float32) for z in (y, self.scale[...]))
+        return (y * jnp.broadcast_to(scale, x.shape)).astype(x.dtype)
 
 
 class RelativeBias(nnx.Module):

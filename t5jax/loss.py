@@ -23,7 +23,7 @@ class Loss(NamedTuple):
     cross_entropy: Float[Array, ""]
     """In nats, weighted, without smoothing or z-loss."""
     correct: Float[Array, ""]
-    """Weighted count of targets that had the highest logit."""
+    """Weighted count of targets that had the highest logit, alone or with others."""
     weight: Float[Array, ""]
     """Sum of the weights: the number of tokens that counted."""
 
@@ -54,7 +54,7 @@ def cross_entropy(
     """
     log_z = jax.scipy.special.logsumexp(logits, axis=-1)
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    correct = jnp.argmax(logits, axis=-1) == targets
+    correct = target_logits == jnp.max(logits, axis=-1)
     plain = _sums(log_z, target_logits, correct, weights, z_loss=z_loss)
     if not label_smoothing:
         return plain
@@ -190,35 +190,30 @@ def _forward(
     lowest = jnp.finfo(jnp.float32).min
 
     def add(carry, index):
-        # The greatest logit so far, the sum of exponentials below it, the first id that has it, and
-        # the target's logit, of each part.
-        top, total, best, target = carry
+        # The greatest logit so far, the sum of exponentials below it, and the target's logit, of
+        # each part.
+        top, total, target = carry
         part, ids, new = _chunk(plan, kernel, index, rows.ndim + 1)
         logits = jnp.where(new, _logits(plan, rows, part), -jnp.inf)
-        chunk_top = jnp.max(logits, axis=-1)
-        higher = jnp.maximum(top, chunk_top)
+        higher = jnp.maximum(top, jnp.max(logits, axis=-1))
         total = total * jnp.exp(top - higher) + jnp.sum(
             jnp.exp(logits - higher[..., None]), axis=-1
         )
-        first = jnp.min(jnp.where(logits == chunk_top[..., None], ids, plan.vocab_size), axis=-1)
-        best = jnp.where(chunk_top > top, first, best)
         hit = (targets[..., None, None] == ids) & new
         found = jnp.max(jnp.where(hit, logits, -jnp.inf), axis=-1)
-        return (higher, total, best, jnp.maximum(target, found)), None
+        return (higher, total, jnp.maximum(target, found)), None
 
     shape = (*rows.shape[:-1], plan.num_parts)
     start = (
         jnp.full(shape, lowest),
         jnp.zeros(shape, jnp.float32),
-        jnp.full(shape, plan.vocab_size, jnp.int32),
         jnp.full(shape, -jnp.inf),
     )
-    (top, total, best, target), _ = jax.lax.scan(add, start, jnp.arange(plan.num_steps))
+    (top, total, target), _ = jax.lax.scan(add, start, jnp.arange(plan.num_steps))
     highest = jnp.max(top, axis=-1, keepdims=True)
     log_z = jnp.log(jnp.sum(total * jnp.exp(top - highest), axis=-1)) + highest[..., 0]
-    first = jnp.min(jnp.where(top == highest, best, plan.vocab_size), axis=-1)
-    correct = first == targets
     target_logits = jnp.max(target, axis=-1)
+    correct = target_logits == highest[..., 0]
     result = _sums(log_z, target_logits, correct, weights, z_loss=plan.z_loss)
     if plan.label_smoothing:
         mean_logits = _mean_logits(plan, rows, kernel)
