@@ -1,6 +1,5 @@
 """Whole fine-tuning runs, of a moment each; what they are made of is tested beside its module."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 import t5jax as package
-from t5jax import fit, recipe, runlog, trial
+from t5jax import runlog, trial
 from t5jax.checkpoint import complete_steps, load_item
 from t5jax.finetuning import FinetuneConfig, finetune
 from t5jax.fit import FitConfig
@@ -238,22 +237,6 @@ def test_finetune_refuses_data_before_it_makes_a_folder(tmp_path, changes, messa
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"output": "gs://bucket"}, "folder of this machine"),
-        ({"checkpoint": "x", "model": "t5-small"}, "model must be left out with a checkpoint"),
-        ({"vocab_size": 100}, "vocab_size must be left out with a tokenizer"),
-        ({"fit": FitConfig(steps=9, eval_every=2, checkpoint_every=3)}, "eval_every must be"),
-        ({"model": "t5-huge"}, "t5-huge"),
-    ],
-)
-def test_config_refuses(tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
-        config(tmp_path, **changes)
-
-
 def test_finetune_refuses_another_run_in_its_folder(learned):
     folder, _ = learned
     with pytest.raises(ValueError, match="its seed is 0, and 1 was asked for"):
@@ -262,16 +245,6 @@ def test_finetune_refuses_another_run_in_its_folder(learned):
         run(folder, task(train=rows(201, 5)))
     with pytest.raises(ValueError, match="names of their own, got 'up' twice"):
         run(folder, task(), task())
-
-
-def test_free_options_are_fields():
-    assert set(recipe.FREE) <= {field.name for field in dataclasses.fields(FinetuneConfig)}
-
-
-def test_fit_last_counts_evaluations_since_the_best():
-    given = FitConfig(steps=100, patience=2)
-    assert fit._last(given, 30, [3.0, 1.0, 2.0]) == 100
-    assert fit._last(given, 40, [3.0, 1.0, 2.0, 1.0]) == 40
 
 
 @pytest.mark.slow

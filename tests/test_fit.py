@@ -208,3 +208,9 @@ def test_fit_logs_how_fast_it_was(tmp_path):
 def test_fit_config_refuses_what_cannot_work(options, message):
     with pytest.raises(ValueError, match=message):
         fit.FitConfig(steps=5, **options)
+
+
+def test_fit_last_counts_evaluations_since_the_best():
+    given = fit.FitConfig(steps=100, patience=2)
+    assert fit._last(given, 30, [3.0, 1.0, 2.0]) == 100
+    assert fit._last(given, 40, [3.0, 1.0, 2.0, 1.0]) == 40

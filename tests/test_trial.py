@@ -27,3 +27,11 @@ def test_scores_and_files_have_texts_after_postprocess(tmp_path):
 def test_score_is_the_mean_over_tasks_of_their_means():
     results = {"one": {"bleu": 30.0, "chrf": 50.0}, "two": {"wer": 20.0}, "three": {"f1": math.nan}}
     assert trial.score(results) == pytest.approx((40 + 80 + 0) / 3)
+
+
+def test_spread_takes_evenly_and_at_most_so_many():
+    examples = [Example(str(i), ["x"]) for i in range(10)]
+    whole = Trial(make().task, "test", examples, [[i] for i in range(10)])
+    assert whole.spread(None) == whole.spread(10) == whole
+    assert [one.input for one in whole.spread(3).examples] == ["0", "4", "8"]
+    assert whole.spread(3).inputs == [[0], [4], [8]]

@@ -1,0 +1,50 @@
+"""Options of fine-tuning, alone; what they do is in test_finetuning.py."""
+
+import dataclasses
+
+import pytest
+
+from t5jax import recipe
+from t5jax.fit import FitConfig
+from t5jax.recipe import FinetuneConfig
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"eval_examples": 0}, "eval_examples must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be in"),
+        ({"output": "gs://bucket"}, "folder of this machine"),
+        ({"checkpoint": "x", "model": "t5-small"}, "model must be left out with a checkpoint"),
+        ({"vocab_size": 100, "tokenizer": "bytes"}, "vocab_size must be left out with a tokenizer"),
+        ({"vocab_size": 100, "checkpoint": "x"}, "vocab_size must be left out with a tokenizer"),
+        ({"fit": FitConfig(steps=9, eval_every=2, checkpoint_every=3)}, "eval_every must be"),
+        ({"model": "t5-huge"}, "t5-huge"),
+    ],
+)
+def test_config_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        FinetuneConfig(**changes)
+
+
+def test_config_lets_saves_and_evaluations_differ_where_the_last_is_used():
+    FinetuneConfig(use="last", fit=FitConfig(steps=9, eval_every=2, checkpoint_every=3))
+
+
+def test_config_keeps_what_the_result_is_made_of():
+    fit = FitConfig(steps=9, keep_best=3)
+    assert FinetuneConfig(fit=fit, average=5).keep_best == 5
+    assert FinetuneConfig(fit=fit, average=2).keep_best == 3
+    assert FinetuneConfig(fit=fit, average=5, use="last").keep_best == 3
+
+
+def test_defaults_are_the_recipe_of_t5():
+    config = FinetuneConfig()
+    assert config.optimizer.name == "adafactor"
+    assert config.optimizer.schedule.name == "constant"
+    assert config.optimizer.schedule.peak == 1e-3
+
+
+def test_free_options_are_fields():
+    assert set(recipe.FREE) <= {field.name for field in dataclasses.fields(FinetuneConfig)}
