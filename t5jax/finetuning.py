@@ -357,10 +357,11 @@ def _options(config: FinetuneConfig, num_beams: int) -> Options:
 def _describe(config: FinetuneConfig, made: _Prepared, state: train.TrainState) -> None:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     devices = " x ".join(f"{axis}={size}" for axis, size in made.mesh.shape.items())
-    start = config.checkpoint or f"model {config.model}"
+    model = made.model
     processes.say(
-        f"{start}: {parameters / 1e6:.1f} M parameters, vocabulary {made.model.vocab_size}, "
-        f"{made.model.dtype}, on {jax.default_backend()} ({devices})"
+        f"model: {parameters / 1e6:.2f} M parameters, {model.num_encoder_layers} + "
+        f"{model.num_decoder_layers} layers of width {model.d_model}, vocabulary "
+        f"{model.vocab_size}, {model.dtype}, on {jax.default_backend()} ({devices})"
     )
     for name, found in made.pairs.items():
         inputs, targets = found.tokens
