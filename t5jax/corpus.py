@@ -131,7 +131,7 @@ def _find(path: str | None) -> list[str]:
         files = [here]
     elif glob.has_magic(here):
         files = [file for file in glob.glob(here, recursive=True) if os.path.isfile(file)]
-    elif _HUB_NAME.fullmatch(path) and not textfiles.ending(path):
+    elif is_hub_name(path):
         return []
     else:
         raise FileNotFoundError(
@@ -248,12 +248,23 @@ def _progress_bars(shown: bool) -> Iterator[None]:
         datasets.enable_progress_bars()
 
 
-def _load_hub(path: str, name: str | None, *, split: str, column: str) -> "datasets.Dataset":
+def is_hub_name(text: str) -> bool:
+    """Whether a text has the form 'owner/name'."""
+    return _HUB_NAME.fullmatch(text) is not None and not textfiles.ending(text)
+
+
+def hub_rows(path: str, name: str | None, *, split: str) -> "datasets.Dataset":
+    """A split of a data set on the Hugging Face hub, with all its columns.
+
+    Raises:
+      FileNotFoundError: there is none, or the hub cannot be reached.
+      ValueError: it has no such configuration or split, or cannot be read.
+    """
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        dataset = datasets.load_dataset(path, name, split=split)
+        return datasets.load_dataset(path, name, split=split)
     except ConnectionError as error:
         raise FileNotFoundError(
             f"{path!r} is no file or folder here, and the Hugging Face hub cannot be reached to "
@@ -271,6 +282,12 @@ def _load_hub(path: str, name: str | None, *, split: str, column: str) -> "datas
             f"data set {path!r} (name {name!r}, split {split!r}) cannot be read from the hub: "
             f"{reason}; choose a name and a split that it has."
         ) from error
+
+
+def _load_hub(path: str, name: str | None, *, split: str, column: str) -> "datasets.Dataset":
+    import datasets
+
+    dataset = hub_rows(path, name, split=split)
     if column not in dataset.column_names:
         raise textfiles.missing_column(f"data set {path!r}", column, dataset.column_names)
     feature = dataset.features[column]

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import operator
 import os
 import signal
 import threading
@@ -40,7 +41,10 @@ class FitConfig:
     keep_every: int | None = None
     """Keep checkpoints of steps that are a multiple of this too."""
     keep_best: int = 0
-    """Keep so many checkpoints with the lowest held-out loss too, of those that are evaluated."""
+    """Keep so many checkpoints with the lowest held-out loss too, of those that are evaluated; in
+    fine-tuning, the best by `best_by`."""
+    patience: int | None = None
+    """Stop after so many evaluations in a row without one better than all before."""
     log_every: int = 10
     """Steps between updates of the progress bar and the logs; every step is logged."""
     max_skipped: int = 10
@@ -70,7 +74,7 @@ class FitConfig:
 
 
 class Fitted(NamedTuple):
-    """How `fit` ended."""
+    """How `fit` ended; before its last step if it ran out of patience."""
 
     state: train.TrainState
     evaluation: dict[str, float] | None
@@ -85,7 +89,7 @@ def fit(
     batches: Any,
     *,
     train_step: Callable[[train.TrainState, Any], tuple[train.TrainState, train.Metrics]],
-    evaluate: Callable[[train.Params], dict[str, float]],
+    evaluate: Callable[[train.Params, int], dict[str, float]],
     checkpoints: Checkpoints,
     log: RunLog | ProcessLog,
     mesh: Mesh,
@@ -93,6 +97,8 @@ def fit(
     locate: Callable[[int], Sequence[int]] | None = None,
     step_flops: float | None = None,
     profiler: Profiler | None = None,
+    judge: Callable[[dict[str, float]], float] = operator.itemgetter("loss"),
+    past: Sequence[float] = (),
 ) -> Fitted:
     """Trains from `state` to `config.steps`; all processes must call it.
 
@@ -101,7 +107,7 @@ def fit(
       state: consumed.
       batches: an iterator with `get_state`, standing where `state` does.
       train_step: as from `train.make_train_step`.
-      evaluate: measures parameters on held-out data.
+      evaluate: measures parameters on held-out data, given these and the step.
       checkpoints: where to save `train.to_trees` of the state, and the record `data`.
       log: where to write.
       mesh: of the state.
@@ -109,6 +115,9 @@ def fit(
       locate: the numbers of the chunks of text that a step learns from.
       step_flops: operations of a step on all devices, for the utilization of known chips.
       profiler: is told of every step.
+      judge: makes of an evaluation the number by which checkpoints are kept and patience is lost;
+        less is better.
+      past: these numbers of the evaluations that the run has had before `state`.
     Raises:
       ValueError: the state is further than `config.steps`, a loss is not finite, or too many steps
         in a row were skipped.
@@ -117,12 +126,12 @@ def fit(
     step = int(state.step)
     if step > config.steps:
         raise ValueError(f"steps must be at least {step}, where the run is, got {config.steps}.")
-    saved_step, evaluation = step, None
+    saved_step, evaluation, numbers = step, None, list(past)
     steps = _Steps(config, mesh=mesh, pad_id=pad_id, log=log, locate=locate, step_flops=step_flops)
     watch = steps.watch
     vote = processes.StopVote(mesh)
     with _stop_signals() as stopping, profiler or contextlib.nullcontext():
-        while step < config.steps and not vote(stopping()):
+        while step < _last(config, step, numbers) and not vote(stopping()):
             if profiler is not None:
                 profiler.before(step + 1)
             with watch.waiting():
@@ -140,10 +149,11 @@ def fit(
             with watch.paused():
                 steps.write(step)
                 if evaluate_now:
-                    evaluation = evaluate(judged(state))
+                    evaluation = evaluate(judged(state), step)
+                    numbers.append(judge(evaluation))
                     log.evaluation(step, evaluation)
                 if save_now:
-                    loss = evaluation["loss"] if evaluation and evaluate_now else None
+                    loss = numbers[-1] if evaluate_now else None
                     save(checkpoints, state, batches, loss=loss)
                     saved_step = step
         steps.settle()
@@ -151,9 +161,17 @@ def fit(
             save(checkpoints, state, batches)
         checkpoints.wait()
         steps.write(step)
-    if step < config.steps:
+    if step < _last(config, step, numbers):
         return Fitted(state, None, interrupted=True)
-    return Fitted(state, evaluation or evaluate(judged(state)), interrupted=False)
+    return Fitted(state, evaluation or evaluate(judged(state), step), interrupted=False)
+
+
+def _last(config: FitConfig, step: int, numbers: Sequence[float]) -> int:
+    """The step to train to: `step`, where one is, if patience is at an end."""
+    if config.patience is None or not numbers:
+        return config.steps
+    since_best = len(numbers) - 1 - int(np.argmin(numbers))
+    return step if since_best >= config.patience else config.steps
 
 
 def judged(state: train.TrainState) -> train.Params:

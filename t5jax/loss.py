@@ -19,9 +19,9 @@ class Loss(NamedTuple):
     """Sums over the tokens of a batch, so that batches and devices add up; all float32 scalars."""
 
     total: Float[Array, ""]
-    """Cross entropy plus z-loss, weighted: what is differentiated."""
+    """Cross entropy with smoothed targets plus z-loss, weighted: what is differentiated."""
     cross_entropy: Float[Array, ""]
-    """In nats, weighted, without z-loss."""
+    """In nats, weighted, without smoothing or z-loss."""
     correct: Float[Array, ""]
     """Weighted count of targets that had the highest logit."""
     weight: Float[Array, ""]
@@ -34,24 +34,33 @@ def cross_entropy(
     weights: Float[Array, "B T"],
     *,
     z_loss: float,
+    label_smoothing: float,
 ) -> Loss:
     r"""Token-weighted cross entropy with a penalty on the log-partition function.
 
-    .. math:: \sum_i w_i \left( \log Z_i - x_{i, y_i} + \zeta \log^2 Z_i \right)
+    .. math:: \sum_i w_i \left( \log Z_i - (1 - \epsilon) x_{i, y_i}
+        - \frac{\epsilon}{V} \sum_v x_{i, v} + \zeta \log^2 Z_i \right)
 
     The penalty keeps logits from drifting; T5 v1.1 and later were trained with 1e-4.
-    (arXiv:2204.02311, section 5)
+    (arXiv:2204.02311, section 5)  A smoothed target is one of every id with the probability
+    epsilon / V, and else the token itself.  (arXiv:1512.00567, section 7)
 
     Args:
       logits: float32.
       targets: ids.
       weights: 0 where a token does not count.
       z_loss: weight of the penalty, the zeta above.
+      label_smoothing: in [0, 1), the epsilon above; V counts all columns of the logits.
     """
     log_z = jax.scipy.special.logsumexp(logits, axis=-1)
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     correct = jnp.argmax(logits, axis=-1) == targets
-    return _sums(log_z, target_logits, correct, weights, z_loss=z_loss)
+    plain = _sums(log_z, target_logits, correct, weights, z_loss=z_loss)
+    if not label_smoothing:
+        return plain
+    return _smoothed(
+        plain, target_logits, jnp.mean(logits, axis=-1), weights, label_smoothing=label_smoothing
+    )
 
 
 def chunked_cross_entropy(
@@ -63,6 +72,7 @@ def chunked_cross_entropy(
     vocab_axis: int,
     scale: float,
     z_loss: float,
+    label_smoothing: float,
     num_chunks: int,
     num_parts: int = 1,
 ) -> Loss:
@@ -79,6 +89,7 @@ def chunked_cross_entropy(
       vocab_axis: the axis of `kernel` that counts the vocabulary.
       scale: of the logits.
       z_loss: weight of the penalty.
+      label_smoothing: in [0, 1), the share of a target that all ids of the kernel have.
       num_chunks: how many chunks to make, at least.
       num_parts: ways in which devices divide the vocabulary; every chunk takes from each.
     Raises:
@@ -89,7 +100,7 @@ def chunked_cross_entropy(
         raise ValueError(
             f"the vocabulary must be a multiple of its {num_parts} parts, got {vocab_size}; pad it."
         )
-    plan = _Plan(vocab_size, vocab_axis, num_parts, num_chunks, scale, z_loss)
+    plan = _Plan(vocab_size, vocab_axis, num_parts, num_chunks, scale, z_loss, label_smoothing)
     rows = products.flat(states)
     shape = rows.shape[:-1]
     return _chunked(plan, rows, kernel, targets.reshape(shape), weights.reshape(shape))
@@ -105,6 +116,7 @@ class _Plan:
     num_chunks: int
     scale: float
     z_loss: float
+    label_smoothing: float
 
     @property
     def part_size(self) -> int:
@@ -159,6 +171,14 @@ def _logits(plan: _Plan, rows: Array, part: Array) -> Float[Array, "*A P C"]:
     return product * plan.scale
 
 
+def _mean_logits(plan: _Plan, rows: Array, kernel: Array) -> Float[Array, "*A"]:
+    """Over the vocabulary: a product with the kernel's mean, which needs no logits."""
+    mean = jnp.mean(kernel.astype(rows.dtype), axis=plan.vocab_axis, dtype=jnp.float32)
+    return plan.scale * jnp.einsum(
+        "...d,d->...", rows.astype(jnp.float32), mean, precision=jax.lax.Precision.HIGHEST
+    )
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _chunked(plan: _Plan, rows: Array, kernel: Array, targets: Array, weights: Array) -> Loss:
     return _forward(plan, rows, kernel, targets, weights)[0]
@@ -198,7 +218,13 @@ def _forward(
     log_z = jnp.log(jnp.sum(total * jnp.exp(top - highest), axis=-1)) + highest[..., 0]
     first = jnp.min(jnp.where(top == highest, best, plan.vocab_size), axis=-1)
     correct = first == targets
-    result = _sums(log_z, jnp.max(target, axis=-1), correct, weights, z_loss=plan.z_loss)
+    target_logits = jnp.max(target, axis=-1)
+    result = _sums(log_z, target_logits, correct, weights, z_loss=plan.z_loss)
+    if plan.label_smoothing:
+        mean_logits = _mean_logits(plan, rows, kernel)
+        result = _smoothed(
+            result, target_logits, mean_logits, weights, label_smoothing=plan.label_smoothing
+        )
     return result, (rows, kernel, targets, weights, log_z)
 
 
@@ -207,6 +233,8 @@ def _backward(plan: _Plan, kept: Any, cotangents: Loss):
     own, of_kernel = _letters(plan, rows)
     # Of every probability, and of the target's logit.
     plain = (cotangents.total + cotangents.cross_entropy) * weights
+    # What smoothing takes from the target's logit, and gives to all in equal shares.
+    moved = plan.label_smoothing * cotangents.total * weights if plan.label_smoothing else None
     slope = plain + cotangents.total * weights * (2 * plan.z_loss) * log_z
     slope = jnp.where(weights != 0, slope, 0.0)
     log_z = jnp.where(weights != 0, log_z, 0.0)
@@ -217,7 +245,12 @@ def _backward(plan: _Plan, kept: Any, cotangents: Loss):
         logits = _logits(plan, rows, part)
         to_logits = slope[..., None, None] * jnp.exp(logits - log_z[..., None, None])
         hit = targets[..., None, None] == ids
-        to_logits = jnp.where(hit, to_logits - plain[..., None, None], to_logits)
+        of_target = plain
+        if moved is not None:
+            # Before they are rounded: most probabilities come close to their share.
+            to_logits = to_logits - (moved / plan.vocab_size)[..., None, None]
+            of_target = plain - moved
+        to_logits = jnp.where(hit, to_logits - of_target[..., None, None], to_logits)
         counts = new & (weights != 0)[..., None, None]
         to_logits = (jnp.where(counts, to_logits, 0.0) * plan.scale).astype(rows.dtype)
         narrow = part.astype(rows.dtype)
@@ -256,3 +289,16 @@ def _sums(
     penalty = z_loss * jnp.sum(jnp.where(counts, weights * jnp.square(log_z), 0.0))
     hits = jnp.sum(jnp.where(correct, weights, 0.0))
     return Loss(entropy + penalty, entropy, hits, jnp.sum(weights))
+
+
+def _smoothed(
+    plain: Loss,
+    target_logits: Array,
+    mean_logits: Array,
+    weights: Array,
+    *,
+    label_smoothing: float,
+) -> Loss:
+    """`plain`, the share `label_smoothing` of whose targets is spread over the vocabulary."""
+    rise = jnp.where(weights != 0, weights * (target_logits - mean_logits), 0.0)
+    return plain._replace(total=plain.total + label_smoothing * jnp.sum(rise))

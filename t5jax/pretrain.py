@@ -58,6 +58,9 @@ _FREE = (
     *(f"fit.{field.name}" for field in dataclasses.fields(FitConfig) if field.name != "steps"),
 )
 
+# Options that a run begun before there were any does not record, and what it was trained with.
+_UNRECORDED = {"step.label_smoothing": 0.0}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
@@ -161,7 +164,7 @@ class _Prepared(NamedTuple):
 def _prepare(config: PretrainConfig, folder: Path) -> _Prepared:
     """Reads the text, and makes the folder the run's."""
     options = _options(config)
-    runfolder.check(folder, options)
+    runfolder.check(folder, options, unrecorded=_UNRECORDED)
     if not processes.is_first() and not runfolder.is_claimed(folder):
         raise FileNotFoundError(
             f"output must be a folder on a disk that all processes share, got {folder}, in which "
@@ -272,7 +275,7 @@ def _run(config: PretrainConfig) -> Text2Text:
             state,
             data,
             train_step=train_step,
-            evaluate=lambda params: train.evaluate(eval_step, params, measured, mesh=mesh),
+            evaluate=lambda params, step: train.evaluate(eval_step, params, measured, mesh=mesh),
             checkpoints=checkpoints,
             log=log,
             mesh=mesh,

@@ -15,8 +15,16 @@ from t5jax.tokenizer import Tokenizer
 RUN_FILE = "run.json"
 
 
-def check(folder: Path, options: dict[str, Any]) -> None:
-    """Raises unless the folder is free, or holds a run with these options."""
+def check(
+    folder: Path, options: dict[str, Any], *, unrecorded: dict[str, Any] | None = None
+) -> None:
+    """Raises unless the folder is free, or holds a run with these options.
+
+    Args:
+      folder: of the run.
+      options: by dotted name.
+      unrecorded: the options that came later, and what runs have that were begun before.
+    """
     path = folder / RUN_FILE
     if not path.exists():
         if folder.exists() and not (
@@ -27,7 +35,7 @@ def check(folder: Path, options: dict[str, Any]) -> None:
                 "holds something else; choose another --output."
             )
         return
-    found = _read_run(path)["options"]
+    found = {**(unrecorded or {}), **_read_run(path)["options"]}
     for name in sorted({*options, *found}):
         if options.get(name) != found.get(name):
             raise ValueError(

@@ -30,6 +30,9 @@ class StepConfig:
 
     z_loss: float = 1e-4
     """Weight of the z-loss."""
+    label_smoothing: float = 0.0
+    """Share of every target that is spread over the whole vocabulary, in the loss that is trained
+    with but not in evaluations."""
     accumulate: int = 1
     """Parts that a batch is computed in, one after the other: the same gradient with less memory,
     though another dropout."""
@@ -49,6 +52,10 @@ class StepConfig:
     def __post_init__(self):
         if self.z_loss < 0:
             raise ValueError(f"z_loss must be at least 0, got {self.z_loss}; T5 uses 1e-4.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing must be in [0, 1), got {self.label_smoothing}; 0.1 is usual."
+            )
         if self.accumulate < 1:
             raise ValueError(f"accumulate must be at least 1, got {self.accumulate}.")
         if self.vocab_chunks is not None and self.vocab_chunks < 1:
@@ -149,9 +156,9 @@ def make_train_step(
       options: as for `init_state`.
       seed: of dropout.
     Returns:
-      The step.  Metrics are float32 scalars: `loss` (with z-loss) and `cross_entropy`, in nats a
-      target token, `accuracy`, `grad_norm`, `learning_rate`, and `skipped`, which is 1 where
-      parameters and optimizer were left as they are, and else 0.
+      The step.  Metrics are float32 scalars: `loss` (with smoothed targets and z-loss) and
+      `cross_entropy` (without), in nats a target token, `accuracy`, `grad_norm`, `learning_rate`,
+      and `skipped`, which is 1 where parameters and optimizer were left as they are, and else 0.
     """
     where = jax.tree.map(
         lambda x: x.sharding, abstract_state(config, optimizer, mesh=mesh, options=options)
@@ -199,7 +206,7 @@ def make_train_step(
 
 
 def make_eval_step(config: T5Config, *, mesh: Mesh) -> Callable[[Params, Any], loss.Loss]:
-    """The compiled `step(params, batch) -> Loss`: sums, without dropout or z-loss."""
+    """The compiled `step(params, batch) -> Loss`: sums, without dropout, smoothing or z-loss."""
     options = StepConfig(z_loss=0.0)
 
     def step(params: Params, batch: Any) -> loss.Loss:
@@ -336,6 +343,7 @@ def _loss(
         vocab_axis=vocab_axis,
         scale=config.logit_scale,
         z_loss=options.z_loss,
+        label_smoothing=options.label_smoothing,
         num_chunks=options.vocab_chunks or _num_chunks(states.shape[:2], config.vocab_size),
         num_parts=sharding.ways(jax.sharding.get_abstract_mesh(), ("tensor",)),
     )

@@ -39,7 +39,7 @@ def reference(logits, targets, weights, z_loss):
 @pytest.mark.parametrize("z_loss", [0.0, 1e-4, 0.1])
 def test_cross_entropy_equals_float64(batch, z_loss):
     logits, targets, weights = batch
-    result = loss.cross_entropy(*map(jnp.asarray, batch), z_loss=z_loss)
+    result = loss.cross_entropy(*map(jnp.asarray, batch), z_loss=z_loss, label_smoothing=0.0)
     entropy, penalty, correct = reference(logits, targets, weights, z_loss)
     np.testing.assert_allclose(result.cross_entropy, entropy, rtol=RELATIVE)
     np.testing.assert_allclose(result.total, entropy + penalty, rtol=RELATIVE)
@@ -51,14 +51,16 @@ def test_cross_entropy_equals_float64(batch, z_loss):
 
 def test_cross_entropy_of_uniform_logits_is_log_vocabulary():
     logits, targets = jnp.full((1, 3, V), 7.0), jnp.array([[0, 4, 10]], jnp.int32)
-    result = loss.cross_entropy(logits, targets, jnp.ones((1, 3)), z_loss=0.0)
+    result = loss.cross_entropy(logits, targets, jnp.ones((1, 3)), z_loss=0.0, label_smoothing=0.0)
     np.testing.assert_allclose(result.cross_entropy, 3 * np.log(V), rtol=RELATIVE)
 
 
 def test_cross_entropy_adds_up_over_rows(batch):
-    whole = loss.cross_entropy(*map(jnp.asarray, batch), z_loss=0.01)
+    whole = loss.cross_entropy(*map(jnp.asarray, batch), z_loss=0.01, label_smoothing=0.0)
     rows = [
-        loss.cross_entropy(*(jnp.asarray(x[b : b + 1]) for x in batch), z_loss=0.01)
+        loss.cross_entropy(
+            *(jnp.asarray(x[b : b + 1]) for x in batch), z_loss=0.01, label_smoothing=0.0
+        )
         for b in range(B)
     ]
     for total, parts in zip(whole, zip(*rows, strict=True), strict=True):
@@ -69,8 +71,10 @@ def test_cross_entropy_ignores_what_has_no_weight(batch):
     logits, targets, weights = batch
     changed = np.where(weights[..., None] == 0, 30.0, logits).astype(np.float32)
     other = np.where(weights == 0, (targets + 1) % V, targets).astype(np.int32)
-    before = loss.cross_entropy(*map(jnp.asarray, batch), z_loss=0.1)
-    after = loss.cross_entropy(*map(jnp.asarray, (changed, other, weights)), z_loss=0.1)
+    before = loss.cross_entropy(*map(jnp.asarray, batch), z_loss=0.1, label_smoothing=0.0)
+    after = loss.cross_entropy(
+        *map(jnp.asarray, (changed, other, weights)), z_loss=0.1, label_smoothing=0.0
+    )
     assert [float(x) for x in before] == [float(x) for x in after]
 
 
@@ -80,7 +84,7 @@ def test_cross_entropy_gradient_has_z_loss_factor(batch, z_loss):
 
     def total(logits):
         args = (logits, jnp.asarray(targets), jnp.asarray(weights))
-        return loss.cross_entropy(*args, z_loss=z_loss).total
+        return loss.cross_entropy(*args, z_loss=z_loss, label_smoothing=0.0).total
 
     x = logits.astype(np.float64)
     z = np.exp(x).sum(-1, keepdims=True)
@@ -94,7 +98,9 @@ def test_cross_entropy_of_no_weight_is_zero_with_zero_gradient(batch):
     logits, targets, _ = map(jnp.asarray, batch)
 
     def total(logits):
-        return loss.cross_entropy(logits, targets, jnp.zeros((B, T)), z_loss=1e-4).total
+        return loss.cross_entropy(
+            logits, targets, jnp.zeros((B, T)), z_loss=1e-4, label_smoothing=0.0
+        ).total
 
     value, gradient = jax.value_and_grad(total)(logits)
     assert value == 0
@@ -103,7 +109,9 @@ def test_cross_entropy_of_no_weight_is_zero_with_zero_gradient(batch):
 
 def test_cross_entropy_of_large_logits_is_finite():
     logits = jnp.array([[[1e4, 0.0, -1e4]]])
-    result = loss.cross_entropy(logits, jnp.array([[1]], jnp.int32), jnp.ones((1, 1)), z_loss=0.0)
+    result = loss.cross_entropy(
+        logits, jnp.array([[1]], jnp.int32), jnp.ones((1, 1)), z_loss=0.0, label_smoothing=0.0
+    )
     np.testing.assert_allclose(result.cross_entropy, 1e4)
 
 
@@ -150,6 +158,7 @@ def check_chunked(states_batch, num_chunks, num_parts, vocab_axis):
             vocab_axis=vocab_axis,
             scale=0.7,
             z_loss=0.01,
+            label_smoothing=0.0,
             num_chunks=num_chunks,
             num_parts=num_parts,
         )
@@ -157,7 +166,7 @@ def check_chunked(states_batch, num_chunks, num_parts, vocab_axis):
 
     def whole(states, kernel):
         logits = jnp.einsum("btd,dv->btv", states, kernel) * 0.7
-        result = loss.cross_entropy(logits, targets, weights, z_loss=0.01)
+        result = loss.cross_entropy(logits, targets, weights, z_loss=0.01, label_smoothing=0.0)
         return 3 * result.total + result.cross_entropy, result
 
     (_, found), gradients = jax.value_and_grad(chunked, (0, 1), has_aux=True)(states, kernel)
@@ -181,6 +190,7 @@ def test_chunked_cross_entropy_holds_no_logits_of_the_whole_vocabulary():
             vocab_axis=1,
             scale=1.0,
             z_loss=0.0,
+            label_smoothing=0.1,
             num_chunks=num_chunks,
         ).total
 
@@ -203,6 +213,7 @@ def test_chunked_cross_entropy_lets_infinity_and_nan_through(states_batch):
         vocab_axis=1,
         scale=1.0,
         z_loss=0.0,
+        label_smoothing=0.1,
         num_chunks=3,
     )
     assert np.isnan(result.total)
@@ -211,3 +222,125 @@ def test_chunked_cross_entropy_lets_infinity_and_nan_through(states_batch):
 def test_chunked_cross_entropy_refuses_parts_that_do_not_divide(states_batch):
     with pytest.raises(ValueError, match="multiple of its 2 parts, got 11; pad it"):
         check_chunked(states_batch, 1, 2, 1)
+
+
+# Smoothed targets, against torch in float64.
+
+Z_LOSS = 0.01
+
+
+def smoothed_by_torch(logits, targets, weights, label_smoothing):
+    """(total, cross entropy) of tensors."""
+    functional = pytest.importorskip("torch.nn.functional")
+
+    def entropy(label_smoothing):
+        each = functional.cross_entropy(
+            logits.flatten(0, 1),
+            targets.flatten().long(),
+            reduction="none",
+            label_smoothing=label_smoothing,
+        )
+        return (each * weights.flatten()).sum()
+
+    penalty = Z_LOSS * (weights * logits.logsumexp(-1).square()).sum()
+    return entropy(label_smoothing) + penalty, entropy(0.0)
+
+
+def in_torch(*arrays):
+    """Float64 for float32."""
+    torch = pytest.importorskip("torch")
+    tensors = [torch.from_numpy(np.array(x)) for x in arrays]
+    return [x.double() if x.is_floating_point() else x for x in tensors]
+
+
+def combined(total, entropy):
+    """Of which both have a gradient, and not the same."""
+    return 3 * total + 0.5 * entropy
+
+
+@pytest.mark.parametrize("label_smoothing", [0.1, 0.9])
+def test_cross_entropy_smooths_targets_as_torch_does(batch, label_smoothing):
+    logits, targets, weights = in_torch(*batch)
+    logits.requires_grad_()
+    total, entropy = smoothed_by_torch(logits, targets, weights, label_smoothing)
+    combined(total, entropy).backward()
+
+    def smoothed(logits):
+        result = loss.cross_entropy(
+            logits, *map(jnp.asarray, batch[1:]), z_loss=Z_LOSS, label_smoothing=label_smoothing
+        )
+        return combined(result.total, result.cross_entropy), result
+
+    (_, result), gradient = jax.value_and_grad(smoothed, has_aux=True)(jnp.asarray(batch[0]))
+    plain = loss.cross_entropy(*map(jnp.asarray, batch), z_loss=0.0, label_smoothing=0.0)
+    np.testing.assert_allclose(result.total, total.item(), rtol=RELATIVE)
+    assert [float(x) for x in result[1:]] == [float(x) for x in plain[1:]]
+    # Sums of a few terms of size 7.
+    np.testing.assert_allclose(gradient, logits.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("vocab_axis", [0, 1])
+@pytest.mark.parametrize(("num_chunks", "num_parts"), [(1, 1), (3, 1), (12, 1), (2, 4), (4, 2)])
+def test_chunked_cross_entropy_smooths_targets_as_torch_does(
+    states_batch, num_chunks, num_parts, vocab_axis
+):
+    """Chunks of 13, 5, 2, 2, 2 columns of 13, 13, 13, 3, 6: the middle three overlap."""
+    states, kernel, *rest = states_batch
+    more = np.random.default_rng(2).normal(0, 1, (D, 2 if num_parts == 1 else 1))
+    kernel = np.concatenate([kernel, more.astype(np.float32)], axis=1)
+    check_smoothed((states, kernel, *rest), num_chunks, num_parts, vocab_axis)
+
+
+def check_smoothed(states_batch, num_chunks, num_parts, vocab_axis):
+    label_smoothing, scale = 0.3, 0.7
+    states, kernel, targets, weights = in_torch(*states_batch)
+    states.requires_grad_()
+    kernel.requires_grad_()
+    logits = states @ kernel * scale
+    total, entropy = smoothed_by_torch(logits, targets, weights, label_smoothing)
+    combined(total, entropy).backward()
+
+    def smoothed(states, kernel):
+        result = loss.chunked_cross_entropy(
+            states,
+            kernel if vocab_axis else kernel.T,
+            *map(jnp.asarray, states_batch[2:]),
+            vocab_axis=vocab_axis,
+            scale=scale,
+            z_loss=Z_LOSS,
+            label_smoothing=label_smoothing,
+            num_chunks=num_chunks,
+            num_parts=num_parts,
+        )
+        return combined(result.total, result.cross_entropy), result
+
+    arrays = tuple(map(jnp.asarray, states_batch[:2]))
+    (_, result), gradients = jax.value_and_grad(smoothed, (0, 1), has_aux=True)(*arrays)
+    np.testing.assert_allclose(result.total, total.item(), rtol=RELATIVE)
+    np.testing.assert_allclose(result.cross_entropy, entropy.item(), rtol=RELATIVE)
+    for one, other in zip(gradients, (states.grad, kernel.grad), strict=True):
+        # Sums of some ten terms of size 10.
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=3e-5)
+
+
+def test_chunked_cross_entropy_with_smoothing_ignores_what_has_no_weight(states_batch):
+    states, kernel, targets, weights = states_batch
+    changed = np.where(weights[..., None] == 0, np.nan, states).astype(np.float32)
+
+    def total(states, kernel):
+        return loss.chunked_cross_entropy(
+            states,
+            kernel,
+            *map(jnp.asarray, (targets, weights)),
+            vocab_axis=1,
+            scale=1.0,
+            z_loss=0.0,
+            label_smoothing=0.1,
+            num_chunks=3,
+        ).total
+
+    before = jax.value_and_grad(total)(*map(jnp.asarray, (states, kernel)))
+    after = jax.value_and_grad(total)(*map(jnp.asarray, (changed, kernel)))
+    assert np.isfinite(before[0])
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other)

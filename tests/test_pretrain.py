@@ -161,6 +161,19 @@ def test_run_that_averages_is_continued_and_loaded_as_its_average(inputs, tmp_pa
     np.testing.assert_array_equal(*tables)
 
 
+def test_run_begun_before_targets_could_be_smoothed_is_continued_without(finished, tmp_path):
+    config, _, _ = finished
+    output = tmp_path / "run"
+    shutil.copytree(config.output, output)
+    record = json.loads((output / "run.json").read_text())
+    assert record["options"].pop("step.label_smoothing") == 0
+    (output / "run.json").write_text(json.dumps(record))
+    old = dataclasses.replace(config, output=str(output))
+    with pytest.raises(ValueError, match=r"its step\.label_smoothing is 0\.0, and 0\.1 was asked"):
+        pretrain.run(dataclasses.replace(old, step=StepConfig(label_smoothing=0.1)))
+    pretrain.run(old)
+
+
 def test_run_refuses_the_folder_of_another_run(finished, tmp_path):
     config, _, _ = finished
     with pytest.raises(ValueError, match=r"holds another run: its seed is 0, and 1 was asked for"):

@@ -32,6 +32,15 @@ def test_check_refuses_any_other_option(tmp_path, options):
         runfolder.check(tmp_path / "run", options)
 
 
+def test_check_knows_what_runs_did_before_an_option_came(tmp_path):
+    claim(tmp_path / "run")
+    runfolder.check(tmp_path / "run", {"seed": 0, "more": 2}, unrecorded={"more": 2})
+    with pytest.raises(ValueError, match=r"its more is 2, and 3 was asked for"):
+        runfolder.check(tmp_path / "run", {"seed": 0, "more": 3}, unrecorded={"more": 2})
+    claim(tmp_path / "later", options={"seed": 0, "more": 3})
+    runfolder.check(tmp_path / "later", {"seed": 0, "more": 3}, unrecorded={"more": 2})
+
+
 def test_check_refuses_a_file_and_a_record_that_is_none(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match="new or empty folder"):

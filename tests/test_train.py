@@ -174,6 +174,8 @@ def test_train_step_averages_parameters():
     ("options", "message"),
     [
         ({"z_loss": -1.0}, "z_loss must be at least 0, got -1.0; T5 uses 1e-4"),
+        ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0; 0.1 is usual"),
+        ({"label_smoothing": -0.1}, r"label_smoothing must be in \[0, 1\), got -0.1"),
         ({"accumulate": 0}, "accumulate must be at least 1"),
         ({"vocab_chunks": 0}, "vocab_chunks must be at least 1"),
         ({"spike_factor": 1.0}, "spike_factor must be above 1"),
@@ -211,7 +213,7 @@ def test_train_step_equals_grad_and_optax():
             encoder_mask=arrays["encoder_input_tokens"] != 0,
         )
         targets, weights = arrays["decoder_target_tokens"], arrays["decoder_loss_weights"]
-        result = loss.cross_entropy(logits, targets, weights, z_loss=1e-4)
+        result = loss.cross_entropy(logits, targets, weights, z_loss=1e-4, label_smoothing=0.0)
         return result.total / result.weight
 
     grads = jax.grad(mean_loss)(before)
@@ -226,6 +228,40 @@ def test_train_step_equals_grad_and_optax():
     np.testing.assert_allclose(metrics["loss"], mean_loss(before), rtol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-5)
     np.testing.assert_allclose(metrics["learning_rate"], 0.003)
+
+
+@pytest.mark.parametrize("axes", [{}, {"fsdp": 2, "tensor": 2, "sequence": 2}])
+def test_train_step_smooths_targets_and_evaluations_do_not(axes):
+    """The loss and the norm of its gradient, from whole logits by optax."""
+    mesh = make_mesh(**axes)
+    state = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1)
+    before = jax.tree.map(np.asarray, state.params)
+    arrays = jax.tree.map(jnp.asarray, make_batch())
+    targets, weights = arrays["decoder_target_tokens"], arrays["decoder_loss_weights"]
+
+    def mean_losses(params):
+        logits = model.bind(CONFIG, params)(
+            arrays["encoder_input_tokens"],
+            arrays["decoder_input_tokens"],
+            encoder_mask=arrays["encoder_input_tokens"] != 0,
+        )
+        plain = jax.nn.one_hot(targets, CONFIG.vocab_size)
+        entropies = [
+            jnp.sum(weights * optax.softmax_cross_entropy(logits, labels)) / weights.sum()
+            for labels in (optax.smooth_labels(plain, 0.2), plain)
+        ]
+        return entropies[0], entropies[1]
+
+    (smoothed, plain), grads = jax.value_and_grad(mean_losses, has_aux=True)(before)
+    options = train.StepConfig(z_loss=0.0, label_smoothing=0.2, vocab_chunks=3)
+    batch = train.device_batch(make_batch(), mesh=mesh)
+    found = train.make_eval_step(CONFIG, mesh=mesh)(state.params, batch)
+    _, metrics = make_step(CONFIG, mesh, options=options)(state, batch)
+    np.testing.assert_allclose(metrics["loss"], smoothed, rtol=2e-6)
+    np.testing.assert_allclose(metrics["cross_entropy"], plain, rtol=2e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-5)
+    assert found.total == found.cross_entropy
+    np.testing.assert_allclose(found.total / found.weight, plain, rtol=2e-6)
 
 
 def test_train_step_draws_dropout_from_seed_and_step():
