@@ -311,6 +311,11 @@ def recorded_checksum(folder: str | os.PathLike, name: str) -> int | None:
     return _read_record(Path(folder))["checksums"].get(name)
 
 
+def recorded_loss(folder: str | os.PathLike) -> float | None:
+    """What a run's checkpoint `<step>/` was saved with as its loss."""
+    return _read_record(Path(folder))["loss"]
+
+
 def complete_steps(folder: str | os.PathLike) -> list[int]:
     """Steps of the complete checkpoints in a run's folder, ascending; others have other names."""
     folder = Path(folder)

@@ -1,15 +1,17 @@
 """The tokenizer and the model that the options of a run name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from t5jax import corpus
 from t5jax import tokenizer as tokenizers
 from t5jax.config import T5Config, pad_vocab
 from t5jax.denoise import SpanCorruption
 from t5jax.loading import resolve_dtype
-from t5jax.tokenizer import Tokenizer
+from t5jax.tokenizer import ByteTokenizer, Tokenizer
+
+# The name of ByT5's tokenizer, which needs no files.
+BYTES = "bytes"
 
 # The model of a run without arguments: minutes on two cores.
 TINY = {
@@ -26,12 +28,10 @@ TINY = {
 
 def tokenizer(
     folder: Path,
-    texts: Any,
+    texts: Callable[[], Iterable[str]],
     *,
     source: str | None,
     vocab_size: int,
-    corruption: SpanCorruption,
-    input_length: int,
     say: Callable[[str], None],
 ) -> Tokenizer:
     """The run's own tokenizer if it has one already, else the one asked for.
@@ -39,34 +39,44 @@ def tokenizer(
     Args:
       folder: of the run.
       texts: to train one on, where there is no `source`.
-      source: folder of a tokenizer.
+      source: folder of a tokenizer, or 'bytes' for ByT5's.
       vocab_size: pieces of one that is trained.
-      corruption: needs a sentinel for each span that it hides.
-      input_length: tokens the encoder reads.
       say: is told what takes a while.
-    Raises:
-      ValueError: the tokenizer cannot serve span corruption.
     """
     found = tokenizers.load(folder) if folder.is_dir() else None
+    if found is None and source == BYTES:
+        found = ByteTokenizer()
     if found is None and source is not None:
         found = tokenizers.load(source)
     if found is None:
         say(f"training a vocabulary of {vocab_size} pieces")
-        found = tokenizers.train(corpus.documents(texts), vocab_size=vocab_size)
+        found = tokenizers.train(texts(), vocab_size=vocab_size)
     if found.pad_id == found.unk_id:
         raise ValueError(
             f"the tokenizer must have a padding id of its own, got {found.pad_id} for padding and "
             "for unknown text; train one with scripts/train_tokenizer.py."
         )
+    return found
+
+
+def check_sentinels(
+    tokenizer: Tokenizer, *, corruption: SpanCorruption, input_length: int
+) -> None:
+    """Raises ValueError unless there is a sentinel for each span that is hidden.
+
+    Args:
+      tokenizer: that has them.
+      corruption: what is hidden.
+      input_length: tokens the encoder reads.
+    """
     length = corruption.raw_length(input_length)
     _, spans = corruption.counts(length)
-    if spans > found.num_sentinels:
+    if spans > tokenizer.num_sentinels:
         raise ValueError(
-            f"an input of {input_length} tokens must hide at most {found.num_sentinels} "
+            f"an input of {input_length} tokens must hide at most {tokenizer.num_sentinels} "
             f"spans, one for each sentinel of the tokenizer, got {spans}; lower input_length or "
             "corruption.density, or raise corruption.mean_span."
         )
-    return found
 
 
 def check_files(model: str, tokenizer: str | None) -> None:
@@ -76,7 +86,7 @@ def check_files(model: str, tokenizer: str | None) -> None:
       FileNotFoundError: `model` is a JSON file, or `tokenizer` a folder, that does not exist.
       ValueError: the JSON file is not that of a model.
     """
-    if tokenizer is not None:
+    if tokenizer is not None and tokenizer != BYTES:
         if not Path(tokenizer).is_dir():
             raise FileNotFoundError(
                 f"tokenizer must be a folder with spiece.model, got {tokenizer}, which "
@@ -108,7 +118,7 @@ def model(name: str, tokenizer: Tokenizer, *, dtype: str, changes: dict[str, Any
     """
     if name.endswith(".json"):
         given = {} if dtype == "auto" else {"dtype": dtype}
-        found = _check_vocabulary(T5Config.from_file(name), name, tokenizer)
+        found = check_vocabulary(T5Config.from_file(name), name, tokenizer)
         return found.replace(**{**changes, **given})
     fields = {
         **changes,
@@ -123,7 +133,7 @@ def model(name: str, tokenizer: Tokenizer, *, dtype: str, changes: dict[str, Any
     return T5Config.preset(name, **fields)
 
 
-def _check_vocabulary(model: T5Config, source: str, tokenizer: Tokenizer) -> T5Config:
+def check_vocabulary(model: T5Config, source: str, tokenizer: Tokenizer) -> T5Config:
     """The model, if its vocabulary is the tokenizer's."""
     if model.vocab_size < tokenizer.vocab_size:
         raise ValueError(

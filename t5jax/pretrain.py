@@ -1,7 +1,7 @@
 """A whole pre-training run: text, vocabulary, span corruption, training, a look at the result."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -76,7 +76,7 @@ class PretrainConfig:
     """Architecture: 'tiny', a published size such as 't5-v1_1-base', or a JSON file with the
     fields of T5Config.  But for a JSON file, the vocabulary size is the tokenizer's."""
     tokenizer: str | None = None
-    """Folder of a tokenizer, such as a downloaded T5's.  Without it, one is trained."""
+    """Folder of a tokenizer, such as a downloaded T5's, or 'bytes'.  Without it, one is trained."""
     vocab_size: int | None = None
     """Pieces of the tokenizer that is trained, 4000 unless given; 100 sentinels are added."""
     data: DataConfig = DataConfig()
@@ -176,12 +176,13 @@ def _prepare(config: PretrainConfig, folder: Path) -> _Prepared:
     texts, heldout_texts = corpus.read(config.data)
     tokenizer = ingredients.tokenizer(
         folder,
-        texts,
+        lambda: corpus.documents(texts),
         source=config.tokenizer,
         vocab_size=config.vocab_size or 4000,
-        corruption=config.corruption,
-        input_length=config.input_length,
         say=_say,
+    )
+    ingredients.check_sentinels(
+        tokenizer, corruption=config.corruption, input_length=config.input_length
     )
     changes = {"dropout_rate": config.dropout_rate, "remat": config.remat}
     model_config = ingredients.model(
@@ -341,19 +342,9 @@ def _options(config: PretrainConfig) -> dict[str, Any]:
     if not config.optimizer.schedule.spans_run:
         free.add("fit.steps")  # such a run can be made longer
 
-    def flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-        if prefix in free:
-            return
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                yield from flatten(f"{prefix}.{name}".lstrip("."), inner)
-        else:
-            # JSON, in which they are compared, has no tuples.
-            yield prefix, list(value) if isinstance(value, tuple) else value
-
     # Resolved, so that a run begun on one kind of device does not change type on another.
     dtype = config.dtype if config.model.endswith(".json") else resolve_dtype(config.dtype)
-    return {**dict(flatten("", dataclasses.asdict(config))), "dtype": dtype}
+    return {**runfolder.recorded(config, free=free), "dtype": dtype}
 
 
 def _describe(config: PretrainConfig, made: _Prepared, state: train.TrainState) -> None:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -207,6 +207,16 @@ def agree(value: int, *, reduce: Callable[[np.ndarray], Any] = np.min) -> int:
     from jax.experimental import multihost_utils
 
     return int(reduce(np.asarray(multihost_utils.process_allgather(np.int32(value))).reshape(-1)))
+
+
+def from_first(values: Sequence[float]) -> list[float]:
+    """The numbers of process 0, as float32; all must call, with as many of their own."""
+    if count() == 1:
+        return list(values)
+    from jax.experimental import multihost_utils
+
+    found = multihost_utils.broadcast_one_to_all(np.array(values, np.float32))
+    return np.asarray(found).tolist()
 
 
 def gathered(tree: Any) -> Any:

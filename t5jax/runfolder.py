@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,22 @@ def check(
                 f"{options.get(name)!r} was asked for; choose another --output, or give the "
                 "options of that run to continue it."
             )
+
+
+def recorded(config: Any, *, free: Collection[str]) -> dict[str, Any]:
+    """All options of a dataclass by dotted name, but those that may differ when a run goes on."""
+
+    def flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if prefix in free:
+            return
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                yield from flatten(f"{prefix}.{name}".lstrip("."), inner)
+        else:
+            # JSON, in which they are compared, has no tuples.
+            yield prefix, list(value) if isinstance(value, tuple) else value
+
+    return dict(flatten("", dataclasses.asdict(config)))
 
 
 def is_claimed(folder: Path) -> bool:

@@ -143,6 +143,20 @@ def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
     return entries
 
 
+def evaluations(folder: str | os.PathLike, *, until: int) -> list[dict[str, float]]:
+    """What a run's evaluations up to a step have found; NaN for what was not finite."""
+    found = []
+    for entry in read_metrics(folder):
+        numbers = {
+            name.removeprefix("eval_"): math.nan if value is None else value
+            for name, value in entry.items()
+            if name.startswith("eval_")
+        }
+        if numbers and entry["step"] <= until:
+            found.append(numbers)
+    return found
+
+
 def _draw(entries: list[dict[str, Any]], path: Path) -> None:
     # The object interface: pyplot would choose a backend for the whole process.
     from matplotlib.figure import Figure

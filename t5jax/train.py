@@ -87,13 +87,19 @@ def init_state(
     mesh: Mesh,
     seed: int,
     options: StepConfig | None = None,
+    params: Params | None = None,
 ) -> TrainState:
-    """Random parameters and a fresh optimizer, each made where it will live."""
+    """Parameters and a fresh optimizer, each made where it will live.
+
+    The parameters are `params`, where they are given, and otherwise random.
+    """
     options = options or StepConfig()
-    make = functools.partial(_init, config, optimizer, options)
     abstract = abstract_state(config, optimizer, mesh=mesh, options=options)
     where = jax.tree.map(lambda x: x.sharding, abstract)
-    return jax.jit(make, out_shardings=where)(seed)
+    if params is not None:
+        start = functools.partial(_start, optimizer, options)
+        return jax.jit(start, in_shardings=(where.params,), out_shardings=where)(params)
+    return jax.jit(functools.partial(_init, config, optimizer, options), out_shardings=where)(seed)
 
 
 def abstract_state(
@@ -269,7 +275,12 @@ def from_trees(step: Int[Array, ""], trees: dict[str, Any]) -> TrainState:
 def _init(
     config: T5Config, optimizer: optax.GradientTransformation, options: StepConfig, seed: Any
 ) -> TrainState:
-    params = init_params(config, jax.random.key(seed))
+    return _start(optimizer, options, init_params(config, jax.random.key(seed)))
+
+
+def _start(
+    optimizer: optax.GradientTransformation, options: StepConfig, params: Params
+) -> TrainState:
     trained, _ = freeze.split(params, options.frozen)
     average = None if options.ema_decay is None else jax.tree.map(jnp.copy, params)
     norms = None if options.spike_factor is None else guard.no_norms()

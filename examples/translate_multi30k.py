@@ -1,0 +1,145 @@
+"""Translate English captions to German, trained from scratch on the 29,000 pairs of Multi30k.
+
+    python examples/translate_multi30k.py --data FOLDER
+    python examples/translate_multi30k.py --data owner/name
+
+FOLDER holds {train,val,test_2016_flickr}.lc.norm.tok.{en,de}: lower-cased, tokenized, a sentence a
+line, as the task's data sets give them.  A data set on the hub has the columns en and de, and is
+neither lower-cased nor tokenized, so that its BLEU is another number.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff, arg
+
+from t5jax import cli, files, heap
+from t5jax.finetuning import MODEL, PREDICTIONS, FinetuneConfig, finetune
+from t5jax.fit import FitConfig
+from t5jax.metrics import MetricOptions
+from t5jax.optimizer import OptimizerConfig
+from t5jax.schedule import ScheduleConfig
+from t5jax.tasks import Row, Task
+from t5jax.train import StepConfig
+
+_SPLITS = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
+_ENDING = "lc.norm.tok"
+
+_ARCHITECTURE = {
+    "d_model": 128,
+    "d_ff": 512,
+    "d_kv": 32,
+    "num_heads": 4,
+    "num_encoder_layers": 4,
+    "num_decoder_layers": 4,
+    "activation": "relu",
+    "gated_ff": False,
+    "tie_embeddings": True,
+    "scale_logits": True,
+}
+
+_RUN = FinetuneConfig(
+    output="runs/translate_multi30k",
+    vocab_size=6000,
+    input_length=64,
+    target_length=64,
+    batch_size=64,
+    dropout_rate=0.3,
+    dtype="bfloat16",
+    fit=FitConfig(steps=8000, eval_every=500, checkpoint_every=250, log_every=50),
+    optimizer=OptimizerConfig(
+        name="adamw",
+        b2=0.98,
+        schedule=ScheduleConfig(name="cosine", learning_rate=0.03, warmup_steps=800),
+    ),
+    step=StepConfig(label_smoothing=0.1),
+    use="last",
+    average=5,
+    final_num_beams=5,
+    length_penalty=1.0,
+    too_long="drop",
+    eval_batch_size=128,
+    seed=1,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to learn from, and how."""
+
+    data: str
+    """Folder, or data set on the hub."""
+    quick: FlagCreatePairsOff[bool] = False
+    """A taste, in a minute or two: few steps of a smaller model."""
+    run: Annotated[FinetuneConfig, arg(name="")] = _RUN
+
+
+def task(data: str) -> Task:
+    """The task; its metric is BLEU, of a folder's tokens as they are."""
+    folder = Path(data).expanduser()
+    tokenized = folder.is_dir()
+    sources = {split: _rows(folder, name) if tokenized else data for split, name in _SPLITS.items()}
+    return Task(
+        name="en-de",
+        **sources,
+        input="{en}",
+        target="{de}",
+        metrics=("bleu",),
+        metric_options=MetricOptions(tokenize="none" if tokenized else "13a", lowercase=tokenized),
+    )
+
+
+def main(config: Config) -> None:
+    """Trains, tells BLEU, and writes the translations of the test sentences."""
+    run, chosen, architecture = config.run, task(config.data), _ARCHITECTURE
+    if config.quick:
+        run, chosen, architecture = _quick(run, chosen)
+    finetune([chosen], run, architecture=architecture)
+    folder = Path(run.output).expanduser()
+    written = folder / PREDICTIONS / f"{chosen.name}-test.jsonl"
+    if (folder / MODEL).is_dir() and written.is_file():
+        found = map(json.loads, written.read_text(encoding="utf-8").splitlines())
+        files.write(folder / "predictions.txt", "".join(f"{x['prediction']}\n" for x in found))
+        print(f"translations of the test sentences: {folder / 'predictions.txt'}")
+
+
+def _rows(folder: Path, name: str) -> list[Row]:
+    english, german = (_lines(folder / f"{name}.{_ENDING}.{language}") for language in ("en", "de"))
+    if len(english) != len(german):
+        raise ValueError(
+            f"{folder}: {name} must have as many lines in both languages, got {len(english)} and "
+            f"{len(german)}."
+        )
+    return [{"en": x, "de": y} for x, y in zip(english, german, strict=True)]
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"data must be a folder with {path.name}, got {path.parent}.")
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
+def _quick(run: FinetuneConfig, chosen: Task) -> tuple[FinetuneConfig, Task, dict]:
+    run = dataclasses.replace(
+        run,
+        output=f"{run.output}_quick",
+        vocab_size=2000,
+        batch_size=32,
+        fit=dataclasses.replace(run.fit, steps=200, eval_every=100, checkpoint_every=100),
+        optimizer=dataclasses.replace(
+            run.optimizer,
+            schedule=ScheduleConfig(name="cosine", learning_rate=0.03, warmup_steps=50),
+        ),
+        dropout_rate=0.0,
+        final_num_beams=1,
+        average=1,
+        eval_examples=100,
+    )
+    return run, chosen, {**_ARCHITECTURE, "num_encoder_layers": 2, "num_decoder_layers": 1}
+
+
+if __name__ == "__main__":
+    heap.keep_memory()
+    cli.main(Config, main, description=__doc__)

@@ -1,0 +1,77 @@
+"""Held-out examples of a task, what a model writes for them, and how right that is."""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from t5jax import files, metrics
+from t5jax.options import Options
+from t5jax.tasks import Example, Split, Task
+from t5jax.text2text import Text2Text
+
+
+class Trial(NamedTuple):
+    """One split of a task."""
+
+    task: Task
+    split: Split
+    examples: Sequence[Example]
+    inputs: Sequence[Sequence[int]]
+    """Ids of each input, EOS included."""
+
+    def predictions(self, t5: Text2Text, options: Options) -> list[str]:
+        """What the model writes for each input, after the task's `postprocess`."""
+        assert t5.tokenizer is not None
+        found, _ = t5.write_ids(self.inputs, options, 1)
+        return [self._processed(t5.tokenizer.decode(one.ids)) for (one,) in found]
+
+    def references(self) -> list[list[str]]:
+        """What is right for each input, after the task's `postprocess`."""
+        return [[self._processed(text) for text in one.references] for one in self.examples]
+
+    def scores(self, predictions: Sequence[str]) -> dict[str, float]:
+        """The task's metrics, by name."""
+        found = metrics.measure(
+            self.task.metrics, predictions, self.references(), self.task.metric_options
+        )
+        return {name: metric.score for name, metric in found.items()}
+
+    def write(self, path: Path, predictions: Sequence[str]) -> None:
+        """Writes predictions beside inputs and references, as `t5jax evaluate` reads them."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = zip(self.examples, predictions, self.references(), strict=True)
+        lines = (
+            json.dumps(
+                {"input": one.input, "prediction": prediction, "references": references},
+                ensure_ascii=False,
+            )
+            for one, prediction, references in rows
+        )
+        files.write(path, "".join(f"{line}\n" for line in lines))
+
+    def _processed(self, text: str) -> str:
+        return text if self.task.postprocess is None else self.task.postprocess(text)
+
+
+def score(results: Mapping[str, Mapping[str, float]]) -> float:
+    """One number for all tasks, of which more is better.
+
+    The mean over tasks of the mean over their metrics (arXiv:1910.10683, section 2.3), in which an
+    error rate of x counts as 100 - x, and what is undefined as 0.
+
+    Args:
+      results: task -> metric -> percent.
+    """
+    return statistics.fmean(
+        statistics.fmean(_more_is_better(name, value) for name, value in found.items())
+        for found in results.values()
+    )
+
+
+def _more_is_better(name: str, value: float) -> float:
+    if math.isnan(value):
+        return 0.0
+    return 100.0 - value if metrics.KNOWN[name].is_error else value
