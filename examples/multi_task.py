@@ -64,7 +64,7 @@ def name_task(splits: Splits) -> Task:
         input="name function: {summary}",
         target="{name}",
         metrics=("exact_match", "rouge1"),
-        weight=1,
+        weight=1.0,
     )
 
 
@@ -89,7 +89,7 @@ def word_task(data: str | None, *, quick: bool) -> Task:
         train=train[:count] if quick else train,
         validation=validation[:count],
         test=test[:count],
-        weight=1,
+        weight=1.0,
     )
 
 

@@ -126,7 +126,7 @@ def summary_task(splits: Splits) -> Task:
         input="summarize docstring: {body}",
         target="{summary}",
         metrics=("rouge1", "rouge2", "rougeL"),
-        weight=1,
+        weight=1.0,
     )
 
 
@@ -167,7 +167,11 @@ def adapted(run: FinetuneConfig, *, quick: bool) -> FinetuneConfig:
         target_length=24,
         batch_size=16,
         final_num_beams=1,
-        fit=dataclasses.replace(run.fit, steps=100, eval_every=50, checkpoint_every=50),
+        optimizer=OptimizerConfig(
+            name="adamw",
+            schedule=ScheduleConfig(name="cosine", learning_rate=0.02, warmup_steps=20),
+        ),
+        fit=dataclasses.replace(run.fit, steps=100, eval_every=100, checkpoint_every=100),
         eval_examples=20,
     )
 

