@@ -42,9 +42,8 @@ RUN = FinetuneConfig(
     too_long="truncate",
     fit=FitConfig(steps=1200, eval_every=400, checkpoint_every=200),
     optimizer=OptimizerConfig(
-        name="adamw",
-        b2=0.98,
-        schedule=ScheduleConfig(name="cosine", learning_rate=0.015, warmup_steps=100),
+        name="adafactor",
+        schedule=ScheduleConfig(name="rsqrt", learning_rate=0.3, warmup_steps=100),
     ),
     eval_examples=500,
 )
