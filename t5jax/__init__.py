@@ -14,16 +14,31 @@ from t5jax.config import T5Config
 
 if TYPE_CHECKING:
     from t5jax.answers import Answer
+    from t5jax.finetuning import FinetuneConfig, finetune
     from t5jax.loading import export_hf, load
+    from t5jax.tasks import Task
     from t5jax.text2text import Text2Text
 
 __version__ = "0.1.0"
-__all__ = ["Answer", "T5Config", "Text2Text", "__version__", "export_hf", "load"]
+__all__ = [
+    "Answer",
+    "FinetuneConfig",
+    "T5Config",
+    "Task",
+    "Text2Text",
+    "__version__",
+    "export_hf",
+    "finetune",
+    "load",
+]
 
 _LAZY = {
     "Answer": "answers",
+    "FinetuneConfig": "finetuning",
+    "Task": "tasks",
     "Text2Text": "text2text",
     "export_hf": "loading",
+    "finetune": "finetuning",
     "load": "loading",
 }
 

@@ -59,9 +59,7 @@ def tokenizer(
     return found
 
 
-def check_sentinels(
-    tokenizer: Tokenizer, *, corruption: SpanCorruption, input_length: int
-) -> None:
+def check_sentinels(tokenizer: Tokenizer, *, corruption: SpanCorruption, input_length: int) -> None:
     """Raises ValueError unless there is a sentinel for each span that is hidden.
 
     Args:

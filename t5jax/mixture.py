@@ -4,6 +4,7 @@ Example `i` of a mixture depends on (seed, i) alone, so a run can stop anywhere 
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -35,8 +36,8 @@ class PairLimits:
 class Pair(NamedTuple):
     """One example as ids, EOS included."""
 
-    input: Ids
-    target: Ids
+    input: Ids | Sequence[int]
+    target: Ids | Sequence[int]
 
 
 class Pairs:
@@ -101,9 +102,7 @@ def limit(
     long = [np.array(lengths) > limit for lengths, limit in zip(sides, most, strict=True)]
     empty = np.array(sides[1]) <= 1
     if limits.too_long == "error":
-        for what, lengths, over, limit in zip(
-            ("input", "target"), sides, long, most, strict=True
-        ):
+        for what, lengths, over, limit in zip(("input", "target"), sides, long, most, strict=True):
             if over.any():
                 raise ValueError(
                     f"{what}s of task {name!r} must have at most {limit} tokens, got "
@@ -124,7 +123,9 @@ def limit(
     if gone.all():
         raise ValueError(f"task {name!r} must have examples within its limits, got {counts}.")
     kept = [
-        Pair(cut(inputs[i], most[0]), cut(targets[i], most[1])) for i in np.flatnonzero(~gone)
+        Pair(cut(inputs[i], most[0]), cut(targets[i], most[1]))
+        for i in range(len(gone))
+        if not gone[i]
     ]
     return Pairs(kept), counts
 
@@ -173,7 +174,7 @@ class Batches:
     """Endless batches of a mixture; `get_state` and `set_state` save the position.
 
     Packed, a row holds as many pairs as fit, numbered by `encoder_segment_ids` and
-    `decoder_segment_ids` from 1, and a batch ends with the first pair that fits in none of its rows.
+    `decoder_segment_ids` from 1; a batch ends with the first pair that fits in none of its rows.
     The position counts examples, so it is the same in every process.
     """
 
@@ -277,7 +278,9 @@ def stack(
             read = slice(at[0], at[0] + len(pair.input))
             write = slice(at[1], at[1] + len(pair.target))
             inputs[row, read], targets[row, write] = pair.input, pair.target
-            shifted[row, write] = batches.shift_right(pair.target, start_id=decoder_start_id)
+            shifted[row, write] = batches.shift_right(
+                np.asarray(pair.target), start_id=decoder_start_id
+            )
             segments[0][row, read] = segments[1][row, write] = number
             at = [read.stop, write.stop]
     batch = {
@@ -316,3 +319,12 @@ def cut(ids: Sequence[int], length: int) -> Ids:
     """Ids as int32, at most `length` ids, EOS still the last."""
     kept = ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
     return np.array(kept, np.int32)
+
+
+def digest(tasks: Mapping[str, Pairs]) -> str:
+    """What tells the training data of one run from another's."""
+    found = hashlib.sha256()
+    for name, pairs in tasks.items():
+        found.update(f"{name} {len(pairs)}\n".encode())
+        pairs.update(found)
+    return found.hexdigest()

@@ -33,7 +33,6 @@ from t5jax.config import Remat, T5Config
 from t5jax.corpus import DataConfig
 from t5jax.denoise import SpanCorruption
 from t5jax.fit import FitConfig
-from t5jax.loading import resolve_dtype
 from t5jax.model import stacked
 from t5jax.optimizer import OptimizerConfig
 from t5jax.pretrained.folder import CHECKPOINTS
@@ -45,18 +44,8 @@ from t5jax.text2text import Text2Text
 from t5jax.tokenizer import Tokenizer
 from t5jax.train import StepConfig
 
-# Options that may differ when a run is continued: what it learns does not depend on them, but for
-# the last bits where devices divide a sum in another way.
-_FREE = (
-    "output",
-    "mesh",
-    "hosts",
-    "remat",
-    "eval_examples",
-    "step.accumulate",
-    "step.vocab_chunks",
-    *(f"fit.{field.name}" for field in dataclasses.fields(FitConfig) if field.name != "steps"),
-)
+# Options that may differ when a run is continued, beside those that may in any run.
+_FREE = ("eval_examples",)
 
 # Options that a run begun before there were any does not record, and what it was trained with.
 _UNRECORDED = {"step.label_smoothing": 0.0}
@@ -163,7 +152,7 @@ class _Prepared(NamedTuple):
 
 def _prepare(config: PretrainConfig, folder: Path) -> _Prepared:
     """Reads the text, and makes the folder the run's."""
-    options = _options(config)
+    options = runfolder.recorded(config, free=_FREE)
     runfolder.check(folder, options, unrecorded=_UNRECORDED)
     if not processes.is_first() and not runfolder.is_claimed(folder):
         raise FileNotFoundError(
@@ -179,7 +168,7 @@ def _prepare(config: PretrainConfig, folder: Path) -> _Prepared:
         lambda: corpus.documents(texts),
         source=config.tokenizer,
         vocab_size=config.vocab_size or 4000,
-        say=_say,
+        say=processes.say,
     )
     ingredients.check_sentinels(
         tokenizer, corruption=config.corruption, input_length=config.input_length
@@ -249,13 +238,13 @@ def _run(config: PretrainConfig) -> Text2Text:
         keep_every=config.fit.keep_every,
         keep_best=config.fit.keep_best,
     )
-    state = fitting.restore(checkpoints, made.abstract, data, warn=_say)
+    state = fitting.restore(checkpoints, made.abstract, data, warn=processes.say)
     if state is None:
         state = train.init_state(
             made.model, made.tx, mesh=mesh, seed=config.seed, options=config.step
         )
     else:
-        _say(f"continuing at step {int(state.step)} of {total_steps} from {folder}")
+        processes.say(f"continuing at step {int(state.step)} of {total_steps} from {folder}")
     _describe(config, made, state)
 
     eval_step = train.make_eval_step(made.model, mesh=mesh)
@@ -290,7 +279,9 @@ def _run(config: PretrainConfig) -> Text2Text:
     checkpoints.close()
     t5 = Text2Text(made.model, processes.gathered(fitting.judged(fitted.state)), made.tokenizer)
     if fitted.evaluation is None:
-        _say(f"saved step {int(fitted.state.step)} in {folder}; the same command continues it")
+        processes.say(
+            f"saved step {int(fitted.state.step)} in {folder}; the same command continues it"
+        )
     elif processes.is_first():
         _show(config, made, t5, fitted.evaluation, eval_batches(None))
     processes.barrier("the end of the run")
@@ -307,16 +298,18 @@ def _show(
     """Prints what came out, beside guesses that read nothing, and sentences."""
     counts = baselines.count_targets(made.chunks, made.example, made.model.vocab_size)
     uniform, unigram = baselines.losses(counts, eval_batches)
-    _say(
+    processes.say(
         f"\nheld-out loss {evaluation['loss']:.3f} nats a target token, accuracy "
         f"{evaluation['accuracy']:.1%}; by guessing at random {uniform:.3f}, "
         f"by token frequency {unigram:.3f}"
     )
-    _say("\nheld-out sentences, [what stood there -> what the model fills in]:")
+    processes.say("\nheld-out sentences, [what stood there -> what the model fills in]:")
     sentences = infill.sentences(corpus.documents(made.heldout_texts), count=6)
     for line in infill.show(t5, sentences, seed=config.seed):
-        _say(f"  {line}")
-    _say(f"\nuse it:  import t5jax; t5 = t5jax.load({str(Path(config.output).expanduser())!r})")
+        processes.say(f"  {line}")
+    processes.say(
+        f"\nuse it:  import t5jax; t5 = t5jax.load({str(Path(config.output).expanduser())!r})"
+    )
 
 
 def _step_flops(config: PretrainConfig, made: _Prepared) -> float:
@@ -331,22 +324,6 @@ def _step_flops(config: PretrainConfig, made: _Prepared) -> float:
     )
 
 
-def _say(message: str) -> None:
-    if processes.is_first():
-        print(message, flush=True)
-
-
-def _options(config: PretrainConfig) -> dict[str, Any]:
-    """All options on which the numbers of a run depend, by dotted name."""
-    free = set(_FREE)
-    if not config.optimizer.schedule.spans_run:
-        free.add("fit.steps")  # such a run can be made longer
-
-    # Resolved, so that a run begun on one kind of device does not change type on another.
-    dtype = config.dtype if config.model.endswith(".json") else resolve_dtype(config.dtype)
-    return {**runfolder.recorded(config, free=free), "dtype": dtype}
-
-
 def _describe(config: PretrainConfig, made: _Prepared, state: train.TrainState) -> None:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     num_chunks = len(made.chunks)
@@ -354,12 +331,12 @@ def _describe(config: PretrainConfig, made: _Prepared, state: train.TrainState) 
     epochs = config.fit.steps * config.batch_size / num_chunks
     devices = " x ".join(f"{axis}={size}" for axis, size in made.mesh.shape.items())
     several = f", {processes.count()} processes" if processes.count() > 1 else ""
-    _say(
+    processes.say(
         f"model {config.model}: {parameters / 1e6:.1f} M parameters, vocabulary "
         f"{made.model.vocab_size}, {made.model.dtype}, on {jax.default_backend()} "
         f"({devices}{several})"
     )
-    _say(
+    processes.say(
         f"corpus: {num_tokens / 1e6:.1f} M tokens; {config.fit.steps} steps of "
         f"{config.batch_size} x {config.input_length} are {epochs:.1f} epochs"
     )

@@ -121,6 +121,12 @@ def is_first() -> bool:
     return index() == 0
 
 
+def say(message: str) -> None:
+    """Prints a line in process 0."""
+    if is_first():
+        print(message, flush=True)
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Ends this process, with exit status 1, and tells the others why, if what is inside fails.

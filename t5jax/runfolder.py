@@ -10,10 +10,24 @@ from typing import Any
 from t5jax import batches, files
 from t5jax import tokenizer as tokenizers
 from t5jax.config import HOW_TO_COMPUTE, T5Config
+from t5jax.fit import FitConfig
+from t5jax.loading import resolve_dtype
 from t5jax.pretrained.folder import CONFIG_FILE
 from t5jax.tokenizer import Tokenizer
 
 RUN_FILE = "run.json"
+
+# Options that may differ when a run is continued: what it learns does not depend on them, but for
+# the last bits where devices divide a sum in another way.
+_FREE = (
+    "output",
+    "mesh",
+    "hosts",
+    "remat",
+    "step.accumulate",
+    "step.vocab_chunks",
+    *(f"fit.{field.name}" for field in dataclasses.fields(FitConfig) if field.name != "steps"),
+)
 
 
 def check(
@@ -47,7 +61,15 @@ def check(
 
 
 def recorded(config: Any, *, free: Collection[str]) -> dict[str, Any]:
-    """All options of a dataclass by dotted name, but those that may differ when a run goes on."""
+    """All options on which the numbers of a run depend, by dotted name.
+
+    Args:
+      config: a PretrainConfig or FinetuneConfig.
+      free: options of its own that may differ when a run is continued.
+    """
+    free = {*_FREE, *free}
+    if not config.optimizer.schedule.spans_run:
+        free.add("fit.steps")  # such a run can be made longer
 
     def flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         if prefix in free:
@@ -59,7 +81,9 @@ def recorded(config: Any, *, free: Collection[str]) -> dict[str, Any]:
             # JSON, in which they are compared, has no tuples.
             yield prefix, list(value) if isinstance(value, tuple) else value
 
-    return dict(flatten("", dataclasses.asdict(config)))
+    # Resolved, so that a run begun on one kind of device does not change type on another.
+    dtype = config.dtype if config.model.endswith(".json") else resolve_dtype(config.dtype)
+    return {**dict(flatten("", dataclasses.asdict(config))), "dtype": dtype}
 
 
 def is_claimed(folder: Path) -> bool:

@@ -140,7 +140,7 @@ def _stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -
 
 
 def _scan(config: T5Config, block: Callable, x: Array, layers: Any, key: Key[Array, ""] | None):
-    """Runs `block(x, layer, key)` over the stacked layers: compile time is flat in depth, from a depth on."""
+    """Runs `block(x, layer, key)` over the stacked layers; a loop compiles as fast for many."""
 
     def body(x, layer_and_key):
         # Without this, the partitioner of `fsdp` divides features instead of examples.

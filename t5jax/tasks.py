@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple, get_args
 from t5jax import corpus, metrics, textfiles
 from t5jax.metrics import MetricOptions
 
+_NAME = string.ascii_letters + string.digits + "-_."
+
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 Row = Mapping[str, str | Sequence[str]]
@@ -54,9 +56,9 @@ class Task:
     """Changes predictions and references before they are compared and written."""
 
     def __post_init__(self):
-        if not self.name or not set(self.name) <= set(string.ascii_letters + string.digits + "-_."):
+        if not self.name or not set(self.name) <= set(_NAME):
             raise ValueError(
-                f"name must be letters, digits, '-', '_' and '.', got {self.name!r}; it names files."
+                f"name must be letters, digits and -_., got {self.name!r}; it names files."
             )
         if self.weight is not None and not self.weight > 0:
             raise ValueError(f"weight of task {self.name!r} must be > 0, got {self.weight}.")
@@ -210,7 +212,9 @@ def _rows(task: Task, split: Split, source: Source, columns: list[str]) -> Itera
         )
     data = corpus.hub_rows(name, task.subset, split=wanted or split)
     _check_columns(f"data set {source!r}", columns, dict.fromkeys(data.column_names))
-    labels = {name: getattr(data.features[name], "names", None) for name in columns}
+    features = data.features or {}
+    labels = {name: getattr(features.get(name), "names", None) for name in columns}
+    row: Any
     for row in data.select_columns(columns):
         # Classes are stored as numbers; their names are what a model can write.
         yield {

@@ -19,8 +19,13 @@ class Trial(NamedTuple):
     task: Task
     split: Split
     examples: Sequence[Example]
-    inputs: Sequence[Sequence[int]]
+    inputs: Sequence[list[int]]
     """Ids of each input, EOS included."""
+
+    def spread(self, count: int | None) -> "Trial":
+        """At most `count` of the examples, evenly spaced; all if None."""
+        step = 1 if count is None else -(-len(self.examples) // count)
+        return self._replace(examples=self.examples[::step], inputs=self.inputs[::step])
 
     def predictions(self, t5: Text2Text, options: Options) -> list[str]:
         """What the model writes for each input, after the task's `postprocess`."""

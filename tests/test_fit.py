@@ -81,7 +81,7 @@ def run(
             state,
             data,
             train_step=step,
-            evaluate=lambda params: {"loss": evaluated(float(params["x"]))},
+            evaluate=lambda params, step: {"loss": evaluated(float(params["x"]))},
             checkpoints=checkpoints,
             log=log,
             mesh=MESH,

@@ -20,8 +20,9 @@ MAX_LINES = 400
 # From bottom to top; a module imports from its own level and from those below.
 LEVELS = {
     "data": "config tokenizer fast_tokenizer denoise corpus pydocs textfiles batches files runlog "
-    "chips flops rollcall stopwatch skips predictions metrics metrics.bootstrap metrics.pairs "
-    "metrics.matches metrics.edits metrics.overlap metrics.labels metrics.numbers",
+    "chips flops rollcall stopwatch skips predictions tasks mixture metrics "
+    "metrics.bootstrap metrics.pairs metrics.matches metrics.edits metrics.overlap metrics.labels "
+    "metrics.numbers",
     "math": "masks blockwise tpu_attention attention loss freeze guard products optimizer schedule "
     "sharding placement processes heap profiling checkpoint hlo decode decode.beam decode.choose "
     "decode.automaton decode.loop decode.rules decode.truncate",
@@ -34,7 +35,8 @@ LEVELS = {
     "pretrained.t5x_save pretrained.mesh_tf pretrained.hub",
     "task": "train fit strategy constraints options buckets generate score writer pieces answers "
     "quantize reader text2text loading infill runfolder ingredients baselines pretrain convert "
-    "inspect programs bulk workload estimate search plan evaluate",
+    "inspect programs bulk workload estimate search plan evaluate averaging trial "
+    "recipe material finetuning",
     "app": "cli",
 }
 LEVEL = {f"t5jax.{m}": i for i, names in enumerate(LEVELS.values()) for m in names.split()}

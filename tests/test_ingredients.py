@@ -10,9 +10,10 @@ from t5jax.tokenizer import ByteTokenizer
 BYTES = ByteTokenizer()
 
 
-def make_tokenizer(folder, source, **changes):
-    options = {"vocab_size": 26, "corruption": SpanCorruption(), "input_length": 48}
-    return ingredients.tokenizer(folder, None, source=source, say=pytest.fail, **options | changes)
+def make_tokenizer(folder, source):
+    return ingredients.tokenizer(
+        folder, lambda: pytest.fail("read"), source=source, vocab_size=26, say=pytest.fail
+    )
 
 
 def test_tokenizer_of_the_run_goes_before_the_one_asked_for(tmp_path):
@@ -21,10 +22,16 @@ def test_tokenizer_of_the_run_goes_before_the_one_asked_for(tmp_path):
     assert found.fingerprint == BYTES.fingerprint
 
 
-def test_tokenizer_must_have_a_sentinel_for_each_span(tmp_path):
-    BYTES.save(tmp_path / "bytes")
+def test_tokenizer_of_bytes_needs_no_files(tmp_path):
+    found = make_tokenizer(tmp_path / "run", "bytes")
+    assert found.fingerprint == BYTES.fingerprint
+    ingredients.check_files("tiny", "bytes")
+
+
+def test_tokenizer_must_have_a_sentinel_for_each_span():
+    ingredients.check_sentinels(BYTES, corruption=SpanCorruption(), input_length=48)
     with pytest.raises(ValueError, match="must hide at most 125 spans"):
-        make_tokenizer(tmp_path / "run", str(tmp_path / "bytes"), input_length=3000)
+        ingredients.check_sentinels(BYTES, corruption=SpanCorruption(), input_length=3000)
 
 
 def test_model_has_the_ids_of_the_tokenizer_and_the_changes():

@@ -15,7 +15,7 @@ import pytest
 from small_runs import TINY, training_losses, write_inputs
 
 import t5jax
-from t5jax import ingredients, pretrain, sharding
+from t5jax import ingredients, pretrain, runfolder, sharding
 from t5jax.checkpoint import load_item
 from t5jax.corpus import DataConfig
 from t5jax.fit import FitConfig
@@ -137,7 +137,7 @@ def test_run_can_be_made_longer_where_the_schedule_allows(finished, tmp_path):
         ),
     )
     assert "fit.steps" not in options
-    assert pretrain._options(fixed)["fit.steps"] == 8
+    assert runfolder.recorded(fixed, free=())["fit.steps"] == 8
 
 
 def test_run_that_averages_is_continued_and_loaded_as_its_average(inputs, tmp_path):

@@ -1,0 +1,148 @@
+"""How to fine-tune: from which model, for how long, and how to judge it."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import tyro
+
+from t5jax.averaging import Choice
+from t5jax.config import Remat, T5Config
+from t5jax.fit import FitConfig
+from t5jax.mixture import Empty, PairLimits, TooLong
+from t5jax.optimizer import OptimizerConfig
+from t5jax.processes import HostsConfig
+from t5jax.schedule import ScheduleConfig
+from t5jax.sharding import MeshConfig
+from t5jax.train import StepConfig
+
+# Options that may differ when a run is continued, beside those that may in any run.
+FREE = (
+    "eval_examples",
+    "eval_batch_size",
+    "num_beams",
+    "final_num_beams",
+    "length_penalty",
+    "best_by",
+    "use",
+    "average",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """How to train on tasks: from which model, for how long, and how to judge it.
+
+    Stopped by Ctrl-C, SIGTERM or a crash, the same command continues where it was.
+    """
+
+    output: str = "runs/finetune"
+    """Folder of the run, made if absent; if it holds this same run, the run continues.  The model
+    that comes out lies in `model/`, what it wrote in `predictions/`."""
+    checkpoint: str | None = None
+    """Where to start: a folder, file or hub id of any format that t5jax loads.  Without it, from
+    random parameters."""
+    model: str = "tiny"
+    """Architecture without a checkpoint: 'tiny', a published size such as 't5-v1_1-base', or a JSON
+    file with the fields of T5Config."""
+    tokenizer: str | None = None
+    """Folder of a tokenizer, or 'bytes'.  Without it, the checkpoint's; without a checkpoint, one
+    is trained on the tasks."""
+    vocab_size: int | None = None
+    """Pieces of the tokenizer that is trained, 4000 unless given; 100 sentinels are added."""
+    input_length: int = 128
+    """Most tokens of an input, EOS included; length of a row of the encoder."""
+    target_length: int = 128
+    """Most tokens of a target, EOS included; length of a row of the decoder."""
+    batch_size: int = 32
+    """Rows a step, over all devices; T5 fine-tuned with 128 rows of 512."""
+    pack: bool = True
+    """Put as many examples in a row as fit, none of which sees another."""
+    too_long: TooLong = "error"
+    """What becomes of training examples that are longer: an error, dropped, or truncated.  Inputs
+    to evaluate on are truncated then, and references always stay whole."""
+    empty_targets: Empty = "error"
+    """What becomes of training examples without a target."""
+    size_limit: int = 2**19
+    """Tasks without weights are mixed in proportion to their examples, of which no more than this
+    count; T5 tried 2**16 to 2**21."""
+    num_beams: int = 1
+    """Of generation while training."""
+    final_num_beams: int = 4
+    """Of generation at the end."""
+    length_penalty: float = 0.6
+    """Of beam searches; T5 used 0.6."""
+    eval_examples: int | None = None
+    """Validation examples of each task to look at while training, spread evenly; all, unless given.
+    At the end it is always all."""
+    eval_batch_size: int = 64
+    """Examples evaluated at once."""
+    best_by: Literal["score", "loss"] = "score"
+    """What is better: a higher mean of all tasks' metrics (in which an error rate of x counts as
+    100 - x), or a lower loss."""
+    use: Choice = "best"
+    """Which checkpoint is the result: the best by validation, or the last."""
+    average: int = 1
+    """Take the mean of so many of the best or last checkpoints instead."""
+    fit: Annotated[FitConfig, tyro.conf.arg(name="")] = FitConfig(steps=1000)
+    optimizer: OptimizerConfig = OptimizerConfig(
+        name="adafactor",
+        schedule=ScheduleConfig(name="constant", learning_rate=1e-3, warmup_steps=0),
+    )
+    """How parameters are updated; as T5 was fine-tuned, unless given."""
+    step: Annotated[StepConfig, tyro.conf.arg(name="")] = StepConfig()
+    dropout_rate: float | None = None
+    """Instead of the model's."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type to compute in; auto is bfloat16 on TPU and GPU and float32 on a CPU."""
+    remat: Remat | None = None
+    """What the backward pass recomputes to save memory, as in scripts/pretrain.py."""
+    mesh: MeshConfig = MeshConfig()
+    """How devices share the work."""
+    hosts: HostsConfig = HostsConfig()
+    """The processes that train together."""
+    seed: int = 0
+    """Of initial parameters, data order and dropout."""
+
+    def __post_init__(self):
+        for name in (
+            *("batch_size", "input_length", "target_length", "size_limit", "eval_examples"),
+            *("eval_batch_size", "num_beams", "final_num_beams", "average"),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
+        if "://" in self.output:
+            raise ValueError(
+                f"output must be a folder of this machine, got {self.output}; mount the bucket."
+            )
+        if self.checkpoint is not None and self.model != "tiny":
+            raise ValueError(
+                f"model must be left out with a checkpoint, got {self.model}; a checkpoint has an "
+                "architecture."
+            )
+        if self.vocab_size is not None and (self.tokenizer or self.checkpoint):
+            raise ValueError(
+                f"vocab_size must be left out with a tokenizer or a checkpoint, got "
+                f"{self.vocab_size}; it is the size of one that is trained."
+            )
+        if self.checkpoint is None and self.model != "tiny" and not self.model.endswith(".json"):
+            T5Config.preset(self.model)
+        if self.use == "best":
+            dataclasses.replace(self.fit, keep_best=self.keep_best)
+
+    @property
+    def keep_best(self) -> int:
+        """Best checkpoints to keep: those asked for, and those that the result is made of."""
+        return max(self.fit.keep_best, self.average if self.use == "best" else 0)
+
+    @property
+    def limits(self) -> PairLimits:
+        """What examples may be."""
+        return PairLimits(
+            input_length=self.input_length,
+            target_length=self.target_length,
+            too_long=self.too_long,
+            empty_targets=self.empty_targets,
+        )

@@ -1,0 +1,49 @@
+"""Choosing and averaging checkpoints."""
+
+import jax
+import numpy as np
+import pytest
+
+from t5jax import averaging
+from t5jax.checkpoint import Checkpoints
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Checkpoints 1 to 4 of one array, the second the best and the fourth without a loss."""
+    with_losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: None}
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    for step, loss in with_losses.items():
+        checkpoints.save(step, {"params": tree(step)}, {}, loss=loss)
+    checkpoints.close()
+    return tmp_path
+
+
+def tree(step):
+    return {"x": jax.numpy.full((2, 3), float(step) ** 2)}
+
+
+def abstract():
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return {"x": jax.ShapeDtypeStruct((2, 3), np.float32, sharding=one)}
+
+
+def test_choose_takes_the_newest_or_the_best(folder):
+    assert averaging.choose(folder, choice="last", count=2) == [4, 3]
+    assert averaging.choose(folder, choice="best", count=2) == [2, 3]
+    assert averaging.choose(folder, choice="best", count=9) == [2, 3, 1]
+
+
+def test_mean_is_that_of_all_and_of_one_is_itself(folder):
+    found = averaging.mean(folder, [1, 2, 4], "params", abstract())
+    np.testing.assert_allclose(found["x"], np.full((2, 3), (1 + 4 + 16) / 3), rtol=1e-6)
+    found = averaging.mean(folder, [3], "params", abstract())
+    np.testing.assert_array_equal(found["x"], np.full((2, 3), 9.0))
+
+
+def test_mean_names_a_checkpoint_that_is_damaged(folder):
+    for file in (folder / "2" / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(ValueError, match="2/params must be a folder of arrays"):
+        averaging.mean(folder, [1, 2], "params", abstract())

@@ -1,0 +1,271 @@
+"""Whole fine-tuning runs, of a moment each; what they are made of is tested beside its module."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import t5jax as package
+from t5jax import fit, recipe, runlog, trial
+from t5jax.checkpoint import complete_steps
+from t5jax.finetuning import FinetuneConfig, finetune
+from t5jax.fit import FitConfig
+from t5jax.optimizer import OptimizerConfig
+from t5jax.schedule import ScheduleConfig
+from t5jax.tasks import Task
+from t5jax.train import StepConfig
+
+ARCHITECTURE = {
+    "d_model": 32,
+    "d_ff": 64,
+    "d_kv": 16,
+    "num_heads": 2,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "dropout_rate": 0.0,
+}
+LETTERS = "abcdef"
+
+
+def rows(count, seed):
+    """One letter, written twice over: learned in a moment."""
+    rng = np.random.default_rng(seed)
+    return [{"one": x, "two": x.upper()} for x in rng.choice(list(LETTERS), count)]
+
+
+def task(**changes):
+    given = {
+        "name": "up",
+        "train": rows(200, 0),
+        "validation": [{"one": x, "two": x.upper()} for x in LETTERS],
+        "input": "up: {one}",
+        "target": "{two}",
+        "metrics": ("exact_match",),
+    }
+    return Task(**{**given, **changes})
+
+
+def config(folder, *, steps=60, **changes):
+    given = {
+        "output": str(folder),
+        "tokenizer": "bytes",
+        "input_length": 24,
+        "target_length": 12,
+        "batch_size": 8,
+        "final_num_beams": 2,
+        "fit": FitConfig(steps=steps, eval_every=20, checkpoint_every=20),
+        "optimizer": OptimizerConfig(
+            name="adafactor",
+            schedule=ScheduleConfig(name="constant", learning_rate=0.1, warmup_steps=10),
+        ),
+    }
+    return FinetuneConfig(**{**given, **changes})
+
+
+def run(folder, *tasks, steps=60, **changes):
+    return finetune(tasks or [task()], config(folder, steps=steps, **changes), **FROM_SCRATCH)
+
+
+FROM_SCRATCH = {"architecture": ARCHITECTURE}
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("learned") / "run"
+    test = [{"one": x, "two": [x.upper(), "?"]} for x in "fed"]
+    return folder, run(folder, task(test=test))
+
+
+def test_finetune_learns_a_task_and_its_model_loads(learned):
+    folder, found = learned
+    assert found.validation == {"up": {"exact_match": 100.0}}
+    assert found.test == {"up": {"exact_match": 100.0}}
+    again = package.load(folder / "model")
+    assert again.generate(["up: b", "up: e"]) == ["B", "E"]
+
+
+def test_finetune_writes_predictions_that_evaluate_reads(learned, t5jax):
+    folder, _ = learned
+    path = folder / "predictions" / "up-test.jsonl"
+    first = json.loads(path.read_text().splitlines()[0])
+    assert first == {"input": "up: f", "prediction": "F", "references": ["F", "?"]}
+    status, out, _ = t5jax("evaluate", "--predictions", path, "--metrics", "exact_match")
+    assert status == 0
+    assert "3 examples, 6 references" in out
+    assert "100.00" in out
+    steps = [20, 40, 60]
+    assert all((folder / "predictions" / f"up-{step}.jsonl").is_file() for step in steps)
+
+
+def test_finetune_logs_loss_score_and_metrics_of_each_evaluation(learned):
+    folder, _ = learned
+    found = runlog.evaluations(folder, until=60)
+    assert [set(one) for one in found] == [{"loss", "accuracy", "score", "up/exact_match"}] * 3
+    assert found[-1]["loss"] < found[0]["loss"]
+    assert found[-1]["score"] == found[-1]["up/exact_match"] == 100.0
+
+
+def test_finetune_again_measures_the_finished_run_without_training(learned):
+    folder, found = learned
+    again = run(folder, task(test=[{"one": x, "two": x.upper()} for x in "fed"]))
+    assert again.validation == found.validation
+    assert complete_steps(folder / "checkpoints")[-1] == 60
+
+
+def test_finetune_goes_on_where_it_was_bit_for_bit(tmp_path):
+    tasks = [task(), task(name="same", target="{one}", weight=None)]
+    whole = run(tmp_path / "whole", *tasks, steps=40, use="last").t5
+    run(tmp_path / "parts", *tasks, steps=20, use="last")
+    parts = run(tmp_path / "parts", *tasks, steps=40, use="last").t5
+    for one, other in zip(
+        jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_finetune_interrupted_saves_and_goes_on(tmp_path, monkeypatch):
+    write = runlog.RunLog.training
+
+    def interrupt(log, step, *rest):
+        write(log, step, *rest)
+        if step == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(runlog.RunLog, "training", interrupt)
+    found = run(tmp_path / "run", steps=40)
+    assert found.validation is None
+    assert complete_steps(tmp_path / "run" / "checkpoints")[-1] < 40
+    assert run(tmp_path / "run", steps=40).validation is not None
+
+
+def test_finetune_from_a_checkpoint_begins_with_what_it_knows(learned, tmp_path):
+    folder, _ = learned
+    still = OptimizerConfig(
+        name="adafactor",
+        schedule=ScheduleConfig(name="constant", learning_rate=1e-9, warmup_steps=0),
+    )
+    given = config(
+        tmp_path / "run",
+        steps=20,
+        checkpoint=str(folder / "model"),
+        tokenizer=None,
+        optimizer=still,
+        final_num_beams=1,
+    )
+    found = finetune([task()], given)
+    assert found.validation == {"up": {"exact_match": 100.0}}
+    before = package.load(folder / "model").params
+    for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(found.t5.params), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_finetune_stops_without_patience_and_takes_the_best(tmp_path, monkeypatch):
+    scores = iter([10.0, 30.0, 20.0, 25.0, 90.0])
+    monkeypatch.setattr(trial, "score", lambda results: next(scores))
+    given = FitConfig(steps=200, eval_every=5, checkpoint_every=5, patience=2)
+    run(tmp_path / "run", fit=given, use="best")
+    entries = runlog.evaluations(tmp_path / "run", until=200)
+    assert [entry["score"] for entry in entries] == [10.0, 30.0, 20.0, 25.0]
+    assert complete_steps(tmp_path / "run" / "checkpoints") == [10, 15, 20]
+    monkeypatch.undo()
+    # Stopped is stopped: the same command trains no further.
+    run(tmp_path / "run", fit=given, use="best")
+    assert complete_steps(tmp_path / "run" / "checkpoints")[-1] == 20
+
+
+def test_finetune_averages_the_checkpoints_that_it_says(tmp_path, capsys):
+    found = run(tmp_path / "run", steps=60, use="last", average=2)
+    assert "the mean of 2 (step 60, 40)" in capsys.readouterr().out
+    params = [
+        package.load(tmp_path / "run" / "checkpoints" / str(step)).params for step in (40, 60)
+    ]
+    mean = jax.tree.map(lambda x, y: (np.asarray(x) + np.asarray(y)) / 2, *params)
+    for one, other in zip(jax.tree.leaves(mean), jax.tree.leaves(found.t5.params), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_finetune_mixes_tasks_and_judges_each(tmp_path, capsys):
+    same = task(name="same", input="same: {one}", target="{one}", metrics=("cer",), weight=3.0)
+    found = run(tmp_path / "run", task(weight=1.0), same, step=StepConfig(label_smoothing=0.1))
+    assert set(found.validation) == {"up", "same"}
+    assert "share 75.0%" in capsys.readouterr().out
+    score = trial.score(found.validation)
+    assert (
+        score == (found.validation["up"]["exact_match"] + 100 - found.validation["same"]["cer"]) / 2
+    )
+
+
+def test_finetune_warns_of_what_training_has_seen(tmp_path, capsys):
+    run(tmp_path / "run", task(validation=[{"one": "a", "two": "A"}, {"one": "zz", "two": "b"}]))
+    assert "warning: 1 of 2 inputs in validation of task 'up'" in capsys.readouterr().out
+
+
+def test_finetune_counts_what_it_drops(tmp_path, capsys):
+    more = [{"one": "x" * 40, "two": "X"}, {"one": "y", "two": ""}]
+    run(
+        tmp_path / "run",
+        task(train=rows(100, 0) + more),
+        steps=20,
+        too_long="drop",
+        empty_targets="drop",
+    )
+    out = capsys.readouterr().out
+    assert "task 'up': 1 inputs are too long, and dropped" in out
+    assert "task 'up': 1 targets are empty, and dropped" in out
+    assert "100 examples" in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": [{"one": "x" * 40, "two": "X"}]}, "got 1 of 1 with more, the longest 45"),
+        ({"train": [{"one": "x", "two": ""}]}, "must not be empty, got 1 empty of 1"),
+        ({"validation": [{"one": "x" * 40, "two": "X"}]}, "inputs in validation of task 'up'"),
+        ({"train": [{"one": "x"}]}, "must have the column 'two'"),
+        ({"input": "up: {on}"}, "did you mean 'one'"),
+    ],
+)
+def test_finetune_refuses_data_before_it_makes_a_folder(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "run", task(**changes))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"output": "gs://bucket"}, "folder of this machine"),
+        ({"checkpoint": "x", "model": "t5-small"}, "model must be left out with a checkpoint"),
+        ({"vocab_size": 100}, "vocab_size must be left out with a tokenizer"),
+        ({"fit": FitConfig(steps=9, eval_every=2, checkpoint_every=3)}, "eval_every must be"),
+        ({"model": "t5-huge"}, "t5-huge"),
+    ],
+)
+def test_config_refuses(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **changes)
+
+
+def test_finetune_refuses_another_run_in_its_folder(learned):
+    folder, _ = learned
+    with pytest.raises(ValueError, match="its seed is 0, and 1 was asked for"):
+        run(folder, seed=1)
+    with pytest.raises(ValueError, match="other text"):
+        run(folder, task(train=rows(201, 5)))
+    with pytest.raises(ValueError, match="names of their own, got 'up' twice"):
+        run(folder, task(), task())
+
+
+def test_free_options_are_fields():
+    assert set(recipe.FREE) <= {field.name for field in dataclasses.fields(FinetuneConfig)}
+
+
+def test_fit_last_counts_evaluations_since_the_best():
+    given = FitConfig(steps=100, patience=2)
+    assert fit._last(given, 30, [3.0, 1.0, 2.0]) == 100
+    assert fit._last(given, 40, [3.0, 1.0, 2.0, 1.0]) == 40
