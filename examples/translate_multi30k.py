@@ -125,7 +125,7 @@ def _quick(run: FinetuneConfig, chosen: Task) -> tuple[FinetuneConfig, Task, dic
     run = dataclasses.replace(
         run,
         output=f"{run.output}_quick",
-        vocab_size=2000,
+        vocab_size=600,
         batch_size=32,
         fit=dataclasses.replace(run.fit, steps=200, eval_every=100, checkpoint_every=100),
         optimizer=dataclasses.replace(
