@@ -3,6 +3,7 @@
 import signal
 from pathlib import Path
 
+import pytest
 from launched import finish, options, started, wait, wait_for_step
 from small_runs import training_losses, write_inputs
 
@@ -20,6 +21,7 @@ def signal_at(step: int, number: int, arguments: list[str], output: Path, tmp_pa
         return status
 
 
+@pytest.mark.slow
 def test_run_disturbed_in_every_way_equals_an_undisturbed_one(tmp_path):
     inputs = write_inputs(tmp_path)
     steps = 240

@@ -50,6 +50,7 @@ def test_what_is_written_once_is_written_by_process_0(calm):
     assert f"step {STEPS}: loss" in (calm / "logs" / "process-1.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_and_a_stopped_process_leave_a_run_that_continues_exactly(folder, inputs, calm):
     output = folder / "disturbed"
     arguments = options(inputs, output, STEPS)
