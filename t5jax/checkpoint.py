@@ -32,6 +32,7 @@ class Checkpoints:
         keep: int,
         keep_every: int | None = None,
         keep_best: int = 0,
+        keep_round: tuple[int, int] | None = None,
     ):
         """Opens `folder`, made if absent.
 
@@ -40,6 +41,7 @@ class Checkpoints:
           keep: the newest so many stay.
           keep_every: so do those of steps that are a multiple of this.
           keep_best: so do the so many with the lowest loss, of those saved with one.
+          keep_round: so do the newest `count` of steps that are a multiple of `every`.
         """
         self._folder = Path(folder).resolve()
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -48,12 +50,9 @@ class Checkpoints:
             for step in complete_steps(self._folder):
                 self._note_loss(step)
 
-        def choose(steps: list[int]) -> set[int]:
-            return kept_steps(
-                steps, self._losses, keep=keep, keep_every=keep_every, keep_best=keep_best
-            )
-
-        self._preserve = _Preserve(choose)
+        rules: dict[str, Any] = {"keep": keep, "keep_every": keep_every}
+        rules |= {"keep_best": keep_best, "keep_round": keep_round}
+        self._preserve = _Preserve(lambda steps: kept_steps(steps, self._losses, **rules))
         self._manager = self._open()
 
     def _open(self):
@@ -256,11 +255,15 @@ def kept_steps(
     keep: int,
     keep_every: int | None,
     keep_best: int,
+    keep_round: tuple[int, int] | None = None,
 ) -> set[int]:
     """Which of `steps` stay: the newest, those of round numbers, and those of the lowest losses."""
     kept = set(sorted(steps)[-keep:])
     if keep_every is not None:
         kept |= {step for step in steps if step % keep_every == 0}
+    if keep_round is not None:
+        count, every = keep_round
+        kept.update([step for step in sorted(steps) if step % every == 0][-count:])
     measured = sorted((losses[step], step) for step in steps if step in losses)
     return kept | {step for _, step in measured[:keep_best]}
 

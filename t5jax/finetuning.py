@@ -1,10 +1,14 @@
 """Training on pairs of texts, of one task or several, judged by what the model writes."""
 
+import dataclasses
+import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -92,7 +96,6 @@ class _Prepared(NamedTuple):
     mesh: Mesh
     tokenizer: Tokenizer
     model: T5Config
-    params: Params | None
     tx: optax.GradientTransformation
     abstract: train.TrainState
     pairs: dict[str, Pairs]
@@ -116,12 +119,12 @@ def _run(
         decoder_start_id=made.model.decoder_start_id,
         rows=placement.rows(config.batch_size, mesh=made.mesh),
     )
-    keep_last = config.average if config.use == "last" else 0
     checkpoints = Checkpoints(
         folder / CHECKPOINTS,
-        keep=max(config.fit.keep_checkpoints, keep_last),
+        keep=config.fit.keep_checkpoints,
         keep_every=config.fit.keep_every,
         keep_best=config.keep_best,
+        keep_round=(config.average, config.fit.checkpoint_every) if config.use == "last" else None,
     )
     state = fitting.restore(checkpoints, made.abstract, data, warn=processes.say)
     if state is None:
@@ -131,20 +134,36 @@ def _run(
             mesh=made.mesh,
             seed=config.seed,
             options=config.step,
-            params=made.params,
+            params=_loaded(config, made.mesh),
         )
     else:
         processes.say(f"continuing at step {int(state.step)} of {config.fit.steps} from {folder}")
     _describe(config, made, state)
-    fitted = _fit(config, made, folder, state, data, checkpoints)
-    checkpoints.close()
-    if fitted.interrupted:
+    past = [_judge(config, found) for found in runlog.evaluations(folder, until=int(state.step))]
+    if int(state.step) < fitting.last_step(config.fit, int(state.step), past):
+        fitted = _fit(config, made, folder, state, data, checkpoints, past)
+        state, step = fitted.state, int(fitted.state.step)
+        if fitted.interrupted:
+            checkpoints.close()
+            processes.say(f"saved step {step} in {folder}; the same command continues it")
+            params = processes.gathered(fitting.judged(state))
+            processes.barrier("the end of the run")
+            return Finetuned(Text2Text(made.model, params, made.tokenizer), None, None)
+        del fitted
+    if int(state.step) < config.fit.steps:
         processes.say(
-            f"saved step {int(fitted.state.step)} in {folder}; the same command continues it"
+            f"stopped at step {int(state.step)}: {config.fit.patience} evaluations without a better"
         )
-        params = processes.gathered(fitting.judged(fitted.state))
-        return Finetuned(Text2Text(made.model, params, made.tokenizer), None, None)
+    checkpoints.close()
+    del state
     return _finish(config, made, folder)
+
+
+def _loaded(config: FinetuneConfig, mesh: Mesh) -> Params | None:
+    """The parameters to start from; all processes read them together."""
+    if config.checkpoint is None:
+        return None
+    return pretrained.load(config.checkpoint, dtype=np.dtype(np.float32), mesh=mesh)[1]
 
 
 def _fit(
@@ -154,6 +173,7 @@ def _fit(
     state: train.TrainState,
     data: mixture.Batches,
     checkpoints: Checkpoints,
+    past: Sequence[float],
 ) -> fitting.Fitted:
     train_step = train.make_train_step(
         made.model,
@@ -169,23 +189,21 @@ def _fit(
 
     def evaluate(params: Params, step: int) -> dict[str, float]:
         t5 = Text2Text(made.model, processes.gathered(params), made.tokenizer)
-        results = _examine(t5, watched, _options(config, config.num_beams), folder, f"{step}")
+        results = _examine(t5, watched, config.writing(config.num_beams), folder, f"{step}")
         return {
             **train.evaluate(eval_step, params, measured, mesh=made.mesh),
             "score": trial.score(results),
             **{f"{task}/{name}": x for task, found in results.items() for name, x in found.items()},
         }
 
-    def judge(evaluation: Mapping[str, float]) -> float:
-        return evaluation["loss"] if config.best_by == "loss" else -evaluation["score"]
-
-    start = int(state.step)
-    past = [judge(found) for found in runlog.evaluations(folder, until=start)]
     with runlog.open_log(
-        folder, total_steps=config.fit.steps, start_step=start, process=processes.index()
+        folder,
+        total_steps=config.fit.steps,
+        start_step=int(state.step),
+        process=processes.index(),
     ) as log:
         return fitting.fit(
-            config.fit,
+            dataclasses.replace(config.fit, keep_best=config.keep_best),
             state,
             data,
             train_step=train_step,
@@ -201,14 +219,25 @@ def _fit(
                 target_length=config.target_length,
             ),
             profiler=Profiler(folder / "profile", steps=config.fit.profile_steps),
-            judge=judge,
+            judge=functools.partial(_judge, config),
             past=past,
         )
 
 
+def _judge(config: FinetuneConfig, evaluation: Mapping[str, float]) -> float:
+    """The number by which evaluations are compared, less is better; none is no better than any."""
+    found = evaluation["loss"] if config.best_by == "loss" else -evaluation["score"]
+    return found if math.isfinite(found) else math.inf
+
+
 def _finish(config: FinetuneConfig, made: _Prepared, folder: Path) -> Finetuned:
     """Chooses the result, saves and measures it."""
-    found = averaging.choose(folder / CHECKPOINTS, choice=config.use, count=config.average)
+    found = averaging.choose(
+        folder / CHECKPOINTS,
+        choice=config.use,
+        count=config.average,
+        every=config.fit.checkpoint_every,
+    )
     name = "params" if made.abstract.average is None else "average"
     params = averaging.mean(folder / CHECKPOINTS, found, name, made.abstract.params)
     t5 = Text2Text(made.model, processes.gathered(params), made.tokenizer)
@@ -216,14 +245,14 @@ def _finish(config: FinetuneConfig, made: _Prepared, folder: Path) -> Finetuned:
         t5.save(folder / MODEL, overwrite=True)
     which = f"the {config.use} checkpoint" if len(found) == 1 else f"the mean of {len(found)}"
     processes.say(f"\nthe result is {which} (step {', '.join(map(str, found))}): {folder / MODEL}")
-    options = _options(config, config.final_num_beams)
+    options = config.writing(config.final_num_beams)
     results: dict[Split, dict[str, dict[str, float]]] = {}
     for split in ("validation", "test"):
         trials = [one for one in made.trials if one.split == split]
         if trials:
             results[split] = _examine(t5, trials, options, folder, split)
             processes.say(f"{split}:")
-            for line in _table(results[split]):
+            for line in trial.table(results[split]):
                 processes.say(f"  {line}")
     processes.say(f"\nuse it:  import t5jax; t5 = t5jax.load({str(folder / MODEL)!r})")
     processes.barrier("the end of the run")
@@ -237,20 +266,20 @@ def _prepare(
     folder: Path,
 ) -> _Prepared:
     """Reads the tasks, and makes the folder the run's."""
-    weights = {f"tasks.{task.name}.weight": task.weight for task in tasks}
-    options = {**runfolder.recorded(config, free=recipe.FREE), **weights}
+    options = runfolder.recorded(config, free=recipe.FREE)
+    for task in tasks:
+        options[f"tasks.{task.name}.weight"] = task.weight
+        options[f"tasks.{task.name}.metrics"] = list(task.metrics)
     runfolder.check(folder, options)
-    if config.checkpoint is None:
-        ingredients.check_files(config.model, config.tokenizer)
+    ingredients.check_files(config.model, config.tokenizer)
     mesh = sharding.make_mesh(config.mesh)
     train.check_batch_size(config.batch_size, mesh=mesh, accumulate=config.step.accumulate)
     say = processes.say
     texts = material.read(tasks, say=say)
-    loaded = None
-    if config.checkpoint is not None:
-        loaded = pretrained.load(config.checkpoint, mesh=mesh)
-    tokenizer = _tokenizer(config, folder, texts, loaded[2] if loaded else None)
-    model = _model(config, tokenizer, loaded[0] if loaded else None, architecture)
+    # Parameters are read later, by all processes together.
+    path = None if config.checkpoint is None else pretrained.locate(config.checkpoint)
+    tokenizer = _tokenizer(config, folder, texts, path)
+    model = _model(config, tokenizer, path, architecture)
     pairs = material.pairs(texts, tokenizer=tokenizer, limits=config.limits, say=say)
     shares = mixture.rates(
         {name: len(found) for name, found in pairs.items()},
@@ -258,24 +287,23 @@ def _prepare(
         size_limit=config.size_limit,
     )
     trials = material.trials(tasks, texts, tokenizer=tokenizer, limits=config.limits, say=say)
+    for one in trials:
+        one.check()
     tx = optimizer.make(config.optimizer, total_steps=config.fit.steps, stacked=stacked)
     abstract = train.abstract_state(model, tx, mesh=mesh, options=config.step)
     runfolder.claim(
         folder,
         options,
-        mixture.digest(pairs),
+        material.digest(pairs, trials),
         model=model,
         tokenizer=tokenizer,
         write=processes.is_first(),
     )
-    params = loaded[1] if loaded else None
-    return _Prepared(mesh, tokenizer, model, params, tx, abstract, pairs, shares, trials)
+    return _Prepared(mesh, tokenizer, model, tx, abstract, pairs, shares, trials)
 
 
-def _tokenizer(
-    config: FinetuneConfig, folder: Path, texts: Texts, loaded: Tokenizer | None
-) -> Tokenizer:
-    if config.checkpoint is None or config.tokenizer is not None:
+def _tokenizer(config: FinetuneConfig, folder: Path, texts: Texts, path: Path | None) -> Tokenizer:
+    if path is None or config.tokenizer is not None:
         return ingredients.tokenizer(
             folder,
             texts.documents,
@@ -283,26 +311,28 @@ def _tokenizer(
             vocab_size=config.vocab_size or 4000,
             say=processes.say,
         )
-    if loaded is None:
+    found = pretrained.find_tokenizer(path)
+    if found is None:
         raise ValueError(
-            f"tokenizer must be given for {config.checkpoint}, which comes without one."
+            f"tokenizer must be given for {config.checkpoint}, which comes without one; name its "
+            "folder."
         )
-    return loaded
+    return found
 
 
 def _model(
     config: FinetuneConfig,
     tokenizer: Tokenizer,
-    loaded: T5Config | None,
+    path: Path | None,
     architecture: Mapping[str, Any] | None,
 ) -> T5Config:
     given = {"dropout_rate": config.dropout_rate, "remat": config.remat}
     changes = {name: value for name, value in given.items() if value is not None}
-    if loaded is None:
+    if path is None:
         changes = {**(architecture or {}), **changes}
         return ingredients.model(config.model, tokenizer, dtype=config.dtype, changes=changes)
-    assert config.checkpoint is not None
-    ingredients.check_vocabulary(loaded, config.checkpoint, tokenizer)
+    loaded = pretrained.open_source(path).config
+    ingredients.check_vocabulary(loaded, str(config.checkpoint), tokenizer)
     return loaded.replace(**changes, dtype=resolve_dtype(config.dtype))
 
 
@@ -343,17 +373,6 @@ def _examine(
     return results
 
 
-def _options(config: FinetuneConfig, num_beams: int) -> Options:
-    beams: dict[str, Any] = {} if num_beams == 1 else {"length_penalty": config.length_penalty}
-    return Options(
-        num_beams=num_beams,
-        max_new_tokens=config.target_length,
-        max_input_tokens=config.input_length,
-        batch_size=config.eval_batch_size,
-        **beams,
-    )
-
-
 def _describe(config: FinetuneConfig, made: _Prepared, state: train.TrainState) -> None:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     devices = " x ".join(f"{axis}={size}" for axis, size in made.mesh.shape.items())
@@ -363,16 +382,13 @@ def _describe(config: FinetuneConfig, made: _Prepared, state: train.TrainState) 
         f"{model.num_decoder_layers} layers of width {model.d_model}, vocabulary "
         f"{model.vocab_size}, {model.dtype}, on {jax.default_backend()} ({devices})"
     )
+    if config.checkpoint is not None and not model.dropout_rate and config.dropout_rate is None:
+        processes.say(
+            "dropout is off, as the checkpoint has it; T5 is fine-tuned with --dropout-rate 0.1"
+        )
     for name, found in made.pairs.items():
         inputs, targets = found.tokens
         processes.say(
             f"task {name!r}: {len(found)} examples, {inputs / len(found):.1f} tokens an input, "
             f"{targets / len(found):.1f} a target, share {made.shares[name]:.1%}"
         )
-
-
-def _table(results: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    for task, found in results.items():
-        yield f"{task}: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items())
-    if len(results) > 1:
-        yield f"score over tasks: {trial.score(results):.2f}"

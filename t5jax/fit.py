@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import math
 import operator
 import os
 import signal
@@ -41,7 +42,7 @@ class FitConfig:
     keep_every: int | None = None
     """Keep checkpoints of steps that are a multiple of this too."""
     keep_best: int = 0
-    """Keep so many checkpoints with the lowest held-out loss too, of those that are evaluated; in
+    """Keep so many checkpoints with the lowest held-out loss too, of one at each evaluation; in
     fine-tuning, the best by `best_by`."""
     patience: int | None = None
     """Stop after so many evaluations in a row without one better than all before."""
@@ -64,12 +65,6 @@ class FitConfig:
         ):
             raise ValueError(
                 f"profile_steps must be a first and a last step, got {self.profile_steps}."
-            )
-        often, seldom = sorted((self.eval_every, self.checkpoint_every))
-        if self.keep_best and seldom % often:
-            raise ValueError(
-                "eval_every must be a multiple of checkpoint_every, or a divisor, for keep_best, "
-                f"got {self.eval_every} and {self.checkpoint_every}."
             )
 
 
@@ -131,7 +126,7 @@ def fit(
     watch = steps.watch
     vote = processes.StopVote(mesh)
     with _stop_signals() as stopping, profiler or contextlib.nullcontext():
-        while step < _last(config, step, numbers) and not vote(stopping()):
+        while step < last_step(config, step, numbers) and not vote(stopping()):
             if profiler is not None:
                 profiler.before(step + 1)
             with watch.waiting():
@@ -150,9 +145,11 @@ def fit(
                 steps.write(step)
                 if evaluate_now:
                     evaluation = evaluate(judged(state), step)
-                    numbers.append(judge(evaluation))
+                    number = judge(evaluation)
+                    # What is not finite is no better than anything.
+                    numbers.append(number if math.isfinite(number) else math.inf)
                     log.evaluation(step, evaluation)
-                if save_now:
+                if save_now or (evaluate_now and config.keep_best):
                     loss = numbers[-1] if evaluate_now else None
                     save(checkpoints, state, batches, loss=loss)
                     saved_step = step
@@ -161,13 +158,19 @@ def fit(
             save(checkpoints, state, batches)
         checkpoints.wait()
         steps.write(step)
-    if step < _last(config, step, numbers):
+    if step < last_step(config, step, numbers):
         return Fitted(state, None, interrupted=True)
     return Fitted(state, evaluation or evaluate(judged(state), step), interrupted=False)
 
 
-def _last(config: FitConfig, step: int, numbers: Sequence[float]) -> int:
-    """The step to train to: `step`, where one is, if patience is at an end."""
+def last_step(config: FitConfig, step: int, numbers: Sequence[float]) -> int:
+    """The step to train to: `step`, where a run is, if its patience is at an end.
+
+    Args:
+      config: with steps and patience.
+      step: where the run is.
+      numbers: by which its evaluations are judged, less is better.
+    """
     if config.patience is None or not numbers:
         return config.steps
     since_best = len(numbers) - 1 - int(np.argmin(numbers))

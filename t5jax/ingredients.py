@@ -47,6 +47,7 @@ def tokenizer(
     if found is None and source == BYTES:
         found = ByteTokenizer()
     if found is None and source is not None:
+        check_tokenizer(source)
         found = tokenizers.load(source)
     if found is None:
         say(f"training a vocabulary of {vocab_size} pieces")
@@ -84,23 +85,30 @@ def check_files(model: str, tokenizer: str | None) -> None:
       FileNotFoundError: `model` is a JSON file, or `tokenizer` a folder, that does not exist.
       ValueError: the JSON file is not that of a model.
     """
-    if tokenizer is not None and tokenizer != BYTES:
-        if not Path(tokenizer).is_dir():
-            raise FileNotFoundError(
-                f"tokenizer must be a folder with spiece.model, got {tokenizer}, which "
-                "does not exist; leave it out to train one on the corpus."
-            )
-        if tokenizers.load(tokenizer) is None:
-            raise FileNotFoundError(
-                f"{tokenizer} must hold spiece.model or a ByT5 tokenizer_config.json, and "
-                "holds neither; leave --tokenizer out to train one on the corpus."
-            )
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
     if model.endswith(".json"):
         if not Path(model).is_file():
             raise FileNotFoundError(
                 f"model must be a preset or a JSON file, got {model}, which does not exist."
             )
         T5Config.from_file(model)
+
+
+def check_tokenizer(tokenizer: str) -> None:
+    """Raises FileNotFoundError unless a tokenizer of this name is there."""
+    if tokenizer == BYTES:
+        return
+    if not Path(tokenizer).is_dir():
+        raise FileNotFoundError(
+            f"tokenizer must be a folder with spiece.model, or 'bytes', got {tokenizer}, which "
+            "does not exist; leave it out to train one on the corpus."
+        )
+    if tokenizers.load(tokenizer) is None:
+        raise FileNotFoundError(
+            f"{tokenizer} must hold spiece.model or a ByT5 tokenizer_config.json, and "
+            "holds neither; leave --tokenizer out to train one on the corpus."
+        )
 
 
 def model(name: str, tokenizer: Tokenizer, *, dtype: str, changes: dict[str, Any]) -> T5Config:

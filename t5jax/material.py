@@ -1,6 +1,7 @@
 """What a run learns from and is judged by: the texts of tasks, read, counted and made ids."""
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from t5jax import mixture
@@ -90,6 +91,15 @@ def trials(
             cut = [mixture.cut(ids, limits.input_length).tolist() for ids in inputs]
             found.append(Trial(task, split, examples, cut))
     return found
+
+
+def digest(pairs: Mapping[str, Pairs], trials: Sequence[Trial]) -> str:
+    """What tells the data of one run from another's: training and validation, not the test."""
+    found = hashlib.sha256(mixture.digest(pairs).encode())
+    for one in trials:
+        if one.split == "validation":
+            found.update(f"{one.task.name} {list(one.examples)!r}\n".encode())
+    return found.hexdigest()
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -154,11 +154,6 @@ def _prepare(config: PretrainConfig, folder: Path) -> _Prepared:
     """Reads the text, and makes the folder the run's."""
     options = runfolder.recorded(config, free=_FREE)
     runfolder.check(folder, options, unrecorded=_UNRECORDED)
-    if not processes.is_first() and not runfolder.is_claimed(folder):
-        raise FileNotFoundError(
-            f"output must be a folder on a disk that all processes share, got {folder}, in which "
-            f"process {processes.index()} does not see what process 0 wrote."
-        )
     ingredients.check_files(config.model, config.tokenizer)
     mesh = sharding.make_mesh(config.mesh)
     train.check_batch_size(config.batch_size, mesh=mesh, accumulate=config.step.accumulate)

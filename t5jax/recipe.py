@@ -1,7 +1,7 @@
 """How to fine-tune: from which model, for how long, and how to judge it."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -10,6 +10,7 @@ from t5jax.config import Remat, T5Config
 from t5jax.fit import FitConfig
 from t5jax.mixture import Empty, PairLimits, TooLong
 from t5jax.optimizer import OptimizerConfig
+from t5jax.options import Options
 from t5jax.processes import HostsConfig
 from t5jax.schedule import ScheduleConfig
 from t5jax.sharding import MeshConfig
@@ -17,12 +18,9 @@ from t5jax.train import StepConfig
 
 # Options that may differ when a run is continued, beside those that may in any run.
 FREE = (
-    "eval_examples",
+    "tasks",  # a file; what is in it is recorded as data
     "eval_batch_size",
-    "num_beams",
     "final_num_beams",
-    "length_penalty",
-    "best_by",
     "use",
     "average",
 )
@@ -129,13 +127,22 @@ class FinetuneConfig:
             )
         if self.checkpoint is None and self.model != "tiny" and not self.model.endswith(".json"):
             T5Config.preset(self.model)
-        if self.use == "best":
-            dataclasses.replace(self.fit, keep_best=self.keep_best)
 
     @property
     def keep_best(self) -> int:
         """Best checkpoints to keep: those asked for, and those that the result is made of."""
         return max(self.fit.keep_best, self.average if self.use == "best" else 0)
+
+    def writing(self, num_beams: int) -> Options:
+        """How answers are written."""
+        beams: dict[str, Any] = {} if num_beams == 1 else {"length_penalty": self.length_penalty}
+        return Options(
+            num_beams=num_beams,
+            max_new_tokens=self.target_length,
+            max_input_tokens=self.input_length,
+            batch_size=self.eval_batch_size,
+            **beams,
+        )
 
     @property
     def limits(self) -> PairLimits:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from t5jax import batches, files
+from t5jax import batches, files, processes
 from t5jax import tokenizer as tokenizers
 from t5jax.config import HOW_TO_COMPUTE, T5Config
 from t5jax.fit import FitConfig
@@ -42,6 +42,11 @@ def check(
     """
     path = folder / RUN_FILE
     if not path.exists():
+        if not processes.is_first():
+            raise FileNotFoundError(
+                f"output must be a folder on a disk that all processes share, got {folder}, in "
+                f"which process {processes.index()} does not see what process 0 wrote."
+            )
         if folder.exists() and not (
             folder.is_dir() and all(map(files.is_temporary, folder.iterdir()))
         ):
@@ -84,11 +89,6 @@ def recorded(config: Any, *, free: Collection[str]) -> dict[str, Any]:
     # Resolved, so that a run begun on one kind of device does not change type on another.
     dtype = config.dtype if config.model.endswith(".json") else resolve_dtype(config.dtype)
     return {**dict(flatten("", dataclasses.asdict(config))), "dtype": dtype}
-
-
-def is_claimed(folder: Path) -> bool:
-    """Whether the folder holds a run."""
-    return (folder / RUN_FILE).exists()
 
 
 def claim(

@@ -64,6 +64,8 @@ class RunLog:
         """One evaluation on held-out data."""
         self._write(step, {f"eval_{name}": value for name, value in metrics.items()}, "eval")
         self._shown["eval"] = f"{metrics['loss']:.3f}"
+        if "score" in metrics:
+            self._shown["score"] = f"{metrics['score']:.2f}"
         self.refresh()
 
     def speed(self, step: int, reading: dict[str, float]) -> None:

@@ -146,14 +146,15 @@ def _scan(config: T5Config, block: Callable, x: Array, layers: Any, key: Key[Arr
         # Without this, the partitioner of `fsdp` divides features instead of examples.
         return sharding.divide(block(x, *layer_and_key)), None
 
-    # Inside a scan nothing is merged across iterations, so no barriers are needed.
+    count = jax.tree.leaves(layers)[0].shape[0]
+    # Who saves memory has no use for speed; in a loop the compiler cannot undo it either.
+    written_out = products.on_cpu() and count <= _WRITTEN_OUT and config.remat == "none"
+    # Inside a loop nothing is merged across iterations, so no barriers are needed.
     if config.remat == "full":
         body = jax.checkpoint(body, prevent_cse=False)
     elif config.remat == "dots":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-    count = jax.tree.leaves(layers)[0].shape[0]
     keys = None if key is None else jax.random.split(key, count)
-    written_out = products.on_cpu() and count <= _WRITTEN_OUT
     x, _ = jax.lax.scan(body, x, (layers, keys), unroll=count if written_out else 1)
     return x

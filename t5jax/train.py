@@ -91,14 +91,15 @@ def init_state(
 ) -> TrainState:
     """Parameters and a fresh optimizer, each made where it will live.
 
-    The parameters are `params`, where they are given, and otherwise random.
+    The parameters are `params`, where they are given, which are consumed, and otherwise random.
     """
     options = options or StepConfig()
     abstract = abstract_state(config, optimizer, mesh=mesh, options=options)
     where = jax.tree.map(lambda x: x.sharding, abstract)
     if params is not None:
         start = functools.partial(_start, optimizer, options)
-        return jax.jit(start, in_shardings=(where.params,), out_shardings=where)(params)
+        take = jax.jit(start, in_shardings=(where.params,), out_shardings=where, donate_argnums=0)
+        return take(jax.tree.map(lambda x, y: x.astype(y.dtype), params, abstract.params))
     return jax.jit(functools.partial(_init, config, optimizer, options), out_shardings=where)(seed)
 
 

@@ -3,11 +3,12 @@
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from t5jax import files, metrics
+from t5jax.metrics import MetricOptions
 from t5jax.options import Options
 from t5jax.tasks import Example, Split, Task
 from t5jax.text2text import Text2Text
@@ -38,11 +39,36 @@ class Trial(NamedTuple):
         return [[self._processed(text) for text in one.references] for one in self.examples]
 
     def scores(self, predictions: Sequence[str]) -> dict[str, float]:
-        """The task's metrics, by name."""
-        found = metrics.measure(
-            self.task.metrics, predictions, self.references(), self.task.metric_options
-        )
-        return {name: metric.score for name, metric in found.items()}
+        """The task's metrics, by name; NaN where these predictions have none.
+
+        Such as the correlation of numbers, where a prediction is no number.
+        """
+        found = {}
+        for name in self.task.metrics:
+            try:
+                found[name] = self._measure(name, predictions)
+            except ValueError:
+                found[name] = math.nan
+        return found
+
+    def check(self) -> None:
+        """Measures the references themselves, so that what cannot be measured is known early.
+
+        Raises:
+          ValueError: a metric cannot take the references, or lacks its library.
+        """
+        first = [texts[0] for texts in self.references()]
+        for name in self.task.metrics:
+            try:
+                self._measure(name, first)
+            except ValueError as error:
+                raise ValueError(f"{self.split} of task {self.task.name!r}: {error}") from error
+
+    def _measure(self, name: str, predictions: Sequence[str]) -> float:
+        known = metrics.KNOWN[name].options
+        given = {option: getattr(self.task.metric_options, option) for option in known}
+        options = MetricOptions(**given)
+        return metrics.measure([name], predictions, self.references(), options)[name].score
 
     def write(self, path: Path, predictions: Sequence[str]) -> None:
         """Writes predictions beside inputs and references, as `t5jax evaluate` reads them."""
@@ -74,6 +100,14 @@ def score(results: Mapping[str, Mapping[str, float]]) -> float:
         statistics.fmean(_more_is_better(name, value) for name, value in found.items())
         for found in results.values()
     )
+
+
+def table(results: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """Lines of a table of results, task -> metric -> percent."""
+    for task, found in results.items():
+        yield f"{task}: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items())
+    if len(results) > 1:
+        yield f"score over tasks: {score(results):.2f}"
 
 
 def _more_is_better(name: str, value: float) -> float:

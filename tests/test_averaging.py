@@ -29,9 +29,10 @@ def abstract():
 
 
 def test_choose_takes_the_newest_or_the_best(folder):
-    assert averaging.choose(folder, choice="last", count=2) == [4, 3]
-    assert averaging.choose(folder, choice="best", count=2) == [2, 3]
-    assert averaging.choose(folder, choice="best", count=9) == [2, 3, 1]
+    assert averaging.choose(folder, choice="last", count=2, every=1) == [4, 3]
+    assert averaging.choose(folder, choice="last", count=3, every=3) == [4, 3]
+    assert averaging.choose(folder, choice="best", count=2, every=1) == [2, 3]
+    assert averaging.choose(folder, choice="best", count=9, every=1) == [2, 3, 1]
 
 
 def test_mean_is_that_of_all_and_of_one_is_itself(folder):

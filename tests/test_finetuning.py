@@ -1,5 +1,6 @@
 """Whole fine-tuning runs, of a moment each; what they are made of is tested beside its module."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -163,10 +164,33 @@ def test_finetune_from_a_checkpoint_begins_with_what_it_knows(learned, tmp_path)
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_finetune_holds_narrow_parameters_of_a_checkpoint_in_float32(learned, tmp_path):
+    known = package.load(learned[0] / "model", dtype="bfloat16")
+    assert {x.dtype.name for x in jax.tree.leaves(known.params)} == {"bfloat16"}
+    known.save(tmp_path / "narrow")
+    given = config(tmp_path / "run", steps=20, checkpoint=str(tmp_path / "narrow"), tokenizer=None)
+    found = finetune([task()], given)
+    assert {x.dtype.name for x in jax.tree.leaves(found.t5.params)} == {"float32"}
+    longer = dataclasses.replace(given, fit=dataclasses.replace(given.fit, steps=40))
+    assert finetune([task()], longer).validation is not None
+
+
+def test_finetune_refuses_a_tokenizer_that_is_not_there(learned, tmp_path):
+    given = {"checkpoint": str(learned[0] / "model"), "tokenizer": str(tmp_path / "absent")}
+    with pytest.raises(FileNotFoundError, match=r"absent, which .*does not exist"):
+        finetune([task()], config(tmp_path / "run", **given))
+
+
+def test_finetune_says_early_that_references_cannot_be_measured(tmp_path):
+    with pytest.raises(ValueError, match=r"validation of task 'up': .*number"):
+        run(tmp_path / "run", task(metrics=("pearson",)))
+    assert not (tmp_path / "run").exists()
+
+
 def test_finetune_stops_without_patience_and_takes_the_best(tmp_path, monkeypatch):
     scores = iter([10.0, 30.0, 20.0, 25.0, 90.0])
     monkeypatch.setattr(trial, "score", lambda results: next(scores))
-    given = FitConfig(steps=200, eval_every=5, checkpoint_every=5, patience=2)
+    given = FitConfig(steps=200, eval_every=5, checkpoint_every=200, patience=2)
     run(tmp_path / "run", fit=given, use="best")
     entries = runlog.evaluations(tmp_path / "run", until=200)
     assert [entry["score"] for entry in entries] == [10.0, 30.0, 20.0, 25.0]

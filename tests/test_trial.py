@@ -24,6 +24,18 @@ def test_scores_and_files_have_texts_after_postprocess(tmp_path):
     assert lines[1] == {"input": "b", "prediction": "ä", "references": ["d"]}
 
 
+def test_scores_are_undefined_where_predictions_are_no_numbers():
+    numbers = [Example("a", ["1"]), Example("b", ["2"]), Example("c", ["4"])]
+    task = Task(name="x", train=[], validation=[], metrics=("pearson", "exact_match"))
+    one = Trial(task, "test", numbers, [[1]] * 3)
+    one.check()
+    found = one.scores(["1", "two", "4"])
+    assert math.isnan(found["pearson"])
+    assert found["exact_match"] == pytest.approx(200 / 3)
+    with pytest.raises(ValueError, match="test of task 'x': "):
+        Trial(task, "test", [Example("a", ["one"])], [[1]]).check()
+
+
 def test_score_is_the_mean_over_tasks_of_their_means():
     results = {"one": {"bleu": 30.0, "chrf": 50.0}, "two": {"wer": 20.0}, "three": {"f1": math.nan}}
     assert trial.score(results) == pytest.approx((40 + 80 + 0) / 3)
