@@ -30,27 +30,36 @@ class Texts(NamedTuple):
 
 
 def read(tasks: Sequence[Task], *, say: Say) -> Texts:
-    """Reads all splits of tasks; `say` is told of held-out inputs that training has, too.
+    """Reads all splits of tasks; `say` is told of held-out inputs that training has, too, that of
+    any task.
 
     Raises:
       FileNotFoundError, ValueError: as from `tasks.read`.
     """
-    found = Texts({}, {})
+    found = Texts({task.name: tasking.read(task, "train") for task in tasks}, {})
     for task in tasks:
-        found.train[task.name] = tasking.read(task, "train")
         for split in _HELDOUT:
             examples = tasking.read(task, split)
-            if not examples:
-                continue
-            found.heldout[task.name, split] = examples
-            shared = tasking.overlap(found.train[task.name], examples)
-            if shared.inputs:
-                say(
-                    f"warning: {shared.inputs} of {len(examples)} inputs in {split} of task "
-                    f"{task.name!r} are in its training data too, {shared.pairs} of them with the "
-                    "same target; scores may flatter."
-                )
+            if examples:
+                found.heldout[task.name, split] = examples
+                for line in _shared(found.train, examples, task.name, split):
+                    say(line)
     return found
+
+
+def _shared(
+    train: Mapping[str, Sequence[Example]], examples: Sequence[Example], name: str, split: Split
+) -> Iterator[str]:
+    """Warnings of examples to judge by that a task has to learn from, its own task first."""
+    for other in sorted(train, key=lambda other: other != name):
+        shared = tasking.overlap(train[other], examples)
+        if shared.inputs:
+            whose = "its training data" if other == name else f"the training data of {other!r}"
+            yield (
+                f"warning: {shared.inputs} of {len(examples)} inputs in {split} of task {name!r} "
+                f"are in {whose} too, {shared.pairs} of them with the same target; scores may "
+                "flatter."
+            )
 
 
 def pairs(texts: Texts, *, tokenizer: Tokenizer, limits: PairLimits, say: Say) -> dict[str, Pairs]:
@@ -77,8 +86,11 @@ def trials(
 ) -> list[Trial]:
     """Held-out examples of each task, in order; inputs that are too long are cut, or refused.
 
+    References stay as they are; `say` is told of those that are empty or too long to be written.
+
     Raises:
-      ValueError: inputs are too long, and that is to be an error.
+      ValueError: inputs, or all references of one, are too long, or all references of a split are
+        empty, and that is to be an error.
     """
     found = []
     for task in tasks:
@@ -87,7 +99,9 @@ def trials(
                 continue
             examples = texts.heldout[task.name, split]
             inputs = [encode(tokenizer, one.input) for one in examples]
-            _check_inputs(inputs, limits, f"{split} of task {task.name!r}", say)
+            where = f"{split} of task {task.name!r}"
+            _check_inputs(inputs, limits, where, say)
+            _check_references(examples, limits, where, tokenizer, say)
             cut = [mixture.cut(ids, limits.input_length).tolist() for ids in inputs]
             found.append(Trial(task, split, examples, cut))
     return found
@@ -117,6 +131,39 @@ def _check_inputs(inputs: Sequence[list[int]], limits: PairLimits, where: str, s
         )
     if long:
         say(f"{where}: {len(long)} inputs are too long, and truncated")
+
+
+def _check_references(
+    examples: Sequence[Example],
+    limits: PairLimits,
+    where: str,
+    tokenizer: Tokenizer,
+    say: Say,
+) -> None:
+    """Tells of what no model can write, or refuses it."""
+    lengths = [[len(encode(tokenizer, text)) for text in one.references] for one in examples]
+    total = sum(map(len, lengths))
+    empty = sum(row.count(1) for row in lengths)
+    if empty == total and limits.empty_targets == "error":
+        raise ValueError(
+            f"{where} has no answers, all {total} references are empty; use data that have them, "
+            "or set empty_targets to drop or keep."
+        )
+    if empty:
+        say(f"{where}: {empty} of {total} references are empty")
+    # One reference that can be written is enough.
+    long = [min(row) for row in lengths if min(row) > limits.target_length]
+    if long and limits.too_long == "error":
+        raise ValueError(
+            f"references in {where} must have at most {limits.target_length} tokens, got "
+            f"{len(long)} of {len(lengths)} examples whose shortest has more, {max(long)} at most; "
+            "raise target_length, or set too_long to drop or truncate."
+        )
+    if long:
+        say(
+            f"{where}: {len(long)} of {len(lengths)} references are longer than "
+            f"{limits.target_length} tokens and cannot be written whole; raise target_length"
+        )
 
 
 def _account(counts: Counts, limits: PairLimits) -> Iterator[str]:

@@ -57,9 +57,11 @@ class FinetuneConfig:
     """Put as many examples in a row as fit, none of which sees another."""
     too_long: TooLong = "error"
     """What becomes of training examples that are longer: an error, dropped, or truncated.  Inputs
-    to evaluate on are truncated then, and references always stay whole."""
+    to evaluate on are truncated then; references stay whole, and those that are too long to be
+    written are an error or counted."""
     empty_targets: Empty = "error"
-    """What becomes of training examples without a target."""
+    """What becomes of training examples without a target: an error, dropped, or kept.  It is an
+    error, too, if references are all empty; some are counted."""
     size_limit: int = 2**19
     """Tasks without weights are mixed in proportion to their examples, of which no more than this
     count; T5 tried 2**16 to 2**21."""

@@ -28,7 +28,7 @@ class Task:
 
     A source is a list of rows, each a dict from column to text; or a .jsonl, .json, .csv, .tsv or
     .parquet file; or a data set on the Hugging Face hub, 'owner/name' or 'owner/name:split'.
-    Numbers are written as text, and null is the empty text.
+    Numbers are written as text, true and false as True and False, and null is the empty text.
     """
 
     name: str
@@ -56,6 +56,8 @@ class Task:
     example with several references."""
     subset: str | None = None
     """Configuration of the data set on the hub."""
+    preprocess: Callable[[dict[str, Any]], Row | None] | None = None
+    """Changes a row before templates are filled in; None leaves it out."""
     postprocess: Callable[[str], str] | None = None
     """Changes predictions and references before they are compared and written."""
 
@@ -138,9 +140,11 @@ class Overlap(NamedTuple):
 
 def overlap(train: Sequence[Example], heldout: Sequence[Example]) -> Overlap:
     """Counts the examples of `heldout` that are in `train`."""
+    inputs = {one.input for one in heldout}
     targets: dict[str, set[str]] = {}
     for one in train:
-        targets.setdefault(one.input, set()).update(one.references)
+        if one.input in inputs:
+            targets.setdefault(one.input, set()).update(one.references)
     known = [one for one in heldout if one.input in targets]
     pairs = sum(not targets[one.input].isdisjoint(one.references) for one in known)
     return Overlap(len(known), pairs)
@@ -193,11 +197,19 @@ def _task(path: Path, number: int, fields: Any) -> Task:
     if "metrics" in fields:
         given["metrics"] = tuple(map(str, fields["metrics"]))
     if fields.get("weight") is not None:
-        given["weight"] = float(fields["weight"])
+        given["weight"] = _float(fields["weight"])
     try:
         return Task(**{**fields, **given})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _float(value: int | float) -> float:
+    """A number of JSON, whose integers may be larger than any float: infinite then."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _beside(path: Path, source: Source | None) -> Source | None:
@@ -221,8 +233,13 @@ def _examples(task: Task, split: Split, source: Source) -> Iterator[Example]:
     reads, writes = (_parts(x, task=task.name) for x in (task.input, task.target))
     columns = list(dict.fromkeys(name for _, name in (*reads, *writes) if name is not None))
     alone = writes[0][1] if len(writes) == 1 and not writes[0][0] else None
-    for number, row in enumerate(_rows(task, split, source, columns), start=1):
+    # What `preprocess` reads is not known: it gets all columns.
+    asked = columns if task.preprocess is None else None
+    for number, given in enumerate(_rows(task, split, source, asked), start=1):
         where = f"row {number} of {split} of task {task.name!r}"
+        row = _checked(task, given, where, columns)
+        if row is None:
+            continue
         if alone is not None and isinstance(row[alone], list | tuple | np.ndarray):
             several: Any = row[alone]
             references = [_text(value, alone, where) for value in several]
@@ -233,14 +250,27 @@ def _examples(task: Task, split: Split, source: Source) -> Iterator[Example]:
         yield Example(_fill(reads, row, where), references)
 
 
-def _rows(task: Task, split: Split, source: Source, columns: list[str]) -> Iterator[Row]:
+def _checked(task: Task, row: Any, where: str, columns: Sequence[str]) -> Row | None:
+    """A row after `preprocess`, with all columns; None if that leaves it out."""
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{where} must be a dict from column to text, got {row!r:.60}.")
+    if task.preprocess is not None:
+        row = task.preprocess(dict(row))  # a copy, which it may write to
+        if row is None:
+            return None
+        if not isinstance(row, Mapping):
+            raise ValueError(
+                f"preprocess of task {task.name!r} must return a dict from column to text, or "
+                f"None, got {row!r:.60} for {where}."
+            )
+    _check_columns(where, columns, row)
+    return row
+
+
+def _rows(task: Task, split: Split, source: Source, columns: list[str] | None) -> Iterator[Any]:
+    """Rows of a source; of a file or data set only these columns, which it must have, or all."""
     if not isinstance(source, str):
-        for number, row in enumerate(source, start=1):
-            where = f"row {number} of {split} of task {task.name!r}"
-            if not isinstance(row, Mapping):
-                raise ValueError(f"{where} must be a dict from column to text, got {row!r:.60}.")
-            _check_columns(where, columns, row)
-            yield row
+        yield from source
         return
     path = str(Path(source).expanduser())
     if Path(path).exists():
@@ -253,12 +283,14 @@ def _rows(task: Task, split: Split, source: Source, columns: list[str]) -> Itera
             f"{source!r}, and there is no file {Path(path).absolute()}; correct it."
         )
     data = corpus.hub_rows(name, task.subset, split=wanted or split)
-    _check_columns(f"data set {source!r}", columns, dict.fromkeys(data.column_names))
+    if columns is not None:
+        _check_columns(f"data set {source!r}", columns, dict.fromkeys(data.column_names))
+        data = data.select_columns(columns)
     features = data.features or {}
-    labels = {name: getattr(features.get(name), "names", None) for name in columns}
+    labels = {name: getattr(feature, "names", None) for name, feature in features.items()}
     row: Any
-    for row in data.select_columns(columns):
-        yield {name: _class_name(value, labels[name]) for name, value in row.items()}
+    for row in data:
+        yield {name: _class_name(value, labels.get(name)) for name, value in row.items()}
 
 
 def _class_name(value: Any, names: Sequence[str] | None) -> Any:
@@ -268,17 +300,13 @@ def _class_name(value: Any, names: Sequence[str] | None) -> Any:
     return names[value] if 0 <= value < len(names) else None
 
 
-def _file_rows(path: str, columns: list[str]) -> Iterator[Row]:
+def _file_rows(path: str, columns: list[str] | None) -> Iterator[Row]:
     if not textfiles.ending(path) or textfiles.ending(path) == ".txt":
         raise ValueError(
             f"{path} must have columns, as .jsonl, .json, .csv, .tsv and .parquet files have; "
             "write it in one of these."
         )
-    # The file is read once for each column, so that a reader knows of no more than one.
-    read = [textfiles.values(path, column) for column in columns]
-    for values in zip(*read, strict=True):
-        row: Any = dict(zip(columns, values, strict=True))
-        yield row
+    yield from textfiles.records(path, columns)
 
 
 def _check_columns(where: str, columns: Sequence[str], row: Mapping[str, Any]) -> None:
@@ -327,7 +355,7 @@ def _fill(parts: Sequence[tuple[str, str | None]], row: Row, where: str) -> str:
 
 
 def _text(value: object, column: str, where: str) -> str:
-    """A text or a number as text."""
+    """A text, a number or a truth value as text."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, str):
@@ -337,7 +365,7 @@ def _text(value: object, column: str, where: str) -> str:
             f"column {column!r} must hold one text, got {value!r:.60} in {where}; a list can be "
             "all of the target, but neither a part of it nor of the input."
         )
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(
             f"column {column!r} must hold text or numbers, got {value!r:.60} in {where}; write it "
             "as text."

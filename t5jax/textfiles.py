@@ -2,7 +2,7 @@
 
 Not the loaders of `datasets`: those guess the types of all columns from the first 10 MB, and fail
 on a later row with another key or type, in columns that nobody asked for; and their errors name
-neither the file nor the line.  These read one column, as fast.
+neither the file nor the line.  These read the columns that are asked for, as fast.
 """
 
 import bz2
@@ -14,10 +14,11 @@ import io
 import json
 import lzma
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-_BLANK = object()  # a line that is no record
+Record = dict[str, Any] | None  # None is a line that is no record
+_BLANK = object()  # such a line among values of JSON, of which null is one
 VERSION = 1  # of what is read from a file; raise it when a change here changes that, for caches
 
 
@@ -60,7 +61,8 @@ def rows(file: str, column: str) -> Iterator[str]:
     Raises:
       CorpusError: the file is damaged or in another format, or the column is missing or not text.
     """
-    for row, value in _numbered(file, column):
+    for row, record in _numbered(file, [column]):
+        value = record.get(column)
         if value is not None and not isinstance(value, str):
             raise CorpusError(
                 f"column {column!r} must hold text, got {value!r:.80} in row {row} of {file}; "
@@ -69,30 +71,39 @@ def rows(file: str, column: str) -> Iterator[str]:
         yield value or ""
 
 
-def values(file: str, column: str) -> Iterator[object]:
-    """Read a file row by row as `rows` does, whatever the column holds.
+def records(file: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Read a file row by row as `rows` does, several columns at once, whatever they hold.
 
+    Args:
+      file: path with a known ending.
+      columns: those to read, all of which each row must have; without them, all that a row has.
     Yields:
-      text, or None where there is none; from .jsonl, .json and .parquet also numbers, lists and
-      all else that they can hold.
+      a dict from column to text, or to None where there is none; from .jsonl, .json and .parquet
+      also to numbers, lists and all else that they can hold.
     Raises:
-      CorpusError: the file is damaged or in another format, or the column is missing.
+      CorpusError: the file is damaged or in another format, or a row lacks a column.
     """
-    return (value for _, value in _numbered(file, column))
+    for row, record in _numbered(file, columns):
+        for column in columns or ():
+            if column not in record:
+                raise CorpusError(
+                    f"row {row} of {file} must have the column {column!r}, got "
+                    f"{', '.join(record) or 'none'}; write null where there is no text."
+                )
+        yield record if columns is None else {column: record[column] for column in columns}
 
 
-def _numbered(file: str, column: str) -> Iterator[tuple[int, object]]:
-    """Values, each with the number of its row; blank lines are numbered, and left out."""
+def _numbered(file: str, columns: Sequence[str] | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Records, each with the number of its row; blank lines are numbered, and left out."""
     read = _FORMATS[ending(file)]
     row = 0
     try:
-        for row, value in enumerate(read(file, column), start=1):
-            if value is _BLANK:
+        for row, record in enumerate(read(file, columns), start=1):
+            if record is None:
                 continue
-            for text in value if isinstance(value, list) else [value]:
-                if isinstance(text, str):
-                    text.encode()  # fails on a lone surrogate, which JSON can write, Arrow cannot
-            yield row, value
+            for column in record if columns is None else columns:
+                _check_text(record.get(column))
+            yield row, record
     except CorpusError:
         raise
     except Exception as error:  # every decoder and parser has errors of its own
@@ -109,6 +120,13 @@ def _numbered(file: str, column: str) -> Iterator[tuple[int, object]]:
         ) from error
 
 
+def _check_text(value: object) -> None:
+    """Fails on a lone surrogate, which JSON can write, Arrow cannot."""
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str):
+            text.encode()
+
+
 def missing_column(where: str, column: str, columns: Iterable[str]) -> CorpusError:
     """Make the error for a column that is not there; it lists those that are."""
     columns = list(columns)
@@ -117,64 +135,72 @@ def missing_column(where: str, column: str, columns: Iterable[str]) -> CorpusErr
     return CorpusError(f"{where} must have a column {column!r}, got {', '.join(columns)}; {hint}")
 
 
-def _read_lines(file: str, column: str) -> Iterator[object]:
-    if column != "text":
-        raise missing_column(file, column, ["text"])
+def _check_columns(file: str, columns: Sequence[str] | None, there: Iterable[str]) -> None:
+    for column in columns or ():
+        if column not in there:
+            raise missing_column(file, column, there)
+
+
+def _read_lines(file: str, columns: Sequence[str] | None) -> Iterator[Record]:
+    _check_columns(file, columns, ["text"])
     with _open(file) as stream:
         for line in stream:
-            yield line.decode("utf-8-sig").rstrip("\r\n")
+            yield {"text": line.decode("utf-8-sig").rstrip("\r\n")}
 
 
-def _read_json(file: str, column: str) -> Iterator[object]:
-    """One object per line or one array of objects; the first object must have the column."""
+def _read_json(file: str, columns: Sequence[str] | None) -> Iterator[Record]:
+    """One object per line or one array of objects; the first that has keys must have the columns,
+    later ones may lack them."""
     with _open(file) as stream:
         if stream.peek(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             records = json.load(stream)
         else:
             records = (json.loads(line) if line else _BLANK for line in map(bytes.strip, stream))
-        found = False
+        first = True
         for record in records:
             if record is _BLANK:
-                yield _BLANK
+                yield None
                 continue
             if not isinstance(record, dict):
                 raise CorpusError(
-                    f'{file} must hold objects such as {{"{column}": "..."}}, one per line, got '
-                    f"{record!r:.80}; plain text belongs in a .txt file."
+                    f'{file} must hold objects such as {{"{(columns or ["text"])[0]}": "..."}}, '
+                    f"one per line, got {record!r:.80}; plain text belongs in a .txt file."
                 )
-            if record and not found and column not in record:
-                raise missing_column(file, column, record)
-            found = found or column in record
-            yield record.get(column)
+            if first and record:
+                _check_columns(file, columns, record)
+                first = False
+            yield record
 
 
-def _read_csv(file: str, column: str, *, delimiter: str) -> Iterator[object]:
+def _read_csv(file: str, columns: Sequence[str] | None, *, delimiter: str) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)  # the default, 128 kB, is less than a long document
     with _open(file) as stream:
         lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         rows = csv.reader(lines, delimiter=delimiter, strict=True)
-        header = next(rows, [column])
-        if column not in header:
-            raise missing_column(file, column, header)
-        index = header.index(column)
+        header = next(rows, list(columns or ()))
+        _check_columns(file, columns, header)
+        places = [(column, header.index(column)) for column in columns or dict.fromkeys(header)]
         for row in rows:
             if row and len(row) != len(header):
                 raise CorpusError(
                     f"{file} must have {len(header)} fields in a row, as the header has, got "
                     f"{len(row)} in line {rows.line_num}; put text with {delimiter!r} in quotes."
                 )
-            yield row[index] if row else _BLANK
+            yield {column: row[place] for column, place in places} if row else None
 
 
-def _read_parquet(file: str, column: str) -> Iterator[object]:
+def _read_parquet(file: str, columns: Sequence[str] | None) -> Iterator[Record]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(file) as table:
         names = table.schema_arrow.names
-        if column not in names:
-            raise missing_column(file, column, names)
-        for batch in table.iter_batches(batch_size=1000, columns=[column]):
-            yield from batch.column(0).to_pylist()
+        _check_columns(file, columns, names)
+        wanted = list(columns or dict.fromkeys(names))
+        for batch in table.iter_batches(batch_size=1000, columns=wanted):
+            there = batch.schema.names  # in the order of the file
+            held = [batch.column(there.index(column)).to_pylist() for column in wanted]
+            for values in zip(*held, strict=True):
+                yield dict(zip(wanted, values, strict=True))
 
 
 def _open(file: str) -> io.BufferedReader:
@@ -188,7 +214,7 @@ def _open_zstd(file: str) -> Any:
     return pyarrow.input_stream(file, compression="zstd")
 
 
-_FORMATS: dict[str, Callable[[str, str], Iterator[object]]] = {
+_FORMATS: dict[str, Callable[[str, Sequence[str] | None], Iterator[Record]]] = {
     ".txt": _read_lines,
     ".jsonl": _read_json,
     ".json": _read_json,

@@ -33,6 +33,27 @@ def test_read_tells_of_what_is_in_training_too_and_how_much():
     assert list(texts.documents()) == ["ab", "c"]
 
 
+def test_read_tells_of_what_other_tasks_learn_from():
+    said = []
+    own = task(name="own", train=rows(("ab", "c")), validation=rows(("ab", "d"), ("q", "r")))
+    other = task(name="other", train=rows(("q", "r"), ("ab", "c")))
+    material.read([other, own], say=said.append)
+    assert said == [
+        (
+            "warning: 1 of 1 inputs in validation of task 'other' are in its training data too, 1 "
+            "of them with the same target; scores may flatter."
+        ),
+        (
+            "warning: 1 of 2 inputs in validation of task 'own' are in its training data too, 0 of "
+            "them with the same target; scores may flatter."
+        ),
+        (
+            "warning: 2 of 2 inputs in validation of task 'own' are in the training data of "
+            "'other' too, 1 of them with the same target; scores may flatter."
+        ),
+    ]
+
+
 def test_pairs_end_with_eos_and_are_counted():
     said = []
     many = rows(("ab", "c"), ("too long an input", "d"), ("e", "too long"), ("f", ""))
@@ -57,6 +78,50 @@ def test_trials_keep_references_whole_and_cut_inputs_if_they_may():
     said = []
     limits = PairLimits(input_length=6, target_length=4, too_long="drop")
     (one,) = material.trials([long], texts, tokenizer=BYTES, limits=limits, say=said.append)
-    assert said == ["validation of task 'x': 1 inputs are too long, and truncated"]
+    assert said == [
+        "validation of task 'x': 1 inputs are too long, and truncated",
+        (
+            "validation of task 'x': 1 of 1 references are longer than 4 tokens and cannot be "
+            "written whole; raise target_length"
+        ),
+    ]
     assert one.inputs == [[*BYTES.encode("too l"), BYTES.eos_id]]
     assert one.references() == [["and a long target"]]
+
+
+def trials(one, say, **limits):
+    given = PairLimits(**{"input_length": 6, "target_length": 4, **limits})
+    texts = material.read([one], say=pytest.fail)
+    return material.trials([one], texts, tokenizer=BYTES, limits=given, say=say)
+
+
+def test_trials_tell_of_examples_without_a_reference_that_can_be_written():
+    # With EOS, "abc" has 4 tokens and "abcd" 5; one reference that fits is enough.
+    targets = (["abc", "abcdefg"], ["abcdef", "abcde"], ["abcd"], ["abc"])
+    one = task(test=[{"input": "q", "target": target} for target in targets])
+    said = []
+    assert trials(one, said.append, too_long="drop")[1].references() == [*map(list, targets)]
+    assert said == [
+        (
+            "test of task 'x': 2 of 4 references are longer than 4 tokens and cannot be "
+            "written whole; raise target_length"
+        )
+    ]
+    with pytest.raises(
+        ValueError, match=r"references in test .* at most 4 tokens, got 2 of 4 .* 6 at most"
+    ):
+        trials(one, pytest.fail)
+    trials(one, pytest.fail, target_length=6)
+
+
+def test_trials_tell_of_empty_references_and_refuse_a_split_of_nothing_else():
+    said = []
+    some = task(test=rows(("a", ""), ("b", "c"), ("d", "")))
+    trials(some, said.append)
+    assert said == ["test of task 'x': 2 of 3 references are empty"]
+    none = task(test=rows(("a", ""), ("d", "")))
+    with pytest.raises(ValueError, match="test of task 'x' has no answers, all 2 references are"):
+        trials(none, pytest.fail)
+    said = []
+    trials(none, said.append, empty_targets="drop")
+    assert said == ["test of task 'x': 2 of 2 references are empty"]

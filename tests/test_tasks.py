@@ -288,6 +288,8 @@ def test_read_refuses_an_empty_list_and_what_is_no_text_in_one():
         (np.float32(4.2), "4.2"),
         (np.float64(4.2), "4.2"),
         (np.str_("s"), "s"),
+        (True, "True"),
+        (np.bool_(False), "False"),
         (None, ""),
         ("", ""),
     ],
@@ -297,7 +299,7 @@ def test_read_writes_numbers_as_text_and_null_as_none(own_checks, value, expecte
     assert found == Example(f"score {expected}", [expected])
 
 
-@pytest.mark.parametrize("value", [True, float("nan"), float("inf"), b"bytes", {"text": "x"}])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), b"bytes", {"text": "x"}])
 def test_read_refuses_what_is_no_text(own_checks, value):
     task = make([{"x": value}], name="mine", input="{x}", target="{x}")
     message = refusal(tasks.read, task, "train")
@@ -313,6 +315,68 @@ def test_read_takes_numbers_and_null_from_files(tmp_path):
     for name in ("rows.jsonl", "rows.parquet"):
         task = make(str(tmp_path / name), input="{n}: {q}", target="{score}")
         assert tasks.read(task, "train") == [Example("1: a", ["2.6"]), Example("2: ", ["5.0"])]
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_json])
+def test_read_tells_a_missing_key_from_null(tmp_path, write):
+    path = tmp_path / "rows.json"
+    rows = [{"en": "a", "de": "b"}, {"en": "c", "de": None}]
+    write(path, rows)
+    assert tasks.read(make(str(path)), "train") == [Example("a", ["b"]), Example("c", [""])]
+    # Row 3 of the array, but line 5 of the lines: blank lines are numbered.
+    write(path, [*rows, {"en": "d"}])
+    message = refusal(tasks.read, make(str(path)), "train")
+    number = 3 if write is write_json else 5
+    assert f"row {number} of {path} must have the column 'de', got en;" in message
+    write(path, [{}, *rows])
+    assert "row 1 of" in refusal(tasks.read, make(str(path)), "train")
+
+
+# Preprocessing
+
+
+def test_read_gives_preprocess_all_columns_and_takes_what_it_makes(source):
+    def turn(row):
+        assert set(row) == {"en", "de", "id"}
+        row["both"] = f"{row.pop('en')} {row['id']}"
+        return None if row["id"] == "2" else row
+
+    rows = source([dict(row) for row in ROWS])
+    task = make(rows, input="say: {both}", target="{de}", preprocess=turn)
+    expected = [Example(f"say: {r['en']} {r['id']}", [r["de"]]) for r in (ROWS[0], ROWS[2])]
+    # Twice: rows in memory stay as they were.
+    assert tasks.read(task, "train") == tasks.read(task, "train") == expected
+
+
+def test_read_lets_preprocess_open_what_is_nested_and_rows_lack_keys(tmp_path):
+    rows = [{"q": "a", "answers": {"text": ["x", "y"]}}, {"q": "b"}]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+
+    def flat(row):
+        return {"q": row["q"], "a": row.get("answers", {"text": ["none"]})["text"]}
+
+    for given in (rows, str(tmp_path / "rows.jsonl")):
+        task = make(given, input="{q}", target="{a}", preprocess=flat)
+        assert tasks.read(task, "validation") == [
+            Example("a", ["x", "y"]),
+            Example("b", ["none"]),
+        ]
+
+
+def test_read_checks_what_preprocess_makes(source):
+    rows = source(ROWS)
+    task = make(rows, preprocess=lambda row: {"en": row["en"]} if row["id"] == "2" else row)
+    message = refusal(tasks.read, task, "train")
+    assert "row 2 of train of task 't' must have the column 'de'" in message
+    task = make(rows, preprocess=lambda row: None)
+    assert "must have at least one row" in refusal(tasks.read, task, "train")
+
+
+def test_read_refuses_what_preprocess_makes_that_is_no_row(own_checks):
+    task = make(preprocess=lambda row: row["en"])
+    message = refusal(tasks.read, task, "train")
+    assert "preprocess of task 't' must return a dict from column to text, or None" in message
+    assert "got 'a house, red' for row 1 of train of task 't'" in message
 
 
 # Several rows of one input
@@ -399,7 +463,9 @@ def test_load_takes_every_field_but_functions(load):
         weight=2.0,
         several_targets=True,
     )
-    assert set(FIELDS) | {"postprocess"} == {field.name for field in dataclasses.fields(Task)}
+    assert set(FIELDS) | {"preprocess", "postprocess"} == {
+        field.name for field in dataclasses.fields(Task)
+    }
     assert load(FIELDS) == [expected]
     needed = {name: FIELDS[name] for name in ("name", "train", "validation")}
     other = Task(name="other", train=ROWS, validation=ROWS[:1])
@@ -434,6 +500,7 @@ def test_load_finds_paths_beside_the_file(load, tmp_path, monkeypatch):
         ({"tran": ROWS}, "task 2 has an unknown field 'tran'; did you mean 'train'?"),
         ({"zzz": 1}, "task 2 has an unknown field 'zzz'; there are name, train"),
         ({"postprocess": "lower"}, "unknown field 'postprocess'"),
+        ({"preprocess": "lower"}, "unknown field 'preprocess'"),
         ({"name": 5}, "task 2 must have text as 'name', got 5."),
         ({"train": 5}, "must have text or a list of rows as 'train', got 5."),
         ({"validation": None}, "must have text or a list of rows as 'validation', got None."),
@@ -448,6 +515,8 @@ def test_load_finds_paths_beside_the_file(load, tmp_path, monkeypatch):
         ({"weight": "2"}, "must have a number as 'weight', got '2'."),
         ({"weight": True}, "must have a number as 'weight', got True."),
         ({"weight": -1}, "task 2: weight of task 't' must be > 0"),
+        ({"weight": 10**400}, "task 2: weight of task 't' must be > 0 and finite, got inf."),
+        ({"weight": -(10**400)}, "task 2: weight of task 't' must be > 0 and finite, got -inf."),
         ({"several_targets": 1}, "must have true or false as 'several_targets', got 1."),
         ({"subset": 1}, "must have text as 'subset'"),
         ({"input": "{"}, "task 2: a template of task 't'"),
@@ -543,6 +612,12 @@ def test_read_takes_splits_of_the_hub(hub):
     assert message.endswith("did you mean 'label'?")
     train, dev = ("o/n", "sst2", "train"), ("o/n", "sst2", "dev[:2]")
     assert asked == [train, dev, train, train]
+
+    def known(row):
+        return {"in": f"{row['unused']} {row['sentence']}", "out": row["label"]}
+
+    made = dataclasses.replace(task, preprocess=known, input="{in}", target="{out}")
+    assert tasks.read(made, "validation") == [Example("1 a", ["good"]), Example("2 b", ["bad"])]
 
 
 def test_read_takes_a_file_before_the_hub(hub, tmp_path, monkeypatch):

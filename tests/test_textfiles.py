@@ -78,6 +78,10 @@ def read(file, column="text"):
     return list(textfiles.texts(file, column))
 
 
+def column(file, name="text"):
+    return [record[name] for record in textfiles.records(file, [name])]
+
+
 def failure(file, column="text"):
     """The message of the one error that reading must raise: a single line that names the file."""
     with pytest.raises(textfiles.CorpusError) as caught:
@@ -241,23 +245,50 @@ def test_texts_notices_a_parquet_column_of_another_type(save):
     assert "column 'id' must hold text, got 0 in row 1" in message
 
 
-def test_values_are_whatever_a_column_holds(save):
+def test_records_hold_whatever_a_column_holds(save):
     held = ["one", None, "", 5, 2.5, True, ["a", "b"], [], {"a": 1}]
     lines = "\n\n".join(json.dumps({"id": i, "text": value}) for i, value in enumerate(held))
-    assert list(textfiles.values(save("all.jsonl", lines.encode()), "text")) == held
-    for column in (["one", None], [5, None], [2.5, None], [["a", "b"], [], None]):
-        file = save("column.parquet", parquet_bytes(column))
-        assert list(textfiles.values(file, "text")) == column
+    assert column(save("all.jsonl", lines.encode())) == held
+    for values in (["one", None], [5, None], [2.5, None], [["a", "b"], [], None]):
+        assert column(save("column.parquet", parquet_bytes(values))) == values
     numbers = b"id,text\n1,2.50\n2,\n"
-    assert list(textfiles.values(save("text.csv", numbers), "text")) == ["2.50", ""]
+    assert column(save("text.csv", numbers)) == ["2.50", ""]
 
 
-def test_values_notice_what_is_damaged(save):
+@pytest.mark.parametrize("ending", [ending for ending in WRITE if ending != ".txt"])
+def test_records_have_the_columns_asked_for_or_all(save, ending):
+    file = save(f"corpus{ending}", WRITE[ending](DOCUMENTS))
+    number = str if ending in (".csv", ".tsv") else int
+    expected = [{"text": text, "id": number(i)} for i, text in enumerate(DOCUMENTS)]
+    found = list(textfiles.records(file, ["text", "id"]))
+    assert found == list(textfiles.records(file)) == expected
+    assert list(found[0]) == ["text", "id"]
+    assert list(textfiles.records(file, ["id"])) == [{"id": row["id"]} for row in expected]
+
+
+def test_records_of_all_columns_may_lack_some_but_not_those_asked_for(save):
+    rows = [{"text": "one"}, {"text": None}, {"id": 3}]
+    file = save("corpus.jsonl", "\n\n".join(map(json.dumps, rows)).encode())
+    assert list(textfiles.records(file)) == rows
+    assert list(textfiles.rows(file, "text")) == ["one", "", ""]
+    with pytest.raises(textfiles.CorpusError, match=r"row 5 of .* must have the column 'text'"):
+        column(file)
+
+
+def test_records_take_parquet_columns_whose_names_begin_alike(save):
+    stream = io.BytesIO()
+    pq.write_table(pa.table({"a.b": ["wrong"], "a": ["right"]}), stream)
+    assert list(textfiles.records(save("a.parquet", stream.getvalue()), ["a"])) == [{"a": "right"}]
+
+
+def test_records_notice_what_is_damaged(save):
     for data, reason in ((b'{"text": ["\\ud800"]}', "surrogates"), (b'{"text": ', "Expecting")):
         with pytest.raises(textfiles.CorpusError, match=f"in row 1: .*{reason}"):
-            list(textfiles.values(save("bad.jsonl", data), "text"))
+            column(save("bad.jsonl", data))
+        with pytest.raises(textfiles.CorpusError, match=f"in row 1: .*{reason}"):
+            list(textfiles.records(save("bad.jsonl", data)))
     with pytest.raises(textfiles.CorpusError, match="did you mean 'text'"):
-        list(textfiles.values(save("good.jsonl", jsonl_bytes(DOCUMENTS)), "tex"))
+        list(textfiles.records(save("good.jsonl", jsonl_bytes(DOCUMENTS)), ["tex"]))
 
 
 def test_texts_passes_on_errors_of_the_system(tmp_path):
