@@ -6,6 +6,9 @@
 FOLDER holds {train,val,test_2016_flickr}.lc.norm.tok.{en,de}: lower-cased, tokenized, a sentence a
 line, as the task's data sets give them.  A data set on the hub has the columns en and de, and is
 neither lower-cased nor tokenized, so that its BLEU is another number.
+
+100 minutes of one CPU core, 2.4 M parameters: BLEU 37.17 on test_2016_flickr.  What was written,
+and how, is in docs/results/multi30k.
 """
 
 import dataclasses
@@ -42,13 +45,13 @@ _ARCHITECTURE = {
 
 _RUN = FinetuneConfig(
     output="runs/translate_multi30k",
-    vocab_size=6000,
+    vocab_size=4000,
     input_length=64,
     target_length=64,
     batch_size=64,
     dropout_rate=0.3,
     dtype="bfloat16",
-    fit=FitConfig(steps=8000, eval_every=500, checkpoint_every=250, log_every=50),
+    fit=FitConfig(steps=7000, eval_every=1000, checkpoint_every=250, log_every=50),
     optimizer=OptimizerConfig(
         name="adamw",
         b2=0.98,
