@@ -83,12 +83,12 @@ def test_quickstart_runs_and_draws(notebook, english, tmp_path):
     add(
         notebook,
         "np.testing.assert_allclose(answer.cross_attention.sum(axis=-1), 1, rtol=1e-5)  # float32\n"
-        "import sys; sys.executable, t5jax.__file__",
+        "import sys; sys.prefix, t5jax.__file__",
     )
     done = executed(notebook, tmp_path / "model", tmp_path)
     assert set(outputs(done, "image/png")) == {"layers", "heads", "bias"}
     ran = outputs(done, "text/plain")["check"]
-    assert ran == repr((sys.executable, str(ROOT / "t5jax" / "__init__.py")))
+    assert ran == repr((sys.prefix, str(ROOT / "t5jax" / "__init__.py")))
 
 
 # The query's own distance has the first row of a table, near distances have one each, all that is
