@@ -87,14 +87,14 @@ def name_baselines(splits: Splits) -> Baselines:
 
 def word_task(data: str | None, *, quick: bool) -> Task:
     """From a word to its phonemes, tested on some of the words of examples/g2p_cmudict.py."""
-    train, validation, test = g2p_cmudict.rows(data)
+    whole = g2p_cmudict.task(data)
     count = 100 if quick else 2000
     return dataclasses.replace(
-        g2p_cmudict.task(data),
+        whole,
         input="pronounce: {word}",
-        train=train[:count] if quick else train,
-        validation=validation[:count],
-        test=test[:count],
+        train=whole.train[:count] if quick else whole.train,
+        validation=whole.validation[:count],
+        test=whole.test[:count],
         weight=1.0,
     )
 

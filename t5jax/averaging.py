@@ -1,6 +1,7 @@
 """Parameters out of the checkpoints of a run: the newest, the best, or a mean of several."""
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +59,6 @@ def mean(folder: Path, steps: Sequence[int], name: str, abstract: Any) -> Any:
     return total if len(steps) == 1 else jax.tree.map(lambda x: x / len(steps), total)
 
 
+@functools.partial(jax.jit, donate_argnums=0)
 def _add(total: Any, tree: Any) -> Any:
-    return jax.jit(lambda x, y: jax.tree.map(lambda a, b: a + b, x, y), donate_argnums=0)(
-        total, tree
-    )
+    return jax.tree.map(lambda x, y: x + y, total, tree)

@@ -213,9 +213,7 @@ def _metric_options(options: Evaluate, positive: str | None) -> MetricOptions:
 
 
 def _measure(examples: Examples, task: _Task, options: Evaluate) -> dict[str, Any]:
-    given = _metric_options(options, task.positive)
-    used = {option for name in task.metrics for option in metrics.KNOWN[name].options}
-    given = MetricOptions(**{name: getattr(given, name) for name in used})
+    given = metrics.taken(task.metrics, _metric_options(options, task.positive))
     measured = metrics.measure(task.metrics, examples.predictions, examples.references, given)
     found: dict[str, Any] = {}
     for name, metric in measured.items():

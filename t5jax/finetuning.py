@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,8 +138,9 @@ def _run(
     else:
         processes.say(f"continuing at step {int(state.step)} of {config.fit.steps} from {folder}")
     _describe(config, made, state)
-    past = [_judge(config, found) for found in runlog.evaluations(folder, until=int(state.step))]
-    if int(state.step) < fitting.last_step(config.fit, int(state.step), past):
+    past = runlog.evaluations(folder, until=int(state.step))
+    numbers = fitting.judgements(functools.partial(_judge, config), past)
+    if int(state.step) < fitting.last_step(config.fit, int(state.step), numbers):
         fitted = _fit(config, made, folder, state, data, checkpoints, past)
         state, step = fitted.state, int(fitted.state.step)
         if fitted.interrupted:
@@ -173,7 +173,7 @@ def _fit(
     state: train.TrainState,
     data: mixture.Batches,
     checkpoints: Checkpoints,
-    past: Sequence[float],
+    past: Sequence[dict[str, float]],
 ) -> fitting.Fitted:
     train_step = train.make_train_step(
         made.model,
@@ -225,9 +225,8 @@ def _fit(
 
 
 def _judge(config: FinetuneConfig, evaluation: Mapping[str, float]) -> float:
-    """The number by which evaluations are compared, less is better; none is no better than any."""
-    found = evaluation["loss"] if config.best_by == "loss" else -evaluation["score"]
-    return found if math.isfinite(found) else math.inf
+    """The number by which evaluations are compared, less is better."""
+    return evaluation["loss"] if config.best_by == "loss" else -evaluation["score"]
 
 
 def _finish(config: FinetuneConfig, made: _Prepared, folder: Path) -> Finetuned:

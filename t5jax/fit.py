@@ -93,7 +93,7 @@ def fit(
     step_flops: float | None = None,
     profiler: Profiler | None = None,
     judge: Callable[[dict[str, float]], float] = operator.itemgetter("loss"),
-    past: Sequence[float] = (),
+    past: Sequence[dict[str, float]] = (),
 ) -> Fitted:
     """Trains from `state` to `config.steps`; all processes must call it.
 
@@ -112,7 +112,7 @@ def fit(
       profiler: is told of every step.
       judge: makes of an evaluation the number by which checkpoints are kept and patience is lost;
         less is better.
-      past: these numbers of the evaluations that the run has had before `state`.
+      past: the evaluations that the run has had before `state`.
     Raises:
       ValueError: the state is further than `config.steps`, a loss is not finite, or too many steps
         in a row were skipped.
@@ -121,7 +121,7 @@ def fit(
     step = int(state.step)
     if step > config.steps:
         raise ValueError(f"steps must be at least {step}, where the run is, got {config.steps}.")
-    saved_step, evaluation, numbers = step, None, list(past)
+    saved_step, evaluation, numbers = step, None, judgements(judge, past)
     steps = _Steps(config, mesh=mesh, pad_id=pad_id, log=log, locate=locate, step_flops=step_flops)
     watch = steps.watch
     vote = processes.StopVote(mesh)
@@ -145,9 +145,7 @@ def fit(
                 steps.write(step)
                 if evaluate_now:
                     evaluation = evaluate(judged(state), step)
-                    number = judge(evaluation)
-                    # What is not finite is no better than anything.
-                    numbers.append(number if math.isfinite(number) else math.inf)
+                    numbers += judgements(judge, [evaluation])
                     log.evaluation(step, evaluation)
                 if save_now or (evaluate_now and config.keep_best):
                     loss = numbers[-1] if evaluate_now else None
@@ -163,13 +161,20 @@ def fit(
     return Fitted(state, evaluation or evaluate(judged(state), step), interrupted=False)
 
 
+def judgements(
+    judge: Callable[[dict[str, float]], float], evaluations: Sequence[dict[str, float]]
+) -> list[float]:
+    """The number of each evaluation; what is not finite is no better than anything."""
+    return [number if math.isfinite(number) else math.inf for number in map(judge, evaluations)]
+
+
 def last_step(config: FitConfig, step: int, numbers: Sequence[float]) -> int:
     """The step to train to: `step`, where a run is, if its patience is at an end.
 
     Args:
       config: with steps and patience.
       step: where the run is.
-      numbers: by which its evaluations are judged, less is better.
+      numbers: `judgements` of its evaluations.
     """
     if config.patience is None or not numbers:
         return config.steps

@@ -252,7 +252,7 @@ def _run(config: PretrainConfig) -> Text2Text:
         seed=config.seed,
     )
     measured = eval_batches(rows)
-    past = [found["loss"] for found in runlog.evaluations(folder, until=int(state.step))]
+    past = runlog.evaluations(folder, until=int(state.step))
     with runlog.open_log(
         folder, total_steps=total_steps, start_step=int(state.step), process=processes.index()
     ) as log:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from t5jax import files, metrics
-from t5jax.metrics import MetricOptions
 from t5jax.options import Options
 from t5jax.tasks import Example, Split, Task
 from t5jax.text2text import Text2Text
@@ -43,10 +42,10 @@ class Trial(NamedTuple):
 
         Such as the correlation of numbers, where a prediction is no number.
         """
-        found = {}
+        found, references = {}, self.references()
         for name in self.task.metrics:
             try:
-                found[name] = self._measure(name, predictions)
+                found[name] = self._measure(name, predictions, references)
             except ValueError:
                 found[name] = math.nan
         return found
@@ -57,18 +56,19 @@ class Trial(NamedTuple):
         Raises:
           ValueError: a metric cannot take the references, or lacks its library.
         """
-        first = [texts[0] for texts in self.references()]
+        references = self.references()
+        first = [texts[0] for texts in references]
         for name in self.task.metrics:
             try:
-                self._measure(name, first)
+                self._measure(name, first, references)
             except ValueError as error:
                 raise ValueError(f"{self.split} of task {self.task.name!r}: {error}") from error
 
-    def _measure(self, name: str, predictions: Sequence[str]) -> float:
-        known = metrics.KNOWN[name].options
-        given = {option: getattr(self.task.metric_options, option) for option in known}
-        options = MetricOptions(**given)
-        return metrics.measure([name], predictions, self.references(), options)[name].score
+    def _measure(
+        self, name: str, predictions: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> float:
+        options = metrics.taken([name], self.task.metric_options)
+        return metrics.measure([name], predictions, references, options)[name].score
 
     def write(self, path: Path, predictions: Sequence[str]) -> None:
         """Writes predictions beside inputs and references, as `t5jax evaluate` reads them."""

@@ -10,7 +10,16 @@ from t5jax.metrics.bootstrap import Interval, Measured, interval
 from t5jax.metrics.overlap import Tokenize
 from t5jax.metrics.pairs import References
 
-__all__ = ["KNOWN", "Interval", "Measured", "MetricOptions", "check", "interval", "measure"]
+__all__ = [
+    "KNOWN",
+    "Interval",
+    "Measured",
+    "MetricOptions",
+    "check",
+    "interval",
+    "measure",
+    "taken",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +95,12 @@ def check(names: Sequence[str], options: MetricOptions) -> None:
             )
     if "f1" in names and options.positive is None:
         raise ValueError("f1 must know its class; set positive to it.")
+
+
+def taken(names: Sequence[str], options: MetricOptions) -> MetricOptions:
+    """The options without those that none of these metrics takes."""
+    used = {option for name in names for option in KNOWN[name].options}
+    return MetricOptions(**{option: getattr(options, option) for option in used})
 
 
 def measure(
