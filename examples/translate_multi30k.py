@@ -7,7 +7,7 @@ FOLDER holds {train,val,test_2016_flickr}.lc.norm.tok.{en,de}: lower-cased, toke
 line, as the task's data sets give them.  A data set on the hub has the columns en and de, and is
 neither lower-cased nor tokenized, so that its BLEU is another number.
 
-100 minutes of one CPU core, 2.4 M parameters: BLEU 37.17 on test_2016_flickr.  What was written,
+100 minutes of one CPU core, 2.9 M parameters: BLEU 40.85 on test_2016_flickr.  What was written,
 and how, is in docs/results/multi30k.
 """
 
@@ -31,12 +31,12 @@ _SPLITS = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
 _ENDING = "lc.norm.tok"
 
 _ARCHITECTURE = {
-    "d_model": 128,
+    "d_model": 256,
     "d_ff": 512,
     "d_kv": 32,
     "num_heads": 4,
-    "num_encoder_layers": 4,
-    "num_decoder_layers": 4,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
     "activation": "relu",
     "gated_ff": False,
     "tie_embeddings": True,
@@ -49,17 +49,18 @@ _RUN = FinetuneConfig(
     input_length=64,
     target_length=64,
     batch_size=64,
-    dropout_rate=0.3,
+    dropout_rate=0.2,
     dtype="bfloat16",
-    fit=FitConfig(steps=7000, eval_every=1000, checkpoint_every=250, log_every=50),
+    fit=FitConfig(steps=7500, eval_every=1000, checkpoint_every=250, log_every=50),
     optimizer=OptimizerConfig(
         name="adamw",
         b2=0.98,
-        schedule=ScheduleConfig(name="cosine", learning_rate=0.03, warmup_steps=800),
+        weight_decay=0.02,
+        schedule=ScheduleConfig(name="cosine", learning_rate=0.06, warmup_steps=500),
     ),
     step=StepConfig(label_smoothing=0.1),
     use="last",
-    average=5,
+    average=3,
     final_num_beams=5,
     length_penalty=1.0,
     too_long="drop",
@@ -141,7 +142,7 @@ def _quick(run: FinetuneConfig, chosen: Task) -> tuple[FinetuneConfig, Task, dic
         average=1,
         eval_examples=100,
     )
-    return run, chosen, {**_ARCHITECTURE, "num_encoder_layers": 2, "num_decoder_layers": 1}
+    return run, chosen, {**_ARCHITECTURE, "d_model": 128, "num_decoder_layers": 1}
 
 
 if __name__ == "__main__":
