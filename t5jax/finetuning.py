@@ -1,19 +1,16 @@
 """Training on pairs of texts, of one task or several, judged by what the model writes."""
 
 import dataclasses
-import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from t5jax import (
     averaging,
-    flops,
     ingredients,
     material,
     mixture,
@@ -23,8 +20,7 @@ from t5jax import (
     processes,
     recipe,
     runfolder,
-    runlog,
-    schedule,
+    runs,
     sharding,
     train,
     trial,
@@ -32,15 +28,12 @@ from t5jax import (
 from t5jax import fit as fitting
 from t5jax import tasks as tasking
 from t5jax.batches import Batch
-from t5jax.checkpoint import Checkpoints
 from t5jax.config import T5Config
 from t5jax.loading import resolve_dtype
 from t5jax.material import Texts
 from t5jax.mixture import Pairs
 from t5jax.model import Params, stacked
-from t5jax.options import Options
 from t5jax.pretrained.folder import CHECKPOINTS
-from t5jax.profiling import Profiler
 from t5jax.recipe import FinetuneConfig
 from t5jax.tasks import Split, Task
 from t5jax.text2text import Text2Text
@@ -89,14 +82,10 @@ def finetune(
         return _run(list(tasks), config, architecture)
 
 
-class _Prepared(NamedTuple):
-    """What a run needs beside its state."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Prepared(runs.Prepared):
+    """What fine-tuning needs, with the examples of its tasks."""
 
-    mesh: Mesh
-    tokenizer: Tokenizer
-    model: T5Config
-    tx: optax.GradientTransformation
-    abstract: train.TrainState
     pairs: dict[str, Pairs]
     shares: dict[str, float]
     trials: list[Trial]
@@ -105,10 +94,9 @@ class _Prepared(NamedTuple):
 def _run(
     tasks: list[Task], config: FinetuneConfig, architecture: Mapping[str, Any] | None
 ) -> Finetuned:
-    folder = Path(config.output).expanduser()
     jax.devices()  # all processes at once, before process 0 reads the data
     with processes.first_then_others("the preparation of the run"):
-        made = _prepare(tasks, config, architecture, folder)
+        made = _prepare(tasks, config, architecture)
     data = mixture.Batches(
         mixture.stream(list(made.pairs.values()), list(made.shares.values()), seed=config.seed),
         batch_size=config.batch_size,
@@ -118,34 +106,23 @@ def _run(
         decoder_start_id=made.model.decoder_start_id,
         rows=placement.rows(config.batch_size, mesh=made.mesh),
     )
-    checkpoints = Checkpoints(
-        folder / CHECKPOINTS,
-        keep=config.fit.keep_checkpoints,
-        keep_every=config.fit.keep_every,
-        keep_best=config.keep_best,
-        keep_round=(config.average, config.fit.checkpoint_every) if config.use == "last" else None,
-    )
-    state = fitting.restore(checkpoints, made.abstract, data, warn=processes.say)
-    if state is None:
-        state = train.init_state(
-            made.model,
-            made.tx,
-            mesh=made.mesh,
-            seed=config.seed,
-            options=config.step,
-            params=_loaded(config, made.mesh),
-        )
-    else:
-        processes.say(f"continuing at step {int(state.step)} of {config.fit.steps} from {folder}")
-    _describe(config, made, state)
-    past = runlog.evaluations(folder, until=int(state.step))
-    numbers = fitting.judgements(functools.partial(_judge, config), past)
+    run = runs.Run(config, made)
+    state = run.begin(data, lambda: _loaded(config, made.mesh))
+    run.describe(state)
+    _describe(config, made)
+    past = run.past(state)
+    numbers = fitting.judgements(config.judge, past)
     if int(state.step) < fitting.last_step(config.fit, int(state.step), numbers):
-        fitted = _fit(config, made, folder, state, data, checkpoints, past)
-        state, step = fitted.state, int(fitted.state.step)
+        fitted = run.fit(
+            state,
+            data,
+            evaluate=_evaluation(config, made),
+            past=past,
+            lengths=(config.input_length, config.target_length),
+        )
+        state = fitted.state
         if fitted.interrupted:
-            checkpoints.close()
-            processes.say(f"saved step {step} in {folder}; the same command continues it")
+            run.checkpoints.close()
             params = processes.gathered(fitting.judged(state))
             processes.barrier("the end of the run")
             return Finetuned(Text2Text(made.model, params, made.tokenizer), None, None)
@@ -154,9 +131,9 @@ def _run(
         processes.say(
             f"stopped at step {int(state.step)}: {config.fit.patience} evaluations without a better"
         )
-    checkpoints.close()
+    run.checkpoints.close()
     del state
-    return _finish(config, made, folder)
+    return _finish(config, made)
 
 
 def _loaded(config: FinetuneConfig, mesh: Mesh) -> Params | None:
@@ -166,71 +143,29 @@ def _loaded(config: FinetuneConfig, mesh: Mesh) -> Params | None:
     return pretrained.load(config.checkpoint, dtype=np.dtype(np.float32), mesh=mesh)[1]
 
 
-def _fit(
-    config: FinetuneConfig,
-    made: _Prepared,
-    folder: Path,
-    state: train.TrainState,
-    data: mixture.Batches,
-    checkpoints: Checkpoints,
-    past: Sequence[dict[str, float]],
-) -> fitting.Fitted:
-    train_step = train.make_train_step(
-        made.model,
-        made.tx,
-        schedule=schedule.learning_rate(config.optimizer.schedule, total_steps=config.fit.steps),
-        mesh=made.mesh,
-        options=config.step,
-        seed=config.seed,
-    )
+def _evaluation(
+    config: FinetuneConfig, made: _Prepared
+) -> Callable[[Params, int], dict[str, float]]:
+    """Loss, and metrics of what is written, on the validation examples."""
     eval_step = train.make_eval_step(made.model, mesh=made.mesh)
     watched = [one.spread(config.eval_examples) for one in made.trials if one.split != "test"]
     measured = [batch for one in watched for batch in _batches(config, made, one)]
 
     def evaluate(params: Params, step: int) -> dict[str, float]:
         t5 = Text2Text(made.model, processes.gathered(params), made.tokenizer)
-        results = _examine(t5, watched, config.writing(config.num_beams), folder, f"{step}")
+        results = _examine(config, t5, watched, f"{step}", num_beams=config.num_beams)
         return {
             **train.evaluate(eval_step, params, measured, mesh=made.mesh),
             "score": trial.score(results),
             **{f"{task}/{name}": x for task, found in results.items() for name, x in found.items()},
         }
 
-    with runlog.open_log(
-        folder,
-        total_steps=config.fit.steps,
-        start_step=int(state.step),
-        process=processes.index(),
-    ) as log:
-        return fitting.fit(
-            dataclasses.replace(config.fit, keep_best=config.keep_best),
-            state,
-            data,
-            train_step=train_step,
-            evaluate=evaluate,
-            checkpoints=checkpoints,
-            log=log,
-            mesh=made.mesh,
-            pad_id=made.model.pad_id,
-            step_flops=flops.train_step(
-                made.model,
-                batch_size=config.batch_size,
-                input_length=config.input_length,
-                target_length=config.target_length,
-            ),
-            profiler=Profiler(folder / "profile", steps=config.fit.profile_steps),
-            judge=functools.partial(_judge, config),
-            past=past,
-        )
+    return evaluate
 
 
-def _judge(config: FinetuneConfig, evaluation: Mapping[str, float]) -> float:
-    """The number by which evaluations are compared, less is better."""
-    return evaluation["loss"] if config.best_by == "loss" else -evaluation["score"]
-
-
-def _finish(config: FinetuneConfig, made: _Prepared, folder: Path) -> Finetuned:
+def _finish(config: FinetuneConfig, made: _Prepared) -> Finetuned:
     """Chooses the result, saves and measures it."""
+    folder = config.folder
     found = averaging.choose(
         folder / CHECKPOINTS,
         choice=config.use,
@@ -244,12 +179,11 @@ def _finish(config: FinetuneConfig, made: _Prepared, folder: Path) -> Finetuned:
         t5.save(folder / MODEL, overwrite=True)
     which = f"the {config.use} checkpoint" if len(found) == 1 else f"the mean of {len(found)}"
     processes.say(f"\nthe result is {which} (step {', '.join(map(str, found))}): {folder / MODEL}")
-    options = config.writing(config.final_num_beams)
     results: dict[Split, dict[str, dict[str, float]]] = {}
     for split in ("validation", "test"):
         trials = [one for one in made.trials if one.split == split]
         if trials:
-            results[split] = _examine(t5, trials, options, folder, split)
+            results[split] = _examine(config, t5, trials, split, num_beams=config.final_num_beams)
             processes.say(f"{split}:")
             for line in trial.table(results[split]):
                 processes.say(f"  {line}")
@@ -262,14 +196,13 @@ def _prepare(
     tasks: list[Task],
     config: FinetuneConfig,
     architecture: Mapping[str, Any] | None,
-    folder: Path,
 ) -> _Prepared:
     """Reads the tasks, and makes the folder the run's."""
     options = runfolder.recorded(config, free=recipe.FREE)
     for task in tasks:
         options[f"tasks.{task.name}.weight"] = task.weight
         options[f"tasks.{task.name}.metrics"] = list(task.metrics)
-    runfolder.check(folder, options)
+    runfolder.check(config.folder, options)
     ingredients.check_files(config.model, config.tokenizer)
     mesh = sharding.make_mesh(config.mesh)
     train.check_batch_size(config.batch_size, mesh=mesh, accumulate=config.step.accumulate)
@@ -277,7 +210,7 @@ def _prepare(
     texts = material.read(tasks, say=say)
     # Parameters are read later, by all processes together.
     path = None if config.checkpoint is None else pretrained.locate(config.checkpoint)
-    tokenizer = _tokenizer(config, folder, texts, path)
+    tokenizer = _tokenizer(config, texts, path)
     model = _model(config, tokenizer, path, architecture)
     pairs = material.pairs(texts, tokenizer=tokenizer, limits=config.limits, say=say)
     shares = mixture.rates(
@@ -291,20 +224,29 @@ def _prepare(
     tx = optimizer.make(config.optimizer, total_steps=config.fit.steps, stacked=stacked)
     abstract = train.abstract_state(model, tx, mesh=mesh, options=config.step)
     runfolder.claim(
-        folder,
+        config.folder,
         options,
         material.digest(pairs, trials),
         model=model,
         tokenizer=tokenizer,
         write=processes.is_first(),
     )
-    return _Prepared(mesh, tokenizer, model, tx, abstract, pairs, shares, trials)
+    return _Prepared(
+        mesh=mesh,
+        tokenizer=tokenizer,
+        model=model,
+        tx=tx,
+        abstract=abstract,
+        pairs=pairs,
+        shares=shares,
+        trials=trials,
+    )
 
 
-def _tokenizer(config: FinetuneConfig, folder: Path, texts: Texts, path: Path | None) -> Tokenizer:
+def _tokenizer(config: FinetuneConfig, texts: Texts, path: Path | None) -> Tokenizer:
     if path is None or config.tokenizer is not None:
         return ingredients.tokenizer(
-            folder,
+            config.folder,
             texts.documents,
             source=config.tokenizer,
             vocab_size=config.vocab_size or 4000,
@@ -325,8 +267,7 @@ def _model(
     path: Path | None,
     architecture: Mapping[str, Any] | None,
 ) -> T5Config:
-    given = {"dropout_rate": config.dropout_rate, "remat": config.remat}
-    changes = {name: value for name, value in given.items() if value is not None}
+    changes = config.model_changes
     if path is None:
         changes = {**(architecture or {}), **changes}
         return ingredients.model(config.model, tokenizer, dtype=config.dtype, changes=changes)
@@ -356,14 +297,14 @@ def _batches(config: FinetuneConfig, made: _Prepared, one: Trial) -> Iterator[Ba
 
 
 def _examine(
-    t5: Text2Text, trials: Sequence[Trial], options: Options, folder: Path, name: str
+    config: FinetuneConfig, t5: Text2Text, trials: Sequence[Trial], name: str, *, num_beams: int
 ) -> dict[str, dict[str, float]]:
     """Metrics of each trial, the same in all processes; predictions are written."""
     results = {}
     for one in trials:
         if processes.is_first():
-            predictions = one.predictions(t5, options)
-            one.write(folder / PREDICTIONS / f"{one.task.name}-{name}.jsonl", predictions)
+            predictions = one.predictions(t5, config.writing(num_beams))
+            one.write(config.folder / PREDICTIONS / f"{one.task.name}-{name}.jsonl", predictions)
             scores = one.scores(predictions)
         else:
             scores = dict.fromkeys(one.task.metrics, 0.0)
@@ -372,16 +313,12 @@ def _examine(
     return results
 
 
-def _describe(config: FinetuneConfig, made: _Prepared, state: train.TrainState) -> None:
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    devices = " x ".join(f"{axis}={size}" for axis, size in made.mesh.shape.items())
-    model = made.model
-    processes.say(
-        f"model: {parameters / 1e6:.2f} M parameters, {model.num_encoder_layers} + "
-        f"{model.num_decoder_layers} layers of width {model.d_model}, vocabulary "
-        f"{model.vocab_size}, {model.dtype}, on {jax.default_backend()} ({devices})"
-    )
-    if config.checkpoint is not None and not model.dropout_rate and config.dropout_rate is None:
+def _describe(config: FinetuneConfig, made: _Prepared) -> None:
+    if (
+        config.checkpoint is not None
+        and not made.model.dropout_rate
+        and config.dropout_rate is None
+    ):
         processes.say(
             "dropout is off, as the checkpoint has it; T5 is fine-tuned with --dropout-rate 0.1"
         )

@@ -2,47 +2,33 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-import optax
-import tyro
-from jax.sharding import Mesh
 
 from t5jax import (
     baselines,
     batches,
     corpus,
-    flops,
     infill,
     ingredients,
     optimizer,
     placement,
     processes,
     runfolder,
-    runlog,
-    schedule,
+    runs,
     sharding,
     train,
 )
 from t5jax import fit as fitting
-from t5jax.checkpoint import Checkpoints
-from t5jax.config import Remat, T5Config
 from t5jax.corpus import DataConfig
 from t5jax.denoise import SpanCorruption
-from t5jax.fit import FitConfig
 from t5jax.model import stacked
 from t5jax.optimizer import OptimizerConfig
-from t5jax.pretrained.folder import CHECKPOINTS
-from t5jax.processes import HostsConfig
-from t5jax.profiling import Profiler
+from t5jax.runs import RunConfig
 from t5jax.schedule import ScheduleConfig
-from t5jax.sharding import MeshConfig
 from t5jax.text2text import Text2Text
-from t5jax.tokenizer import Tokenizer
-from t5jax.train import StepConfig
 
 # Options that may differ when a run is continued, beside those that may in any run.
 _FREE = ("eval_examples",)
@@ -52,7 +38,7 @@ _UNRECORDED = {"step.label_smoothing": 0.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class PretrainConfig(RunConfig):
     """Pre-trains a T5 by span corruption.
 
     Without arguments: a tiny model on the Python documentation of this machine, in minutes.
@@ -60,14 +46,6 @@ class PretrainConfig:
     """
 
     output: str = "runs/pretrain"
-    """Folder of the run, made if absent; if it holds this same run, the run continues."""
-    model: str = "tiny"
-    """Architecture: 'tiny', a published size such as 't5-v1_1-base', or a JSON file with the
-    fields of T5Config.  But for a JSON file, the vocabulary size is the tokenizer's."""
-    tokenizer: str | None = None
-    """Folder of a tokenizer, such as a downloaded T5's, or 'bytes'.  Without it, one is trained."""
-    vocab_size: int | None = None
-    """Pieces of the tokenizer that is trained, 4000 unless given; 100 sentinels are added."""
     data: DataConfig = DataConfig()
     """The text."""
     corruption: SpanCorruption = SpanCorruption()
@@ -78,45 +56,15 @@ class PretrainConfig:
     """Examples a step, over all devices; T5 used 128 and later 2048."""
     eval_examples: int = 512
     """Held-out examples an evaluation looks at, at most."""
-    fit: Annotated[FitConfig, tyro.conf.arg(name="")] = FitConfig(steps=1000)
     optimizer: OptimizerConfig = OptimizerConfig(
         name="adafactor",
         schedule=ScheduleConfig(name="rsqrt", learning_rate=0.3, warmup_steps=100),
     )
-    """How parameters are updated."""
-    step: Annotated[StepConfig, tyro.conf.arg(name="")] = StepConfig()
-    dropout_rate: float | None = None
-    """Instead of the model's."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type to compute in; auto is bfloat16 on TPU and GPU and float32 on a CPU."""
-    remat: Remat | None = None
-    """What the backward pass recomputes to save memory, instead of the model's choice: nothing, all
-    but the matrix products with weights ('dots'), or each block ('full')."""
-    mesh: MeshConfig = MeshConfig()
-    """How devices share the work."""
-    hosts: HostsConfig = HostsConfig()
-    """The processes that train together."""
-    seed: int = 0
-    """Of initial parameters, data order, corruption and dropout."""
 
     def __post_init__(self):
-        for name in ("batch_size", "eval_examples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
-        if self.tokenizer is not None and self.vocab_size is not None:
-            raise ValueError(
-                f"vocab_size must be left out with a tokenizer, got {self.vocab_size}; it is the "
-                "size of one that is trained."
-            )
-        if "://" in self.output:
-            raise ValueError(
-                f"output must be a folder of this machine, got {self.output}; mount the bucket."
-            )
+        super().__post_init__()
+        self._check_counts("eval_examples")
         self.corruption.raw_length(self.input_length)
-        if self.model != "tiny" and not self.model.endswith(".json"):
-            T5Config.preset(self.model)
 
 
 def run(config: PretrainConfig) -> Text2Text:
@@ -136,30 +84,26 @@ def run(config: PretrainConfig) -> Text2Text:
         return _run(config)
 
 
-class _Prepared(NamedTuple):
-    """What a run needs beside its state."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Prepared(runs.Prepared):
+    """What pre-training needs, with its text."""
 
-    mesh: Mesh
-    tokenizer: Tokenizer
-    model: T5Config
-    tx: optax.GradientTransformation
-    abstract: train.TrainState
     heldout_texts: Any
     chunks: batches.Source
     heldout: batches.Source
     example: Callable[[np.ndarray, np.random.Generator], batches.Batch]
 
 
-def _prepare(config: PretrainConfig, folder: Path) -> _Prepared:
+def _prepare(config: PretrainConfig) -> _Prepared:
     """Reads the text, and makes the folder the run's."""
     options = runfolder.recorded(config, free=_FREE)
-    runfolder.check(folder, options, unrecorded=_UNRECORDED)
+    runfolder.check(config.folder, options, unrecorded=_UNRECORDED)
     ingredients.check_files(config.model, config.tokenizer)
     mesh = sharding.make_mesh(config.mesh)
     train.check_batch_size(config.batch_size, mesh=mesh, accumulate=config.step.accumulate)
     texts, heldout_texts = corpus.read(config.data)
     tokenizer = ingredients.tokenizer(
-        folder,
+        config.folder,
         lambda: corpus.documents(texts),
         source=config.tokenizer,
         vocab_size=config.vocab_size or 4000,
@@ -168,12 +112,8 @@ def _prepare(config: PretrainConfig, folder: Path) -> _Prepared:
     ingredients.check_sentinels(
         tokenizer, corruption=config.corruption, input_length=config.input_length
     )
-    changes = {"dropout_rate": config.dropout_rate, "remat": config.remat}
     model_config = ingredients.model(
-        config.model,
-        tokenizer,
-        dtype=config.dtype,
-        changes={name: value for name, value in changes.items() if value is not None},
+        config.model, tokenizer, dtype=config.dtype, changes=config.model_changes
     )
 
     length = config.corruption.raw_length(config.input_length)
@@ -193,7 +133,7 @@ def _prepare(config: PretrainConfig, folder: Path) -> _Prepared:
     tx = optimizer.make(config.optimizer, total_steps=config.fit.steps, stacked=stacked)
     abstract = train.abstract_state(model_config, tx, mesh=mesh, options=config.step)
     runfolder.claim(
-        folder,
+        config.folder,
         options,
         runfolder.digest(chunks),
         model=model_config,
@@ -201,16 +141,23 @@ def _prepare(config: PretrainConfig, folder: Path) -> _Prepared:
         write=processes.is_first(),
     )
     return _Prepared(
-        mesh, tokenizer, model_config, tx, abstract, heldout_texts, chunks, heldout, example
+        mesh=mesh,
+        tokenizer=tokenizer,
+        model=model_config,
+        tx=tx,
+        abstract=abstract,
+        heldout_texts=heldout_texts,
+        chunks=chunks,
+        heldout=heldout,
+        example=example,
     )
 
 
 def _run(config: PretrainConfig) -> Text2Text:
-    folder = Path(config.output).expanduser()
     jax.devices()  # all processes at once, before process 0 reads the text
     with processes.first_then_others("the preparation of the run"):
-        made = _prepare(config, folder)
-    mesh, total_steps = made.mesh, config.fit.steps
+        made = _prepare(config)
+    mesh = made.mesh
     rows = placement.rows(config.batch_size, mesh=mesh)
     data = batches.training(
         made.chunks, made.example, batch_size=config.batch_size, seed=config.seed, rows=rows
@@ -227,59 +174,25 @@ def _run(config: PretrainConfig) -> Text2Text:
         )
         return list(found)
 
-    checkpoints = Checkpoints(
-        folder / CHECKPOINTS,
-        keep=config.fit.keep_checkpoints,
-        keep_every=config.fit.keep_every,
-        keep_best=config.fit.keep_best,
-    )
-    state = fitting.restore(checkpoints, made.abstract, data, warn=processes.say)
-    if state is None:
-        state = train.init_state(
-            made.model, made.tx, mesh=mesh, seed=config.seed, options=config.step
-        )
-    else:
-        processes.say(f"continuing at step {int(state.step)} of {total_steps} from {folder}")
-    _describe(config, made, state)
-
+    run = runs.Run(config, made)
+    state = run.begin(data)
+    run.describe(state)
+    _describe(config, made)
     eval_step = train.make_eval_step(made.model, mesh=mesh)
-    train_step = train.make_train_step(
-        made.model,
-        made.tx,
-        schedule=schedule.learning_rate(config.optimizer.schedule, total_steps=total_steps),
-        mesh=mesh,
-        options=config.step,
-        seed=config.seed,
-    )
     measured = eval_batches(rows)
-    past = runlog.evaluations(folder, until=int(state.step))
-    with runlog.open_log(
-        folder, total_steps=total_steps, start_step=int(state.step), process=processes.index()
-    ) as log:
-        fitted = fitting.fit(
-            config.fit,
-            state,
-            data,
-            train_step=train_step,
-            evaluate=lambda params, step: train.evaluate(eval_step, params, measured, mesh=mesh),
-            checkpoints=checkpoints,
-            log=log,
-            mesh=mesh,
-            pad_id=made.model.pad_id,
-            locate=lambda step: batches.chunk_numbers(
-                len(made.chunks), step - 1, batch_size=config.batch_size, seed=config.seed
-            ),
-            step_flops=_step_flops(config, made),
-            profiler=Profiler(folder / "profile", steps=config.fit.profile_steps),
-            past=past,
-        )
-    checkpoints.close()
+    fitted = run.fit(
+        state,
+        data,
+        evaluate=lambda params, step: train.evaluate(eval_step, params, measured, mesh=mesh),
+        lengths=config.corruption.lengths(config.corruption.raw_length(config.input_length)),
+        past=run.past(state),
+        locate=lambda step: batches.chunk_numbers(
+            len(made.chunks), step - 1, batch_size=config.batch_size, seed=config.seed
+        ),
+    )
+    run.checkpoints.close()
     t5 = Text2Text(made.model, processes.gathered(fitting.judged(fitted.state)), made.tokenizer)
-    if fitted.evaluation is None:
-        processes.say(
-            f"saved step {int(fitted.state.step)} in {folder}; the same command continues it"
-        )
-    elif processes.is_first():
+    if fitted.evaluation is not None and processes.is_first():
         _show(config, made, t5, fitted.evaluation, eval_batches(None))
     processes.barrier("the end of the run")
     return t5
@@ -304,35 +217,13 @@ def _show(
     sentences = infill.sentences(corpus.documents(made.heldout_texts), count=6)
     for line in infill.show(t5, sentences, seed=config.seed):
         processes.say(f"  {line}")
-    processes.say(
-        f"\nuse it:  import t5jax; t5 = t5jax.load({str(Path(config.output).expanduser())!r})"
-    )
+    processes.say(f"\nuse it:  import t5jax; t5 = t5jax.load({str(config.folder)!r})")
 
 
-def _step_flops(config: PretrainConfig, made: _Prepared) -> float:
-    input_length, target_length = config.corruption.lengths(
-        config.corruption.raw_length(config.input_length)
-    )
-    return flops.train_step(
-        made.model,
-        batch_size=config.batch_size,
-        input_length=input_length,
-        target_length=target_length,
-    )
-
-
-def _describe(config: PretrainConfig, made: _Prepared, state: train.TrainState) -> None:
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+def _describe(config: PretrainConfig, made: _Prepared) -> None:
     num_chunks = len(made.chunks)
     num_tokens = num_chunks * config.corruption.raw_length(config.input_length)
     epochs = config.fit.steps * config.batch_size / num_chunks
-    devices = " x ".join(f"{axis}={size}" for axis, size in made.mesh.shape.items())
-    several = f", {processes.count()} processes" if processes.count() > 1 else ""
-    processes.say(
-        f"model {config.model}: {parameters / 1e6:.1f} M parameters, vocabulary "
-        f"{made.model.vocab_size}, {made.model.dtype}, on {jax.default_backend()} "
-        f"({devices}{several})"
-    )
     processes.say(
         f"corpus: {num_tokens / 1e6:.1f} M tokens; {config.fit.steps} steps of "
         f"{config.batch_size} x {config.input_length} are {epochs:.1f} epochs"

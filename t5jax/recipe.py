@@ -1,20 +1,15 @@
 """How to fine-tune: from which model, for how long, and how to judge it."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
-
-import tyro
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from t5jax.averaging import Choice
-from t5jax.config import Remat, T5Config
-from t5jax.fit import FitConfig
 from t5jax.mixture import Empty, PairLimits, TooLong
 from t5jax.optimizer import OptimizerConfig
 from t5jax.options import Options
-from t5jax.processes import HostsConfig
+from t5jax.runs import RunConfig
 from t5jax.schedule import ScheduleConfig
-from t5jax.sharding import MeshConfig
-from t5jax.train import StepConfig
 
 # Options that may differ when a run is continued, beside those that may in any run.
 FREE = (
@@ -27,7 +22,7 @@ FREE = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
+class FinetuneConfig(RunConfig):
     """How to train on tasks: from which model, for how long, and how to judge it.
 
     Stopped by Ctrl-C, SIGTERM or a crash, the same command continues where it was.
@@ -45,8 +40,6 @@ class FinetuneConfig:
     tokenizer: str | None = None
     """Folder of a tokenizer, or 'bytes'.  Without it, the checkpoint's; without a checkpoint, one
     is trained on the tasks."""
-    vocab_size: int | None = None
-    """Pieces of the tokenizer that is trained, 4000 unless given; 100 sentinels are added."""
     input_length: int = 128
     """Most tokens of an input, EOS included; length of a row of the encoder."""
     target_length: int = 128
@@ -83,57 +76,42 @@ class FinetuneConfig:
     """Which checkpoint is the result: the best by validation, or the last."""
     average: int = 1
     """Take the mean of so many of the best or last checkpoints instead."""
-    fit: Annotated[FitConfig, tyro.conf.arg(name="")] = FitConfig(steps=1000)
     optimizer: OptimizerConfig = OptimizerConfig(
         name="adafactor",
         schedule=ScheduleConfig(name="constant", learning_rate=1e-3, warmup_steps=0),
     )
     """How parameters are updated; as T5 was fine-tuned, unless given."""
-    step: Annotated[StepConfig, tyro.conf.arg(name="")] = StepConfig()
-    dropout_rate: float | None = None
-    """Instead of the model's."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type to compute in; auto is bfloat16 on TPU and GPU and float32 on a CPU."""
-    remat: Remat | None = None
-    """What the backward pass recomputes to save memory, as in scripts/pretrain.py."""
-    mesh: MeshConfig = MeshConfig()
-    """How devices share the work."""
-    hosts: HostsConfig = HostsConfig()
-    """The processes that train together."""
-    seed: int = 0
-    """Of initial parameters, data order and dropout."""
 
     def __post_init__(self):
-        for name in (
-            *("batch_size", "input_length", "target_length", "size_limit", "eval_examples"),
-            *("eval_batch_size", "num_beams", "final_num_beams", "average"),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
-        if "://" in self.output:
-            raise ValueError(
-                f"output must be a folder of this machine, got {self.output}; mount the bucket."
-            )
+        super().__post_init__()
+        self._check_counts(
+            *("input_length", "target_length", "size_limit", "eval_examples", "eval_batch_size"),
+            *("num_beams", "final_num_beams", "average"),
+        )
         if self.checkpoint is not None and self.model != "tiny":
             raise ValueError(
                 f"model must be left out with a checkpoint, got {self.model}; a checkpoint has an "
                 "architecture."
             )
-        if self.vocab_size is not None and (self.tokenizer or self.checkpoint):
+        if self.checkpoint is not None and self.vocab_size is not None:
             raise ValueError(
-                f"vocab_size must be left out with a tokenizer or a checkpoint, got "
-                f"{self.vocab_size}; it is the size of one that is trained."
+                f"vocab_size must be left out with a checkpoint, got {self.vocab_size}; it is the "
+                "size of a tokenizer that is trained."
             )
-        if self.checkpoint is None and self.model != "tiny" and not self.model.endswith(".json"):
-            T5Config.preset(self.model)
 
     @property
     def keep_best(self) -> int:
         """Best checkpoints to keep: those asked for, and those that the result is made of."""
         return max(self.fit.keep_best, self.average if self.use == "best" else 0)
+
+    @property
+    def keep_round(self) -> tuple[int, int] | None:
+        """The last checkpoints that the result is made of, and how many steps lie between."""
+        return (self.average, self.fit.checkpoint_every) if self.use == "last" else None
+
+    def judge(self, evaluation: Mapping[str, float]) -> float:
+        """The number by which evaluations are compared, less is better."""
+        return evaluation["loss"] if self.best_by == "loss" else -evaluation["score"]
 
     def writing(self, num_beams: int) -> Options:
         """How answers are written."""

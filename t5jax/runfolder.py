@@ -13,6 +13,7 @@ from t5jax.config import HOW_TO_COMPUTE, T5Config
 from t5jax.fit import FitConfig
 from t5jax.loading import resolve_dtype
 from t5jax.pretrained.folder import CONFIG_FILE
+from t5jax.runs import RunConfig
 from t5jax.tokenizer import Tokenizer
 
 RUN_FILE = "run.json"
@@ -65,11 +66,11 @@ def check(
             )
 
 
-def recorded(config: Any, *, free: Collection[str]) -> dict[str, Any]:
+def recorded(config: RunConfig, *, free: Collection[str]) -> dict[str, Any]:
     """All options on which the numbers of a run depend, by dotted name.
 
     Args:
-      config: a PretrainConfig or FinetuneConfig.
+      config: of the run.
       free: options of its own that may differ when a run is continued.
     """
     free = {*_FREE, *free}

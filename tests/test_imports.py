@@ -34,8 +34,8 @@ LEVELS = {
     "pretrained.folder pretrained.hf pretrained.hf_config pretrained.hf_save pretrained.t5x "
     "pretrained.t5x_save pretrained.mesh_tf pretrained.hub",
     "task": "train fit strategy constraints options buckets generate score writer pieces answers "
-    "quantize reader text2text loading infill runfolder ingredients baselines pretrain convert "
-    "inspect programs bulk workload estimate search plan evaluate averaging trial "
+    "quantize reader text2text loading infill runfolder runs ingredients baselines pretrain "
+    "convert inspect programs bulk workload estimate search plan evaluate averaging trial "
     "recipe material finetuning",
     "app": "cli",
 }

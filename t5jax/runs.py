@@ -1,0 +1,236 @@
+"""What all training runs have: options, a state to begin with, and the steps to the last."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import optax
+import tyro
+from jax.sharding import Mesh
+
+from t5jax import fit as fitting
+from t5jax import flops, processes, runlog, schedule, train
+from t5jax.checkpoint import Checkpoints
+from t5jax.config import Remat, T5Config
+from t5jax.fit import FitConfig
+from t5jax.model import Params
+from t5jax.optimizer import OptimizerConfig
+from t5jax.pretrained.folder import CHECKPOINTS
+from t5jax.processes import HostsConfig
+from t5jax.profiling import Profiler
+from t5jax.sharding import MeshConfig
+from t5jax.tokenizer import Tokenizer
+from t5jax.train import StepConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Options that pre-training and fine-tuning share."""
+
+    output: str
+    """Folder of the run, made if absent; if it holds this same run, the run continues."""
+    model: str = "tiny"
+    """Architecture: 'tiny', a published size such as 't5-v1_1-base', or a JSON file with the
+    fields of T5Config.  But for a JSON file, the vocabulary size is the tokenizer's."""
+    tokenizer: str | None = None
+    """Folder of a tokenizer, such as a downloaded T5's, or 'bytes'.  Without it, one is trained."""
+    vocab_size: int | None = None
+    """Pieces of the tokenizer that is trained, 4000 unless given; 100 sentinels are added."""
+    batch_size: int
+    """Rows a step, over all devices."""
+    fit: Annotated[FitConfig, tyro.conf.arg(name="")] = FitConfig(steps=1000)
+    optimizer: OptimizerConfig
+    """How parameters are updated."""
+    step: Annotated[StepConfig, tyro.conf.arg(name="")] = StepConfig()
+    dropout_rate: float | None = None
+    """Instead of the model's."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type to compute in; auto is bfloat16 on TPU and GPU and float32 on a CPU."""
+    remat: Remat | None = None
+    """What the backward pass recomputes to save memory, instead of the model's choice: nothing, all
+    but the matrix products with weights ('dots'), or each block ('full')."""
+    mesh: MeshConfig = MeshConfig()
+    """How devices share the work."""
+    hosts: HostsConfig = HostsConfig()
+    """The processes that train together."""
+    seed: int = 0
+    """Of initial parameters, dropout, and what is random about the data."""
+
+    def __post_init__(self):
+        self._check_counts("batch_size")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
+        if self.tokenizer is not None and self.vocab_size is not None:
+            raise ValueError(
+                f"vocab_size must be left out with a tokenizer, got {self.vocab_size}; it is the "
+                "size of one that is trained."
+            )
+        if "://" in self.output:
+            raise ValueError(
+                f"output must be a folder of this machine, got {self.output}; mount the bucket."
+            )
+        if self.model != "tiny" and not self.model.endswith(".json"):
+            T5Config.preset(self.model)
+
+    def _check_counts(self, *names: str) -> None:
+        """Raises ValueError if one of these options is given and less than 1."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lies."""
+        return Path(self.output).expanduser()
+
+    @property
+    def model_changes(self) -> dict[str, Any]:
+        """Fields of the model to have instead of its own."""
+        given = {"dropout_rate": self.dropout_rate, "remat": self.remat}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def keep_best(self) -> int:
+        """Best checkpoints to keep."""
+        return self.fit.keep_best
+
+    @property
+    def keep_round(self) -> tuple[int, int] | None:
+        """As for `Checkpoints`."""
+        return None
+
+    def judge(self, evaluation: Mapping[str, float]) -> float:
+        """The number by which evaluations are compared, less is better."""
+        return evaluation["loss"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a run needs beside its state and its options."""
+
+    mesh: Mesh
+    tokenizer: Tokenizer
+    model: T5Config
+    tx: optax.GradientTransformation
+    abstract: train.TrainState
+
+
+class Run:
+    """A run in its folder: from a state to the last step, or to where it is interrupted."""
+
+    def __init__(self, config: RunConfig, made: Prepared):
+        self.config, self.made = config, made
+        self.checkpoints = Checkpoints(
+            config.folder / CHECKPOINTS,
+            keep=config.fit.keep_checkpoints,
+            keep_every=config.fit.keep_every,
+            keep_best=config.keep_best,
+            keep_round=config.keep_round,
+        )
+
+    def begin(
+        self, data: Any, load: Callable[[], Params | None] = lambda: None
+    ) -> train.TrainState:
+        """The state that was saved last, with `data` moved to where it was then, or the first.
+
+        Args:
+          data: as for `fit.fit`.
+          load: reads parameters to begin with instead of random ones.
+        Raises:
+          ValueError, OSError: no checkpoint can be read.
+        """
+        config, made = self.config, self.made
+        state = fitting.restore(self.checkpoints, made.abstract, data, warn=processes.say)
+        if state is None:
+            return train.init_state(
+                made.model,
+                made.tx,
+                mesh=made.mesh,
+                seed=config.seed,
+                options=config.step,
+                params=load(),
+            )
+        processes.say(
+            f"continuing at step {int(state.step)} of {config.fit.steps} from {config.folder}"
+        )
+        return state
+
+    def describe(self, state: train.TrainState) -> None:
+        """Says what is trained, on what."""
+        model, mesh = self.made.model, self.made.mesh
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        devices = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+        several = f", {processes.count()} processes" if processes.count() > 1 else ""
+        processes.say(
+            f"model: {parameters / 1e6:.2f} M parameters, {model.num_encoder_layers} + "
+            f"{model.num_decoder_layers} layers of width {model.d_model}, vocabulary "
+            f"{model.vocab_size}, {model.dtype}, on {jax.default_backend()} ({devices}{several})"
+        )
+
+    def past(self, state: train.TrainState) -> list[dict[str, float]]:
+        """The evaluations that the run has had before `state`."""
+        return runlog.evaluations(self.config.folder, until=int(state.step))
+
+    def fit(
+        self,
+        state: train.TrainState,
+        data: Any,
+        *,
+        evaluate: Callable[[Params, int], dict[str, float]],
+        past: Sequence[dict[str, float]],
+        lengths: tuple[int, int],
+        locate: Callable[[int], Sequence[int]] | None = None,
+    ) -> fitting.Fitted:
+        """Trains, saves and logs, and says so if it is interrupted.
+
+        Args:
+          lengths: tokens of an input and of a target.
+          state, data, evaluate, past, locate: as for `fit.fit`.
+        """
+        config, made = self.config, self.made
+        input_length, target_length = lengths
+        total_steps = config.fit.steps
+        train_step = train.make_train_step(
+            made.model,
+            made.tx,
+            schedule=schedule.learning_rate(config.optimizer.schedule, total_steps=total_steps),
+            mesh=made.mesh,
+            options=config.step,
+            seed=config.seed,
+        )
+        with runlog.open_log(
+            config.folder,
+            total_steps=total_steps,
+            start_step=int(state.step),
+            process=processes.index(),
+        ) as log:
+            fitted = fitting.fit(
+                dataclasses.replace(config.fit, keep_best=config.keep_best),
+                state,
+                data,
+                train_step=train_step,
+                evaluate=evaluate,
+                checkpoints=self.checkpoints,
+                log=log,
+                mesh=made.mesh,
+                pad_id=made.model.pad_id,
+                locate=locate,
+                step_flops=flops.train_step(
+                    made.model,
+                    batch_size=config.batch_size,
+                    input_length=input_length,
+                    target_length=target_length,
+                ),
+                profiler=Profiler(config.folder / "profile", steps=config.fit.profile_steps),
+                judge=config.judge,
+                past=past,
+            )
+        if fitted.interrupted:
+            processes.say(
+                f"saved step {int(fitted.state.step)} in {config.folder}; the same command "
+                "continues it"
+            )
+        return fitted
