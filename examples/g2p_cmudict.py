@@ -142,7 +142,7 @@ def main(config: Config) -> None:
     found = finetune([chosen], run, architecture=architecture)
     if found.test is None:
         return  # interrupted
-    folder = Path(run.output).expanduser()
+    folder = run.folder
     written = folder / PREDICTIONS / f"{chosen.name}-test.jsonl"
     rows = map(json.loads, written.read_text(encoding="utf-8").splitlines())
     lines = "".join(f"{one['input']}\t{one['prediction']}\n" for one in rows)

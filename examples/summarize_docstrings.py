@@ -20,7 +20,6 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from tyro.conf import FlagCreatePairsOff, arg
@@ -155,7 +154,7 @@ def announce(task: Task) -> None:
 
 def report(run: FinetuneConfig, task: Task, baselines: Baselines, *, samples: int = 4) -> None:
     """Prints scores of what a run wrote for the test of a task, and of baselines; and samples."""
-    path = Path(run.output).expanduser() / PREDICTIONS / f"{task.name}-test.jsonl"
+    path = run.folder / PREDICTIONS / f"{task.name}-test.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     references = [row["references"] for row in rows]
     print(f"\n{task.name:28}" + "".join(f"{name:>12}" for name in task.metrics))
