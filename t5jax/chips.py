@@ -6,7 +6,8 @@ NVIDIA's data sheets of A100, H100 SXM and H200, with dense bfloat16, without sp
 """
 
 import dataclasses
-import difflib
+
+from t5jax import nearest
 
 GB, TFLOP = 1e9, 1e12
 GIB = 2**30
@@ -96,11 +97,10 @@ def of_topology(name: str) -> Chip:
     chip = CHIPS.get(kind)
     if chip is None or not chip.torus:
         tpus = [chip.name for chip in CHIPS.values() if chip.torus]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = " ".join((nearest.hint(name, known), "chips are")).strip()
         raise ValueError(
-            f"topology must be a TPU slice such as 'v5e:16x16', got {name!r}; {hint}"
-            f"chips are {', '.join(tpus)}."
+            f"topology must be a TPU slice such as 'v5e:16x16', got {name!r}; {hint} "
+            f"{', '.join(tpus)}."
         )
     axes = [int(part) for part in shape.split("x") if part.isdecimal()]
     fours = [

@@ -1,11 +1,12 @@
 """What a T5 is: its sizes and switches, and the sizes of every public family."""
 
 import dataclasses
-import difflib
 import json
 import os
 from pathlib import Path
 from typing import Any, Literal
+
+from t5jax import nearest
 
 Activation = Literal["relu", "gelu_tanh", "gelu_erf", "silu"]
 ComputeDtype = Literal["float32", "bfloat16"]
@@ -278,8 +279,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 def _unknown_choice(what: str, given: object, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(str(given), known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}."
+    hint = nearest.hint(str(given), known, f"use one of {', '.join(known)}.")
     if what == "activation" and str(given).startswith("gelu"):
         hint = "use 'gelu_tanh', which T5 v1.1 was trained with, or 'gelu_erf'."
     if what == "dtype" and given in ("float16", "fp16", "half"):

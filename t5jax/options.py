@@ -1,13 +1,13 @@
 """Everything that a user can say about a generation, in one place."""
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypedDict, TypeVar
 
 import numpy as np
 
+from t5jax import nearest
 from t5jax.constraints import Constraints, Ids
 from t5jax.decode.automaton import Automaton
 from t5jax.strategy import EarlyStopping, Strategy
@@ -64,8 +64,7 @@ class Options(Constraints, Strategy):
         known = [field.name for field in dataclasses.fields(cls)]
         for name in given:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
+                hint = nearest.hint(name, known, f"there are {', '.join(known)}.")
                 raise TypeError(f"unknown option {name!r}; {hint}")
         return cls(**given)
 

@@ -1,7 +1,6 @@
 """Tasks as pairs of texts: where they come from, how they are worded, how answers are judged."""
 
 import dataclasses
-import difflib
 import json
 import math
 import string
@@ -11,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from t5jax import corpus, metrics, textfiles
+from t5jax import corpus, metrics, nearest, textfiles
 from t5jax.metrics import MetricOptions
 
 _NAME = string.ascii_letters + string.digits + "-_."
@@ -224,8 +223,7 @@ def _beside(path: Path, source: Source | None) -> Source | None:
 def _check_fields(where: str, fields: Iterable[str], known: Collection[str]) -> None:
     for name in fields:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
+            hint = nearest.hint(name, known, f"there are {', '.join(known)}.")
             raise ValueError(f"{where} has an unknown field {name!r}; {hint}")
 
 
@@ -312,8 +310,7 @@ def _file_rows(path: str, columns: list[str] | None) -> Iterator[Row]:
 def _check_columns(where: str, columns: Sequence[str], row: Mapping[str, Any]) -> None:
     for column in columns:
         if column not in row:
-            near = difflib.get_close_matches(column, list(row), n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else "correct the template or the data."
+            hint = nearest.hint(column, row, "correct the template or the data.")
             raise ValueError(
                 f"{where} must have the column {column!r}, which a template names, got "
                 f"{', '.join(row)}; {hint}"

@@ -7,7 +7,6 @@ neither the file nor the line.  These read the columns that are asked for, as fa
 
 import bz2
 import csv
-import difflib
 import functools
 import gzip
 import io
@@ -16,6 +15,8 @@ import lzma
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
+
+from t5jax import nearest
 
 Record = dict[str, Any] | None  # None is a line that is no record
 _BLANK = object()  # such a line among values of JSON, of which null is one
@@ -130,8 +131,7 @@ def _check_text(value: object) -> None:
 def missing_column(where: str, column: str, columns: Iterable[str]) -> CorpusError:
     """Make the error for a column that is not there; it lists those that are."""
     columns = list(columns)
-    near = difflib.get_close_matches(column, columns, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "choose one of these."
+    hint = nearest.hint(column, columns, "choose one of these.")
     return CorpusError(f"{where} must have a column {column!r}, got {', '.join(columns)}; {hint}")
 
 

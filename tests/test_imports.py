@@ -20,7 +20,7 @@ MAX_LINES = 400
 # From bottom to top; a module imports from its own level and from those below.
 LEVELS = {
     "data": "config tokenizer fast_tokenizer denoise corpus pydocs textfiles batches files runlog "
-    "chips flops rollcall stopwatch skips predictions tasks mixture metrics "
+    "chips flops rollcall stopwatch nearest skips predictions tasks mixture metrics "
     "metrics.bootstrap metrics.pairs metrics.matches metrics.edits metrics.overlap metrics.labels "
     "metrics.numbers",
     "math": "masks blockwise tpu_attention attention loss freeze guard products optimizer schedule "

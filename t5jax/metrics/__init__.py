@@ -1,10 +1,10 @@
 """Metrics of written text, by name."""
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable, Sequence
 
+from t5jax import nearest
 from t5jax.metrics import edits, labels, matches, numbers, overlap
 from t5jax.metrics.bootstrap import Interval, Measured, interval
 from t5jax.metrics.overlap import Tokenize
@@ -83,9 +83,8 @@ def check(names: Sequence[str], options: MetricOptions) -> None:
         raise ValueError(f"metrics must be some of {', '.join(KNOWN)}, got none.")
     for name in names:
         if name not in KNOWN:
-            near = difflib.get_close_matches(name.lower(), KNOWN, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"unknown metric {name!r}; {hint}metrics are {', '.join(KNOWN)}.")
+            hint = " ".join((nearest.hint(name.lower(), KNOWN), "metrics are")).strip()
+            raise ValueError(f"unknown metric {name!r}; {hint} {', '.join(KNOWN)}.")
     taken = {option for name in names for option in KNOWN[name].options}
     for field in dataclasses.fields(options):
         if getattr(options, field.name) != field.default and field.name not in taken:
