@@ -100,7 +100,7 @@ def main(config: Config) -> None:
     run, chosen, architecture = config.run, task(config.data), _ARCHITECTURE
     if config.quick:
         run, chosen, architecture = _quick(run, chosen)
-    found = finetune([chosen], run, architecture=architecture)
+    found = finetune([chosen], run, architecture=None if run.checkpoint else architecture)
     if found.test is None:
         return  # interrupted
     folder = run.folder

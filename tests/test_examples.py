@@ -293,6 +293,34 @@ def test_g2p_splits_share_no_word_and_letters_stand_for_phonemes(g2p_cmudict, tm
     assert len(set(letters)) == len(letters) == 39
 
 
+def test_g2p_shows_the_words_that_begin_and_end_most_alike(g2p_cmudict):
+    entries = {"BIRD": "B ER D", "BIRDCAGES": "B ER D K EY JH IH Z", "CAGE": "K EY JH"}
+    several = [*entries.items(), ("CAGE", "K AE JH")]
+    lexicon = g2p_cmudict.Lexicon(several)
+    assert lexicon.beside("BIRDS") == " BIRD bRd BIRDCAGES bRdkeJIz"
+    assert lexicon.beside("BIRDCAGE") == " BIRDCAGES bRdkeJIz CAGE keJ"
+    assert lexicon.beside("BIRD") == " BIRDCAGES bRdkeJIz"  # neither itself nor what has no letter
+    assert lexicon.beside("WOE") == " CAGE keJ"
+    assert lexicon.beside("XYZ") == g2p_cmudict.Lexicon([]).beside("BIRD") == ""
+
+
+def test_g2p_finds_what_comparing_with_each_word_finds(g2p_cmudict):
+    rng = np.random.default_rng(0)
+    words = {"".join(rng.choice(list("ABC"), rng.integers(1, 9))) for _ in range(300)}
+    lexicon = g2p_cmudict.Lexicon((word, "B") for word in words)
+
+    def shared(one, other):
+        return max(n for n in range(len(one) + 1) if other.startswith(one[:n]))
+
+    for word in words:
+        begins, _, ends, _ = lexicon.beside(word).split()
+        others = words - {word}
+        assert word not in (begins, ends)
+        assert shared(word, begins) == max(shared(word, other) for other in others)
+        most = max(shared(word[::-1], other[::-1]) for other in others)
+        assert shared(word[::-1], ends[::-1]) == most
+
+
 def test_g2p_says_what_is_missing(g2p_cmudict, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"a folder with g014b2b.train, got .*leave --data"):
         g2p_cmudict.rows(str(tmp_path))
