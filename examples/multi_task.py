@@ -92,6 +92,7 @@ def word_task(data: str | None, *, quick: bool) -> Task:
     return dataclasses.replace(
         whole,
         input="pronounce: {word}",
+        preprocess=None,
         train=whole.train[:count] if quick else whole.train,
         validation=whole.validation[:count],
         test=whole.test[:count],

@@ -45,7 +45,6 @@ _ARCHITECTURE = {
 
 _RUN = FinetuneConfig(
     output="runs/translate_multi30k",
-    vocab_size=4000,
     input_length=64,
     target_length=64,
     batch_size=64,
@@ -95,12 +94,40 @@ def task(data: str) -> Task:
     )
 
 
+def adapted(run: FinetuneConfig, *, quick: bool) -> tuple[FinetuneConfig, dict | None]:
+    """The run, and its model's sizes, None if `--checkpoint` or `--model` has some.
+
+    It learns a vocabulary of 4000 pieces if none is given.  From a checkpoint it has the vocabulary
+    of that, and T5's rate for fine-tuning.
+    """
+    given, sizes = run, _ARCHITECTURE
+    if quick:
+        sizes = {**sizes, "d_model": 128, "num_decoder_layers": 1}
+        schedule = ScheduleConfig(name="cosine", learning_rate=0.03, warmup_steps=50)
+        run = dataclasses.replace(
+            run,
+            output=f"{run.output}_quick",
+            batch_size=32,
+            fit=dataclasses.replace(run.fit, steps=200, eval_every=100, checkpoint_every=100),
+            optimizer=dataclasses.replace(run.optimizer, schedule=schedule),
+            dropout_rate=0.0,
+            final_num_beams=1,
+            average=1,
+            eval_examples=100,
+        )
+    if run.checkpoint is None and run.tokenizer is None and run.vocab_size is None:
+        run = dataclasses.replace(run, vocab_size=600 if quick else 4000)
+    if run.checkpoint is not None and given.optimizer == _RUN.optimizer:
+        run = dataclasses.replace(run, optimizer=FinetuneConfig().optimizer)
+    from_scratch = run.checkpoint is None and run.model == _RUN.model
+    return run, sizes if from_scratch else None
+
+
 def main(config: Config) -> None:
     """Trains, tells BLEU, and writes the translations of the test sentences."""
-    run, chosen, architecture = config.run, task(config.data), _ARCHITECTURE
-    if config.quick:
-        run, chosen, architecture = _quick(run, chosen)
-    found = finetune([chosen], run, architecture=None if run.checkpoint else architecture)
+    run, architecture = adapted(config.run, quick=config.quick)
+    chosen = task(config.data)
+    found = finetune([chosen], run, architecture=architecture)
     if found.test is None:
         return  # interrupted
     folder = run.folder
@@ -124,25 +151,6 @@ def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"data must be a folder with {path.name}, got {path.parent}.")
     return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-
-
-def _quick(run: FinetuneConfig, chosen: Task) -> tuple[FinetuneConfig, Task, dict]:
-    run = dataclasses.replace(
-        run,
-        output=f"{run.output}_quick",
-        vocab_size=600,
-        batch_size=32,
-        fit=dataclasses.replace(run.fit, steps=200, eval_every=100, checkpoint_every=100),
-        optimizer=dataclasses.replace(
-            run.optimizer,
-            schedule=ScheduleConfig(name="cosine", learning_rate=0.03, warmup_steps=50),
-        ),
-        dropout_rate=0.0,
-        final_num_beams=1,
-        average=1,
-        eval_examples=100,
-    )
-    return run, chosen, {**_ARCHITECTURE, "d_model": 128, "num_decoder_layers": 1}
 
 
 if __name__ == "__main__":

@@ -97,10 +97,10 @@ def of_topology(name: str) -> Chip:
     chip = CHIPS.get(kind)
     if chip is None or not chip.torus:
         tpus = [chip.name for chip in CHIPS.values() if chip.torus]
-        hint = " ".join((nearest.hint(name, known), "chips are")).strip()
+        hint = nearest.hint(name, known, "choose one of these.", cutoff=0.6)
         raise ValueError(
-            f"topology must be a TPU slice such as 'v5e:16x16', got {name!r}; {hint} "
-            f"{', '.join(tpus)}."
+            f"topology must be a TPU slice such as 'v5e:16x16', got {name!r}, chips are "
+            f"{', '.join(tpus)}; {hint}"
         )
     axes = [int(part) for part in shape.split("x") if part.isdecimal()]
     fours = [

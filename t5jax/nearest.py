@@ -4,7 +4,10 @@ import difflib
 from collections.abc import Iterable
 
 
-def hint(given: str, known: Iterable[str], otherwise: str = "") -> str:
-    """The question whether the most similar known name was meant, or `otherwise` if none is."""
-    found = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
+def hint(given: str, known: Iterable[str], otherwise: str, *, cutoff: float = 0.5) -> str:
+    """Asks whether the most similar known name was meant; `otherwise` where none is similar.
+
+    Similar is what has a ratio of letters in common, as difflib counts it, of at least `cutoff`.
+    """
+    found = difflib.get_close_matches(given, known, n=1, cutoff=cutoff)
     return f"did you mean {found[0]!r}?" if found else otherwise

@@ -47,7 +47,8 @@ def test_of_topology_knows_slices(name):
     ("name", "message"),
     [
         ("v5:16x16", "did you mean 'v5e:16x16'"),
-        ("H100:8", "chips are v4, v5e, v5p, v6e, tpu7x"),
+        ("H100:8", "chips are v4, v5e, v5p, v6e, tpu7x; choose one of these."),
+        ("A100:2x2", "chips are v4, v5e, v5p, v6e, tpu7x; choose one of these."),
         ("", "such as 'v5e:16x16', got ''"),
         ("v5e", "a slice that v5e has, got 'v5e'; choose of 1x1, 2x2"),
         ("v5e:3x7", "choose of 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16."),

@@ -154,7 +154,7 @@ def test_evaluate_prints_sacrebleu_s_signature(evaluate):
     ("arguments", "message"),
     [
         ("--predictions one.txt --references de.ref --metrics wer", "got 1 and 3 examples."),
-        ("--predictions de.txt --references de.ref --metrics blue", "did you mean 'bleu'? metrics"),
+        ("--predictions de.txt --references de.ref --metrics blue", "did you mean 'bleu'?"),
         ("--predictions de.txt --references nowhere --metrics wer", "No such file"),
         ("--predictions de.txt --metrics wer", "references must be given for de.txt"),
         ("--predictions de.txt yes.txt --references de.ref --metrics wer", "write NAME=FILE"),

@@ -1,6 +1,7 @@
 """Examples run as their first lines say."""
 
 import collections
+import dataclasses
 import importlib
 import itertools
 import os
@@ -15,6 +16,7 @@ import pytest
 
 from t5jax import pydocs, tasks, tokenizer
 from t5jax.config import T5Config
+from t5jax.finetuning import FinetuneConfig
 from t5jax.model import init_params
 from t5jax.runlog import read_metrics
 from t5jax.text2text import Text2Text
@@ -273,6 +275,7 @@ def published(folder):
     """A dictionary of the form of the published split, in which each letter has its sound."""
     sounds = {"A": "AE", "B": "B", "K": "K", "T": "T", "E": "EH", "S": "S"}
     words = ["".join(word) for word in itertools.product(sounds, repeat=5)]
+    np.random.default_rng(0).shuffle(words)
     lines = [f"{word}\t{' '.join(sounds[letter] for letter in word)}\n" for word in words]
     lines.insert(1, f"{words[0]}\tAH B AH\n")
     (folder / "g014b2b.train").write_text("".join(lines[:6000]))
@@ -287,38 +290,81 @@ def test_g2p_splits_share_no_word_and_letters_stand_for_phonemes(g2p_cmudict, tm
     assert set().union(*seen) == set(words)
     assert sum(map(len, seen)) == len(words)
     assert (len(seen[1]), len(seen[2])) == (2670, len(words) - 5999)
-    (first, *_) = [row["letters"] for rows in splits for row in rows if row["word"] == "AAAAA"]
-    assert g2p_cmudict.phonemes(first) == "AE AE AE AE AE"
+    (first, *_) = [row["letters"] for rows in splits for row in rows if row["word"] == "AKETS"]
+    assert g2p_cmudict.phonemes(first) == "AE K EH T S"
     letters = list(g2p_cmudict._LETTERS.values())
     assert len(set(letters)) == len(letters) == 39
 
 
+def test_g2p_words_of_the_test_are_not_learnt(g2p_cmudict, tmp_path):
+    published(tmp_path)
+    with (tmp_path / "g014b2b.test").open("a") as file:
+        file.write("".join((tmp_path / "g014b2b.train").read_text().splitlines(keepends=True)[:10]))
+    train, validation, test = ({row["word"] for row in rows} for rows in g2p_cmudict.rows(tmp_path))
+    assert not test & (train | validation)
+
+
+def test_g2p_shows_entries_of_training_alone_and_never_the_word(g2p_cmudict, tmp_path):
+    words = published(tmp_path)
+    task = g2p_cmudict.task(str(tmp_path))
+    learnt = {row["word"] for row in task.train}
+    for split in ("train", "validation", "test"):
+        for one in tasks.read(task, split):
+            word, *beside = one.input.split()
+            assert len(beside) == 4
+            assert word not in beside[::2]
+            assert set(beside[::2]) <= learnt
+    examples = [one for split in ("train", "validation") for one in tasks.read(task, split)]
+    assert len({one.input for one in examples if one.input.startswith(words[0])}) == 1
+
+
 def test_g2p_shows_the_words_that_begin_and_end_most_alike(g2p_cmudict):
-    entries = {"BIRD": "B ER D", "BIRDCAGES": "B ER D K EY JH IH Z", "CAGE": "K EY JH"}
-    several = [*entries.items(), ("CAGE", "K AE JH")]
-    lexicon = g2p_cmudict.Lexicon(several)
-    assert lexicon.beside("BIRDS") == " BIRD bRd BIRDCAGES bRdkeJIz"
-    assert lexicon.beside("BIRDCAGE") == " BIRDCAGES bRdkeJIz CAGE keJ"
-    assert lexicon.beside("BIRD") == " BIRDCAGES bRdkeJIz"  # neither itself nor what has no letter
-    assert lexicon.beside("WOE") == " CAGE keJ"
-    assert lexicon.beside("XYZ") == g2p_cmudict.Lexicon([]).beside("BIRD") == ""
+    def lexicon(**words):
+        return g2p_cmudict.Lexicon({"word": word, "letters": one} for word, one in words.items())
+
+    assert lexicon(BIRD="bRd", CAGE="keJ").beside("BIRDCAGE") == " BIRD bRd CAGE keJ"
+    several = lexicon(BIRDCAGES="bRdkeJIz", BIRDS="bRdz", CAGE="keJ")
+    assert several.beside("BIRD") == " BIRDS bRdz"  # no word ends in D
+    assert several.beside("BIRDS") == " BIRDCAGES bRdkeJIz BIRDCAGES bRdkeJIz"
+    assert several.beside("WOE") == " CAGE keJ"  # none begins with W
+    assert several.beside("XYZ") == lexicon().beside("BIRD") == ""
+    twice = [{"word": "BOW", "letters": "bo"}, {"word": "BOW", "letters": "bW"}]
+    assert g2p_cmudict.Lexicon(twice).beside("BOB") == " BOW bo"
 
 
 def test_g2p_finds_what_comparing_with_each_word_finds(g2p_cmudict):
     rng = np.random.default_rng(0)
-    words = {"".join(rng.choice(list("ABC"), rng.integers(1, 9))) for _ in range(300)}
-    lexicon = g2p_cmudict.Lexicon((word, "B") for word in words)
+    words = sorted({"".join(rng.choice(list("ABC"), rng.integers(1, 9))) for _ in range(300)})
+    known = set(words[::2])
+    lexicon = g2p_cmudict.Lexicon({"word": word, "letters": "b"} for word in known)
 
-    def shared(one, other):
+    def common(one, other):
         return max(n for n in range(len(one) + 1) if other.startswith(one[:n]))
 
     for word in words:
         begins, _, ends, _ = lexicon.beside(word).split()
-        others = words - {word}
-        assert word not in (begins, ends)
-        assert shared(word, begins) == max(shared(word, other) for other in others)
-        most = max(shared(word[::-1], other[::-1]) for other in others)
-        assert shared(word[::-1], ends[::-1]) == most
+        others = known - {word}
+        assert {begins, ends} <= others
+        assert common(word, begins) == max(common(word, other) for other in others)
+        most = max(common(word[::-1], other[::-1]) for other in others)
+        assert common(word[::-1], ends[::-1]) == most
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("name", ["g2p_cmudict", "translate_multi30k"])
+def test_examples_from_scratch_take_a_checkpoint(monkeypatch, name, quick):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    example = importlib.import_module(name)
+    _, sizes = example.adapted(example._RUN, quick=quick)
+    assert sizes["d_model"] == (128 if quick else 256)
+    given = dataclasses.replace(example._RUN, checkpoint="google/t5-v1_1-small")
+    run, sizes = example.adapted(given, quick=quick)
+    assert (sizes, run.tokenizer, run.vocab_size) == (None, None, None)
+    assert run.optimizer == FinetuneConfig().optimizer
+    own = dataclasses.replace(
+        given, optimizer=dataclasses.replace(given.optimizer, weight_decay=0.5)
+    )
+    assert example.adapted(own, quick=quick)[0].optimizer.weight_decay == 0.5
 
 
 def test_g2p_says_what_is_missing(g2p_cmudict, tmp_path):

@@ -42,7 +42,11 @@ def test_measure_passes_options_on():
     ("names", "options", "message"),
     [
         ([], MetricOptions(), "metrics must be some of exact_match, .*, got none"),
-        (["rouge-l"], MetricOptions(), "unknown metric 'rouge-l'; did you mean .* spearman"),
+        (
+            ["rouge-l"],
+            MetricOptions(),
+            "unknown metric 'rouge-l', metrics are .* spearman.*; did you mean 'rouge",
+        ),
         (["BLEU"], MetricOptions(), "did you mean 'bleu'"),
         (["wer"], MetricOptions(lowercase=True), r"lowercase must go with one of bleu, .* got wer"),
         (["f1"], MetricOptions(), "f1 must know its class"),

@@ -98,7 +98,7 @@ def test_task_refuses_a_weight_that_is_no_share(weight):
 
 
 def test_task_refuses_unknown_metrics_and_options_nobody_takes():
-    assert "unknown metric 'blue'; did you mean 'bleu'?" in refusal(make, metrics=("blue",))
+    assert refusal(make, metrics=("blue",)).endswith("; did you mean 'bleu'?")
     options = MetricOptions(lowercase=True)
     assert "lowercase must go with" in refusal(make, metric_options=options)
 
@@ -508,7 +508,7 @@ def test_load_finds_paths_beside_the_file(load, tmp_path, monkeypatch):
         ({"input": ["{en}"]}, "must have text as 'input'"),
         ({"metrics": "bleu"}, "must have a list of names as 'metrics', got 'bleu'."),
         ({"metrics": 5}, "must have a list of names as 'metrics', got 5."),
-        ({"metrics": ["blue"]}, "task 2: unknown metric 'blue'; did you mean 'bleu'?"),
+        ({"metrics": ["blue"]}, "task 2: unknown metric 'blue', metrics are "),
         ({"metrics": [5]}, "task 2: unknown metric '5'"),
         ({"metric_options": [1]}, "must have an object as 'metric_options'"),
         ({"metric_options": {"tokenise": "zh"}}, "field 'tokenise'; did you mean 'tokenize'?"),

@@ -83,8 +83,8 @@ def check(names: Sequence[str], options: MetricOptions) -> None:
         raise ValueError(f"metrics must be some of {', '.join(KNOWN)}, got none.")
     for name in names:
         if name not in KNOWN:
-            hint = " ".join((nearest.hint(name.lower(), KNOWN), "metrics are")).strip()
-            raise ValueError(f"unknown metric {name!r}; {hint} {', '.join(KNOWN)}.")
+            hint = nearest.hint(name.lower(), KNOWN, "choose one of these.")
+            raise ValueError(f"unknown metric {name!r}, metrics are {', '.join(KNOWN)}; {hint}")
     taken = {option for name in names for option in KNOWN[name].options}
     for field in dataclasses.fields(options):
         if getattr(options, field.name) != field.default and field.name not in taken:
