@@ -87,15 +87,18 @@ def name_baselines(splits: Splits) -> Baselines:
 
 def word_task(data: str | None, *, quick: bool) -> Task:
     """From a word to its phonemes, tested on some of the words of examples/g2p_cmudict.py."""
-    whole = g2p_cmudict.task(data)
+    train, validation, test = g2p_cmudict.rows(data)
     count = 100 if quick else 2000
-    return dataclasses.replace(
-        whole,
+    return Task(
+        name="g2p",
+        train=train[:count] if quick else train,
+        validation=validation[:count],
+        test=test[:count],
         input="pronounce: {word}",
-        preprocess=None,
-        train=whole.train[:count] if quick else whole.train,
-        validation=whole.validation[:count],
-        test=whole.test[:count],
+        target="{letters}",
+        metrics=("per", "g2p_wer"),
+        several_targets=True,
+        postprocess=g2p_cmudict.phonemes,
         weight=1.0,
     )
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from t5jax import pydocs, tasks, tokenizer
+from t5jax.answers import Answer
 from t5jax.config import T5Config
 from t5jax.finetuning import FinetuneConfig
 from t5jax.model import init_params
@@ -322,14 +323,18 @@ def test_g2p_shows_the_words_that_begin_and_end_most_alike(g2p_cmudict):
     def lexicon(**words):
         return g2p_cmudict.Lexicon({"word": word, "letters": one} for word, one in words.items())
 
-    assert lexicon(BIRD="bRd", CAGE="keJ").beside("BIRDCAGE") == " BIRD bRd CAGE keJ"
+    assert lexicon(BIRD="bRd", CAGE="keJ").inputs("BIRDCAGE") == [
+        "BIRDCAGE BIRD bRd CAGE keJ",
+        "BIRDCAGE CAGE keJ",
+        "BIRDCAGE BIRD bRd",
+    ]
     several = lexicon(BIRDCAGES="bRdkeJIz", BIRDS="bRdz", CAGE="keJ")
-    assert several.beside("BIRD") == " BIRDS bRdz"  # no word ends in D
-    assert several.beside("BIRDS") == " BIRDCAGES bRdkeJIz BIRDCAGES bRdkeJIz"
-    assert several.beside("WOE") == " CAGE keJ"  # none begins with W
-    assert several.beside("XYZ") == lexicon().beside("BIRD") == ""
+    assert several.inputs("BIRD") == ["BIRD BIRDS bRdz", "BIRD BIRDCAGES bRdkeJIz"]
+    assert several.inputs("BIRDS")[0] == "BIRDS BIRDCAGES bRdkeJIz BIRDCAGES bRdkeJIz"
+    assert several.inputs("WOE") == ["WOE CAGE keJ", "WOE"]  # none begins with W
+    assert several.inputs("XYZ") == lexicon().inputs("XYZ") == ["XYZ"]
     twice = [{"word": "BOW", "letters": "bo"}, {"word": "BOW", "letters": "bW"}]
-    assert g2p_cmudict.Lexicon(twice).beside("BOB") == " BOW bo"
+    assert g2p_cmudict.Lexicon(twice).inputs("BOB") == ["BOB BOW bo", "BOB"]
 
 
 def test_g2p_finds_what_comparing_with_each_word_finds(g2p_cmudict):
@@ -342,12 +347,37 @@ def test_g2p_finds_what_comparing_with_each_word_finds(g2p_cmudict):
         return max(n for n in range(len(one) + 1) if other.startswith(one[:n]))
 
     for word in words:
-        begins, _, ends, _ = lexicon.beside(word).split()
+        _, begins, _, ends, _ = lexicon.inputs(word)[0].split()
         others = known - {word}
         assert {begins, ends} <= others
         assert common(word, begins) == max(common(word, other) for other in others)
         most = max(common(word[::-1], other[::-1]) for other in others)
         assert common(word[::-1], ends[::-1]) == most
+
+
+def test_g2p_pronounces_what_is_likeliest_whichever_entries_are_shown(g2p_cmudict):
+    lexicon = g2p_cmudict.Lexicon(
+        [{"word": "BIRD", "letters": "b"}, {"word": "CAGE", "letters": "k"}]
+    )
+    chances = {
+        "BIRDCAGE BIRD b CAGE k": {"bk": 0.5, "b": 0.4},
+        "BIRDCAGE CAGE k": {"k": 0.5, "b": 0.4},
+        "BIRDCAGE BIRD b": {"bk": 0.1, "b": 0.4},
+        "XYZ": {"zz": 0.6, "z": 0.4},
+    }
+
+    class Model:
+        def answers(self, texts, **options):
+            return [
+                [Answer(one, [], "eos", 0.0, 0.0, [], None, None) for one in chances[text]]
+                for text in texts
+            ]
+
+        def score_candidates(self, texts, candidates, **options):
+            both = zip(texts, candidates, strict=True)
+            return [np.log([chances[text].get(one, 1e-9) for one in some]) for text, some in both]
+
+    assert g2p_cmudict.pronounce(Model(), lexicon, ["BIRDCAGE", "XYZ"]) == ["b", "zz"]
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -378,6 +408,7 @@ def test_g2p_cmudict_learns(tmp_path):
     shown, log = run_quickly("g2p_cmudict", tmp_path, "--data", str(tmp_path))
     assert learnt(log) > 1
     assert float(re.findall(r"g2p: per ([0-9.]+)", shown)[-1]) < 20
+    assert float(re.findall(r"each word: per ([0-9.]+)", shown)[-1]) < 20
     written = (tmp_path / "g2p_cmudict_quick" / "predictions.tsv").read_text().splitlines()
     assert [line.partition("\t")[0] for line in written] == words[5999:6999]
 
