@@ -99,8 +99,6 @@ class Config:
 
     data: str | None = None
     """Folder with g014b2b.train and g014b2b.test."""
-    inputs: int = 1
-    """Inputs of each word in training, at most 3: with other entries beside it, too."""
     quick: FlagCreatePairsOff[bool] = False
     """A taste, in a minute or two: few words, few steps, a small model."""
     run: Annotated[FinetuneConfig, arg(name="")] = _RUN
@@ -186,21 +184,10 @@ def rows(data: str | None) -> tuple[list[Row], list[Row], list[Row]]:
     return train, dev, test_rows
 
 
-def task(data: str | None, *, inputs: int = 1) -> Task:
-    """The task, its metrics the phoneme error rate and the share of words not right.
-
-    Training has the first so many of `Lexicon.inputs`, validation and test the first of them.
-    """
-    splits = rows(data)
-    lexicon = Lexicon(splits[0])
-    train, validation, test = (
-        [
-            {**row, "asked": text}
-            for row in split
-            for text in lexicon.inputs(row["word"])[: inputs if split is splits[0] else 1]
-        ]
-        for split in splits
-    )
+def task(data: str | None) -> Task:
+    """The task, its metrics the phoneme error rate and the share of words not right."""
+    train, validation, test = rows(data)
+    lexicon = Lexicon(train)
     return Task(
         name="g2p",
         train=train,
@@ -210,6 +197,7 @@ def task(data: str | None, *, inputs: int = 1) -> Task:
         target="{letters}",
         metrics=("per", "g2p_wer"),
         several_targets=True,
+        preprocess=lambda row: {**row, "asked": lexicon.inputs(row["word"])[0]},
         postprocess=phonemes,
     )
 
@@ -267,7 +255,7 @@ def adapted(run: FinetuneConfig, *, quick: bool) -> tuple[FinetuneConfig, dict |
 def main(config: Config) -> None:
     """Trains, tells error rates, and writes what the model made of each test word."""
     run, architecture = adapted(config.run, quick=config.quick)
-    chosen = task(config.data, inputs=config.inputs)
+    chosen = task(config.data)
     if config.quick:
         few = {split: list(chosen.source(split) or ())[:1000] for split in ("validation", "test")}
         chosen = dataclasses.replace(chosen, **few)
