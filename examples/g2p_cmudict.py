@@ -100,7 +100,7 @@ class Config:
     data: str | None = None
     """Folder with g014b2b.train and g014b2b.test."""
     quick: FlagCreatePairsOff[bool] = False
-    """A taste, in a minute or two: few words, few steps, a small model."""
+    """A taste, in three minutes: few words, few steps, a small model."""
     run: Annotated[FinetuneConfig, arg(name="")] = _RUN
 
 
@@ -238,7 +238,7 @@ def adapted(run: FinetuneConfig, *, quick: bool) -> tuple[FinetuneConfig, dict |
         run = dataclasses.replace(
             run,
             output=f"{run.output}_quick",
-            fit=dataclasses.replace(run.fit, steps=300, eval_every=150, checkpoint_every=150),
+            fit=dataclasses.replace(run.fit, steps=600, eval_every=300, checkpoint_every=300),
             optimizer=dataclasses.replace(run.optimizer, schedule=schedule),
             final_num_beams=1,
             average=1,
