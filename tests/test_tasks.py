@@ -98,7 +98,9 @@ def test_task_refuses_a_weight_that_is_no_share(weight):
 
 
 def test_task_refuses_unknown_metrics_and_options_nobody_takes():
-    assert refusal(make, metrics=("blue",)).endswith("; did you mean 'bleu'?")
+    unknown = refusal(make, metrics=("blue",))
+    assert "unknown metric 'blue', metrics are " in unknown
+    assert unknown.endswith("; did you mean 'bleu'?")
     options = MetricOptions(lowercase=True)
     assert "lowercase must go with" in refusal(make, metric_options=options)
 
