@@ -1,6 +1,6 @@
-"""Adafactor as T5X computes it, and AdamW; both step in proportion to the parameter's size.
+"""Adafactor as T5X computes it, AdamW, and Muon; all step in proportion to the parameter's size.
 
-Both work on any pytree of parameters. A parameter may be a stack of layers on its leading axis; it
+They work on any pytree of parameters. A parameter may be a stack of layers on its leading axis; it
 is then treated, layer by layer, as the separate parameters it holds.
 """
 
@@ -21,6 +21,9 @@ from t5jax import schedule
 MIN_FACTORED_DIM = 128  # T5X's; Mesh TensorFlow's code has 32, but T5's configs set 128
 MIN_PARAMETER_RMS = 1e-3  # lets a parameter that starts at zero move
 SQUARE_FLOOR = 1e-30  # Adafactor's epsilon_1: no moment is ever zero
+MUON_RMS = 0.2  # of Muon's directions, as of Adam's in long runs (arXiv:2502.16982, section 2.2)
+# Five quintic steps that bring singular values near one: https://kellerjordan.github.io/posts/muon
+_NEWTON_SCHULZ_STEPS, _NEWTON_SCHULZ = 5, (3.4445, -4.7750, 2.0315)
 
 _Init = Callable[[PyTree], Any]  # parameters -> state
 _Direct = Callable[[PyTree, Any], tuple[PyTree, Any]]  # gradients, state -> directions, state
@@ -28,6 +31,7 @@ _Direct = Callable[[PyTree, Any], tuple[PyTree, Any]]  # gradients, state -> dir
 _OWN_OPTIONS = {
     "adafactor": ("decay_exponent", "clip_threshold"),
     "adamw": ("b1", "b2", "eps", "weight_decay"),
+    "muon": ("momentum", "b1", "b2", "eps", "weight_decay"),
 }
 
 
@@ -38,8 +42,9 @@ class OptimizerConfig:
     Options of the optimizer that is not chosen must keep their defaults.
     """
 
-    name: Literal["adafactor", "adamw"]
-    """adafactor: T5's, with little memory; adamw: with steps scaled by the parameter's RMS."""
+    name: Literal["adafactor", "adamw", "muon"]
+    """adafactor: T5's, with little memory; adamw: with steps scaled by the parameter's RMS; muon:
+    so too, with orthogonal steps for the matrices of layers and adamw's for all else."""
     schedule: schedule.ScheduleConfig
     """Learning rate over the run."""
     clip_norm: float | None = None
@@ -49,32 +54,35 @@ class OptimizerConfig:
     clip_threshold: float = 1.0
     """adafactor: highest RMS of one parameter's update, before the learning rate."""
     b1: float = 0.9
-    """adamw: decay of the first moment."""
+    """adamw, muon: decay of Adam's first moment."""
     b2: float = 0.999
-    """adamw: decay of the second moment."""
+    """adamw, muon: decay of Adam's second moment."""
     eps: float = 1e-6
-    """adamw: added to the root of the second moment."""
+    """adamw, muon: added to the root of Adam's second moment."""
     weight_decay: float = 0.0
-    """adamw: fraction of a matrix removed per step, times the learning rate; vectors are exempt."""
+    """adamw, muon: fraction of a matrix removed per step, times the learning rate; vectors are
+    exempt."""
+    momentum: float = 0.95
+    """muon: decay of the running mean of a matrix's gradients."""
 
     def __post_init__(self) -> None:
         if self.name not in _OWN_OPTIONS:
             raise ValueError(
                 f"name must be {' or '.join(_OWN_OPTIONS)}, got {self.name!r}; T5 uses adafactor."
             )
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for owner, options in _OWN_OPTIONS.items():
-            for option in options:
-                value = getattr(self, option)
-                if owner != self.name and value != defaults[option]:
-                    raise ValueError(
-                        f"{option} must be left out for {self.name}, got {value}; "
-                        f"it is an option of {owner}."
-                    )
+        for field in dataclasses.fields(self):
+            owners = [owner for owner, options in _OWN_OPTIONS.items() if field.name in options]
+            value = getattr(self, field.name)
+            if owners and self.name not in owners and value != field.default:
+                raise ValueError(
+                    f"{field.name} must be left out for {self.name}, got {value}; "
+                    f"it is an option of {' and '.join(owners)}."
+                )
         for option, holds, rule, usual in (
             ("clip_norm", self.clip_norm is None or self.clip_norm > 0, "> 0 or None", 1),
             ("decay_exponent", 0 < self.decay_exponent <= 1, "in (0, 1]", 0.8),
             ("clip_threshold", self.clip_threshold > 0, "> 0", 1),
+            ("momentum", 0 <= self.momentum < 1, "in [0, 1)", 0.95),
             ("b1", 0 <= self.b1 < 1, "in [0, 1)", 0.9),
             ("b2", 0 <= self.b2 < 1, "in [0, 1)", 0.999),
             ("eps", 0 < self.eps < math.inf, "> 0 and finite", 1e-6),
@@ -99,6 +107,18 @@ class AdafactorState(NamedTuple):
     moments: PyTree[Float32[Array, "..."]]
 
 
+class MuonState(NamedTuple):
+    """What Muon remembers between updates.
+
+    count: updates made so far.
+    moments: the tree of the parameters, each replaced by its moments in float32, of its own shape:
+      {"momentum"} for a matrix of a layer, else Adam's {"mu", "nu"}.
+    """
+
+    count: Int32[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
+    moments: PyTree[Float32[Array, "..."]]
+
+
 def make(
     config: OptimizerConfig, *, total_steps: int, stacked: Callable[[str], bool]
 ) -> optax.GradientTransformation:
@@ -111,6 +131,9 @@ def make(
     Adafactor (arXiv:1804.04235) has direction g / sqrt(v), scaled down to RMS clip_threshold; v is
     the running mean of g^2, for large matrices the outer product of its row and column means.
     AdamW has Adam's direction (arXiv:1412.6980); the RMS makes it train T5 (nanoT5's AdamWScale).
+    Muon's, for a matrix of a layer, is the orthogonal matrix nearest to the momentum that Nesterov
+    looks ahead to, roughly, with RMS 0.2 (Jordan et al. 2024; arXiv:2502.16982); for embeddings,
+    the output and vectors it is Adam's.  Its products need mesh axes of type Auto.
 
     Args:
       config: the optimizer and its options.
@@ -118,13 +141,14 @@ def make(
       stacked: whether the parameter at a path, keys joined by "/", has layers as leading axis.
     Returns:
       init and update as in optax. `update` needs the parameters; its updates have their dtype. The
-      state is one `AdafactorState` or `optax.ScaleByAdamState`, in float32, whatever the options.
+      state is one `AdafactorState`, `optax.ScaleByAdamState` or `MuonState`, in float32, whatever
+      the options.
     Raises:
       ValueError: the schedule spans a run that is too short for it.
     """
     rate = schedule.learning_rate(config.schedule, total_steps=total_steps)
-    is_adafactor = config.name == "adafactor"
-    init_moments, direct = _adafactor(config, stacked) if is_adafactor else _adam(config)
+    kinds = {"adafactor": _adafactor, "adamw": _adam, "muon": _muon}
+    init_moments, direct = kinds[config.name](config, stacked)
     limit = None if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
 
     def init(params: optax.Params) -> optax.OptState:
@@ -172,19 +196,26 @@ def _adafactor(config: OptimizerConfig, stacked: Callable[[str], bool]) -> tuple
         def layer(grad: Array, moments: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
             return _adafactor_direction(grad, moments, decay, clip_at=config.clip_threshold)
 
-        paths_and_grads, tree = jax.tree.flatten_with_path(grads)
-        results = [
-            _per_layer(layer, path, stacked)(grad, moments)
-            for (path, grad), moments in zip(
-                paths_and_grads, tree.flatten_up_to(state.moments), strict=True
-            )
-        ]
-        directions = tree.unflatten([direction for direction, _ in results])
-        moments = tree.unflatten([moments for _, moments in results])
-        count = jnp.asarray(optax.safe_increment(state.count))
-        return directions, AdafactorState(count, moments)
+        directions, moments = _map_with_moments(
+            lambda path, *leaves: _per_layer(layer, path, stacked)(*leaves), grads, state.moments
+        )
+        return directions, AdafactorState(_increment(state.count), moments)
 
     return init, direct
+
+
+def _map_with_moments(function: Callable, grads: PyTree, moments: PyTree) -> tuple[PyTree, PyTree]:
+    """Two trees from a function of a path, its gradient and its moments that gives both again."""
+    paths_and_grads, tree = jax.tree.flatten_with_path(grads)
+    results = [
+        function(path, grad, of_grad)
+        for (path, grad), of_grad in zip(paths_and_grads, tree.flatten_up_to(moments), strict=True)
+    ]
+    return tree.unflatten([one for one, _ in results]), tree.unflatten([two for _, two in results])
+
+
+def _increment(count: Array) -> Array:
+    return jnp.asarray(optax.safe_increment(count))
 
 
 def _averaged_axes(shape: tuple[int, ...]) -> dict[str, int | None]:
@@ -223,7 +254,7 @@ def _adafactor_direction(
     return direction / jnp.maximum(1.0, _rms(direction) / clip_at), moments
 
 
-def _adam(config: OptimizerConfig) -> tuple[_Init, _Direct]:
+def _adam(config: OptimizerConfig, _: Callable[[str], bool]) -> tuple[_Init, _Direct]:
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
 
     def direct(grads: PyTree, state: optax.OptState) -> tuple[PyTree, optax.OptState]:
@@ -232,6 +263,52 @@ def _adam(config: OptimizerConfig) -> tuple[_Init, _Direct]:
             return adam.update(grads, state)
 
     return adam.init, direct
+
+
+def _muon(config: OptimizerConfig, stacked: Callable[[str], bool]) -> tuple[_Init, _Direct]:
+    _, adam = _adam(config, stacked)
+
+    def init(params: PyTree) -> MuonState:
+        def zeros(path: jax.tree_util.KeyPath, param: Array) -> dict[str, Array]:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            # A layer may have a table too, of the biases of its attention.
+            is_matrix = stacked(name) and param.ndim == 3 and not name.endswith("embedding")
+            moments = ("momentum",) if is_matrix else ("mu", "nu")
+            return {moment: jnp.zeros_like(param) for moment in moments}
+
+        moments = jax.tree.map_with_path(zeros, params)
+        return MuonState(count=jnp.zeros((), jnp.int32), moments=moments)
+
+    def mean(past: Array, new: Array) -> Array:
+        return config.momentum * past + (1.0 - config.momentum) * new
+
+    def direct(grads: PyTree, state: MuonState) -> tuple[PyTree, MuonState]:
+        def parameter(
+            _: jax.tree_util.KeyPath, grad: Array, moments: dict[str, Array]
+        ) -> tuple[Array, dict[str, Array]]:
+            if "momentum" not in moments:
+                direction, new = adam(grad, optax.ScaleByAdamState(state.count, **moments))
+                return direction, {"mu": new.mu, "nu": new.nu}
+            momentum = mean(moments["momentum"], grad)
+            direction = jax.vmap(_orthogonal)(mean(momentum, grad))
+            return MUON_RMS * max(grad.shape[1:]) ** 0.5 * direction, {"momentum": momentum}
+
+        directions, moments = _map_with_moments(parameter, grads, state.moments)
+        return directions, MuonState(_increment(state.count), moments)
+
+    return init, direct
+
+
+def _orthogonal(matrix: Float32[Array, "I O"]) -> Float32[Array, "I O"]:
+    """The matrix with all singular values between 0.7 and 1.2, roughly; zero stays zero."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x * jax.lax.rsqrt(jnp.sum(jnp.square(x)) + SQUARE_FLOOR)
+    one, three, five = _NEWTON_SCHULZ
+    for _ in range(_NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = one * x + (three * gram + five * (gram @ gram)) @ x
+    return x.T if tall else x
 
 
 def _per_layer(

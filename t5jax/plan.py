@@ -41,7 +41,7 @@ class Plan:
     """Type of activations and matrix products."""
     remat: Remat = "none"
     """What is recomputed instead of kept: none, dots (all but products), full (whole blocks)."""
-    optimizer: Literal["adafactor", "adamw"] = "adafactor"
+    optimizer: Literal["adafactor", "adamw", "muon"] = "adafactor"
     """Of training."""
     accumulate: int = 1
     """Parts that a batch is computed in, one after the other."""
@@ -141,7 +141,7 @@ def advice(task: Workload, error: OutOfMemory, *, count: int) -> list[tuple[floa
         )
         if kept:
             found.append((rest * 0.25, change))
-    if task.optimizer == "adamw" and not task.decode:
+    if task.optimizer != "adafactor" and not task.decode:
         found.append((error.state.get("optimizer", 0) * 0.99, "--optimizer adafactor"))
     found.append((error.needed / 2, "a slice with twice the chips"))
     return sorted(found, key=lambda change: -change[0])[:3]

@@ -15,7 +15,7 @@ Name = Literal["rsqrt", "constant", "linear", "cosine"]
 class ScheduleConfig:
     """How the learning rate moves during a run.
 
-    The rate is relative: both optimizers multiply it by the RMS of the parameter they update.
+    The rate is relative: all optimizers multiply it by the RMS of the parameter they update.
     T5 pre-trains with rsqrt, 1.0, 10000 and fine-tunes with constant, 0.001, 0; nanoT5 pre-trains
     AdamW with cosine, 0.02, 10000.
     """

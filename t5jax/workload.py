@@ -40,7 +40,7 @@ class Workload:
     batch_size: int
     input_length: int
     target_length: int
-    optimizer: Literal["adafactor", "adamw"] = "adafactor"
+    optimizer: Literal["adafactor", "adamw", "muon"] = "adafactor"
     accumulate: int = 1
     decode: bool = False
 

@@ -1,4 +1,4 @@
-"""Adafactor against its formula and optax, AdamW against its formula and torch."""
+"""Adafactor against its formula and optax, AdamW and Muon against their formulas and torch."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from t5jax import optimizer
@@ -19,6 +19,7 @@ from t5jax.schedule import ScheduleConfig
 RSQRT = ScheduleConfig(name="rsqrt", learning_rate=1.0, warmup_steps=2)  # the rate moves at step 3
 ADAFACTOR = OptimizerConfig(name="adafactor", schedule=RSQRT)
 ADAMW = OptimizerConfig(name="adamw", schedule=RSQRT)
+MUON = OptimizerConfig(name="muon", schedule=RSQRT)
 # Update sizes vary by layer, so errors are measured against the largest entry of each layer. A mean
 # of 32768 float32 squares and a chain of ten roundings stay below a few 1e-6.
 RELATIVE = 5e-6
@@ -198,6 +199,76 @@ def test_adamw_decays_matrices_and_spares_vectors_also_in_stacks():
             assert_same_path(layer, expected, relative=ADAM_RELATIVE)
 
 
+def muon_formula(param, grads, *, weight_decay=0.0):
+    """One matrix in float64: the singular values of the momentum go through the polynomial."""
+    p = param.astype(np.float64)
+    m = 0.0
+    seen = []
+    for t, grad in enumerate(grads):
+        g = grad.astype(np.float64)
+        m = 0.95 * m + 0.05 * g
+        u, s, v = np.linalg.svd(0.95 * m + 0.05 * g, full_matrices=False)
+        s = s / np.sqrt((s**2).sum())
+        for _ in range(5):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+        direction = 0.2 * np.sqrt(max(p.shape)) * (u * s) @ v
+        rms = max(np.sqrt((p**2).mean()), 1e-3)
+        p = p - rsqrt_rate(t) * (rms * direction + weight_decay * p)
+        seen.append(p)
+    return seen
+
+
+# The polynomial stretches what is near zero 3.4445 times, five times over, roundings too.
+MUON_RELATIVE = 5e-5
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 12), (2, 12, 20), (2, 16, 16), (2, 1, 7)])
+def test_muon_follows_the_formula(shape):
+    param, grads = random_run(shape)
+    # Layers of unlike size: each must have its own norm, and its own RMS.
+    size = np.float32(10.0) ** (np.arange(shape[0]) % 3 - 1).reshape(-1, 1, 1)
+    param, grads = param * size, [grad / size**2 for grad in grads]
+    config = OptimizerConfig(name="muon", schedule=RSQRT, weight_decay=0.1)
+    got, _ = train(make(config), {"layers/w": param}, [{"layers/w": grad} for grad in grads])
+    for i in range(shape[0]):
+        expected = muon_formula(param[i], [grad[i] for grad in grads], weight_decay=0.1)
+        layer = [params["layers/w"][i] for params in got]
+        assert_same_path(layer, expected, relative=MUON_RELATIVE)
+
+
+def test_muon_agrees_with_torch_scaled_by_parameter_rms():
+    torch = pytest.importorskip("torch")
+    param, grads = random_run((24, 40))
+    p = torch.tensor(param, requires_grad=True)
+    tx = torch.optim.Muon([p], momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    expected = []
+    for t, grad in enumerate(grads):
+        rms = max(p.detach().square().mean().sqrt().item(), 1e-3)
+        # torch scales the decay by the rate too; ours is not scaled by the RMS.
+        tx.param_groups[0].update(lr=rsqrt_rate(t) * rms, weight_decay=0.1 / rms)
+        p.grad = torch.tensor(grad)
+        tx.step()
+        expected.append(p.detach().numpy().copy())
+    config = OptimizerConfig(name="muon", schedule=RSQRT, weight_decay=0.1)
+    grads = [{"layers/w": grad[None]} for grad in grads]
+    got, _ = train(make(config), {"layers/w": param[None]}, grads)
+    # torch multiplies in bfloat16, whose eight bits leave some percent in a direction.
+    assert_same_path([x["layers/w"][0] for x in got], expected, relative=1e-2)
+
+
+def test_muon_leaves_embeddings_and_vectors_to_adam():
+    shapes = {"layers/scale": (3, 20), "layers/relative_bias/embedding": (3, 9, 4)}
+    shapes |= {"token_embedder/embedding": (30, 20), "output/kernel": (20, 30), "norm": (20,)}
+    runs = {name: random_run(shape) for name, shape in shapes.items()}
+    params = {name: param for name, (param, _) in runs.items()}
+    grads = [{name: all_grads[t] for name, (_, all_grads) in runs.items()} for t in range(5)]
+    got, state = train(make(MUON), params, grads)
+    expected, _ = train(make(ADAMW), params, grads)
+    for name in shapes:
+        assert_same_path([x[name] for x in got], [x[name] for x in expected])
+        assert set(state.moments[name]) == {"mu", "nu"}
+
+
 def test_adafactor_keeps_the_axes_of_parameters_in_their_moments():
     params = {
         "layers": {
@@ -225,12 +296,12 @@ def test_adafactor_keeps_the_axes_of_parameters_in_their_moments():
     assert (state.count.shape, state.count.dtype) == ((), jnp.int32)
 
 
-@pytest.mark.parametrize("config", [ADAFACTOR, ADAMW], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [ADAFACTOR, ADAMW, MUON], ids=lambda config: config.name)
 def test_state_keeps_its_structure_and_counts_updates(config):
     param, grads = random_run((3, 129, 130))
     tx = make(config)
-    fresh = jax.eval_shape(tx.init, {"layers": param})
-    _, state = train(tx, {"layers": param}, [{"layers": grad} for grad in grads])
+    fresh = jax.eval_shape(tx.init, {"layers": {"w": param}})
+    _, state = train(tx, {"layers": {"w": param}}, [{"layers": {"w": grad}} for grad in grads])
     assert jax.tree.structure(state) == jax.tree.structure(fresh)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
         lambda x: (x.shape, x.dtype), fresh
@@ -238,7 +309,7 @@ def test_state_keeps_its_structure_and_counts_updates(config):
     assert int(state.count) == 5
 
 
-@pytest.mark.parametrize("config", [ADAFACTOR, ADAMW], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [ADAFACTOR, ADAMW, MUON], ids=lambda config: config.name)
 def test_moments_are_float32_and_updates_bfloat16_for_bfloat16_parameters(config):
     param, grads = random_run((129, 130), steps=2)
     tx = make(config)
@@ -250,11 +321,11 @@ def test_moments_are_float32_and_updates_bfloat16_for_bfloat16_parameters(config
     assert_same_path([got[0].astype(np.float32)], exact, relative=2**-7)
 
 
-@pytest.mark.parametrize("config", [ADAFACTOR, ADAMW], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [ADAFACTOR, ADAMW, MUON], ids=lambda config: config.name)
 def test_clip_norm_acts_on_the_norm_over_all_parameters(config):
-    a, a_grads = random_run((6, 5), seed=1)
+    a, a_grads = random_run((2, 6, 5), seed=1)
     b, b_grads = random_run((9,), seed=2)
-    grads = [{"a": x, "b": y} for x, y in zip(a_grads, b_grads, strict=True)]
+    grads = [{"layers/a": x, "b": y} for x, y in zip(a_grads, b_grads, strict=True)]
     norms = [np.sqrt((x**2).sum() + (y**2).sum()) for x, y in zip(a_grads, b_grads, strict=True)]
     limit = float(np.median(norms))  # some gradients are above it, some below
     clipped = [
@@ -262,9 +333,9 @@ def test_clip_norm_acts_on_the_norm_over_all_parameters(config):
         for grad, norm in zip(grads, norms, strict=True)
     ]
     tx = make(OptimizerConfig(name=config.name, schedule=RSQRT, clip_norm=limit))
-    got, state = train(tx, {"a": a, "b": b}, grads)
-    expected, plain_state = train(make(config), {"a": a, "b": b}, clipped)
-    for name in "ab":
+    got, state = train(tx, {"layers/a": a, "b": b}, grads)
+    expected, plain_state = train(make(config), {"layers/a": a, "b": b}, clipped)
+    for name in ("layers/a", "b"):
         assert_same_path([x[name] for x in got], [x[name] for x in expected])
     # A run may be resumed with another limit: the state does not depend on it.
     assert jax.tree.structure(state) == jax.tree.structure(plain_state)
@@ -281,13 +352,16 @@ def test_stacked_is_asked_by_slash_joined_path():
     assert asked == {"encoder/layers/0", "encoder/layers/1", "embedding"}
 
 
-@pytest.mark.parametrize("config", [ADAFACTOR, ADAMW], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [ADAFACTOR, ADAMW, MUON], ids=lambda config: config.name)
 def test_update_is_the_same_when_sharded(config):
     param, grads = random_run((2, 256, 128))
     tx = make(config)
-    expected, _ = train(tx, {"layers": param}, [{"layers": grad} for grad in grads])
+    grads = [{"layers": {"w": grad}} for grad in grads]
+    expected, _ = train(tx, {"layers": {"w": param}}, grads)
 
-    mesh = jax.make_mesh((jax.device_count(),), ("fsdp",))
+    # What axes of type Explicit divide cannot be multiplied along without being told how.
+    kind = AxisType.Auto if config.name == "muon" else AxisType.Explicit
+    mesh = jax.make_mesh((jax.device_count(),), ("fsdp",), (kind,))
     spec = (None, "fsdp", None)
 
     def sharding(x):  # the parameter's own rule, with axes of size 1 left whole
@@ -295,7 +369,7 @@ def test_update_is_the_same_when_sharded(config):
         axes = [None if size == 1 else axis for size, axis in zip(whole, spec, strict=True)]
         return NamedSharding(mesh, P(*axes[: x.ndim]))
 
-    shapes = {"layers": jax.ShapeDtypeStruct(param.shape, param.dtype)}
+    shapes = {"layers": {"w": jax.ShapeDtypeStruct(param.shape, param.dtype)}}
     state_sharding = jax.tree.map(sharding, jax.eval_shape(tx.init, shapes))
     param_sharding = jax.tree.map(sharding, shapes)
     step = jax.jit(
@@ -303,23 +377,24 @@ def test_update_is_the_same_when_sharded(config):
         in_shardings=(param_sharding, state_sharding, param_sharding),
         out_shardings=(param_sharding, state_sharding),
     )
-    params = jax.device_put({"layers": param}, param_sharding)
+    params = jax.device_put({"layers": {"w": param}}, param_sharding)
     state = jax.jit(tx.init, out_shardings=state_sharding)(params)
     for grad, expect in zip(grads, expected, strict=True):
-        updates, state = step({"layers": jnp.asarray(grad)}, state, params)
+        updates, state = step(jax.tree.map(jnp.asarray, grad), state, params)
         params = optax.apply_updates(params, updates)
         # The sums are taken in another order.
-        assert_same_path([np.asarray(params["layers"])], [expect["layers"]])
+        assert_same_path([np.asarray(params["layers"]["w"])], [expect["layers"]["w"]])
 
 
-@pytest.mark.parametrize("name", ["adafactor", "adamw"])
-def test_optimizer_minimises_a_quadratic(name):
-    target, _ = random_run((4, 6), seed=3)
-    schedule = ScheduleConfig(name="cosine", learning_rate=0.1, warmup_steps=10)
+# Muon's steps have a fifth of the size.
+@pytest.mark.parametrize(("name", "rate"), [("adafactor", 0.1), ("adamw", 0.1), ("muon", 0.5)])
+def test_optimizer_minimises_a_quadratic(name, rate):
+    target, _ = random_run((2, 4, 6), seed=3)  # two layers
+    schedule = ScheduleConfig(name="cosine", learning_rate=rate, warmup_steps=10)
     tx = optimizer.make(
         OptimizerConfig(name=name, schedule=schedule, clip_norm=1.0),
         total_steps=200,
-        stacked=lambda path: False,
+        stacked=lambda path: True,
     )
 
     def loss(params):
@@ -330,7 +405,7 @@ def test_optimizer_minimises_a_quadratic(name):
         updates, state = tx.update(jax.grad(loss)(params), state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    start = jnp.ones((4, 6))
+    start = jnp.ones((2, 4, 6))
     (params, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, length=200))(
         (start, tx.init(start))
     )
@@ -355,7 +430,10 @@ def test_make_refuses_a_schedule_that_does_not_fit_the_run():
     ("options", "message"),
     [
         ({"name": "adafactor", "b1": 0.8}, "b1 must be left out for adafactor, got 0.8"),
-        ({"name": "adafactor", "weight_decay": 0.1}, "it is an option of adamw"),
+        ({"name": "adafactor", "weight_decay": 0.1}, "it is an option of adamw and muon"),
+        ({"name": "adamw", "momentum": 0.9}, "momentum must be left out for adamw, got 0.9; it is"),
+        ({"name": "muon", "decay_exponent": 0.7}, "it is an option of adafactor"),
+        ({"name": "muon", "momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0; 0.95 is"),
         ({"name": "adamw", "decay_exponent": 0.7}, "decay_exponent must be left out for adamw"),
         ({"name": "adamw", "clip_threshold": 2.0}, "it is an option of adafactor"),
         ({"name": "adafactor", "decay_exponent": 0.0}, r"in \(0, 1\], got 0.0; 0.8 is usual"),
@@ -375,7 +453,7 @@ def test_config_refuses(options, message):
 def test_config_refuses_an_unknown_name():
     config = OptimizerConfig(name="adamw", schedule=RSQRT)
     object.__setattr__(config, "name", "adam")  # run-time type checks would refuse it before us
-    with pytest.raises(ValueError, match="name must be adafactor or adamw, got 'adam'; T5"):
+    with pytest.raises(ValueError, match="name must be adafactor or adamw or muon, got 'adam'"):
         config.__post_init__()
 
 

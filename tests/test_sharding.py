@@ -183,12 +183,16 @@ WIDE = T5Config(
 )
 
 
-def test_shardings_of_moments_follow_their_parameters(cube):
+@pytest.mark.parametrize(
+    ("name", "moments"),
+    [("adafactor", {"row", "col", "full"}), ("muon", {"momentum", "mu", "nu"})],
+)
+def test_shardings_of_moments_follow_their_parameters(cube, name, moments):
     constant = ScheduleConfig(name="constant", learning_rate=1e-3, warmup_steps=0)
-    config = optimizer.OptimizerConfig(name="adafactor", schedule=constant)
-    adafactor = optimizer.make(config, total_steps=1, stacked=model.stacked)
+    config = optimizer.OptimizerConfig(name=name, schedule=constant)
+    tx = optimizer.make(config, total_steps=1, stacked=model.stacked)
     params = model.abstract_params(WIDE)
-    state = jax.eval_shape(adafactor.init, params)
+    state = jax.eval_shape(tx.init, params)
     found = shardings({"opt_state": state}, mesh=cube, rules=model.PARTITION_RULES)["opt_state"]
     assert found.count.is_equivalent_to(NamedSharding(cube, P()), 0)
 
@@ -205,7 +209,7 @@ def test_shardings_of_moments_follow_their_parameters(cube):
         assert moment[name].is_equivalent_to(NamedSharding(cube, P(*expected)), leaf.ndim)
         if name == "row":
             assert leaf.size < owner.size
-    assert kinds == {"row", "col", "full"}
+    assert kinds == moments
 
 
 def test_sharded_model_equals_one_device(cube):
