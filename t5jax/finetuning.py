@@ -202,7 +202,7 @@ def _prepare(
     for task in tasks:
         options[f"tasks.{task.name}.weight"] = task.weight
         options[f"tasks.{task.name}.metrics"] = list(task.metrics)
-    runfolder.check(config.folder, options)
+    runfolder.check(config.folder, options, unrecorded=runs.UNRECORDED)
     ingredients.check_files(config.model, config.tokenizer)
     mesh = sharding.make_mesh(config.mesh)
     train.check_batch_size(config.batch_size, mesh=mesh, accumulate=config.step.accumulate)

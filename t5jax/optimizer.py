@@ -20,10 +20,14 @@ from t5jax import schedule
 
 MIN_FACTORED_DIM = 128  # T5X's; Mesh TensorFlow's code has 32, but T5's configs set 128
 MIN_PARAMETER_RMS = 1e-3  # lets a parameter that starts at zero move
-SQUARE_FLOOR = 1e-30  # Adafactor's epsilon_1: no moment is ever zero
-MUON_RMS = 0.2  # of Muon's directions, as of Adam's in long runs (arXiv:2502.16982, section 2.2)
-# Five quintic steps that bring singular values near one: https://kellerjordan.github.io/posts/muon
-_NEWTON_SCHULZ_STEPS, _NEWTON_SCHULZ = 5, (3.4445, -4.7750, 2.0315)
+SQUARE_FLOOR = 1e-30  # Adafactor's epsilon_1: no moment is ever zero, nor Muon's norm
+MUON_RMS = 0.2  # of Muon's directions; AdamW's is 0.2 to 0.4 (arXiv:2502.16982, section 2.2)
+# Five steps of a x + b x^3 + c x^5 bring singular values near one.
+# https://kellerjordan.github.io/posts/muon
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_NEWTON_SCHULZ_STEPS = 5
+
+OptimizerName = Literal["adafactor", "adamw", "muon"]
 
 _Init = Callable[[PyTree], Any]  # parameters -> state
 _Direct = Callable[[PyTree, Any], tuple[PyTree, Any]]  # gradients, state -> directions, state
@@ -39,12 +43,12 @@ _OWN_OPTIONS = {
 class OptimizerConfig:
     """Which optimizer, and how it steps.
 
-    Options of the optimizer that is not chosen must keep their defaults.
+    Options that the chosen optimizer does not have must keep their defaults.
     """
 
-    name: Literal["adafactor", "adamw", "muon"]
+    name: OptimizerName
     """adafactor: T5's, with little memory; adamw: with steps scaled by the parameter's RMS; muon:
-    so too, with orthogonal steps for the matrices of layers and adamw's for all else."""
+    scaled likewise, orthogonal for the matrices of layers, adamw's for all else."""
     schedule: schedule.ScheduleConfig
     """Learning rate over the run."""
     clip_norm: float | None = None
@@ -68,7 +72,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.name not in _OWN_OPTIONS:
             raise ValueError(
-                f"name must be {' or '.join(_OWN_OPTIONS)}, got {self.name!r}; T5 uses adafactor."
+                f"name must be one of {', '.join(_OWN_OPTIONS)}, got {self.name!r}; "
+                "T5 uses adafactor."
             )
         for field in dataclasses.fields(self):
             owners = [owner for owner, options in _OWN_OPTIONS.items() if field.name in options]
@@ -111,7 +116,7 @@ class MuonState(NamedTuple):
     """What Muon remembers between updates.
 
     count: updates made so far.
-    moments: the tree of the parameters, each replaced by its moments in float32, of its own shape:
+    moments: the tree of the parameters, each replaced by its  float32 moments, of its shape:
       {"momentum"} for a matrix of a layer, else Adam's {"mu", "nu"}.
     """
 
@@ -131,9 +136,10 @@ def make(
     Adafactor (arXiv:1804.04235) has direction g / sqrt(v), scaled down to RMS clip_threshold; v is
     the running mean of g^2, for large matrices the outer product of its row and column means.
     AdamW has Adam's direction (arXiv:1412.6980); the RMS makes it train T5 (nanoT5's AdamWScale).
-    Muon's, for a matrix of a layer, is the orthogonal matrix nearest to the momentum that Nesterov
-    looks ahead to, roughly, with RMS 0.2 (Jordan et al. 2024; arXiv:2502.16982); for embeddings,
-    the output and vectors it is Adam's.  Its products need mesh axes of type Auto.
+    Muon's, for a matrix [I, O] of a stack, is 0.2 sqrt(max(I, O)) times about the orthogonal matrix
+    nearest to 0.95 m + 0.05 g, where m is the running mean of g and 0.95 the momentum (Jordan et
+    al. 2024; arXiv:2502.16982).  For tables, named `embedding`, and for parameters outside of
+    stacks it is Adam's.  Mesh axes must be of type Auto.
 
     Args:
       config: the optimizer and its options.
@@ -144,11 +150,12 @@ def make(
       state is one `AdafactorState`, `optax.ScaleByAdamState` or `MuonState`, in float32, whatever
       the options.
     Raises:
-      ValueError: the schedule spans a run that is too short for it.
+      ValueError: the schedule spans a run that is too short for it.  By `init`: Muon finds no
+        matrix in a stack.
     """
     rate = schedule.learning_rate(config.schedule, total_steps=total_steps)
-    kinds = {"adafactor": _adafactor, "adamw": _adam, "muon": _muon}
-    init_moments, direct = kinds[config.name](config, stacked)
+    makers = {"adafactor": _adafactor, "adamw": _adam, "muon": _muon}
+    init_moments, direct = makers[config.name](config, stacked)
     limit = None if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
 
     def init(params: optax.Params) -> optax.OptState:
@@ -205,7 +212,7 @@ def _adafactor(config: OptimizerConfig, stacked: Callable[[str], bool]) -> tuple
 
 
 def _map_with_moments(function: Callable, grads: PyTree, moments: PyTree) -> tuple[PyTree, PyTree]:
-    """Two trees from a function of a path, its gradient and its moments that gives both again."""
+    """Maps function(path, gradient, moments) -> (direction, moments); a tree of each."""
     paths_and_grads, tree = jax.tree.flatten_with_path(grads)
     results = [
         function(path, grad, of_grad)
@@ -270,44 +277,55 @@ def _muon(config: OptimizerConfig, stacked: Callable[[str], bool]) -> tuple[_Ini
 
     def init(params: PyTree) -> MuonState:
         def zeros(path: jax.tree_util.KeyPath, param: Array) -> dict[str, Array]:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            name = _name(path)
             # A layer may have a table too, of the biases of its attention.
-            is_matrix = stacked(name) and param.ndim == 3 and not name.endswith("embedding")
-            moments = ("momentum",) if is_matrix else ("mu", "nu")
-            return {moment: jnp.zeros_like(param) for moment in moments}
+            is_table = name.rpartition("/")[2] == "embedding"
+            is_matrix = stacked(name) and param.ndim == 3 and not is_table
+            kept = ("momentum",) if is_matrix else ("mu", "nu")
+            return {moment: jnp.zeros_like(param) for moment in kept}
 
         moments = jax.tree.map_with_path(zeros, params)
+        if not any(
+            _name(path[-1:]) == "momentum" for path, _ in jax.tree.leaves_with_path(moments)
+        ):
+            raise ValueError(
+                "muon must have matrices of layers to train, got none; choose adamw instead."
+            )
         return MuonState(count=jnp.zeros((), jnp.int32), moments=moments)
 
     def mean(past: Array, new: Array) -> Array:
         return config.momentum * past + (1.0 - config.momentum) * new
 
     def direct(grads: PyTree, state: MuonState) -> tuple[PyTree, MuonState]:
-        def parameter(
+        def leaf(
             _: jax.tree_util.KeyPath, grad: Array, moments: dict[str, Array]
         ) -> tuple[Array, dict[str, Array]]:
             if "momentum" not in moments:
                 direction, new = adam(grad, optax.ScaleByAdamState(state.count, **moments))
                 return direction, {"mu": new.mu, "nu": new.nu}
             momentum = mean(moments["momentum"], grad)
-            direction = jax.vmap(_orthogonal)(mean(momentum, grad))
+            # One after the other, so that a mesh gathers one layer at a time.
+            direction = jax.lax.map(_orthogonal, mean(momentum, grad))
             return MUON_RMS * max(grad.shape[1:]) ** 0.5 * direction, {"momentum": momentum}
 
-        directions, moments = _map_with_moments(parameter, grads, state.moments)
+        directions, moments = _map_with_moments(leaf, grads, state.moments)
         return directions, MuonState(_increment(state.count), moments)
 
     return init, direct
 
 
 def _orthogonal(matrix: Float32[Array, "I O"]) -> Float32[Array, "I O"]:
-    """The matrix with all singular values between 0.7 and 1.2, roughly; zero stays zero."""
+    """The matrix with its singular values brought near one, 0.68 to 1.2; zero stays zero.
+
+    Values below about 1/700 of the norm do not get there.
+    """
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x * jax.lax.rsqrt(jnp.sum(jnp.square(x)) + SQUARE_FLOOR)
-    one, three, five = _NEWTON_SCHULZ
+    a, b, c = _NEWTON_SCHULZ
     for _ in range(_NEWTON_SCHULZ_STEPS):
         gram = x @ x.T
-        x = one * x + (three * gram + five * (gram @ gram)) @ x
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
     return x.T if tall else x
 
 
@@ -315,8 +333,11 @@ def _per_layer(
     function: Callable, path: jax.tree_util.KeyPath, stacked: Callable[[str], bool]
 ) -> Callable:
     """Map a function of one layer over the stack, where the parameter at `path` is one."""
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return jax.vmap(function) if stacked(name) else function
+    return jax.vmap(function) if stacked(_name(path)) else function
+
+
+def _name(path: jax.tree_util.KeyPath) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _float32(tree: PyTree) -> PyTree:

@@ -4,7 +4,7 @@ import dataclasses
 import json as jsons
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import FlagCreatePairsOff
@@ -12,6 +12,7 @@ from tyro.conf import FlagCreatePairsOff
 from t5jax import chips, estimate, search, workload
 from t5jax.config import ComputeDtype, Remat, T5Config
 from t5jax.estimate import OutOfMemory, gib
+from t5jax.optimizer import OptimizerName
 from t5jax.sharding import MeshConfig
 from t5jax.workload import Workload
 
@@ -41,7 +42,7 @@ class Plan:
     """Type of activations and matrix products."""
     remat: Remat = "none"
     """What is recomputed instead of kept: none, dots (all but products), full (whole blocks)."""
-    optimizer: Literal["adafactor", "adamw", "muon"] = "adafactor"
+    optimizer: OptimizerName = "adafactor"
     """Of training."""
     accumulate: int = 1
     """Parts that a batch is computed in, one after the other."""

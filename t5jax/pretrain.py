@@ -34,7 +34,7 @@ from t5jax.text2text import Text2Text
 _FREE = ("eval_examples",)
 
 # Options that a run begun before there were any does not record, and what it was trained with.
-_UNRECORDED = {"step.label_smoothing": 0.0}
+_UNRECORDED = {**runs.UNRECORDED, "step.label_smoothing": 0.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

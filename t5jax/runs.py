@@ -24,6 +24,9 @@ from t5jax.sharding import MeshConfig
 from t5jax.tokenizer import Tokenizer
 from t5jax.train import StepConfig
 
+# Options of all runs that came later, and what runs have that were begun before.
+UNRECORDED = {"optimizer.momentum": 0.95}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:

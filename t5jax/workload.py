@@ -5,7 +5,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from t5jax import chips, flops, generate, model, optimizer, schedule, sharding, train
 from t5jax.config import T5Config
+from t5jax.optimizer import OptimizerName
 from t5jax.sharding import MeshConfig
 
 # The learning rate has no influence on what a step costs.
@@ -40,7 +41,7 @@ class Workload:
     batch_size: int
     input_length: int
     target_length: int
-    optimizer: Literal["adafactor", "adamw", "muon"] = "adafactor"
+    optimizer: OptimizerName = "adafactor"
     accumulate: int = 1
     decode: bool = False
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -259,6 +260,15 @@ def test_finetune_refuses_data_before_it_makes_a_folder(tmp_path, changes, messa
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "run", task(**changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_finetune_continues_a_run_begun_before_muon(learned, tmp_path):
+    folder, found = learned
+    shutil.copytree(folder, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["options"].pop("optimizer.momentum") == 0.95
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    assert run(tmp_path / "run").validation == found.validation
 
 
 def test_finetune_refuses_another_run_in_its_folder(learned):

@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import json
 import os
@@ -36,6 +37,11 @@ def test_advice_names_three_changes_the_best_first():
     assert saved == sorted(saved, reverse=True)
     assert found[0][1] == "--remat full"
     assert "--accumulate 2" in [change for _, change in found]
+
+    error = OutOfMemory(50e9, 16e9, {"parameters": 10**9, "optimizer": 45 * 10**9})
+    large, _, _ = plan.advice(dataclasses.replace(task, optimizer="muon"), error, count=8)
+    assert large[1] == "--optimizer adafactor"
+    assert large not in plan.advice(task, error, count=8)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")

@@ -170,6 +170,7 @@ def test_run_begun_before_targets_could_be_smoothed_is_continued_without(finishe
     shutil.copytree(config.output, output)
     record = json.loads((output / "run.json").read_text())
     assert record["options"].pop("step.label_smoothing") == 0
+    assert record["options"].pop("optimizer.momentum") == 0.95
     (output / "run.json").write_text(json.dumps(record))
     old = dataclasses.replace(config, output=str(output))
     with pytest.raises(ValueError, match=r"its step\.label_smoothing is 0\.0, and 0\.1 was asked"):
