@@ -1,6 +1,8 @@
 """What all training runs have: options, a state to begin with, and the steps to the last."""
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,6 +29,8 @@ from t5jax.train import StepConfig
 # Options of all runs that came later, and what runs have that were begun before.
 UNRECORDED = {"optimizer.momentum": 0.95}
 
+_TrainStep = Callable[[train.TrainState, Any], tuple[train.TrainState, train.Metrics]]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -49,6 +53,9 @@ class RunConfig:
     step: Annotated[StepConfig, tyro.conf.arg(name="")] = StepConfig()
     dropout_rate: float | None = None
     """Instead of the model's."""
+    dropout_steps: int | None = None
+    """Steps with that dropout, and none after them, for models that are too small or trained too
+    briefly to overfit (early dropout, arXiv:2303.01500).  Unless given, all."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type to compute in; auto is bfloat16 on TPU and GPU and float32 on a CPU."""
     remat: Remat | None = None
@@ -62,7 +69,12 @@ class RunConfig:
     """Of initial parameters, dropout, and what is random about the data."""
 
     def __post_init__(self):
-        self._check_counts("batch_size")
+        self._check_counts("batch_size", "dropout_steps")
+        if self.dropout_steps is not None and not self.dropout_rate:
+            raise ValueError(
+                f"dropout_rate must be above 0 for dropout_steps={self.dropout_steps}, got "
+                f"{self.dropout_rate}; T5's is 0.1."
+            )
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
         if self.tokenizer is not None and self.vocab_size is not None:
@@ -196,14 +208,6 @@ class Run:
         config, made = self.config, self.made
         input_length, target_length = lengths
         total_steps = config.fit.steps
-        train_step = train.make_train_step(
-            made.model,
-            made.tx,
-            schedule=schedule.learning_rate(config.optimizer.schedule, total_steps=total_steps),
-            mesh=made.mesh,
-            options=config.step,
-            seed=config.seed,
-        )
         with runlog.open_log(
             config.folder,
             total_steps=total_steps,
@@ -214,7 +218,7 @@ class Run:
                 dataclasses.replace(config.fit, keep_best=config.keep_best),
                 state,
                 data,
-                train_step=train_step,
+                train_step=self._train_step(int(state.step)),
                 evaluate=evaluate,
                 checkpoints=self.checkpoints,
                 log=log,
@@ -237,3 +241,24 @@ class Run:
                 "continues it"
             )
         return fitted
+
+    def _train_step(self, start: int) -> _TrainStep:
+        """As from `train.make_train_step`, to be called once for each step from `start` on."""
+        config, made = self.config, self.made
+        make = functools.partial(
+            train.make_train_step,
+            optimizer=made.tx,
+            schedule=schedule.learning_rate(
+                config.optimizer.schedule, total_steps=config.fit.steps
+            ),
+            mesh=made.mesh,
+            options=config.step,
+            seed=config.seed,
+        )
+        with_dropout = make(made.model)
+        if config.dropout_steps is None:
+            return with_dropout
+        last = config.dropout_steps
+        without = make(made.model.replace(dropout_rate=0.0))
+        numbers = itertools.count(start)  # of the state itself, one would have to wait for
+        return lambda *args: (with_dropout if next(numbers) < last else without)(*args)

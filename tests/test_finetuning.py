@@ -129,6 +129,24 @@ def test_finetune_goes_on_where_it_was_bit_for_bit(tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+def test_finetune_drops_only_in_the_first_steps(tmp_path):
+    given = {"use": "last", "dropout_rate": 0.3}
+    early = run(tmp_path / "early", steps=20, dropout_steps=8, **given).t5
+    run(tmp_path / "parts", steps=12, dropout_steps=8, **given)
+    parts = run(tmp_path / "parts", steps=20, dropout_steps=8, **given).t5
+    # The same by hand: another run's files say that it never had dropout.
+    run(tmp_path / "hand", steps=8, **given)
+    for name in ("run.json", "config.json"):
+        path = tmp_path / "hand" / name
+        path.write_text(path.read_text().replace('"dropout_rate": 0.3', '"dropout_rate": 0.0'))
+    hand = run(tmp_path / "hand", steps=20, use="last", dropout_rate=0.0).t5
+    always = run(tmp_path / "always", steps=20, **given).t5
+    table = early.params["token_embedder"]["embedding"]
+    for other in (parts, hand):
+        np.testing.assert_array_equal(other.params["token_embedder"]["embedding"], table)
+    assert np.any(always.params["token_embedder"]["embedding"] != table)
+
+
 def test_finetune_interrupted_saves_and_goes_on(tmp_path, monkeypatch):
     write = runlog.RunLog.training
 

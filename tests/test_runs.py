@@ -16,6 +16,8 @@ from t5jax.recipe import FinetuneConfig
         ({"model": "t5-v1_1-bass"}, "did you mean 't5-v1_1-base'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"output": "gs://bucket/run"}, "must be a folder of this machine, got gs://bucket/run"),
+        ({"dropout_rate": 0.1, "dropout_steps": 0}, "dropout_steps must be at least 1, got 0"),
+        ({"dropout_steps": 9}, "dropout_rate must be above 0 for dropout_steps=9, got None"),
         ({"seed": -1}, "seed must be in"),
         ({"seed": 2**31}, "seed must be in"),
         (
