@@ -5,6 +5,7 @@ is then treated, layer by layer, as the separate parameters it holds.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Float32, Int32, PyTree
 
-from t5jax import schedule
+from t5jax import products, schedule
 
 MIN_FACTORED_DIM = 128  # T5X's; Mesh TensorFlow's code has 32, but T5's configs set 128
 MIN_PARAMETER_RMS = 1e-3  # lets a parameter that starts at zero move
@@ -304,14 +305,20 @@ def _muon(config: OptimizerConfig, stacked: Callable[[str], bool]) -> tuple[_Ini
                 direction, new = adam(grad, optax.ScaleByAdamState(state.count, **moments))
                 return direction, {"mu": new.mu, "nu": new.nu}
             momentum = mean(moments["momentum"], grad)
-            # One after the other, so that a mesh gathers one layer at a time.
-            direction = jax.lax.map(_orthogonal, mean(momentum, grad))
+            # One after the other, so that a mesh gathers one layer at a time; on a CPU what is
+            # in a loop gets fewer threads.
+            over_layers = jax.vmap if products.on_cpu() else _one_by_one
+            direction = over_layers(_orthogonal)(mean(momentum, grad))
             return MUON_RMS * max(grad.shape[1:]) ** 0.5 * direction, {"momentum": momentum}
 
         directions, moments = _map_with_moments(leaf, grads, state.moments)
         return directions, MuonState(_increment(state.count), moments)
 
     return init, direct
+
+
+def _one_by_one(function: Callable) -> Callable:
+    return functools.partial(jax.lax.map, function)
 
 
 def _orthogonal(matrix: Float32[Array, "I O"]) -> Float32[Array, "I O"]:

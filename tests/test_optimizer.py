@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t5jax import optimizer
+from t5jax import optimizer, products
 from t5jax.optimizer import OptimizerConfig
 from t5jax.schedule import ScheduleConfig
 
@@ -274,6 +274,16 @@ def test_muon_leaves_embeddings_and_vectors_to_adam():
     for name in state.moments:
         assert_same_path([x[name] for x in got], [x[name] for x in expected])
         assert set(state.moments[name]) == {"mu", "nu"}
+
+
+def test_muon_goes_layer_by_layer_where_that_is_no_slower(monkeypatch):
+    """As on accelerators, where whole stacks of a mesh would be gathered."""
+    param, grads = random_run((3, 12, 20))
+    grads = [{"layers/w": grad} for grad in grads]
+    expected, _ = train(make(MUON), {"layers/w": param}, grads)
+    monkeypatch.setattr(products, "on_cpu", lambda: False)
+    got, _ = train(make(MUON), {"layers/w": param}, grads)
+    assert_same_path([x["layers/w"] for x in got], [x["layers/w"] for x in expected])
 
 
 def test_muon_leaves_a_layer_without_gradient_where_it_is():
