@@ -5,7 +5,6 @@ is then treated, layer by layer, as the separate parameters it holds.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import optax
 from jaxtyping import Array, Float, Float32, Int32, PyTree
 
 from t5jax import products, schedule
+from t5jax.sharding import path_name
 
 MIN_FACTORED_DIM = 128  # T5X's; Mesh TensorFlow's code has 32, but T5's configs set 128
 MIN_PARAMETER_RMS = 1e-3  # lets a parameter that starts at zero move
@@ -117,7 +117,7 @@ class MuonState(NamedTuple):
     """What Muon remembers between updates.
 
     count: updates made so far.
-    moments: the tree of the parameters, each replaced by its  float32 moments, of its shape:
+    moments: the tree of the parameters, each replaced by its float32 moments, of its shape:
       {"momentum"} for a matrix of a layer, else Adam's {"mu", "nu"}.
     """
 
@@ -276,22 +276,22 @@ def _adam(config: OptimizerConfig, _: Callable[[str], bool]) -> tuple[_Init, _Di
 def _muon(config: OptimizerConfig, stacked: Callable[[str], bool]) -> tuple[_Init, _Direct]:
     _, adam = _adam(config, stacked)
 
+    def is_matrix(path: jax.tree_util.KeyPath, param: Array) -> bool:
+        name = path_name(path)
+        # A layer may have a table too, of the biases of its attention.
+        is_table = name.rpartition("/")[2] == "embedding"
+        return stacked(name) and param.ndim == 3 and not is_table
+
     def init(params: PyTree) -> MuonState:
         def zeros(path: jax.tree_util.KeyPath, param: Array) -> dict[str, Array]:
-            name = _name(path)
-            # A layer may have a table too, of the biases of its attention.
-            is_table = name.rpartition("/")[2] == "embedding"
-            is_matrix = stacked(name) and param.ndim == 3 and not is_table
-            kept = ("momentum",) if is_matrix else ("mu", "nu")
+            kept = ("momentum",) if is_matrix(path, param) else ("mu", "nu")
             return {moment: jnp.zeros_like(param) for moment in kept}
 
-        moments = jax.tree.map_with_path(zeros, params)
-        if not any(
-            _name(path[-1:]) == "momentum" for path, _ in jax.tree.leaves_with_path(moments)
-        ):
+        if not any(is_matrix(*leaf) for leaf in jax.tree.leaves_with_path(params)):
             raise ValueError(
                 "muon must have matrices of layers to train, got none; choose adamw instead."
             )
+        moments = jax.tree.map_with_path(zeros, params)
         return MuonState(count=jnp.zeros((), jnp.int32), moments=moments)
 
     def mean(past: Array, new: Array) -> Array:
@@ -305,20 +305,17 @@ def _muon(config: OptimizerConfig, stacked: Callable[[str], bool]) -> tuple[_Ini
                 direction, new = adam(grad, optax.ScaleByAdamState(state.count, **moments))
                 return direction, {"mu": new.mu, "nu": new.nu}
             momentum = mean(moments["momentum"], grad)
-            # One after the other, so that a mesh gathers one layer at a time; on a CPU what is
-            # in a loop gets fewer threads.
-            over_layers = jax.vmap if products.on_cpu() else _one_by_one
-            direction = over_layers(_orthogonal)(mean(momentum, grad))
+            ahead = mean(momentum, grad)
+            if products.on_cpu():  # what is in a loop gets fewer threads there
+                direction = jax.vmap(_orthogonal)(ahead)
+            else:  # so that a mesh gathers one layer at a time
+                direction = jax.lax.map(_orthogonal, ahead)
             return MUON_RMS * max(grad.shape[1:]) ** 0.5 * direction, {"momentum": momentum}
 
         directions, moments = _map_with_moments(leaf, grads, state.moments)
         return directions, MuonState(_increment(state.count), moments)
 
     return init, direct
-
-
-def _one_by_one(function: Callable) -> Callable:
-    return functools.partial(jax.lax.map, function)
 
 
 def _orthogonal(matrix: Float32[Array, "I O"]) -> Float32[Array, "I O"]:
@@ -340,11 +337,7 @@ def _per_layer(
     function: Callable, path: jax.tree_util.KeyPath, stacked: Callable[[str], bool]
 ) -> Callable:
     """Map a function of one layer over the stack, where the parameter at `path` is one."""
-    return jax.vmap(function) if stacked(_name(path)) else function
-
-
-def _name(path: jax.tree_util.KeyPath) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return jax.vmap(function) if stacked(path_name(path)) else function
 
 
 def _float32(tree: PyTree) -> PyTree:
