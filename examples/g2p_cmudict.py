@@ -101,7 +101,7 @@ class Config:
     data: str | None = None
     """Folder with g014b2b.train and g014b2b.test."""
     quick: FlagCreatePairsOff[bool] = False
-    """A taste, in three minutes: few words, few steps, a small model."""
+    """A taste, in three minutes: few steps, a small model, few words to judge by."""
     run: Annotated[FinetuneConfig, arg(name="")] = _RUN
 
 

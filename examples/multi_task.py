@@ -1,5 +1,6 @@
 """Fine-tune one T5 on several tasks at once, each named by the first words of its input.
 
+    pip install 't5jax[eval]'
     python examples/multi_task.py
 
 "summarize docstring: ..." is answered by the first line of it, "name function: ..." by a name for

@@ -1,5 +1,6 @@
 """Fine-tune a T5 to write the first line of a docstring from the rest of it.
 
+    pip install 't5jax[eval]'
     python examples/summarize_docstrings.py
     python examples/summarize_docstrings.py --checkpoint google/t5-v1_1-small
 
@@ -155,7 +156,8 @@ def announce(task: Task) -> None:
 def report(run: FinetuneConfig, task: Task, baselines: Baselines, *, samples: int = 4) -> None:
     """Prints scores of what a run wrote for the test of a task, and of baselines; and samples."""
     path = run.folder / PREDICTIONS / f"{task.name}-test.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not splitlines: a text may hold other ends of lines.
+    rows = [*map(json.loads, path.read_text(encoding="utf-8").rstrip("\n").split("\n"))]
     references = [row["references"] for row in rows]
     print(f"\n{task.name:28}" + "".join(f"{name:>12}" for name in task.metrics))
     for who, texts in {"trained": [row["prediction"] for row in rows], **baselines}.items():

@@ -1,5 +1,6 @@
 """Translate English captions to German, trained from scratch on the 29,000 pairs of Multi30k.
 
+    pip install 't5jax[eval]'
     python examples/translate_multi30k.py --data FOLDER
     python examples/translate_multi30k.py --data owner/name
 
@@ -111,6 +112,7 @@ def adapted(run: FinetuneConfig, *, quick: bool) -> tuple[FinetuneConfig, dict |
             fit=dataclasses.replace(run.fit, steps=200, eval_every=100, checkpoint_every=100),
             optimizer=dataclasses.replace(run.optimizer, schedule=schedule),
             dropout_rate=0.0,
+            dropout_steps=None,
             final_num_beams=1,
             average=1,
             eval_examples=100,
@@ -132,7 +134,8 @@ def main(config: Config) -> None:
         return  # interrupted
     folder = run.folder
     written = folder / PREDICTIONS / f"{chosen.name}-test.jsonl"
-    rows = map(json.loads, written.read_text(encoding="utf-8").splitlines())
+    # Not splitlines: a text may hold other ends of lines.
+    rows = map(json.loads, written.read_text(encoding="utf-8").rstrip("\n").split("\n"))
     files.write(folder / "predictions.txt", "".join(f"{one['prediction']}\n" for one in rows))
     print(f"translations of the test sentences: {folder / 'predictions.txt'}")
 

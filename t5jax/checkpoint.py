@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5jax import processes
+from t5jax import processes, sharding
 
 _RECORD = "record"
 
@@ -372,7 +372,7 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of all leaves by '/'-joined path."""
     leaves = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): tuple(x.shape) for p, x in leaves}
+    return {sharding.path_name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _reason(error: Exception) -> str:

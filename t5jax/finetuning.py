@@ -112,6 +112,7 @@ def _run(
     _describe(config, made)
     past = run.past(state)
     numbers = fitting.judgements(config.judge, past)
+    interrupted = False
     if int(state.step) < fitting.last_step(config.fit, int(state.step), numbers):
         fitted = run.fit(
             state,
@@ -120,18 +121,17 @@ def _run(
             past=past,
             lengths=(config.input_length, config.target_length),
         )
-        state = fitted.state
-        if fitted.interrupted:
-            run.checkpoints.close()
-            params = processes.gathered(fitting.judged(state))
-            processes.barrier("the end of the run")
-            return Finetuned(Text2Text(made.model, params, made.tokenizer), None, None)
+        state, interrupted = fitted.state, fitted.interrupted
         del fitted
+    run.checkpoints.close()
+    if interrupted:
+        params = processes.gathered(fitting.judged(state))
+        processes.barrier("the end of the run")
+        return Finetuned(Text2Text(made.model, params, made.tokenizer), None, None)
     if int(state.step) < config.fit.steps:
         processes.say(
             f"stopped at step {int(state.step)}: {config.fit.patience} evaluations without a better"
         )
-    run.checkpoints.close()
     del state
     return _finish(config, made)
 
@@ -199,13 +199,19 @@ def _prepare(
 ) -> _Prepared:
     """Reads the tasks, and makes the folder the run's."""
     options = runfolder.recorded(config, free=recipe.FREE)
+    unrecorded: dict[str, Any] = dict(runs.UNRECORDED)
     for task in tasks:
         options[f"tasks.{task.name}.weight"] = task.weight
         options[f"tasks.{task.name}.metrics"] = list(task.metrics)
-    runfolder.check(config.folder, options, unrecorded=runs.UNRECORDED)
+        how = {f"tasks.{task.name}.metric_options": dataclasses.asdict(task.metric_options)}
+        options.update(how)
+        unrecorded.update(how)
+    runfolder.check(config.folder, options, unrecorded=unrecorded)
     ingredients.check_files(config.model, config.tokenizer)
     mesh = sharding.make_mesh(config.mesh)
     train.check_batch_size(config.batch_size, mesh=mesh, accumulate=config.step.accumulate)
+    lengths = {"inputs": config.input_length, "targets": config.target_length}
+    train.check_lengths(lengths, mesh=mesh)
     say = processes.say
     texts = material.read(tasks, say=say)
     # Parameters are read later, by all processes together.
@@ -272,6 +278,10 @@ def _model(
         changes = {**(architecture or {}), **changes}
         return ingredients.model(config.model, tokenizer, dtype=config.dtype, changes=changes)
     loaded = pretrained.open_source(path).config
+    if not loaded.num_decoder_layers:
+        raise ValueError(
+            f"checkpoint must have a decoder, got {config.checkpoint}, an encoder alone."
+        )
     ingredients.check_vocabulary(loaded, str(config.checkpoint), tokenizer)
     return loaded.replace(**changes, dtype=resolve_dtype(config.dtype))
 

@@ -119,8 +119,7 @@ def fit(
       OSError: a checkpoint or a log could not be written.
     """
     step = int(state.step)
-    if step > config.steps:
-        raise ValueError(f"steps must be at least {step}, where the run is, got {config.steps}.")
+    check_steps(config, step)
     saved_step, evaluation, numbers = step, None, judgements(judge, past)
     steps = _Steps(config, mesh=mesh, pad_id=pad_id, log=log, locate=locate, step_flops=step_flops)
     watch = steps.watch
@@ -166,6 +165,12 @@ def judgements(
 ) -> list[float]:
     """The number of each evaluation; what is not finite is no better than anything."""
     return [number if math.isfinite(number) else math.inf for number in map(judge, evaluations)]
+
+
+def check_steps(config: FitConfig, step: int) -> None:
+    """Raises ValueError if a run is further than it is to go."""
+    if step > config.steps:
+        raise ValueError(f"steps must be at least {step}, where the run is, got {config.steps}.")
 
 
 def last_step(config: FitConfig, step: int, numbers: Sequence[float]) -> int:

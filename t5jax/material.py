@@ -161,7 +161,7 @@ def _check_references(
         )
     if long:
         say(
-            f"{where}: {len(long)} of {len(lengths)} references are longer than "
+            f"{where}: references of {len(long)} of {len(lengths)} examples are all longer than "
             f"{limits.target_length} tokens and cannot be written whole; raise target_length"
         )
 

@@ -63,7 +63,7 @@ class FinetuneConfig(RunConfig):
     final_num_beams: int = 4
     """Of generation at the end."""
     length_penalty: float = 0.6
-    """Of beam searches; T5 used 0.6."""
+    """Beams are ranked by log-probability / length ** this."""
     eval_examples: int | None = None
     """Validation examples of each task to look at while training, spread evenly; all, unless given.
     At the end it is always all."""
@@ -98,6 +98,8 @@ class FinetuneConfig(RunConfig):
                 f"vocab_size must be left out with a checkpoint, got {self.vocab_size}; it is the "
                 "size of a tokenizer that is trained."
             )
+        for count in (self.num_beams, self.final_num_beams):
+            self.writing(count)  # refuses a length penalty now, not after the training
 
     @property
     def keep_best(self) -> int:

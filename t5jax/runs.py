@@ -155,7 +155,7 @@ class Run:
           data: as for `fit.fit`.
           load: reads parameters to begin with instead of random ones.
         Raises:
-          ValueError, OSError: no checkpoint can be read.
+          ValueError, OSError: no checkpoint can be read, or the run is further than it is to go.
         """
         config, made = self.config, self.made
         state = fitting.restore(self.checkpoints, made.abstract, data, warn=processes.say)
@@ -168,6 +168,7 @@ class Run:
                 options=config.step,
                 params=load(),
             )
+        fitting.check_steps(config.fit, int(state.step))
         processes.say(
             f"continuing at step {int(state.step)} of {config.fit.steps} from {config.folder}"
         )

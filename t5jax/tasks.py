@@ -189,16 +189,13 @@ def _task(path: Path, number: int, fields: Any) -> Task:
             raise ValueError(f"{where} must have {kind} as {name!r}, got {value!r:.60}.")
     options = fields.get("metric_options", {})
     _check_fields(where, options, [field.name for field in dataclasses.fields(MetricOptions)])
-    given = {
-        **{name: _beside(path, fields[name]) for name in SPLITS if name in fields},
-        "metric_options": MetricOptions(**options),
-    }
+    given: dict[str, Any] = {name: _beside(path, fields[name]) for name in SPLITS if name in fields}
     if "metrics" in fields:
         given["metrics"] = tuple(map(str, fields["metrics"]))
     if fields.get("weight") is not None:
         given["weight"] = _float(fields["weight"])
     try:
-        return Task(**{**fields, **given})
+        return Task(**{**fields, **given, "metric_options": MetricOptions(**options)})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 

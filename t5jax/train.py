@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -233,6 +233,16 @@ def check_batch_size(batch_size: int, *, mesh: Mesh, accumulate: int = 1) -> Non
         raise ValueError(f"the batch size must be a multiple of {rule}, got {batch_size}.")
 
 
+def check_lengths(lengths: Mapping[str, int], *, mesh: Mesh) -> None:
+    """Raises ValueError unless the mesh divides all lengths of rows, here by name."""
+    for name, length in lengths.items():
+        if length % mesh.shape["sequence"]:
+            raise ValueError(
+                f"mesh axis sequence = {mesh.shape['sequence']} must divide the length of {name}, "
+                f"{length}; pad to a multiple, or choose a divisor."
+            )
+
+
 def device_batch(batch: Batch, *, mesh: Mesh) -> dict[str, jax.Array]:
     """Places a batch on the mesh, its examples divided over the devices.
 
@@ -291,13 +301,8 @@ def _start(
 def _check_shapes(batch: Any, options: StepConfig, mesh: Mesh) -> None:
     rows = len(batch["encoder_input_tokens"])
     check_batch_size(rows, mesh=mesh, accumulate=options.accumulate)
-    for name in ("encoder_input_tokens", "decoder_input_tokens"):
-        length = batch[name].shape[1]
-        if length % mesh.shape["sequence"]:
-            raise ValueError(
-                f"mesh axis sequence = {mesh.shape['sequence']} must divide the length of {name}, "
-                f"{length}; pad to a multiple, or choose a divisor."
-            )
+    names = ("encoder_input_tokens", "decoder_input_tokens")
+    check_lengths({name: batch[name].shape[1] for name in names}, mesh=mesh)
 
 
 def _gradients(

@@ -24,8 +24,14 @@ class Trial(NamedTuple):
 
     def spread(self, count: int | None) -> "Trial":
         """At most `count` of the examples, evenly spaced; all if None."""
-        step = 1 if count is None else -(-len(self.examples) // count)
-        return self._replace(examples=self.examples[::step], inputs=self.inputs[::step])
+        total = len(self.examples)
+        if count is None or count >= total:
+            return self
+        places = [place * total // count for place in range(count)]
+        return self._replace(
+            examples=[self.examples[place] for place in places],
+            inputs=[self.inputs[place] for place in places],
+        )
 
     def predictions(self, t5: Text2Text, options: Options) -> list[str]:
         """What the model writes for each input, after the task's `postprocess`."""

@@ -18,6 +18,7 @@ from t5jax.finetuning import FinetuneConfig, finetune
 from t5jax.fit import FitConfig
 from t5jax.optimizer import OptimizerConfig
 from t5jax.schedule import ScheduleConfig
+from t5jax.sharding import MeshConfig
 from t5jax.tasks import Task
 from t5jax.train import StepConfig
 
@@ -200,6 +201,21 @@ def test_finetune_refuses_a_tokenizer_that_is_not_there(learned, tmp_path):
         finetune([task()], config(tmp_path / "run", **given))
 
 
+def test_finetune_refuses_an_encoder_before_it_makes_a_folder(learned, tmp_path):
+    package.load(learned[0] / "model", encoder_only=True).save(tmp_path / "encoder")
+    given = {"checkpoint": str(tmp_path / "encoder"), "tokenizer": None}
+    with pytest.raises(ValueError, match=r"checkpoint must have a decoder, got .*encoder, an enco"):
+        finetune([task()], config(tmp_path / "run", **given))
+    assert not (tmp_path / "run").exists()
+
+
+def test_finetune_refuses_lengths_that_devices_do_not_divide(tmp_path):
+    mesh = MeshConfig(sequence=2)
+    with pytest.raises(ValueError, match="sequence = 2 must divide the length of targets, 13"):
+        run(tmp_path / "run", mesh=mesh, target_length=13)
+    assert not (tmp_path / "run").exists()
+
+
 def test_finetune_says_early_that_references_cannot_be_measured(tmp_path):
     with pytest.raises(ValueError, match=r"validation of task 'up': .*number"):
         run(tmp_path / "run", task(metrics=("pearson",)))
@@ -280,11 +296,12 @@ def test_finetune_refuses_data_before_it_makes_a_folder(tmp_path, changes, messa
     assert not (tmp_path / "run").exists()
 
 
-def test_finetune_continues_a_run_begun_before_muon(learned, tmp_path):
+def test_finetune_continues_a_run_begun_before_options_were_added(learned, tmp_path):
     folder, found = learned
     shutil.copytree(folder, tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["options"].pop("optimizer.momentum") == 0.95
+    assert record["options"].pop("tasks.up.metric_options")["tokenize"] == "13a"
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     assert run(tmp_path / "run").validation == found.validation
 
@@ -295,6 +312,8 @@ def test_finetune_refuses_another_run_in_its_folder(learned):
         run(folder, seed=1)
     with pytest.raises(ValueError, match="other text"):
         run(folder, task(train=rows(201, 5)))
+    with pytest.raises(ValueError, match="steps must be at least 60, where the run is, got 40"):
+        run(folder, steps=40)
     with pytest.raises(ValueError, match="names of their own, got 'up' twice"):
         run(folder, task(), task())
 

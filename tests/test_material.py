@@ -81,8 +81,8 @@ def test_trials_keep_references_whole_and_cut_inputs_if_they_may():
     assert said == [
         "validation of task 'x': 1 inputs are too long, and truncated",
         (
-            "validation of task 'x': 1 of 1 references are longer than 4 tokens and cannot be "
-            "written whole; raise target_length"
+            "validation of task 'x': references of 1 of 1 examples are all longer than 4 tokens "
+            "and cannot be written whole; raise target_length"
         ),
     ]
     assert one.inputs == [[*BYTES.encode("too l"), BYTES.eos_id]]
@@ -103,8 +103,8 @@ def test_trials_tell_of_examples_without_a_reference_that_can_be_written():
     assert trials(one, said.append, too_long="drop")[1].references() == [*map(list, targets)]
     assert said == [
         (
-            "test of task 'x': 2 of 4 references are longer than 4 tokens and cannot be "
-            "written whole; raise target_length"
+            "test of task 'x': references of 2 of 4 examples are all longer than 4 tokens and "
+            "cannot be written whole; raise target_length"
         )
     ]
     with pytest.raises(

@@ -17,6 +17,8 @@ from t5jax.recipe import FinetuneConfig
         ({"average": 0}, "average must be at least 1, got 0"),
         ({"checkpoint": "x", "model": "t5-small"}, "model must be left out with a checkpoint"),
         ({"vocab_size": 100, "checkpoint": "x"}, "vocab_size must be left out with a checkpoint"),
+        ({"length_penalty": 101.0}, "length_penalty must be .*, got 101"),
+        ({"length_penalty": 101.0, "final_num_beams": 1, "num_beams": 2}, "length_penalty must be"),
     ],
 )
 def test_config_refuses(changes, message):

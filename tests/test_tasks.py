@@ -514,6 +514,13 @@ def test_load_finds_paths_beside_the_file(load, tmp_path, monkeypatch):
         ({"metrics": [5]}, "task 2: unknown metric '5'"),
         ({"metric_options": [1]}, "must have an object as 'metric_options'"),
         ({"metric_options": {"tokenise": "zh"}}, "field 'tokenise'; did you mean 'tokenize'?"),
+        ({"metric_options": {"tokenize": "13A"}}, "task 2: tokenize must be one of 13a, intl, "),
+        ({"metric_options": {"lowercase": "no"}}, "task 2: lowercase must be true or false, got"),
+        (
+            {"metric_options": {"use_stemmer": 1}},
+            "task 2: use_stemmer must be true or false, got 1",
+        ),
+        ({"metric_options": {"positive": 1}}, "task 2: positive must be a text, got 1"),
         ({"weight": "2"}, "must have a number as 'weight', got '2'."),
         ({"weight": True}, "must have a number as 'weight', got True."),
         ({"weight": -1}, "task 2: weight of task 't' must be > 0"),
@@ -524,7 +531,7 @@ def test_load_finds_paths_beside_the_file(load, tmp_path, monkeypatch):
         ({"input": "{"}, "task 2: a template of task 't'"),
     ],
 )
-def test_load_refuses_fields_that_are_not_a_tasks(load, change, message):
+def test_load_refuses_fields_that_are_not_a_tasks(own_checks, load, change, message):
     found = refusal(load, [FIELDS, {**FIELDS, **change}])
     assert "tasks.json: task 2" in found
     assert message in found

@@ -41,9 +41,10 @@ def test_score_is_the_mean_over_tasks_of_their_means():
     assert trial.score(results) == pytest.approx((40 + 80 + 0) / 3)
 
 
-def test_spread_takes_evenly_and_at_most_so_many():
+def test_spread_takes_so_many_evenly():
     examples = [Example(str(i), ["x"]) for i in range(10)]
     whole = Trial(make().task, "test", examples, [[i] for i in range(10)])
     assert whole.spread(None) == whole.spread(10) == whole
-    assert [one.input for one in whole.spread(3).examples] == ["0", "4", "8"]
-    assert whole.spread(3).inputs == [[0], [4], [8]]
+    assert [one.input for one in whole.spread(3).examples] == ["0", "3", "6"]
+    assert whole.spread(3).inputs == [[0], [3], [6]]
+    assert [len(whole.spread(count).examples) for count in range(1, 12)] == [*range(1, 11), 10]

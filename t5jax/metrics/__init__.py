@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Callable, Sequence
 
 from t5jax import nearest
@@ -34,6 +35,18 @@ class MetricOptions:
     """Let words of one stem match in ROUGE; English."""
     positive: str | None = None
     """Class whose F1 is measured."""
+
+    def __post_init__(self):
+        if self.tokenize not in typing.get_args(Tokenize):
+            raise ValueError(
+                f"tokenize must be one of {', '.join(typing.get_args(Tokenize))}, got "
+                f"{self.tokenize!r:.60}."
+            )
+        for name in ("lowercase", "use_stemmer"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r:.60}.")
+        if not isinstance(self.positive, str | None):
+            raise ValueError(f"positive must be a text, got {self.positive!r:.60}.")
 
 
 @dataclasses.dataclass(frozen=True)

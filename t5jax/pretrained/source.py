@@ -40,8 +40,7 @@ class Weights(NamedTuple):
     def of(cls, params: Params) -> "Weights":
         """Parameters in memory."""
         leaves = {
-            jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-            for path, leaf in jax.tree.leaves_with_path(params)
+            sharding.path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)
         }
         return cls(
             {path: leaf.shape for path, leaf in leaves.items()},
@@ -158,7 +157,7 @@ class Source:
             placed = sharding.shardings(shapes, mesh=mesh, rules=PARTITION_RULES)
 
         def read(key_path, leaf, placing):
-            path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+            path = sharding.path_name(key_path)
             kind = self.dtype(path) if dtype is None else dtype
 
             if mesh is None:
