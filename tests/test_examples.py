@@ -377,7 +377,64 @@ def test_g2p_pronounces_what_is_likeliest_whichever_entries_are_shown(g2p_cmudic
             both = zip(texts, candidates, strict=True)
             return [np.log([chances[text].get(one, 1e-9) for one in some]) for text, some in both]
 
-    assert g2p_cmudict.pronounce(Model(), lexicon, ["BIRDCAGE", "XYZ"]) == ["b", "zz"]
+    assert g2p_cmudict.pronounce([Model()], lexicon, ["BIRDCAGE", "XYZ"]) == ["b", "zz"]
+
+
+class Speller:
+    """A model that pronounces each word by one letter, and knows how sure it is of it."""
+
+    def __init__(self, letter, chance):
+        self.letter, self.chance = letter, chance
+
+    def answers(self, texts, *, num_beams, **options):
+        assert num_beams == 1
+        return [[Answer(self.letter, [], "eos", 0.0, 0.0, [], None, None)] for _ in texts]
+
+    def score_candidates(self, texts, candidates, **options):
+        return [
+            np.log([self.chance if one == self.letter else 0.01 for one in some])
+            for some in candidates
+        ]
+
+
+@pytest.fixture
+def g2p_teach(g2p_cmudict):
+    return importlib.import_module("g2p_teach")
+
+
+def test_g2p_teach_writes_what_models_agree_on_and_goes_on(g2p_teach, tmp_path, monkeypatch):
+    known = published(tmp_path)
+    (tmp_path / "words").write_text("zyx\nzyx's\n" + known[7000] + "\nab2\na\nÄbb\nZYX\nzz\n")
+    models = {"one": Speller("b", 0.5), "two": Speller("k", 0.6), "three": Speller("b", 0.2)}
+    monkeypatch.setattr(g2p_teach.t5jax, "load", lambda name, dtype: models[name])
+    config = g2p_teach.Config(
+        words=str(tmp_path / "words"),
+        models=("one", "two", "three"),
+        data=str(tmp_path),
+        output=str(tmp_path / "new" / "taught.tsv"),
+    )
+    monkeypatch.setattr(g2p_teach, "_AT_ONCE", 2)
+    steps = g2p_teach.teach(config)
+    assert [next(steps), next(steps), next(steps)] == [3, 0, 2]
+    assert Path(config.output).read_text() == "ZYX\tB\nZYX'S\tB\n"
+    assert [*g2p_teach.teach(config)] == [3, 2, 3]
+    assert Path(config.output).read_text() == "ZYX\tB\nZYX'S\tB\nZZ\tB\n"
+    (tmp_path / "words").write_text("other\n")
+    with pytest.raises(ValueError, match=r"output must be new or of these words, got .*taught.tsv"):
+        next(g2p_teach.teach(config))
+
+
+def test_g2p_learns_what_it_is_taught_but_no_held_out_word(g2p_cmudict, tmp_path):
+    published(tmp_path)
+    taught = tmp_path / "taught.tsv"
+    taught.write_text("ZYX\tZ IH K S\nXYZ\t\n")
+    alone, more = (g2p_cmudict.task(str(tmp_path), one) for one in (None, str(taught)))
+    assert more.train == [*alone.train, {"word": "ZYX", "letters": "zIks"}]
+    assert not any("ZYX" in one.input for one in tasks.read(more, "train")[: len(alone.train)])
+    word = alone.test[0]["word"]
+    taught.write_text(f"ZYX\tZ IH K S\n{word}\tB\n")
+    with pytest.raises(ValueError, match=f"no words of validation or test, got 1, such as {word}"):
+        g2p_cmudict.task(str(tmp_path), str(taught))
 
 
 @pytest.mark.parametrize("quick", [False, True])
