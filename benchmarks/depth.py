@@ -3,7 +3,7 @@
 python benchmarks/depth.py [--model t5-small] [--depths 4 24] [--topology v5e:2x4] [--rounds 3]
 
 Layers are one loop, so that a deep model is the same program as a shallow one; on a CPU up to 12
-layers are written out unless --remat is full.  Nothing is run;
+layers are written out unless there is --remat.  Nothing is run;
 a TPU slice need not be there, but needs `pip install libtpu`.
 """
 

@@ -26,7 +26,7 @@ import bisect
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -134,6 +134,11 @@ class Lexicon:
         texts = (" ".join([word, *map(self._entry, begin + end)]) for begin, end in ways)
         return list(dict.fromkeys(texts))
 
+    def digest(self) -> str:
+        """What tells it from another."""
+        text = "".join(f"{self._entry(word)}\n" for word in self._onward)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
     def _entry(self, word: str) -> str:
         return f"{word} {self._letters[word]}"
 
@@ -197,18 +202,12 @@ def task(data: str | None, taught: str | None = None) -> Task:
 
     Raises:
       FileNotFoundError: as from `rows`, or there is no such file.
-      ValueError: words of the file are in validation or test.
+      ValueError: the file was not written for these data, or has words of validation or test.
     """
     train, validation, test = rows(data)
     lexicon = Lexicon(train)
-    taught_entries = [] if taught is None else entries(Path(taught).expanduser())
-    more = [_row(word, spoken) for word, spoken in taught_entries if spoken]
     held = {row["word"] for row in validation + test}
-    if seen := [row["word"] for row in more if row["word"] in held]:
-        raise ValueError(
-            f"taught must have no words of validation or test, got {len(seen)}, such as {seen[0]}; "
-            "write it with the same data."
-        )
+    more = [] if taught is None else _taught(Path(taught).expanduser(), lexicon, held)
     return Task(
         name="g2p",
         train=train + more,
@@ -255,9 +254,23 @@ def pronounce(
 
 
 def entries(path: Path) -> list[tuple[str, str]]:
-    """Words and their phonemes, of a file with one of each a line and a tab between."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [(word, spoken) for word, spoken in (line.split("\t") for line in lines if line)]
+    """Words and their phonemes, of a file with one of each a line, but for comments (;;;).
+
+    Raises:
+      ValueError: a line is something else.
+    """
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line or line.startswith(";;;"):
+            continue
+        word, tab, spoken = line.partition("\t")
+        if not tab or not set(spoken.split()) <= _LETTERS.keys():
+            raise ValueError(
+                f"{path} must have a word, a tab and phonemes without stress in a line, got "
+                f"{line!r:.80} in line {number}."
+            )
+        found.append((word, spoken))
+    return found
 
 
 def phonemes(letters: str) -> str:
@@ -312,6 +325,25 @@ def main(config: Config) -> None:
     lines = (f"{word}\t{spoken}\n" for word, spoken in zip(words, written, strict=True))
     files.write(run.folder / "predictions.tsv", "".join(lines))
     print(f"pronunciations of the test words: {run.folder / 'predictions.tsv'}")
+
+
+def _taught(path: Path, lexicon: Lexicon, held: Collection[str]) -> list[Row]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"taught must be a file that examples/g2p_teach.py wrote, got {path}, which is none."
+        )
+    if lexicon.digest() not in path.read_text(encoding="utf-8").partition("\n")[0]:
+        raise ValueError(
+            f"taught must be written by examples/g2p_teach.py with this --data, got {path}, which "
+            "was not, so that words of the test may stand behind it; write it anew."
+        )
+    more = [_row(word, spoken) for word, spoken in entries(path) if spoken]
+    if seen := [row["word"] for row in more if row["word"].upper() in held]:
+        raise ValueError(
+            f"taught must have no words of validation or test, got {len(seen)}, such as {seen[0]}; "
+            "leave them out."
+        )
+    return more
 
 
 def _row(word: str, spoken: str) -> Row:

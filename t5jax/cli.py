@@ -77,5 +77,8 @@ def entry() -> None:
 
 
 def _raised_here(error: BaseException) -> bool:
+    """Whether the package raised it, or a file beside the program that runs, as examples are."""
+    program = getattr(sys.modules["__main__"], "__file__", None)
+    ours = {_PACKAGE} if program is None else {_PACKAGE, Path(program).resolve().parent}
     frames = traceback.extract_tb(error.__traceback__)
-    return any(_PACKAGE in Path(frame.filename).parents for frame in frames[-1:])
+    return any(ours & {*Path(frame.filename).resolve().parents} for frame in frames[-1:])

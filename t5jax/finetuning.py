@@ -203,7 +203,10 @@ def _prepare(
     for task in tasks:
         options[f"tasks.{task.name}.weight"] = task.weight
         options[f"tasks.{task.name}.metrics"] = list(task.metrics)
-        how = {f"tasks.{task.name}.metric_options": dataclasses.asdict(task.metric_options)}
+        how = {
+            f"tasks.{task.name}.metric_options.{name}": value
+            for name, value in dataclasses.asdict(task.metric_options).items()
+        }
         options.update(how)
         unrecorded.update(how)
     runfolder.check(config.folder, options, unrecorded=unrecorded)
@@ -280,7 +283,8 @@ def _model(
     loaded = pretrained.open_source(path).config
     if not loaded.num_decoder_layers:
         raise ValueError(
-            f"checkpoint must have a decoder, got {config.checkpoint}, an encoder alone."
+            f"checkpoint must have a decoder, got {config.checkpoint}, an encoder alone; start "
+            "from an encoder-decoder."
         )
     ingredients.check_vocabulary(loaded, str(config.checkpoint), tokenizer)
     return loaded.replace(**changes, dtype=resolve_dtype(config.dtype))

@@ -239,7 +239,7 @@ def check_lengths(lengths: Mapping[str, int], *, mesh: Mesh) -> None:
         if length % mesh.shape["sequence"]:
             raise ValueError(
                 f"mesh axis sequence = {mesh.shape['sequence']} must divide the length of {name}, "
-                f"{length}; pad to a multiple, or choose a divisor."
+                f"{length}; make it a multiple, or choose a divisor."
             )
 
 

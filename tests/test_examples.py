@@ -381,19 +381,26 @@ def test_g2p_pronounces_what_is_likeliest_whichever_entries_are_shown(g2p_cmudic
 
 
 class Speller:
-    """A model that pronounces each word by one letter, and knows how sure it is of it."""
+    """A model that knows one pronunciation of each word, and how likely it is."""
 
-    def __init__(self, letter, chance):
-        self.letter, self.chance = letter, chance
+    def __init__(self, chances):
+        self.chances = chances
+        self.params = {"w": np.array([*chances.values()], object).astype(str)}
+
+    def _known(self, text):
+        return self.chances[text.partition(" ")[0]]
 
     def answers(self, texts, *, num_beams, **options):
         assert num_beams == 1
-        return [[Answer(self.letter, [], "eos", 0.0, 0.0, [], None, None)] for _ in texts]
+        return [
+            [Answer(self._known(text)[0], [], "eos", 0.0, 0.0, [], None, None)] for text in texts
+        ]
 
     def score_candidates(self, texts, candidates, **options):
+        both = zip(texts, candidates, strict=True)
         return [
-            np.log([self.chance if one == self.letter else 0.01 for one in some])
-            for some in candidates
+            np.log([self._known(text)[1] if one == self._known(text)[0] else 0.01 for one in some])
+            for text, some in both
         ]
 
 
@@ -402,10 +409,20 @@ def g2p_teach(g2p_cmudict):
     return importlib.import_module("g2p_teach")
 
 
-def test_g2p_teach_writes_what_models_agree_on_and_goes_on(g2p_teach, tmp_path, monkeypatch):
+def test_g2p_teach_writes_the_likeliest_over_models_and_goes_on(g2p_teach, tmp_path, monkeypatch):
     known = published(tmp_path)
-    (tmp_path / "words").write_text("zyx\nzyx's\n" + known[7000] + "\nab2\na\nÄbb\nZYX\nzz\n")
-    models = {"one": Speller("b", 0.5), "two": Speller("k", 0.6), "three": Speller("b", 0.2)}
+    (tmp_path / "words").write_text(
+        f"zyx\nzyx's\n{known[7000]}\nab2\na\nß\nZYX\nyz\nzz\n{'x' * 21}\n"
+    )
+    long = "b" * 21
+    # Of ZYX, k is the first, has the most votes and the largest product; b has the largest mean.
+    models = {
+        "one": Speller({"ZYX": ("k", 0.3), "ZYX'S": ("b", 0.5), "YZ": ("b", 0.1), "ZZ": (long, 1)}),
+        "two": Speller({"ZYX": ("b", 0.9), "ZYX'S": ("b", 0.5), "YZ": ("s", 0.2), "ZZ": (long, 1)}),
+        "three": Speller(
+            {"ZYX": ("k", 0.4), "ZYX'S": ("b", 0.5), "YZ": ("b", 0.3), "ZZ": (long, 1)}
+        ),
+    }
     monkeypatch.setattr(g2p_teach.t5jax, "load", lambda name, dtype: models[name])
     config = g2p_teach.Config(
         words=str(tmp_path / "words"),
@@ -413,28 +430,64 @@ def test_g2p_teach_writes_what_models_agree_on_and_goes_on(g2p_teach, tmp_path, 
         data=str(tmp_path),
         output=str(tmp_path / "new" / "taught.tsv"),
     )
-    monkeypatch.setattr(g2p_teach, "_AT_ONCE", 2)
-    steps = g2p_teach.teach(config)
-    assert [next(steps), next(steps), next(steps)] == [3, 0, 2]
-    assert Path(config.output).read_text() == "ZYX\tB\nZYX'S\tB\n"
-    assert [*g2p_teach.teach(config)] == [3, 2, 3]
-    assert Path(config.output).read_text() == "ZYX\tB\nZYX'S\tB\nZZ\tB\n"
-    (tmp_path / "words").write_text("other\n")
-    with pytest.raises(ValueError, match=r"output must be new or of these words, got .*taught.tsv"):
-        next(g2p_teach.teach(config))
+    monkeypatch.setattr(g2p_teach, "_AT_ONCE", 3)
+    pronounce, asked = g2p_teach.pronounce, []
+
+    def interrupted(models, lexicon, words, **options):
+        asked.append(words)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return pronounce(models, lexicon, words, **options)
+
+    monkeypatch.setattr(g2p_teach, "pronounce", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        g2p_teach.main(config)
+    head, *lines = Path(config.output).read_text().splitlines()
+    assert lines == ["ZYX\tB", "ZYX'S\tB", "YZ\tB"]
+    g2p_teach.main(config)
+    assert asked == [["ZYX", "ZYX'S", "YZ"], ["ZZ"], ["ZZ"]]
+    assert Path(config.output).read_text().splitlines() == [head, *lines, "ZZ\t"]
+    models["two"] = Speller({"ZYX": ("b", 0.8)})
+    with pytest.raises(
+        ValueError, match=r"output must be new or of this same run, got .*taught.ts"
+    ):
+        g2p_teach.main(config)
+    (tmp_path / "words").write_text(known[0])
+    with pytest.raises(ValueError, match="words must have some that CMUdict lacks, got none in"):
+        g2p_teach.main(config)
+    with pytest.raises(ValueError, match="models must be one or more, got none"):
+        dataclasses.replace(config, models=())
 
 
 def test_g2p_learns_what_it_is_taught_but_no_held_out_word(g2p_cmudict, tmp_path):
-    published(tmp_path)
-    taught = tmp_path / "taught.tsv"
-    taught.write_text("ZYX\tZ IH K S\nXYZ\t\n")
-    alone, more = (g2p_cmudict.task(str(tmp_path), one) for one in (None, str(taught)))
-    assert more.train == [*alone.train, {"word": "ZYX", "letters": "zIks"}]
-    assert not any("ZYX" in one.input for one in tasks.read(more, "train")[: len(alone.train)])
+    words = published(tmp_path)
+    path = tmp_path / "taught.tsv"
+    alone = g2p_cmudict.task(str(tmp_path))
+    lexicon = g2p_cmudict.Lexicon(alone.train)
+    head = f";;; with dictionary {lexicon.digest()} by one\n"
+    more = f"{words[0]}Z"
+    path.write_text(f"{head}{more}\tZ IH K S\nXYZ\t\n")
+    taught = g2p_cmudict.task(str(tmp_path), str(path))
+    assert taught.train == [*alone.train, {"word": more, "letters": "zIks"}]
+    # It would be shown beside a word if it were an entry.
+    assert more in g2p_cmudict.Lexicon(taught.train).inputs(words[0])[0]
+    before = [one.input for one in tasks.read(alone, "train")]
+    assert [one.input for one in tasks.read(taught, "train")] == [
+        *before,
+        *lexicon.inputs(more)[:1],
+    ]
     word = alone.test[0]["word"]
-    taught.write_text(f"ZYX\tZ IH K S\n{word}\tB\n")
-    with pytest.raises(ValueError, match=f"no words of validation or test, got 1, such as {word}"):
-        g2p_cmudict.task(str(tmp_path), str(taught))
+    for content, message in (
+        (f"{head}{more}\tB\n{word.lower()}\tB\n", "no words of validation or test, got 1, such as"),
+        (f"{more}\tB\n", "must be written by examples/g2p_teach.py with this --data, got"),
+        (f"{head}{more} B\n", "must have a word, a tab and phonemes without stress in a line, got"),
+        (f"{head}{more}\tAH0\n", "in line 2"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            g2p_cmudict.task(str(tmp_path), str(path))
+    with pytest.raises(FileNotFoundError, match="taught must be a file that "):
+        g2p_cmudict.task(str(tmp_path), str(tmp_path / "absent"))
 
 
 @pytest.mark.parametrize("quick", [False, True])

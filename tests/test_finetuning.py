@@ -16,6 +16,7 @@ from t5jax import runlog, trial
 from t5jax.checkpoint import complete_steps, load_item
 from t5jax.finetuning import FinetuneConfig, finetune
 from t5jax.fit import FitConfig
+from t5jax.metrics import MetricOptions
 from t5jax.optimizer import OptimizerConfig
 from t5jax.schedule import ScheduleConfig
 from t5jax.sharding import MeshConfig
@@ -301,7 +302,7 @@ def test_finetune_continues_a_run_begun_before_options_were_added(learned, tmp_p
     shutil.copytree(folder, tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["options"].pop("optimizer.momentum") == 0.95
-    assert record["options"].pop("tasks.up.metric_options")["tokenize"] == "13a"
+    assert record["options"].pop("tasks.up.metric_options.tokenize") == "13a"
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     assert run(tmp_path / "run").validation == found.validation
 
@@ -312,6 +313,9 @@ def test_finetune_refuses_another_run_in_its_folder(learned):
         run(folder, seed=1)
     with pytest.raises(ValueError, match="other text"):
         run(folder, task(train=rows(201, 5)))
+    other = task(metrics=("exact_match", "f1"), metric_options=MetricOptions(positive="B"))
+    with pytest.raises(ValueError, match=r"tasks.up.metric_options.positive is None, and 'B' was"):
+        run(folder, other)
     with pytest.raises(ValueError, match="steps must be at least 60, where the run is, got 40"):
         run(folder, steps=40)
     with pytest.raises(ValueError, match="names of their own, got 'up' twice"):
