@@ -273,6 +273,12 @@ def entries(path: Path) -> list[tuple[str, str]]:
     return found
 
 
+def heading(path: Path) -> str:
+    """The first line of a file."""
+    with path.open(encoding="utf-8") as lines:
+        return lines.readline().rstrip("\n")
+
+
 def phonemes(letters: str) -> str:
     """Names of phonemes, from the letters that the model writes; others are left out."""
     return " ".join(_PHONEMES[letter] for letter in letters if letter in _PHONEMES)
@@ -332,7 +338,7 @@ def _taught(path: Path, lexicon: Lexicon, held: Collection[str]) -> list[Row]:
         raise FileNotFoundError(
             f"taught must be a file that examples/g2p_teach.py wrote, got {path}, which is none."
         )
-    if lexicon.digest() not in path.read_text(encoding="utf-8").partition("\n")[0]:
+    if lexicon.digest() not in heading(path):
         raise ValueError(
             f"taught must be written by examples/g2p_teach.py with this --data, got {path}, which "
             "was not, so that words of the test may stand behind it; write it anew."

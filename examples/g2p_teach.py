@@ -23,7 +23,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from g2p_cmudict import Lexicon, entries, phonemes, pronounce, rows
+from g2p_cmudict import Lexicon, entries, heading, phonemes, pronounce, rows
 from tqdm import tqdm
 
 import t5jax
@@ -76,8 +76,7 @@ def begun(path: Path, head: str, words: Sequence[str]) -> list[tuple[str, str]]:
     if not path.exists():
         return []
     written = entries(path)
-    same = path.read_text(encoding="utf-8").partition("\n")[0] == head
-    if not same or [word for word, _ in written] != [*words[: len(written)]]:
+    if heading(path) != head or [word for word, _ in written] != [*words[: len(written)]]:
         raise ValueError(
             f"output must be new or of this same run, got {path}, which is of other words, models "
             "or data; choose another --output."
