@@ -101,6 +101,9 @@ def _prepare(config: PretrainConfig) -> _Prepared:
     ingredients.check_files(config.model, config.tokenizer)
     mesh = sharding.make_mesh(config.mesh)
     train.check_batch_size(config.batch_size, mesh=mesh, accumulate=config.step.accumulate)
+    length = config.corruption.raw_length(config.input_length)
+    inputs, targets = config.corruption.lengths(length)
+    train.check_lengths({"inputs": inputs, "targets": targets}, mesh=mesh)
     texts, heldout_texts = corpus.read(config.data)
     tokenizer = ingredients.tokenizer(
         config.folder,
@@ -116,7 +119,6 @@ def _prepare(config: PretrainConfig) -> _Prepared:
         config.model, tokenizer, dtype=config.dtype, changes=config.model_changes
     )
 
-    length = config.corruption.raw_length(config.input_length)
     chunks = batches.Chunks(batches.TokenStream(batches.tokenize(texts, tokenizer)), length)
     heldout_stream = batches.TokenStream(batches.tokenize(heldout_texts, tokenizer))
     heldout = batches.Chunks(heldout_stream, length, name="held-out text")

@@ -158,7 +158,7 @@ def make_train_step(
     Args:
       config: of the model.
       optimizer: as from `optimizer.make`.
-      schedule: for the metrics; the optimizer has its own.
+      schedule: for the metrics, of the updates made; the optimizer has its own.
       mesh: to compute on.
       options: as for `init_state`.
       seed: of dropout.
@@ -191,13 +191,15 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         new: Any = optax.apply_updates(trained, updates)
         params = freeze.merge(guard.choose(sound, new, trained), kept)
+        # A skipped step is none of them; `optimizer.make` counts.
+        updates_made = getattr(state.opt_state, "count", state.step)
         average = state.average
         if options.ema_decay is not None:
             average = _average(average, params, sound, options.ema_decay)
         metrics = {
             **_means(result),
             "grad_norm": norm,
-            "learning_rate": jnp.asarray(schedule(state.step)),
+            "learning_rate": jnp.asarray(schedule(updates_made)),
             "skipped": 1.0 - sound.astype(jnp.float32),
         }
         opt_state = guard.choose(sound, opt_state, state.opt_state)

@@ -248,6 +248,7 @@ def test_run_refuses_a_model_file_that_changed_since(finished, tmp_path):
         ({"input_length": 3000}, "must hide at most 125 spans"),
         ({"fit": FitConfig(steps=5), "optimizer": "short cosine"}, "more than warmup_steps=9"),
         ({"mesh": MeshConfig(data=2, tensor=4)}, "must divide num_heads = 2"),
+        ({"mesh": MeshConfig(data=1, sequence=8)}, "= 8 must divide the length of targets, 12"),
     ],
 )
 def test_run_leaves_no_folder_behind_when_options_are_wrong(inputs, tmp_path, changes, message):

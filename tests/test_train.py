@@ -1,5 +1,7 @@
 """One step against plain optax, and the same numbers on one device and on eight."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,11 +52,13 @@ def make_batch(rows: int = 8) -> dict[str, np.ndarray]:
     }
 
 
-def make_step(config: T5Config, mesh: jax.sharding.Mesh, *, seed: int = 0, options=None):
+def make_step(
+    config: T5Config, mesh: jax.sharding.Mesh, *, seed: int = 0, options=None, rate=SCHEDULE
+):
     return train.make_train_step(
         config,
         OPTIMIZER,
-        schedule=schedule.learning_rate(SCHEDULE, total_steps=10),
+        schedule=schedule.learning_rate(rate, total_steps=10),
         mesh=mesh,
         options=options or train.StepConfig(),
         seed=seed,
@@ -133,7 +137,8 @@ def paths(tree) -> list[str]:
 def test_train_step_skips_what_is_not_finite_and_goes_on():
     mesh = make_mesh()
     state = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1)
-    step = make_step(CONFIG, mesh)
+    ramp = dataclasses.replace(SCHEDULE, warmup_steps=4)
+    step = make_step(CONFIG, mesh, rate=ramp)
     good = train.device_batch(make_batch(), mesh=mesh)
     weights = make_batch()["decoder_loss_weights"]
     weights[0, 0] = np.nan
@@ -145,6 +150,8 @@ def test_train_step_skips_what_is_not_finite_and_goes_on():
     jax.tree.map(np.testing.assert_array_equal, (state.params, state.opt_state), before)
     state, metrics = step(state, good)
     assert metrics["skipped"] == 0
+    first = SCHEDULE.learning_rate / 4  # no update came before
+    np.testing.assert_allclose(metrics["learning_rate"], first, rtol=1e-6)
     assert np.isfinite(metrics["loss"])
     alone = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1)
     alone, _ = step(alone, good)
