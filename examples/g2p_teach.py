@@ -12,8 +12,9 @@ model can learn some of that from what they write for many words.  (Kim and Rush
 arXiv:1606.07947, for sequences; Sun et al. 2019, arXiv:1904.03446, for pronunciation.)  Words of
 the dictionary are left out, those of its test with them; all commands must have the same --data.
 
-A minute of two CPU cores for 4000 words and three models.  Ctrl-C loses the last minute; the same
-command goes on.
+A minute of two CPU cores for 4000 words and three models.  A model that is taught 76,000 gets 5.0 %
+of the phonemes of the published test wrong, without them 5.2 %; docs/results/g2p_cmudict tells how.
+Ctrl-C loses the last minute; the same command goes on.
 """
 
 import dataclasses
