@@ -119,7 +119,7 @@ def _run(
             data,
             evaluate=_evaluation(config, made),
             past=past,
-            lengths=(config.input_length, config.target_length),
+            lengths=config.lengths,
         )
         state, interrupted = fitted.state, fitted.interrupted
         del fitted
@@ -213,8 +213,8 @@ def _prepare(
     ingredients.check_files(config.model, config.tokenizer)
     mesh = sharding.make_mesh(config.mesh)
     train.check_batch_size(config.batch_size, mesh=mesh, accumulate=config.step.accumulate)
-    lengths = {"inputs": config.input_length, "targets": config.target_length}
-    train.check_lengths(lengths, mesh=mesh)
+    inputs, targets = config.lengths
+    train.check_lengths({"inputs": inputs, "targets": targets}, mesh=mesh)
     say = processes.say
     texts = material.read(tasks, say=say)
     # Parameters are read later, by all processes together.
@@ -292,7 +292,6 @@ def _model(
 
 def _batches(config: FinetuneConfig, made: _Prepared, one: Trial) -> Iterator[Batch]:
     """Validation examples to compute a loss on; long references are cut for it."""
-    lengths = (config.input_length, config.target_length)
     targets = [
         mixture.cut(material.encode(made.tokenizer, example.references[0]), config.target_length)
         for example in one.examples
@@ -303,7 +302,7 @@ def _batches(config: FinetuneConfig, made: _Prepared, one: Trial) -> Iterator[Ba
     return mixture.heldout(
         pairs,
         batch_size=size,
-        lengths=lengths,
+        lengths=config.lengths,
         pad_id=made.model.pad_id,
         decoder_start_id=made.model.decoder_start_id,
         rows=placement.rows(size, mesh=made.mesh),

@@ -66,6 +66,11 @@ class PretrainConfig(RunConfig):
         self._check_counts("eval_examples")
         self.corruption.raw_length(self.input_length)
 
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Tokens of an example's inputs, and of its targets."""
+        return self.corruption.lengths(self.corruption.raw_length(self.input_length))
+
 
 def run(config: PretrainConfig) -> Text2Text:
     """Trains, or goes on training, until the run is complete or interrupted.
@@ -101,8 +106,7 @@ def _prepare(config: PretrainConfig) -> _Prepared:
     ingredients.check_files(config.model, config.tokenizer)
     mesh = sharding.make_mesh(config.mesh)
     train.check_batch_size(config.batch_size, mesh=mesh, accumulate=config.step.accumulate)
-    length = config.corruption.raw_length(config.input_length)
-    inputs, targets = config.corruption.lengths(length)
+    inputs, targets = config.lengths
     train.check_lengths({"inputs": inputs, "targets": targets}, mesh=mesh)
     texts, heldout_texts = corpus.read(config.data)
     tokenizer = ingredients.tokenizer(
@@ -119,6 +123,7 @@ def _prepare(config: PretrainConfig) -> _Prepared:
         config.model, tokenizer, dtype=config.dtype, changes=config.model_changes
     )
 
+    length = config.corruption.raw_length(config.input_length)
     chunks = batches.Chunks(batches.TokenStream(batches.tokenize(texts, tokenizer)), length)
     heldout_stream = batches.TokenStream(batches.tokenize(heldout_texts, tokenizer))
     heldout = batches.Chunks(heldout_stream, length, name="held-out text")
@@ -186,7 +191,7 @@ def _run(config: PretrainConfig) -> Text2Text:
         state,
         data,
         evaluate=lambda params, step: train.evaluate(eval_step, params, measured, mesh=mesh),
-        lengths=config.corruption.lengths(config.corruption.raw_length(config.input_length)),
+        lengths=config.lengths,
         past=run.past(state),
         locate=lambda step: batches.chunk_numbers(
             len(made.chunks), step - 1, batch_size=config.batch_size, seed=config.seed

@@ -127,6 +127,11 @@ class FinetuneConfig(RunConfig):
         )
 
     @property
+    def lengths(self) -> tuple[int, int]:
+        """Tokens of a row of inputs, and of targets."""
+        return self.input_length, self.target_length
+
+    @property
     def limits(self) -> PairLimits:
         """What examples may be."""
         return PairLimits(

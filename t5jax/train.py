@@ -191,7 +191,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         new: Any = optax.apply_updates(trained, updates)
         params = freeze.merge(guard.choose(sound, new, trained), kept)
-        # A skipped step is none of them; `optimizer.make` counts.
+        # `optimizer.make`'s count them; a skipped step is none.
         updates_made = getattr(state.opt_state, "count", state.step)
         average = state.average
         if options.ema_decay is not None:
