@@ -131,6 +131,7 @@ def test_finetune_goes_on_where_it_was_bit_for_bit(tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_finetune_drops_only_in_the_first_steps(tmp_path):
     given = {"use": "last", "dropout_rate": 0.3}
     early = run(tmp_path / "early", steps=20, dropout_steps=8, **given).t5

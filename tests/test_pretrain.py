@@ -143,6 +143,7 @@ def test_run_can_be_made_longer_where_the_schedule_allows(finished, tmp_path):
     assert runfolder.recorded(fixed, free=())["fit.steps"] == 8
 
 
+@pytest.mark.slow
 def test_run_that_averages_is_continued_and_loaded_as_its_average(inputs, tmp_path):
     step = StepConfig(ema_decay=0.5, spike_factor=50.0, frozen=("token_embedder",), accumulate=2)
     config = make_config(
@@ -275,6 +276,7 @@ def test_run_file_holds_what_the_numbers_depend_on(finished, inputs):
     assert not {"output", "mesh.data", "fit.log_every"} & set(options)
 
 
+@pytest.mark.slow
 def test_run_continues_on_other_meshes(inputs, tmp_path, monkeypatch):
     model = tmp_path / "model.json"
     model.write_text(TINY.replace(num_heads=4).to_json())

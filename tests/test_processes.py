@@ -33,6 +33,7 @@ def calm(folder, inputs) -> Path:
     return folder / "calm"
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(folder, inputs, calm):
     finish(options(inputs, folder / "one", STEPS), folder)
     one, two = training_losses(folder / "one"), training_losses(calm)
@@ -42,6 +43,7 @@ def test_two_processes_train_as_one_does(folder, inputs, calm):
         assert two[step] == pytest.approx(one[step], abs=1e-5 if step <= 10 else 1e-3)
 
 
+@pytest.mark.slow
 def test_what_is_written_once_is_written_by_process_0(calm):
     entries = [e["step"] for e in read_metrics(calm) if "loss" in e]
     assert entries == sorted(set(entries))
