@@ -37,6 +37,11 @@ class PairLimits:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Most tokens of an input, and of a target."""
+        return self.input_length, self.target_length
+
 
 class Pair(NamedTuple):
     """One example as ids, EOS included."""
@@ -104,7 +109,7 @@ def limit(
     Raises:
       ValueError: some do not, and are to be an error; or none is left.
     """
-    most = (limits.input_length, limits.target_length)
+    most = limits.lengths
     sides = ([len(ids) for ids in inputs], [len(ids) for ids in targets])
     long = [np.array(lengths) > limit for lengths, limit in zip(sides, most, strict=True)]
     empty = np.array(sides[1]) <= 1
@@ -203,7 +208,7 @@ class Batches:
         """`rows` of the `batch_size` rows are those to make; all, unless given."""
         self._examples = examples
         self._batch_size = batch_size
-        self._lengths = (limits.input_length, limits.target_length)
+        self._lengths = limits.lengths
         self._most = None if pack else 1
         self._pad_id, self._start_id = pad_id, decoder_start_id
         self._rows = range(batch_size) if rows is None else [int(row) for row in rows]

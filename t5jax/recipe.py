@@ -129,7 +129,7 @@ class FinetuneConfig(RunConfig):
     @property
     def lengths(self) -> tuple[int, int]:
         """Tokens of a row of inputs, and of targets."""
-        return self.input_length, self.target_length
+        return self.limits.lengths
 
     @property
     def limits(self) -> PairLimits:

@@ -191,7 +191,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         new: Any = optax.apply_updates(trained, updates)
         params = freeze.merge(guard.choose(sound, new, trained), kept)
-        # `optimizer.make`'s count them; a skipped step is none.
+        # What `optimizer.make` returns counts updates; a skipped step makes none.
         updates_made = getattr(state.opt_state, "count", state.step)
         average = state.average
         if options.ema_decay is not None:
