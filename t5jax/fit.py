@@ -124,7 +124,11 @@ def fit(
     steps = _Steps(config, mesh=mesh, pad_id=pad_id, log=log, locate=locate, step_flops=step_flops)
     watch = steps.watch
     vote = processes.StopVote(mesh)
-    with _stop_signals() as stopping, profiler or contextlib.nullcontext():
+    with (
+        _on_disk_after_errors(checkpoints),
+        _stop_signals() as stopping,
+        profiler or contextlib.nullcontext(),
+    ):
         while step < last_step(config, step, numbers) and not vote(stopping()):
             if profiler is not None:
                 profiler.before(step + 1)
@@ -292,6 +296,16 @@ class _Steps:
         self.watch.finished(tokens)
         self._skips.check(step, values)
         self._through.append(_Entry(step, values, tokens, round(share * real)))
+
+
+@contextlib.contextmanager
+def _on_disk_after_errors(checkpoints: Checkpoints) -> Iterator[None]:
+    """Waits for what is being saved before an error is told of, which may end the process."""
+    try:
+        yield
+    except ValueError:
+        checkpoints.wait()
+        raise
 
 
 @contextlib.contextmanager

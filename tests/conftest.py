@@ -1,6 +1,7 @@
 """Settings that turn silent mistakes into errors, and the models that tests share."""
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -36,6 +37,15 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 # Genuine files of T5 that are not ours to ship; tests that need them skip without them.
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_module():
+    """Drops a module's programs: thousands take gigabytes, which the collector reads on and on."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

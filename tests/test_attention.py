@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_blockwise import example
+from test_blockwise import example, with_gradients
 
 from t5jax import attention, blockwise, model, sharding, tpu_attention
 
@@ -43,28 +43,26 @@ def test_attend_refuses_the_kernel_where_there_is_no_tpu():
 
 
 def test_on_mesh_equals_one_device_with_all_gradients():
-    def run(attend, q, k, v, bias):
-        return jax.vjp(lambda *a: attend(*a[:3], segments=segments, bias=a[3]), q, k, v, bias)
-
     def kernel(*args, **kwargs):
         return tpu_attention.attend(*args, block=128, interpret=True, **kwargs)
 
-    (q, k, v, bias), out, segments, _ = example(9, 13, kind="segments", causal=False)
+    def run(attend):
+        by_segments = lambda *a: attend(*a[:3], segments=segments, bias=a[3])  # noqa: E731
+        return with_gradients(by_segments, *arrays, out=out)
+
+    arrays, out, segments, _ = example(9, 13, kind="segments", causal=False)
     mesh = sharding.make_mesh(
         sharding.MeshConfig(data=1, fsdp=2, tensor=3), devices=jax.devices()[:6]
     )
     with jax.set_mesh(mesh):
-        on_mesh = lambda *a, **k: attention.on_mesh(kernel, *a, **k)  # noqa: E731
-        found, back = jax.jit(lambda *a: run(on_mesh, *a))(q, k, v, bias)
-        grads = jax.jit(back)(out)
-    expected, expected_back = run(blockwise.attend, q, k, v, bias)
+        found, grads = run(functools.partial(attention.on_mesh, kernel))
+    expected, expected_grads = run(blockwise.attend)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-    for ours, theirs in zip(grads, expected_back(out), strict=True):
+    for ours, theirs in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("segmented", [False, True])
-@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize(("segmented", "per_layer"), [(False, False), (True, True)])
 def test_t5_in_blocks_equals_plain_with_dropout_and_all_gradients(
     tiny_config, segmented, per_layer, monkeypatch
 ):

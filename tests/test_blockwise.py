@@ -50,14 +50,25 @@ def example(query_len, key_len, *, kind, causal, dtype=jnp.float32):
     return (q, k, v, bias), out, Segments(*as_array, causal), mask
 
 
+def with_gradients(attend, *arrays, out):
+    """What `attend` makes of the arrays, and all gradients in the direction `out`; one program."""
+
+    @jax.jit
+    def run(*arrays):
+        found, back = jax.vjp(attend, *arrays)
+        return found, back(out)
+
+    return run(*arrays)
+
+
 def check(attend, query_len, key_len, *, kind, causal, has_bias=True, atol=ABSOLUTE):
     """Compares `attend(q, k, v, bias, segments)` and all its gradients to `dense`."""
     (q, k, v, bias), out, segments, mask = example(query_len, key_len, kind=kind, causal=causal)
     bias = bias if has_bias else None
-    found, back = jax.jit(lambda *a: jax.vjp(lambda *x: attend(*x, segments), *a))(q, k, v, bias)
-    expected, expected_back = jax.vjp(lambda *x: dense(*x, mask), q, k, v, bias)
+    found, grads = with_gradients(lambda *x: attend(*x, segments), q, k, v, bias, out=out)
+    expected, expected_grads = with_gradients(lambda *x: dense(*x, mask), q, k, v, bias, out=out)
     np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
-    for name, ours, theirs in zip("qkvb", back(out), expected_back(out), strict=True):
+    for name, ours, theirs in zip("qkvb", grads, expected_grads, strict=True):
         if theirs is not None:
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=atol, err_msg=name)
 

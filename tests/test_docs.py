@@ -15,6 +15,8 @@ from t5jax.pretrained.source import Weights
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Pages that train a model, or use every way to generate.
+LONG = ("finetuning.md", "generation.md")
 SENTENCE = "The party of the small dogs was good; its story is told in German and English. "
 # What examples of generation allow as answers.
 ANSWERS = "Das ist gut. Das ist schlecht. yes no "
@@ -42,7 +44,11 @@ def workplace(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=pytest.mark.slow if p.name in LONG else ()) for p in PAGES],
+    ids=lambda page: page.name,
+)
 def test_docs_python_blocks_run(page, workplace):
     namespace: dict = {}
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):

@@ -120,6 +120,7 @@ def test_finetune_again_measures_the_finished_run_without_training(learned):
     assert complete_steps(folder / "checkpoints")[-1] == 60
 
 
+@pytest.mark.slow
 def test_finetune_goes_on_where_it_was_bit_for_bit(tmp_path):
     tasks = [task(), task(name="same", target="{one}", weight=None)]
     whole = run(tmp_path / "whole", *tasks, steps=40, use="last").t5
@@ -186,6 +187,7 @@ def test_finetune_from_a_checkpoint_begins_with_what_it_knows(learned, tmp_path)
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_finetune_holds_narrow_parameters_of_a_checkpoint_in_float32(learned, tmp_path):
     known = package.load(learned[0] / "model", dtype="bfloat16")
     assert {x.dtype.name for x in jax.tree.leaves(known.params)} == {"bfloat16"}

@@ -102,7 +102,7 @@ def test_cross_entropy_of_no_weight_is_zero_with_zero_gradient(batch):
             logits, targets, jnp.zeros((B, T)), z_loss=1e-4, label_smoothing=0.0
         ).total
 
-    value, gradient = jax.value_and_grad(total)(logits)
+    value, gradient = jax.jit(jax.value_and_grad(total))(logits)
     assert value == 0
     assert not np.any(gradient)
 
@@ -169,8 +169,12 @@ def check_chunked(states_batch, num_chunks, num_parts, vocab_axis):
         result = loss.cross_entropy(logits, targets, weights, z_loss=0.01, label_smoothing=0.0)
         return 3 * result.total + result.cross_entropy, result
 
-    (_, found), gradients = jax.value_and_grad(chunked, (0, 1), has_aux=True)(states, kernel)
-    (_, expected), references = jax.value_and_grad(whole, (0, 1), has_aux=True)(states, kernel)
+    (_, found), gradients = jax.jit(jax.value_and_grad(chunked, (0, 1), has_aux=True))(
+        states, kernel
+    )
+    (_, expected), references = jax.jit(jax.value_and_grad(whole, (0, 1), has_aux=True))(
+        states, kernel
+    )
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=RELATIVE)
     for one, other in zip(gradients, references, strict=True):
@@ -271,7 +275,9 @@ def test_cross_entropy_smooths_targets_as_torch_does(batch, label_smoothing):
         )
         return combined(result.total, result.cross_entropy), result
 
-    (_, result), gradient = jax.value_and_grad(smoothed, has_aux=True)(jnp.asarray(batch[0]))
+    (_, result), gradient = jax.jit(jax.value_and_grad(smoothed, has_aux=True))(
+        jnp.asarray(batch[0])
+    )
     plain = loss.cross_entropy(*map(jnp.asarray, batch), z_loss=0.0, label_smoothing=0.0)
     np.testing.assert_allclose(result.total, total.item(), rtol=RELATIVE)
     assert [float(x) for x in result[1:]] == [float(x) for x in plain[1:]]
@@ -315,7 +321,7 @@ def check_smoothed(states_batch, num_chunks, num_parts, vocab_axis):
         return combined(result.total, result.cross_entropy), result
 
     arrays = tuple(map(jnp.asarray, states_batch[:2]))
-    (_, result), gradients = jax.value_and_grad(smoothed, (0, 1), has_aux=True)(*arrays)
+    (_, result), gradients = jax.jit(jax.value_and_grad(smoothed, (0, 1), has_aux=True))(*arrays)
     np.testing.assert_allclose(result.total, total.item(), rtol=RELATIVE)
     np.testing.assert_allclose(result.cross_entropy, entropy.item(), rtol=RELATIVE)
     for one, other in zip(gradients, (states.grad, kernel.grad), strict=True):
@@ -339,8 +345,8 @@ def test_chunked_cross_entropy_with_smoothing_ignores_what_has_no_weight(states_
             num_chunks=3,
         ).total
 
-    before = jax.value_and_grad(total)(*map(jnp.asarray, (states, kernel)))
-    after = jax.value_and_grad(total)(*map(jnp.asarray, (changed, kernel)))
+    before = jax.jit(jax.value_and_grad(total))(*map(jnp.asarray, (states, kernel)))
+    after = jax.jit(jax.value_and_grad(total))(*map(jnp.asarray, (changed, kernel)))
     assert np.isfinite(before[0])
     for one, other in zip(before, after, strict=True):
         np.testing.assert_array_equal(one, other)

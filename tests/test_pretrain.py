@@ -82,6 +82,7 @@ def test_run_ends_in_a_model_that_loads_and_generates(finished):
         assert (folder / name).exists()
 
 
+@pytest.mark.slow
 def test_run_learns_more_than_token_frequencies(inputs, tmp_path, capsys):
     """A vocabulary of ten words: bytes inside a word are nearly certain, their frequencies not."""
     config = make_config(
@@ -103,6 +104,7 @@ def test_run_learns_more_than_token_frequencies(inputs, tmp_path, capsys):
     assert heldout < unigram - 0.3 < uniform
 
 
+@pytest.mark.slow
 def test_run_trains_a_vocabulary_without_a_tokenizer(inputs, tmp_path):
     config = make_config(inputs, tmp_path / "run", tokenizer=None, vocab_size=26, model="tiny")
     small = {**ingredients.TINY, "d_model": 8, "d_ff": 8, "num_encoder_layers": 1}

@@ -240,13 +240,14 @@ def test_contract_has_narrow_gradients_that_equal_wide_ones(subscripts, shapes):
     def wide(subscripts, x, y):
         return jnp.einsum(subscripts, x.astype(jnp.float32), y.astype(jnp.float32))
 
-    expected = jax.grad(total, (1, 2))(wide, x, y)
+    gradients = jax.jit(jax.grad(total, (1, 2)), static_argnums=0)
+    expected = gradients(wide, x, y)
     for function in (products.contract, products.contract_wide):
-        lowered = jax.jit(jax.grad(total, (1, 2)), static_argnums=0).lower(function, x, y)
+        lowered = gradients.lower(function, x, y)
         dots = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
         assert len(dots) == 3
         assert all(line.count("bf16>") == 2 for line in dots)
-        for one, other in zip(jax.grad(total, (1, 2))(function, x, y), expected, strict=True):
+        for one, other in zip(gradients(function, x, y), expected, strict=True):
             assert one.dtype == jnp.bfloat16
             # Results, their gradients and the products of these are rounded to 8 bits each.
             np.testing.assert_allclose(

@@ -78,6 +78,7 @@ def save_model(folder: Path, config: T5Config, tokenizer) -> dict:
     return params
 
 
+@pytest.mark.slow
 def test_quickstart_runs_and_draws(notebook, english, tmp_path):
     save_model(tmp_path / "model", CONFIG, english)
     add(

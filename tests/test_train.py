@@ -1,6 +1,7 @@
 """One step against plain optax, and the same numbers on one device and on eight."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,7 @@ def make_batch(rows: int = 8) -> dict[str, np.ndarray]:
     }
 
 
+@functools.cache
 def make_step(
     config: T5Config, mesh: jax.sharding.Mesh, *, seed: int = 0, options=None, rate=SCHEDULE
 ):
@@ -65,10 +67,21 @@ def make_step(
     )
 
 
+@functools.cache
+def first_state(config: T5Config, mesh: jax.sharding.Mesh, **options) -> train.TrainState:
+    return train.init_state(config, OPTIMIZER, mesh=mesh, seed=1, **options)
+
+
+def init_state(mesh: jax.sharding.Mesh, *, config: T5Config = CONFIG, **options):
+    """A copy, which a step may consume."""
+    state = first_state(config, mesh, **options)
+    return jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), state)
+
+
 def losses(
     config: T5Config, mesh: jax.sharding.Mesh, *, steps: int, step=None, options=None
 ) -> list[float]:
-    state = train.init_state(config, OPTIMIZER, mesh=mesh, seed=1)
+    state = init_state(mesh, config=config)
     step = step or make_step(config, mesh, options=options)
     batch = train.device_batch(make_batch(), mesh=mesh)
     found = []
@@ -90,8 +103,8 @@ def test_train_step_lowers_the_loss(one_device_losses):
 @pytest.mark.parametrize(
     "axes",
     [
-        {"data": 8},
-        {"fsdp": 8},
+        pytest.param({"data": 8}, marks=pytest.mark.slow),
+        pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
         {"data": 2, "tensor": 4},
         {"fsdp": 2, "tensor": 2, "sequence": 2},
     ],
@@ -103,7 +116,7 @@ def test_train_step_is_the_same_on_many_devices(axes, one_device_losses):
     )
 
 
-@pytest.mark.parametrize("axes", [{}, {"data": 2}])
+@pytest.mark.parametrize("axes", [pytest.param({}, marks=pytest.mark.slow), {"data": 2}])
 def test_train_step_in_parts_is_that_of_the_whole_batch(axes, one_device_losses):
     options = train.StepConfig(accumulate=4, vocab_chunks=3)
     found = losses(CONFIG, make_mesh(**axes), steps=20, options=options)
@@ -113,7 +126,7 @@ def test_train_step_in_parts_is_that_of_the_whole_batch(axes, one_device_losses)
 def test_train_step_leaves_frozen_parameters_and_keeps_no_moments_of_them():
     options = train.StepConfig(frozen=("encoder", "relative_bias"))
     mesh = make_mesh()
-    state = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1, options=options)
+    state = init_state(mesh, options=options)
     before = jax.tree.map(np.asarray, state.params)
     assert jax.tree.leaves(state.opt_state)
     assert not any("encoder/" in path or "relative_bias" in path for path in paths(state.opt_state))
@@ -136,7 +149,7 @@ def paths(tree) -> list[str]:
 
 def test_train_step_skips_what_is_not_finite_and_goes_on():
     mesh = make_mesh()
-    state = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1)
+    state = init_state(mesh)
     ramp = dataclasses.replace(SCHEDULE, warmup_steps=4)
     step = make_step(CONFIG, mesh, rate=ramp)
     good = train.device_batch(make_batch(), mesh=mesh)
@@ -153,7 +166,7 @@ def test_train_step_skips_what_is_not_finite_and_goes_on():
     first = SCHEDULE.learning_rate / 4  # no update came before
     np.testing.assert_allclose(metrics["learning_rate"], first, rtol=1e-6)
     assert np.isfinite(metrics["loss"])
-    alone = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1)
+    alone = init_state(mesh)
     alone, _ = step(alone, good)
     jax.tree.map(np.testing.assert_array_equal, state.params, alone.params)
 
@@ -161,7 +174,7 @@ def test_train_step_skips_what_is_not_finite_and_goes_on():
 def test_train_step_averages_parameters():
     options = train.StepConfig(ema_decay=0.75, spike_factor=10.0)
     mesh = make_mesh()
-    state = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1, options=options)
+    state = init_state(mesh, options=options)
     step = make_step(CONFIG, mesh, options=options)
     batch = train.device_batch(make_batch(), mesh=mesh)
     expected = jax.tree.map(np.asarray, state.params)
@@ -196,7 +209,7 @@ def test_step_config_refuses(options, message):
 
 def test_train_step_refuses_shapes_that_do_not_divide():
     mesh = make_mesh(sequence=4)
-    state = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1)
+    state = init_state(mesh)
     batch = train.device_batch(make_batch(), mesh=mesh)
     with pytest.raises(ValueError, match=r"sequence = 4 must divide the length of decoder.*, 6"):
         make_step(CONFIG, mesh)(state, batch)
@@ -208,7 +221,7 @@ def test_train_step_refuses_shapes_that_do_not_divide():
 def test_train_step_equals_grad_and_optax():
     """The first update, from jax.grad and optax.adafactor on each layer by itself."""
     mesh = make_mesh()
-    state = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1)
+    state = init_state(mesh)
     before = jax.tree.map(jnp.array, state.params)  # a copy: the step consumes the state
     batch = make_batch()
     arrays = jax.tree.map(jnp.asarray, batch)
@@ -237,11 +250,14 @@ def test_train_step_equals_grad_and_optax():
     np.testing.assert_allclose(metrics["learning_rate"], 0.003)
 
 
-@pytest.mark.parametrize("axes", [{}, {"fsdp": 2, "tensor": 2, "sequence": 2}])
+@pytest.mark.parametrize(
+    "axes",
+    [pytest.param({}, marks=pytest.mark.slow), {"fsdp": 2, "tensor": 2, "sequence": 2}],
+)
 def test_train_step_smooths_targets_and_evaluations_do_not(axes):
     """The loss and the norm of its gradient, from whole logits by optax."""
     mesh = make_mesh(**axes)
-    state = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1)
+    state = init_state(mesh)
     before = jax.tree.map(np.asarray, state.params)
     arrays = jax.tree.map(jnp.asarray, make_batch())
     targets, weights = arrays["decoder_target_tokens"], arrays["decoder_loss_weights"]
@@ -283,7 +299,7 @@ def test_train_step_draws_dropout_from_seed_and_step():
 
 def test_evaluate_weights_tokens_not_batches():
     mesh = make_mesh()
-    state = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1)
+    state = init_state(mesh)
     whole = make_batch()
     parts = [{k: v[:2] for k, v in whole.items()}, {k: v[2:] for k, v in whole.items()}]
     step = train.make_eval_step(CONFIG, mesh=mesh)
@@ -302,7 +318,7 @@ def test_device_batch_refuses_rows_that_do_not_divide():
 
 def test_init_state_is_born_sharded():
     mesh = make_mesh(fsdp=4, tensor=2)
-    state = train.init_state(CONFIG, OPTIMIZER, mesh=mesh, seed=1)
+    state = init_state(mesh)
     wi = state.params["encoder"]["layers"]["mlp"]["wi"]
     assert wi.shape == (2, 32, 48)
     assert {shard.data.shape for shard in wi.addressable_shards} == {(2, 8, 24)}
