@@ -240,7 +240,9 @@ def test_finetune_stops_without_patience_and_takes_the_best(tmp_path, monkeypatc
     assert complete_steps(tmp_path / "run" / "checkpoints")[-1] == 20
 
 
-def test_finetune_averages_the_checkpoints_that_it_says(tmp_path, capsys):
+def test_finetune_averages_the_checkpoints_that_it_says(tmp_path, capsys, monkeypatch):
+    scores = iter([90.0, 10.0, 20.0])
+    monkeypatch.setattr(trial, "score", lambda results: next(scores))
     found = run(tmp_path / "run", steps=60, use="last", average=2)
     assert "the mean of 2 (step 60, 40)" in capsys.readouterr().out
     checkpoints = tmp_path / "run" / "checkpoints"
@@ -251,11 +253,17 @@ def test_finetune_averages_the_checkpoints_that_it_says(tmp_path, capsys):
     mean = jax.tree.map(lambda x, y: (np.asarray(x) + np.asarray(y)) / 2, *params)
     for one, other in zip(jax.tree.leaves(mean), jax.tree.leaves(found.t5.params), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+    assert "warning" not in capsys.readouterr().out
+    run(tmp_path / "run", steps=60, use="best")
+    out = capsys.readouterr().out
+    assert "the best checkpoint (step 60)" in out
+    assert "warning: an evaluation was better, and its checkpoint was not kept" in out
 
 
 def test_finetune_mixes_tasks_and_judges_each(tmp_path, capsys):
     same = task(name="same", input="same: {one}", target="{one}", metrics=("cer",), weight=3.0)
-    found = run(tmp_path / "run", task(weight=1.0), same, step=StepConfig(label_smoothing=0.1))
+    step = StepConfig(label_smoothing=0.1)
+    found = run(tmp_path / "run", task(weight=1.0), same, steps=20, step=step)
     assert set(found.validation) == {"up", "same"}
     assert "share 75.0%" in capsys.readouterr().out
     score = trial.score(found.validation)
@@ -265,7 +273,8 @@ def test_finetune_mixes_tasks_and_judges_each(tmp_path, capsys):
 
 
 def test_finetune_warns_of_what_training_has_seen(tmp_path, capsys):
-    run(tmp_path / "run", task(validation=[{"one": "a", "two": "A"}, {"one": "zz", "two": "b"}]))
+    seen = [{"one": "a", "two": "A"}, {"one": "zz", "two": "b"}]
+    run(tmp_path / "run", task(validation=seen), steps=1)
     assert "warning: 1 of 2 inputs in validation of task 'up'" in capsys.readouterr().out
 
 
