@@ -42,6 +42,20 @@ def choose(folder: Path, *, choice: Choice, count: int, every: int) -> list[int]
     return [step for _, step in sorted(measured)[:count]]
 
 
+def is_best(folder: Path, step: int, numbers: Sequence[float]) -> bool:
+    """Whether none of a run's evaluations was better than that of a checkpoint.
+
+    Args:
+      folder: the checkpoints of a run.
+      step: of the checkpoint; one that was never evaluated is not the best.
+      numbers: of all evaluations, what would be such a loss.
+    Raises:
+      ValueError: the checkpoint is damaged.
+    """
+    kept = checkpoint.recorded_loss(folder / str(step))
+    return kept is not None and all(kept <= number for number in numbers)
+
+
 def mean(folder: Path, steps: Sequence[int], name: str, abstract: Any) -> Any:
     """The mean over checkpoints of one of their trees, computed one checkpoint after the other.
 

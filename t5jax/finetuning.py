@@ -29,7 +29,6 @@ from t5jax import (
 from t5jax import fit as fitting
 from t5jax import tasks as tasking
 from t5jax.batches import Batch
-from t5jax.checkpoint import recorded_loss
 from t5jax.config import T5Config
 from t5jax.loading import resolve_dtype
 from t5jax.material import Texts
@@ -181,10 +180,12 @@ def _finish(config: FinetuneConfig, made: _Prepared) -> Finetuned:
         t5.save(folder / MODEL, overwrite=True)
     which = f"the {config.use} checkpoint" if len(found) == 1 else f"the mean of {len(found)}"
     processes.say(f"\nthe result is {which} (step {', '.join(map(str, found))}): {folder / MODEL}")
-    if config.use == "best" and _better_was_not_kept(config, found[0]):
+    evaluations = runlog.evaluations(folder, until=config.fit.steps)
+    numbers = fitting.judgements(config.judge, evaluations)
+    if config.use == "best" and not averaging.is_best(folder / CHECKPOINTS, found[0], numbers):
         processes.say(
-            "warning: an evaluation was better, and its checkpoint was not kept, as the run used "
-            "the last; the result is the best of what was kept."
+            f"warning: an evaluation was better than that of step {found[0]}, and its checkpoint "
+            "is not there; a run keeps it that has --use best from its start."
         )
     results: dict[Split, dict[str, dict[str, float]]] = {}
     for split in ("validation", "test"):
@@ -197,15 +198,6 @@ def _finish(config: FinetuneConfig, made: _Prepared) -> Finetuned:
     processes.say(f"\nuse it:  import t5jax; t5 = t5jax.load({str(folder / MODEL)!r})")
     processes.barrier("the end of the run")
     return Finetuned(t5, results["validation"], results.get("test", {}))
-
-
-def _better_was_not_kept(config: FinetuneConfig, step: int) -> bool:
-    """Whether any evaluation was better than that of a step whose checkpoint is there."""
-    kept = recorded_loss(config.folder / CHECKPOINTS / str(step))
-    numbers = fitting.judgements(
-        config.judge, runlog.evaluations(config.folder, until=config.fit.steps)
-    )
-    return kept is not None and min(numbers, default=kept) < kept
 
 
 def _prepare(

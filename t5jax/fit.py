@@ -125,8 +125,8 @@ def fit(
     watch = steps.watch
     vote = processes.StopVote(mesh)
     with (
-        _on_disk_after_errors(checkpoints),
         _stop_signals() as stopping,
+        _saved_before_errors(checkpoints),
         profiler or contextlib.nullcontext(),
     ):
         while step < last_step(config, step, numbers) and not vote(stopping()):
@@ -299,12 +299,18 @@ class _Steps:
 
 
 @contextlib.contextmanager
-def _on_disk_after_errors(checkpoints: Checkpoints) -> Iterator[None]:
-    """Waits for what is being saved before an error is told of, which may end the process."""
+def _saved_before_errors(checkpoints: Checkpoints) -> Iterator[None]:
+    """Lets a save that was begun finish before a ValueError leaves `fit`: it may end the process.
+
+    Other errors do not wait: they are of files, or of another process that is gone.
+    """
     try:
         yield
     except ValueError:
-        checkpoints.wait()
+        try:
+            checkpoints.wait()
+        except OSError as error:  # what went wrong first must not be hidden
+            processes.say(str(error))
         raise
 
 

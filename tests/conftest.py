@@ -40,10 +40,11 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def programs_of_one_module():
-    """Drops a module's programs: thousands take gigabytes, which the collector reads on and on."""
+def drop_programs():
+    """Drops a module's compiled programs, gigabytes otherwise; collections skip what is left."""
     yield
     jax.clear_caches()
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
 

@@ -62,7 +62,15 @@ def test_on_mesh_equals_one_device_with_all_gradients():
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("segmented", "per_layer"), [(False, False), (True, True)])
+@pytest.mark.parametrize(
+    ("segmented", "per_layer"),
+    [
+        (True, False),
+        (False, True),
+        pytest.param(False, False, marks=pytest.mark.slow),
+        pytest.param(True, True, marks=pytest.mark.slow),
+    ],
+)
 def test_t5_in_blocks_equals_plain_with_dropout_and_all_gradients(
     tiny_config, segmented, per_layer, monkeypatch
 ):

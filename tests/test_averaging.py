@@ -35,6 +35,20 @@ def test_choose_takes_the_newest_or_the_best(folder):
     assert averaging.choose(folder, choice="best", count=9, every=1) == [2, 3, 1]
 
 
+@pytest.mark.parametrize(
+    ("step", "numbers", "best"),
+    [
+        (2, [3.0, 1.0, 2.0], True),
+        (2, [], True),
+        (2, [3.0, 0.5, 1.0], False),
+        (3, [3.0, 1.0, 2.0], False),
+        (4, [3.0], False),  # never evaluated
+    ],
+)
+def test_is_best_compares_to_all_evaluations(folder, step, numbers, best):
+    assert averaging.is_best(folder, step, numbers) is best
+
+
 def test_mean_is_that_of_all_and_of_one_is_itself(folder):
     found = averaging.mean(folder, [1, 2, 4], "params", abstract())
     np.testing.assert_allclose(found["x"], np.full((2, 3), (1 + 4 + 16) / 3), rtol=1e-6)

@@ -22,6 +22,9 @@ SENTENCE = "The party of the small dogs was good; its story is told in German an
 ANSWERS = "Das ist gut. Das ist schlecht. yes no "
 
 
+assert {*LONG} <= {page.name for page in PAGES}
+
+
 @pytest.fixture
 def workplace(tmp_path, monkeypatch) -> Path:
     """A folder with the text that pages read, where a hub id is a tiny model of T5's vocabulary."""

@@ -43,6 +43,11 @@ def count_step(state, batch):
     return train.TrainState(step, params, state.opt_state), {"loss": params["x"]}
 
 
+def diverge(state, batch):
+    state, metrics = count_step(state, batch)
+    return state, {"loss": metrics["loss"] * (np.nan if int(state.step) == 5 else 1)}
+
+
 def skip_from(first: int):
     """Steps that change nothing from `first` on."""
 
@@ -153,14 +158,21 @@ def test_fit_refuses_fewer_steps_than_are_done(tmp_path):
 
 
 def test_fit_does_not_save_after_a_loss_that_is_not_finite(tmp_path, monkeypatch):
-    def diverge(state, batch):
-        state, metrics = count_step(state, batch)
-        return state, {"loss": metrics["loss"] * (np.nan if int(state.step) == 5 else 1)}
-
     monkeypatch.setitem(globals(), "one_step", diverge)
     with pytest.raises(ValueError, match="must be finite, got nan at step 5"):
         run(tmp_path, steps=9, checkpoint_every=2, log_every=100)
     assert Checkpoints(tmp_path / "checkpoints", keep=9).steps() == [2, 4]
+
+
+def test_fit_lets_a_save_finish_before_it_says_what_is_wrong(tmp_path, monkeypatch, capsys):
+    def fail(checkpoints):
+        raise OSError("the disk is full")
+
+    monkeypatch.setitem(globals(), "one_step", diverge)
+    monkeypatch.setattr(Checkpoints, "wait", fail)
+    with pytest.raises(ValueError, match="must be finite, got nan at step 5"):
+        run(tmp_path, steps=9, checkpoint_every=2)
+    assert "the disk is full" in capsys.readouterr().out
 
 
 def test_fit_bears_skipped_steps_and_names_their_text(tmp_path, monkeypatch):

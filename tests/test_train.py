@@ -53,35 +53,59 @@ def make_batch(rows: int = 8) -> dict[str, np.ndarray]:
     }
 
 
+PLAIN = train.StepConfig()
+
+
 @functools.cache
 def make_step(
-    config: T5Config, mesh: jax.sharding.Mesh, *, seed: int = 0, options=None, rate=SCHEDULE
+    config: T5Config,
+    mesh: jax.sharding.Mesh,
+    *,
+    seed: int = 0,
+    options: train.StepConfig = PLAIN,
+    rate: schedule.ScheduleConfig = SCHEDULE,
 ):
     return train.make_train_step(
         config,
         OPTIMIZER,
         schedule=schedule.learning_rate(rate, total_steps=10),
         mesh=mesh,
-        options=options or train.StepConfig(),
+        options=options,
         seed=seed,
     )
 
 
 @functools.cache
-def first_state(config: T5Config, mesh: jax.sharding.Mesh, **options) -> train.TrainState:
-    return train.init_state(config, OPTIMIZER, mesh=mesh, seed=1, **options)
+def first_state(
+    config: T5Config, mesh: jax.sharding.Mesh, options: train.StepConfig
+) -> train.TrainState:
+    return train.init_state(config, OPTIMIZER, mesh=mesh, seed=1, options=options)
 
 
-def init_state(mesh: jax.sharding.Mesh, *, config: T5Config = CONFIG, **options):
-    """A copy, which a step may consume."""
-    state = first_state(config, mesh, **options)
+def fresh_state(
+    mesh: jax.sharding.Mesh, *, config: T5Config = CONFIG, options: train.StepConfig = PLAIN
+) -> train.TrainState:
+    """A copy of the first state, which a step may consume."""
+    state = first_state(config, mesh, options)
     return jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), state)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def drop_states_and_steps():
+    yield
+    first_state.cache_clear()
+    make_step.cache_clear()
+
+
 def losses(
-    config: T5Config, mesh: jax.sharding.Mesh, *, steps: int, step=None, options=None
+    config: T5Config,
+    mesh: jax.sharding.Mesh,
+    *,
+    steps: int,
+    step=None,
+    options: train.StepConfig = PLAIN,
 ) -> list[float]:
-    state = init_state(mesh, config=config)
+    state = fresh_state(mesh, config=config)
     step = step or make_step(config, mesh, options=options)
     batch = train.device_batch(make_batch(), mesh=mesh)
     found = []
@@ -126,7 +150,7 @@ def test_train_step_in_parts_is_that_of_the_whole_batch(axes, one_device_losses)
 def test_train_step_leaves_frozen_parameters_and_keeps_no_moments_of_them():
     options = train.StepConfig(frozen=("encoder", "relative_bias"))
     mesh = make_mesh()
-    state = init_state(mesh, options=options)
+    state = fresh_state(mesh, options=options)
     before = jax.tree.map(np.asarray, state.params)
     assert jax.tree.leaves(state.opt_state)
     assert not any("encoder/" in path or "relative_bias" in path for path in paths(state.opt_state))
@@ -149,7 +173,7 @@ def paths(tree) -> list[str]:
 
 def test_train_step_skips_what_is_not_finite_and_goes_on():
     mesh = make_mesh()
-    state = init_state(mesh)
+    state = fresh_state(mesh)
     ramp = dataclasses.replace(SCHEDULE, warmup_steps=4)
     step = make_step(CONFIG, mesh, rate=ramp)
     good = train.device_batch(make_batch(), mesh=mesh)
@@ -166,7 +190,7 @@ def test_train_step_skips_what_is_not_finite_and_goes_on():
     first = SCHEDULE.learning_rate / 4  # no update came before
     np.testing.assert_allclose(metrics["learning_rate"], first, rtol=1e-6)
     assert np.isfinite(metrics["loss"])
-    alone = init_state(mesh)
+    alone = fresh_state(mesh)
     alone, _ = step(alone, good)
     jax.tree.map(np.testing.assert_array_equal, state.params, alone.params)
 
@@ -174,7 +198,7 @@ def test_train_step_skips_what_is_not_finite_and_goes_on():
 def test_train_step_averages_parameters():
     options = train.StepConfig(ema_decay=0.75, spike_factor=10.0)
     mesh = make_mesh()
-    state = init_state(mesh, options=options)
+    state = fresh_state(mesh, options=options)
     step = make_step(CONFIG, mesh, options=options)
     batch = train.device_batch(make_batch(), mesh=mesh)
     expected = jax.tree.map(np.asarray, state.params)
@@ -209,7 +233,7 @@ def test_step_config_refuses(options, message):
 
 def test_train_step_refuses_shapes_that_do_not_divide():
     mesh = make_mesh(sequence=4)
-    state = init_state(mesh)
+    state = fresh_state(mesh)
     batch = train.device_batch(make_batch(), mesh=mesh)
     with pytest.raises(ValueError, match=r"sequence = 4 must divide the length of decoder.*, 6"):
         make_step(CONFIG, mesh)(state, batch)
@@ -221,7 +245,7 @@ def test_train_step_refuses_shapes_that_do_not_divide():
 def test_train_step_equals_grad_and_optax():
     """The first update, from jax.grad and optax.adafactor on each layer by itself."""
     mesh = make_mesh()
-    state = init_state(mesh)
+    state = fresh_state(mesh)
     before = jax.tree.map(jnp.array, state.params)  # a copy: the step consumes the state
     batch = make_batch()
     arrays = jax.tree.map(jnp.asarray, batch)
@@ -257,7 +281,7 @@ def test_train_step_equals_grad_and_optax():
 def test_train_step_smooths_targets_and_evaluations_do_not(axes):
     """The loss and the norm of its gradient, from whole logits by optax."""
     mesh = make_mesh(**axes)
-    state = init_state(mesh)
+    state = fresh_state(mesh)
     before = jax.tree.map(np.asarray, state.params)
     arrays = jax.tree.map(jnp.asarray, make_batch())
     targets, weights = arrays["decoder_target_tokens"], arrays["decoder_loss_weights"]
@@ -299,7 +323,7 @@ def test_train_step_draws_dropout_from_seed_and_step():
 
 def test_evaluate_weights_tokens_not_batches():
     mesh = make_mesh()
-    state = init_state(mesh)
+    state = fresh_state(mesh)
     whole = make_batch()
     parts = [{k: v[:2] for k, v in whole.items()}, {k: v[2:] for k, v in whole.items()}]
     step = train.make_eval_step(CONFIG, mesh=mesh)
@@ -318,7 +342,7 @@ def test_device_batch_refuses_rows_that_do_not_divide():
 
 def test_init_state_is_born_sharded():
     mesh = make_mesh(fsdp=4, tensor=2)
-    state = init_state(mesh)
+    state = first_state(CONFIG, mesh, PLAIN)
     wi = state.params["encoder"]["layers"]["mlp"]["wi"]
     assert wi.shape == (2, 32, 48)
     assert {shard.data.shape for shard in wi.addressable_shards} == {(2, 8, 24)}
