@@ -180,13 +180,14 @@ def _finish(config: FinetuneConfig, made: _Prepared) -> Finetuned:
         t5.save(folder / MODEL, overwrite=True)
     which = f"the {config.use} checkpoint" if len(found) == 1 else f"the mean of {len(found)}"
     processes.say(f"\nthe result is {which} (step {', '.join(map(str, found))}): {folder / MODEL}")
-    evaluations = runlog.evaluations(folder, until=config.fit.steps)
-    numbers = fitting.judgements(config.judge, evaluations)
-    if config.use == "best" and not averaging.is_best(folder / CHECKPOINTS, found[0], numbers):
-        processes.say(
-            f"warning: an evaluation was better than that of step {found[0]}, and its checkpoint "
-            "is not there; a run keeps it that has --use best from its start."
-        )
+    if config.use == "best":
+        evaluations = runlog.evaluations(folder, until=config.fit.steps)
+        numbers = fitting.judgements(config.judge, evaluations)
+        if not averaging.is_best(folder / CHECKPOINTS, found[0], numbers):
+            processes.say(
+                f"warning: an evaluation was better than that of step {found[0]}, and its "
+                "checkpoint is not there; a run keeps it that has --use best from its start."
+            )
     results: dict[Split, dict[str, dict[str, float]]] = {}
     for split in ("validation", "test"):
         trials = [one for one in made.trials if one.split == split]

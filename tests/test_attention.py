@@ -47,7 +47,9 @@ def test_on_mesh_equals_one_device_with_all_gradients():
         return tpu_attention.attend(*args, block=128, interpret=True, **kwargs)
 
     def run(attend):
-        by_segments = lambda *a: attend(*a[:3], segments=segments, bias=a[3])  # noqa: E731
+        def by_segments(q, k, v, bias):
+            return attend(q, k, v, segments=segments, bias=bias)
+
         return with_gradients(by_segments, *arrays, out=out)
 
     arrays, out, segments, _ = example(9, 13, kind="segments", causal=False)

@@ -17,12 +17,10 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Pages that train a model, or use every way to generate.
 LONG = ("finetuning.md", "generation.md")
+assert {*LONG} <= {page.name for page in PAGES}
 SENTENCE = "The party of the small dogs was good; its story is told in German and English. "
 # What examples of generation allow as answers.
 ANSWERS = "Das ist gut. Das ist schlecht. yes no "
-
-
-assert {*LONG} <= {page.name for page in PAGES}
 
 
 @pytest.fixture

@@ -102,11 +102,11 @@ def losses(
     mesh: jax.sharding.Mesh,
     *,
     steps: int,
-    step=None,
+    seed: int = 0,
     options: train.StepConfig = PLAIN,
 ) -> list[float]:
     state = fresh_state(mesh, config=config)
-    step = step or make_step(config, mesh, options=options)
+    step = make_step(config, mesh, seed=seed, options=options)
     batch = train.device_batch(make_batch(), mesh=mesh)
     found = []
     for _ in range(steps):
@@ -245,8 +245,7 @@ def test_train_step_refuses_shapes_that_do_not_divide():
 def test_train_step_equals_grad_and_optax():
     """The first update, from jax.grad and optax.adafactor on each layer by itself."""
     mesh = make_mesh()
-    state = fresh_state(mesh)
-    before = jax.tree.map(jnp.array, state.params)  # a copy: the step consumes the state
+    state, before = fresh_state(mesh), first_state(CONFIG, mesh, PLAIN).params
     batch = make_batch()
     arrays = jax.tree.map(jnp.asarray, batch)
 
@@ -315,10 +314,9 @@ def test_train_step_smooths_targets_and_evaluations_do_not(axes):
 def test_train_step_draws_dropout_from_seed_and_step():
     config = CONFIG.replace(dropout_rate=0.2, num_encoder_layers=1, num_decoder_layers=1)
     mesh = make_mesh()
-    step = make_step(config, mesh)
-    first = losses(config, mesh, steps=2, step=step)
-    assert losses(config, mesh, steps=2, step=step) == first
-    assert losses(config, mesh, steps=1, step=make_step(config, mesh, seed=1))[0] != first[0]
+    first = losses(config, mesh, steps=2)
+    assert losses(config, mesh, steps=2) == first
+    assert losses(config, mesh, steps=1, seed=1)[0] != first[0]
 
 
 def test_evaluate_weights_tokens_not_batches():
