@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from forced import (
+from helpers.forced_decoding import (
     LIMIT,
     SCORE_TOLERANCE,
     TOKEN_TOLERANCE,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_blockwise import example, with_gradients
+from helpers.dense_attention import example, with_gradients
 
 from t5jax import attention, blockwise, model, sharding, tpu_attention
 

@@ -80,7 +80,7 @@ def test_main_exits_130_after_an_interrupt(monkeypatch, capsys):
 
 # The command `t5jax`.
 
-MESH_TF = Path(__file__).parent / "data" / "mesh_tf"
+MESH_TF = Path(__file__).parent / "fixtures" / "mesh_tf"
 
 
 def test_t5jax_is_installed_as_a_command():

@@ -6,10 +6,10 @@ The oracle of an answer is a greedy search by numpy, from the logits of the whol
 import itertools
 import operator
 
-import many_scripts
 import numpy as np
 import pytest
-from forced import LIMIT, forced_logits, greedy_ids, score_by_hand
+from helpers import scripts_of_languages
+from helpers.forced_decoding import LIMIT, forced_logits, greedy_ids, score_by_hand
 
 from t5jax.constraints import Constraints
 from t5jax.decode import automaton
@@ -423,7 +423,7 @@ def test_stop_strings_are_not_looked_for_in_the_prefix(t5, short):
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory):
-    return many_scripts.every_kind(tmp_path_factory.mktemp("kinds"))
+    return scripts_of_languages.every_kind(tmp_path_factory.mktemp("kinds"))
 
 
 MATCHED = [(" ",), (" t", "é"), ("the", "  "), ("日本", "🙂"), ("o ", "ab", "b"), ("\u200d",)]
@@ -433,7 +433,7 @@ MATCHED = [(" ",), (" t", "é"), ("the", "  "), ("日本", "🙂"), ("o ", "ab",
 def test_stop_strings_are_found_when_the_decoded_text_holds_them(t5, kinds, kind):
     found = kinds[kind]
     config = t5.config.replace(vocab_size=found.vocab_size)
-    texts = many_scripts.texts(150, seed=2)
+    texts = scripts_of_languages.texts(150, seed=2)
     if kind in ("with_bytes", "metaspace"):
         # They drop one space at the beginning of a text and no other, as the automaton does not.
         texts = [text.lstrip(" ") for text in texts]

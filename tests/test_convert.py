@@ -14,20 +14,20 @@ from pathlib import Path
 
 import flax.serialization
 import flax.traverse_util
-import hf_folders
 import ml_dtypes
 import numpy as np
 import pytest
 import tensorstore
-import torch_pickles as pickles
+from helpers import hf_folders
+from helpers import torch_pickles as pickles
+from helpers.trees import assert_same_bits
 from safetensors.numpy import load_file, save_file
-from trees import assert_same_bits
 
 from t5jax import checkpoint, convert, model, pretrained, tokenizer
 from t5jax.config import T5Config
 from t5jax.pretrained import folder, source
 
-MESH_TF = Path(__file__).parent / "data" / "mesh_tf"
+MESH_TF = Path(__file__).parent / "fixtures" / "mesh_tf"
 CONFIG = hf_folders.CONFIG | {
     "num_decoder_layers": 1,
     "feed_forward_proj": "gated-gelu",

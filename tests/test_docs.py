@@ -62,13 +62,6 @@ def test_docs_links_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
-def test_docs_name_every_module():
-    source = (ROOT / "docs" / "source.md").read_text()
-    for module in (ROOT / "t5jax").glob("*.py"):
-        if not module.stem.startswith("__"):
-            assert f"`{module.stem}`" in source, module.stem
-
-
 def test_docs_options_exist():
     """Options in shell blocks are options of the command."""
     import contextlib

@@ -3,9 +3,9 @@
 import dataclasses
 import functools
 
-import hf_folders
 import numpy as np
 import pytest
+from helpers import hf_folders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

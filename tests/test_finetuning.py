@@ -7,9 +7,9 @@ import shutil
 import signal
 
 import jax
-import launched
 import numpy as np
 import pytest
+from helpers import launched_runs
 
 import t5jax as package
 from t5jax import runlog, trial
@@ -358,10 +358,10 @@ def test_finetune_in_two_processes_is_the_run_of_one(tmp_path):
             "checkpoint-every": 15,
         }
         listed = [x for name, value in arguments.items() for x in (f"--{name}", str(value))]
-        with launched.started(
+        with launched_runs.started(
             listed, tmp_path, count=count, devices=2 // count, script="finetune.py"
         ) as running:
-            finished.append(launched.wait(running))
+            finished.append(launched_runs.wait(running))
     assert [status for found in finished for status, _ in found] == [0, 0, 0]
     one, two = (runlog.evaluations(tmp_path / str(count), until=30) for count in (1, 2))
     assert [found["loss"] for found in one] == pytest.approx(

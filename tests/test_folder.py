@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trees import assert_same_bits
+from helpers.trees import assert_same_bits
 
 from t5jax import pretrained, tokenizer
 from t5jax.checkpoint import Checkpoints

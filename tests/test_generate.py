@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from forced import counting_compilations
+from helpers.forced_decoding import counting_compilations
 
 from t5jax import buckets
 from t5jax.model import abstract_params

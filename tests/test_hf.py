@@ -9,12 +9,12 @@ import re
 import shutil
 import struct
 
-import hf_folders
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers import hf_folders
+from helpers.trees import assert_same_bits, flat
 from safetensors.numpy import load_file
-from trees import assert_same_bits, flat
 
 from t5jax import tokenizer
 from t5jax.config import T5Config

@@ -2,8 +2,8 @@
 
 import json
 
-import hf_folders
 import pytest
+from helpers import hf_folders
 
 from t5jax.config import T5Config
 from t5jax.pretrained import hf_config

@@ -7,11 +7,11 @@ import functools
 import hashlib
 import json
 
-import hf_folders
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers import hf_folders
 from safetensors.numpy import load_file
 
 from t5jax.config import T5Config

@@ -18,9 +18,9 @@ import threading
 from collections import defaultdict
 from typing import Any, NamedTuple
 
-import hf_folders
 import numpy as np
 import pytest
+from helpers import hf_folders
 
 from t5jax import tokenizer
 

@@ -1,7 +1,7 @@
 """Tokenizers and models by name; what a whole run makes of them is in test_pretrain.py."""
 
 import pytest
-from small_runs import TINY
+from helpers.small_runs import TINY
 
 from t5jax import ingredients
 from t5jax.denoise import SpanCorruption

@@ -7,16 +7,16 @@ import functools
 import json
 from pathlib import Path
 
-import hf_folders
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers import hf_folders
 
 from t5jax import config, inspect, model, pretrained, tokenizer
 from t5jax.config import T5Config
 from t5jax.pretrained import arrays, safetensors_file, source, tf_bundle, zarr_folder
 
-MESH_TF = Path(__file__).parent / "data" / "mesh_tf"
+MESH_TF = Path(__file__).parent / "fixtures" / "mesh_tf"
 # Their config.json in what differs between them, of the folders that Google publishes.
 V1_1 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 KEYS = {

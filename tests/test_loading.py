@@ -2,10 +2,10 @@
 
 import json
 
-import hf_folders
 import jax
 import numpy as np
 import pytest
+from helpers import hf_folders
 
 import t5jax
 from t5jax import tokenizer

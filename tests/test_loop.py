@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-import token_sets
+from helpers import token_sets
 
 from t5jax.decode import automaton, choose, loop
 from t5jax.decode.rules import Rules

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trees import assert_same_bits, flat
+from helpers.trees import assert_same_bits, flat
 
 from t5jax import pretrained
 from t5jax.config import T5Config
 from t5jax.pretrained import mesh_tf, tf_bundle
 
-DATA = Path(__file__).parent / "data" / "mesh_tf"
+DATA = Path(__file__).parent / "fixtures" / "mesh_tf"
 PREFIX = DATA / "model.ckpt-1000"
 CONFIG = T5Config(
     vocab_size=48,

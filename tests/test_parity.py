@@ -6,7 +6,7 @@ The reference is always a model that transformers itself read from the folder th
 import jax
 import numpy as np
 import pytest
-from their_models import (
+from helpers.transformers_models import (
     SIZES,
     STEPS,
     TOLERANCE,

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from their_models import SIZES, TOLERANCE, batch, make, one_thread, torch
+from helpers.transformers_models import SIZES, TOLERANCE, batch, make, one_thread, torch
 
 import t5jax
 from t5jax import generate

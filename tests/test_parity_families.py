@@ -8,8 +8,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
-from their_models import (
+from helpers.transformers_models import (
     SIZES,
     STEPS,
     TOLERANCE,
@@ -22,6 +21,7 @@ from their_models import (
     their_greedy,
     torch,
 )
+from safetensors.numpy import load_file, save_file
 
 import t5jax
 from t5jax import score

@@ -1,8 +1,8 @@
 """Pieces of text: joined they are the whole, in any script and any vocabulary, and final."""
 
-import many_scripts
 import numpy as np
 import pytest
+from helpers import scripts_of_languages
 
 from t5jax import tokenizer
 from t5jax.fast_tokenizer import FastTokenizer
@@ -11,12 +11,12 @@ from t5jax.pieces import Pieces, cut
 KINDS = ["bytes", "trained", "with_bytes", "byte_level", "metaspace"]
 # One within a word, one across two, one of several bytes, and one whose beginning is another.
 STOPS = ("quick br", "o ", "日本", "é", "ab", "abc", "🙂 ")
-TEXTS = many_scripts.texts(500)
+TEXTS = scripts_of_languages.texts(500)
 
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory):
-    return many_scripts.every_kind(tmp_path_factory.mktemp("kinds"))
+    return scripts_of_languages.every_kind(tmp_path_factory.mktemp("kinds"))
 
 
 def pieces_of(found, ids, **options):

@@ -12,7 +12,7 @@ import datasets
 import jax
 import numpy as np
 import pytest
-from small_runs import TINY, training_losses, write_inputs
+from helpers.small_runs import TINY, training_losses, write_inputs
 
 import t5jax
 from t5jax import ingredients, pretrain, runfolder, sharding

@@ -4,8 +4,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from launched import finish, options, started, wait, wait_for_step
-from small_runs import training_losses, write_inputs
+from helpers.launched_runs import finish, options, started, wait, wait_for_step
+from helpers.small_runs import training_losses, write_inputs
 
 
 def command(inputs: dict[str, str], output: Path, steps: int) -> list[str]:

@@ -2,10 +2,10 @@
 
 import shutil
 
-import hf_folders
 import jax
 import numpy as np
 import pytest
+from helpers import hf_folders
 
 from t5jax import pretrained, tokenizer
 from t5jax.checkpoint import Checkpoints

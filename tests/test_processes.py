@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from launched import finish, free_port, options, started, wait, wait_for_step
-from small_runs import training_losses, write_inputs
+from helpers.launched_runs import finish, free_port, options, started, wait, wait_for_step
+from helpers.small_runs import training_losses, write_inputs
 
 from t5jax import processes, sharding
 from t5jax.runlog import read_metrics

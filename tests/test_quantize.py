@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from forced import LIMIT, forced_log_probs, greedy_ids, score_by_hand
+from helpers.forced_decoding import LIMIT, forced_log_probs, greedy_ids, score_by_hand
 
 import t5jax
 from t5jax import products, quantize, score

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from forced import (
+from helpers.forced_decoding import (
     SCORE_TOLERANCE,
     TOKEN_TOLERANCE,
     forced_log_probs,

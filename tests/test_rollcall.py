@@ -5,7 +5,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from launched import free_port
+from helpers.launched_runs import free_port
 
 from t5jax import rollcall
 

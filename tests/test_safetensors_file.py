@@ -10,9 +10,9 @@ import tracemalloc
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers.trees import assert_same_bits
 from safetensors import deserialize, safe_open
 from safetensors.numpy import load_file, save_file
-from trees import assert_same_bits
 
 from t5jax.pretrained import arrays
 from t5jax.pretrained.safetensors_file import Writer, open_file

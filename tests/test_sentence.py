@@ -7,11 +7,11 @@ import json
 import re
 import shutil
 
-import hf_folders
 import ml_dtypes
 import numpy as np
 import pytest
-import torch_pickles as pickles
+from helpers import hf_folders
+from helpers import torch_pickles as pickles
 from safetensors.numpy import load_file, save_file
 
 import t5jax

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from trees import assert_same_bits, flat
+from helpers.trees import assert_same_bits, flat
 
 from t5jax import model, sharding
 from t5jax.checkpoint import shapes_by_path

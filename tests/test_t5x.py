@@ -7,14 +7,13 @@ import random
 import re
 import shutil
 
-import hf_folders
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
-import t5x_folders
 from flax import serialization
-from trees import assert_same_bits, flat
+from helpers import hf_folders, t5x_folders
+from helpers.trees import assert_same_bits, flat
 
 import t5jax
 from t5jax.config import T5Config

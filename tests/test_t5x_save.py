@@ -3,16 +3,15 @@
 import json
 import os
 
-import hf_folders
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
-import t5x_folders
 import tensorstore
 from flax import serialization
+from helpers import hf_folders, t5x_folders
+from helpers.trees import assert_same_bits
 from safetensors.numpy import load_file
-from trees import assert_same_bits
 
 from t5jax import pretrained, tokenizer
 from t5jax.pretrained import hf_save, sentence, t5x, t5x_save

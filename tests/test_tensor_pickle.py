@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch_pickles
+from helpers import torch_pickles
+from helpers.torch_pickles import ORDERED_DICT, PROTO, STOP, integer, items, named, sizes, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_pickles import ORDERED_DICT, PROTO, STOP, integer, items, named, sizes, text
 
 from t5jax.pretrained import tensor_pickle
 from t5jax.pretrained.tensor_pickle import Global, Reader, Storage, Tensor

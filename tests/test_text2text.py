@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from forced import LIMIT, counting_compilations, forced_log_probs, greedy_ids, rows_of
+from helpers.forced_decoding import (
+    LIMIT,
+    counting_compilations,
+    forced_log_probs,
+    greedy_ids,
+    rows_of,
+)
 
 import t5jax
 from t5jax import tokenizer

@@ -16,7 +16,7 @@ import pytest
 
 from t5jax.pretrained import arrays, tf_bundle
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "fixtures"
 MESH = DATA / "mesh_tf" / "model.ckpt-1000"
 SHARDED = DATA / "mesh_tf_sharded" / "model.ckpt-7"
 PARTITIONED = DATA / "mesh_tf_partitioned" / "model.ckpt-0"

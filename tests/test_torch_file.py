@@ -14,8 +14,8 @@ import zipfile
 
 import numpy as np
 import pytest
-import torch_pickles
-from torch_pickles import PROTO, STOP, items, sizes, text
+from helpers import torch_pickles
+from helpers.torch_pickles import PROTO, STOP, items, sizes, text
 
 from t5jax.pretrained import arrays, torch_file
 

@@ -1,7 +1,7 @@
 """The TPU's kernels, interpreted, against dense attention; and compiled for TPUs where one can."""
 
 import pytest
-from test_blockwise import check
+from helpers.dense_attention import check
 
 from t5jax import tpu_attention
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from forced import LIMIT, greedy_ids
+from helpers.forced_decoding import LIMIT, greedy_ids
 
 from t5jax.options import Options
 from t5jax.writer import Writer, check_finite

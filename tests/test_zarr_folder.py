@@ -10,8 +10,8 @@ import zlib
 import ml_dtypes
 import numpy as np
 import pytest
-import t5x_folders
 import tensorstore
+from helpers import t5x_folders
 
 from t5jax.pretrained import arrays, zarr_folder
 

@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from small_runs import training_losses
+from helpers.small_runs import training_losses
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def options(inputs: dict[str, str], output: Path, steps: int, **more) -> list[str]:

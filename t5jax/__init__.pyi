@@ -1,0 +1,16 @@
+"""T5 in JAX: text in, text out."""
+
+from .answers import Answer as Answer
+from .config import T5Config as T5Config
+from .finetuning import finetune as finetune
+from .fit import FitConfig as FitConfig
+from .loading import export_hf as export_hf
+from .loading import load as load
+from .optimizer import OptimizerConfig as OptimizerConfig
+from .recipe import FinetuneConfig as FinetuneConfig
+from .schedule import ScheduleConfig as ScheduleConfig
+from .tasks import Task as Task
+from .text2text import Text2Text as Text2Text
+from .train import StepConfig as StepConfig
+
+__version__: str
