@@ -26,8 +26,9 @@ import numpy as np
 import torch
 import transformers
 
-from t5jax import heap, model, optimizer, schedule, sharding, train
+from t5jax import model, optimizer, schedule, sharding, train
 from t5jax.config import T5Config
+from t5jax.runtime import keep_memory
 
 THREADS = os.cpu_count() or 1
 WARM_UP = 3
@@ -115,7 +116,7 @@ def torchs(options: argparse.Namespace, dtype: str) -> Callable[[], float]:
 def serve(side: str, options: argparse.Namespace, dtype: str, pipe: Connection) -> None:
     """Takes a step for every message, and answers with its seconds; ends when the pipe does."""
     if side == "t5jax" or options.keep_memory:
-        heap.keep_memory()
+        keep_memory()
     if side == "t5jax":
         run = ours(options, dtype)
     else:

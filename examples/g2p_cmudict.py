@@ -34,10 +34,12 @@ from typing import Annotated
 import numpy as np
 from tyro.conf import FlagCreatePairsOff, arg
 
-from t5jax import cli, files, heap, metrics, tasks
+from t5jax import cli, metrics, tasks
+from t5jax.fileio import write_atomically
 from t5jax.finetuning import FinetuneConfig, finetune
 from t5jax.fit import FitConfig
 from t5jax.optimizer import OptimizerConfig
+from t5jax.runtime import keep_memory
 from t5jax.schedule import ScheduleConfig
 from t5jax.tasks import Row, Task
 from t5jax.text2text import Text2Text
@@ -330,7 +332,7 @@ def main(config: Config) -> None:
     told = ", ".join(f"{name} {measured.score:.2f}" for name, measured in scores.items())
     print(f"test, over several entries beside each word: {told}")
     lines = (f"{word}\t{spoken}\n" for word, spoken in zip(words, written, strict=True))
-    files.write(run.folder / "predictions.tsv", "".join(lines))
+    write_atomically(run.folder / "predictions.tsv", "".join(lines))
     print(f"pronunciations of the test words: {run.folder / 'predictions.tsv'}")
 
 
@@ -387,5 +389,5 @@ def _hash(word: str) -> bytes:
 
 
 if __name__ == "__main__":
-    heap.keep_memory()
+    keep_memory()
     cli.main(Config, main, description=__doc__)

@@ -28,7 +28,9 @@ from g2p_cmudict import Lexicon, entries, heading, phonemes, pronounce, rows
 from tqdm import tqdm
 
 import t5jax
-from t5jax import cli, files, heap
+from t5jax import cli
+from t5jax.fileio import write_atomically
+from t5jax.runtime import keep_memory
 from t5jax.text2text import Text2Text
 
 _AT_ONCE = 4000
@@ -100,7 +102,7 @@ def teach(
         spoken = (phonemes(one) if len(one) <= _LONGEST else "" for one in letters)
         written += zip(part, spoken, strict=True)
         lines = (f"{word}\t{one}\n" for word, one in written)
-        files.write(save, "".join([f"{head}\n", *lines]))
+        write_atomically(save, "".join([f"{head}\n", *lines]))
         yield len(part)
 
 
@@ -136,5 +138,5 @@ def _digest(t5: Text2Text) -> str:
 
 
 if __name__ == "__main__":
-    heap.keep_memory()
+    keep_memory()
     cli.main(Config, main, description=__doc__)

@@ -37,8 +37,9 @@ from summarize_docstrings import (
 )
 from tyro.conf import FlagCreatePairsOff, arg
 
-from t5jax import cli, heap, tasks
+from t5jax import cli, tasks
 from t5jax.finetuning import FinetuneConfig, finetune
+from t5jax.runtime import keep_memory
 from t5jax.tasks import Task
 
 
@@ -137,5 +138,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    heap.keep_memory()
+    keep_memory()
     cli.main(Config, main, description=__doc__)

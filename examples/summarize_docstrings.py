@@ -25,10 +25,11 @@ from typing import Annotated, NamedTuple
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from t5jax import cli, heap, metrics, pydocs, tasks
+from t5jax import cli, metrics, pydocs, tasks
 from t5jax.finetuning import PREDICTIONS, FinetuneConfig, finetune
 from t5jax.fit import FitConfig
 from t5jax.optimizer import OptimizerConfig
+from t5jax.runtime import keep_memory
 from t5jax.schedule import ScheduleConfig
 from t5jax.tasks import Task
 
@@ -216,5 +217,5 @@ def _letters(text: str) -> str:
 
 
 if __name__ == "__main__":
-    heap.keep_memory()
+    keep_memory()
     cli.main(Config, main, description=__doc__)

@@ -19,11 +19,13 @@ from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from t5jax import cli, files, heap
+from t5jax import cli
+from t5jax.fileio import write_atomically
 from t5jax.finetuning import PREDICTIONS, FinetuneConfig, finetune
 from t5jax.fit import FitConfig
 from t5jax.metrics import MetricOptions
 from t5jax.optimizer import OptimizerConfig
+from t5jax.runtime import keep_memory
 from t5jax.schedule import ScheduleConfig
 from t5jax.tasks import Row, Task
 from t5jax.train import StepConfig
@@ -136,7 +138,7 @@ def main(config: Config) -> None:
     written = folder / PREDICTIONS / f"{chosen.name}-test.jsonl"
     # Not splitlines: a text may hold other ends of lines.
     rows = map(json.loads, written.read_text(encoding="utf-8").rstrip("\n").split("\n"))
-    files.write(folder / "predictions.txt", "".join(f"{one['prediction']}\n" for one in rows))
+    write_atomically(folder / "predictions.txt", "".join(f"{one['prediction']}\n" for one in rows))
     print(f"translations of the test sentences: {folder / 'predictions.txt'}")
 
 
@@ -157,5 +159,5 @@ def _lines(path: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    heap.keep_memory()
+    keep_memory()
     cli.main(Config, main, description=__doc__)

@@ -5,8 +5,9 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from t5jax import cli, heap, tasks
+from t5jax import cli, tasks
 from t5jax.finetuning import FinetuneConfig, finetune
+from t5jax.runtime import keep_memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,5 +30,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    heap.keep_memory()
+    keep_memory()
     cli.main(Config, main)

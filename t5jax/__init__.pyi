@@ -1,5 +1,8 @@
 """T5 in JAX: text in, text out."""
 
+from . import decode as decode
+from . import metrics as metrics
+from . import pretrained as pretrained
 from .answers import Answer as Answer
 from .config import T5Config as T5Config
 from .finetuning import finetune as finetune

@@ -12,10 +12,12 @@ from typing import Annotated, Any, Literal
 import filelock
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
-from t5jax import answers, files, loading, programs, textfiles
+from t5jax import answers, loading, textfiles
 from t5jax.constraints import Ids
 from t5jax.decode.automaton import Automaton
+from t5jax.fileio import write_atomically
 from t5jax.options import Options
+from t5jax.runtime import enable_compilation_cache
 from t5jax.text2text import Text2Text
 
 _FORMATS = (".txt", ".jsonl")
@@ -72,7 +74,7 @@ def run(options: Generate) -> dict[str, int]:
       ValueError: an input that is too long, or a partial output of another command.
       FileExistsError: the output is there already, or another process writes it.
     """
-    programs.keep()
+    enable_compilation_cache()
     output = Path(options.output).expanduser()
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(output.with_name(output.name + ".lock"))
@@ -115,7 +117,7 @@ def _run(options: Generate, output: Path) -> dict[str, int]:
         except KeyboardInterrupt:
             print(f"\n{len(done)} of {len(texts)} answers are kept; the same command goes on.")
             raise
-    files.write(output, "".join(_lines(output.suffix, texts, done)))
+    write_atomically(output, "".join(_lines(output.suffix, texts, done)))
     partial.unlink()
     dead = sum(reason == "dead_end" for _, reason in done.values())
     counts = {"inputs": len(texts), "resumed": resumed, "dead_ends": dead}
@@ -213,7 +215,7 @@ def _journal(partial: Path, header: dict[str, Any], done: Done):
     """Appends answers to the partial output, on disk before the next batch is computed."""
     lines = [json.dumps(header)]
     lines += [json.dumps([place, *answer]) for place, answer in done.items()]
-    files.write(partial, "\n".join(lines) + "\n")
+    write_atomically(partial, "\n".join(lines) + "\n")
     with partial.open("a", encoding="utf-8") as file:
 
         def write(batch: Done) -> None:

@@ -7,7 +7,7 @@ NVIDIA's data sheets of A100, H100 SXM and H200, with dense bfloat16, without sp
 
 import dataclasses
 
-from t5jax import nearest
+from t5jax.errors import suggest
 
 GB, TFLOP = 1e9, 1e12
 GIB = 2**30
@@ -97,7 +97,7 @@ def of_topology(name: str) -> Chip:
     chip = CHIPS.get(kind)
     if chip is None or not chip.torus:
         tpus = [chip.name for chip in CHIPS.values() if chip.torus]
-        hint = nearest.hint(name, known, "choose one of these.", cutoff=0.6)
+        hint = suggest(name, known, "choose one of these.", cutoff=0.6)
         raise ValueError(
             f"topology must be a TPU slice such as 'v5e:16x16', got {name!r}, chips are "
             f"{', '.join(tpus)}; {hint}"

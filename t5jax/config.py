@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from t5jax import nearest
+from t5jax.errors import suggest
 
 Activation = Literal["relu", "gelu_tanh", "gelu_erf", "silu"]
 ComputeDtype = Literal["float32", "bfloat16"]
@@ -279,7 +279,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 def _unknown_choice(what: str, given: object, known: tuple[str, ...]) -> str:
-    hint = nearest.hint(str(given), known, f"use one of {', '.join(known)}.")
+    hint = suggest(str(given), known, f"use one of {', '.join(known)}.")
     if what == "activation" and str(given).startswith("gelu"):
         hint = "use 'gelu_tanh', which T5 v1.1 was trained with, or 'gelu_erf'."
     if what == "dtype" and given in ("float16", "fp16", "half"):

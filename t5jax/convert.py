@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from t5jax import files, pretrained
+from t5jax import pretrained
+from t5jax.fileio import write_atomically
 from t5jax.model import Params
 from t5jax.pretrained import arrays, hf_save, t5x_save
 from t5jax.pretrained.source import Progress, Source, Weights, Written
@@ -110,7 +111,7 @@ def run(options: Convert) -> dict[str, Any]:
             pretrained.save(where, config, params, tokenizer, overwrite=options.overwrite)
             written += [Written.of(name, name, weights.read(name)) for name in weights.shapes]
     report = _report(options, source, written)
-    files.write(Path(where).expanduser() / REPORT_FILE, json.dumps(report, indent=1) + "\n")
+    write_atomically(Path(where).expanduser() / REPORT_FILE, json.dumps(report, indent=1) + "\n")
     _print(options, source, report)
     return report
 

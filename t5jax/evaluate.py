@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from t5jax import files, metrics, predictions
+from t5jax import metrics, predictions
+from t5jax.fileio import write_atomically
 from t5jax.metrics import MetricOptions
 from t5jax.metrics.overlap import Tokenize
 from t5jax.predictions import Examples
@@ -102,7 +103,7 @@ def run(options: Evaluate) -> dict[str, Any]:
         }
         print(f"intervals: {options.bootstrap} draws of examples, seed {options.seed}")
     if options.json:
-        files.write(options.json, jsons.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(options.json, jsons.dumps(results, indent=1, ensure_ascii=False) + "\n")
     return results
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from t5jax import files
+from t5jax.fileio import write_atomically
 
 MAX_BYTES = 64 << 20
 MAX_VOCAB = 10_000_000
@@ -208,7 +208,7 @@ class FastTokenizer:
         """Write the files, unchanged, that this was read from; makes the folder."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, content in self._contents.items():
-            files.write(Path(folder) / name, content)
+            write_atomically(Path(folder) / name, content)
 
     def _encoding(self, text: str) -> Any:
         failure = f"{self._file} must have ids for every text, got none for {text[:40]!r}"

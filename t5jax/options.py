@@ -7,9 +7,9 @@ from typing import Any, Literal, TypedDict, TypeVar
 
 import numpy as np
 
-from t5jax import nearest
 from t5jax.constraints import Constraints, Ids
 from t5jax.decode.automaton import Automaton
+from t5jax.errors import suggest
 from t5jax.strategy import EarlyStopping, Strategy
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -64,7 +64,7 @@ class Options(Constraints, Strategy):
         known = [field.name for field in dataclasses.fields(cls)]
         for name in given:
             if name not in known:
-                hint = nearest.hint(name, known, f"there are {', '.join(known)}.")
+                hint = suggest(name, known, f"there are {', '.join(known)}.")
                 raise TypeError(f"unknown option {name!r}; {hint}")
         return cls(**given)
 

@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from t5jax import batches, files, processes
+from t5jax import batches, processes
 from t5jax import tokenizer as tokenizers
 from t5jax.config import HOW_TO_COMPUTE, T5Config
+from t5jax.fileio import is_temporary, write_atomically
 from t5jax.fit import FitConfig
 from t5jax.loading import resolve_dtype
 from t5jax.pretrained.folder import CONFIG_FILE
@@ -48,9 +49,7 @@ def check(
                 f"output must be a folder on a disk that all processes share, got {folder}, in "
                 f"which process {processes.index()} does not see what process 0 wrote."
             )
-        if folder.exists() and not (
-            folder.is_dir() and all(map(files.is_temporary, folder.iterdir()))
-        ):
+        if folder.exists() and not (folder.is_dir() and all(map(is_temporary, folder.iterdir()))):
             raise FileExistsError(
                 f"output must be a new or empty folder or a run to continue, got {folder}, which "
                 "holds something else; choose another --output."
@@ -126,11 +125,11 @@ def claim(
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         record = {"options": options, "corpus": text_digest}
-        files.write(path, json.dumps(record, indent=2) + "\n")
+        write_atomically(path, json.dumps(record, indent=2) + "\n")
     # Written again after a crash between these lines; both are functions of the options.
     if tokenizers.load(folder) is None:
         tokenizer.save(folder)
-    files.write(folder / CONFIG_FILE, model.to_json())
+    write_atomically(folder / CONFIG_FILE, model.to_json())
 
 
 def digest(chunks: batches.Source) -> str:

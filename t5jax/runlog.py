@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from t5jax import files
+from t5jax.fileio import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -32,7 +32,7 @@ class RunLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / METRICS_FILE
         kept = [entry for entry in read_metrics(folder) if entry["step"] <= start_step]
-        files.write(path, "".join(map(_line, kept)))
+        write_atomically(path, "".join(map(_line, kept)))
         self._file = path.open("a")
         self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=start_step + 1)
         self._bar = tqdm(

@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from t5jax import corpus, metrics, nearest, textfiles
+from t5jax import corpus, metrics, textfiles
+from t5jax.errors import suggest
 from t5jax.metrics import MetricOptions
 
 _NAME = string.ascii_letters + string.digits + "-_."
@@ -220,7 +221,7 @@ def _beside(path: Path, source: Source | None) -> Source | None:
 def _check_fields(where: str, fields: Iterable[str], known: Collection[str]) -> None:
     for name in fields:
         if name not in known:
-            hint = nearest.hint(name, known, f"there are {', '.join(known)}.")
+            hint = suggest(name, known, f"there are {', '.join(known)}.")
             raise ValueError(f"{where} has an unknown field {name!r}; {hint}")
 
 
@@ -307,7 +308,7 @@ def _file_rows(path: str, columns: list[str] | None) -> Iterator[Row]:
 def _check_columns(where: str, columns: Sequence[str], row: Mapping[str, Any]) -> None:
     for column in columns:
         if column not in row:
-            hint = nearest.hint(column, row, "correct the template or the data.")
+            hint = suggest(column, row, "correct the template or the data.")
             raise ValueError(
                 f"{where} must have the column {column!r}, which a template names, got "
                 f"{', '.join(row)}; {hint}"

@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from t5jax import nearest
+from t5jax.errors import suggest
 
 Record = dict[str, Any] | None  # None is a line that is no record
 _BLANK = object()  # such a line among values of JSON, of which null is one
@@ -131,7 +131,7 @@ def _check_text(value: object) -> None:
 def missing_column(where: str, column: str, columns: Iterable[str]) -> CorpusError:
     """Make the error for a column that is not there; it lists those that are."""
     columns = list(columns)
-    hint = nearest.hint(column, columns, "choose one of these.")
+    hint = suggest(column, columns, "choose one of these.")
     return CorpusError(f"{where} must have a column {column!r}, got {', '.join(columns)}; {hint}")
 
 

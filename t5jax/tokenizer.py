@@ -17,7 +17,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import sentencepiece
 
-from t5jax import fast_tokenizer, files
+from t5jax import fast_tokenizer
+from t5jax.fileio import write_atomically
 
 MODEL_FILES = ("spiece.model", "sentencepiece.model", "tokenizer.model")
 CONFIG_FILE = "tokenizer_config.json"
@@ -145,7 +146,7 @@ class SentencePieceTokenizer(Tokenizer):
     def save(self, folder: StrPath) -> None:
         special = map(self._processor.id_to_piece, (self.pad_id, self.eos_id, self.unk_id))
         _save_config(folder, "T5Tokenizer", self.num_appended, *special)
-        files.write(Path(folder) / MODEL_FILES[0], self.model)
+        write_atomically(Path(folder) / MODEL_FILES[0], self.model)
 
 
 class ByteTokenizer(Tokenizer):
@@ -345,4 +346,4 @@ def _save_config(folder: StrPath, kind: str, extra_ids: int, *special: str) -> N
     config = {"tokenizer_class": kind, "extra_ids": extra_ids, "legacy": False}
     config |= zip(("pad_token", "eos_token", "unk_token"), special, strict=True)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    files.write(Path(folder) / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+    write_atomically(Path(folder) / CONFIG_FILE, json.dumps(config, indent=2) + "\n")

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from t5jax import files, metrics
+from t5jax import metrics
+from t5jax.fileio import write_atomically
 from t5jax.options import Options
 from t5jax.tasks import Example, Split, Task
 from t5jax.text2text import Text2Text
@@ -87,7 +88,7 @@ class Trial(NamedTuple):
             )
             for one, prediction, references in rows
         )
-        files.write(path, "".join(f"{line}\n" for line in lines))
+        write_atomically(path, "".join(f"{line}\n" for line in lines))
 
     def _processed(self, text: str) -> str:
         return text if self.task.postprocess is None else self.task.postprocess(text)

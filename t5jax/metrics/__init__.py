@@ -5,7 +5,7 @@ import functools
 import typing
 from collections.abc import Callable, Sequence
 
-from t5jax import nearest
+from t5jax.errors import suggest
 from t5jax.metrics import edits, labels, matches, numbers, overlap
 from t5jax.metrics.bootstrap import Interval, Measured, interval
 from t5jax.metrics.overlap import Tokenize
@@ -96,7 +96,7 @@ def check(names: Sequence[str], options: MetricOptions) -> None:
         raise ValueError(f"metrics must be some of {', '.join(KNOWN)}, got none.")
     for name in names:
         if name not in KNOWN:
-            hint = nearest.hint(name.lower(), KNOWN, "choose one of these.")
+            hint = suggest(name.lower(), KNOWN, "choose one of these.")
             raise ValueError(f"unknown metric {name!r}, metrics are {', '.join(KNOWN)}; {hint}")
     taken = {option for name in names for option in KNOWN[name].options}
     for field in dataclasses.fields(options):

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from t5jax.config import T5Config
-from t5jax.pretrained import evidence, json_file
+from t5jax.fileio import read_json_object, write_json
+from t5jax.pretrained import evidence
 
 FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -60,7 +61,7 @@ def check_family(path: Path) -> str:
     Raises:
       ValueError: not JSON, or another architecture than T5's.
     """
-    return _family(path, json_file.read_object(path))
+    return _family(path, read_json_object(path))
 
 
 def _family(path: Path, raw: Mapping[str, Any]) -> str:
@@ -85,7 +86,7 @@ def read(path: Path, shapes: Mapping[str, tuple[int, ...]], *, notes: list[str])
     Raises:
       ValueError: not JSON, another architecture, or a value that T5 does not have.
     """
-    raw = json_file.read_object(path)
+    raw = read_json_object(path)
     family = _family(path, raw)
     missing = [key for key, *default in _FIELDS.values() if not default and key not in raw]
     if missing:
@@ -103,7 +104,7 @@ def read(path: Path, shapes: Mapping[str, tuple[int, ...]], *, notes: list[str])
         found["num_decoder_layers"] = found["num_encoder_layers"]
     if found["decoder_start_id"] is None:
         beside = path.with_name(GENERATION_FILE)
-        settings = json_file.read_object(beside) if beside.is_file() else {}
+        settings = read_json_object(beside) if beside.is_file() else {}
         start = settings.get("decoder_start_token_id")
         found["decoder_start_id"] = found["pad_id"] if start is None else start
     tie = _switch(path, raw, "tie_word_embeddings")
@@ -173,8 +174,8 @@ def write(folder: Path, config: T5Config) -> None:
         "eos_token_id": config.eos_id,
         "pad_token_id": config.pad_id,
     }
-    json_file.write(folder / FILE, {**_to_hf(config), **ids})
-    json_file.write(folder / GENERATION_FILE, ids)
+    write_json(folder / FILE, {**_to_hf(config), **ids})
+    write_json(folder / GENERATION_FILE, ids)
 
 
 def _to_hf(config: T5Config) -> dict[str, Any]:

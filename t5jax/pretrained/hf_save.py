@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from t5jax.config import T5Config
-from t5jax.pretrained import hf, hf_config, json_file, safetensors_file, sentence
+from t5jax.fileio import write_json
+from t5jax.pretrained import hf, hf_config, safetensors_file, sentence
 from t5jax.pretrained.folder import new_folder
 from t5jax.pretrained.names import Leaf
 from t5jax.pretrained.source import Weights, Written, num_layers
@@ -75,7 +76,7 @@ def save(
             sizes = [entry for entries in files.values() for entry in entries.values()]
             total = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in sizes)
             index = {"metadata": {"total_size": total}, "weight_map": holder}
-            json_file.write(folder / _INDEX, index)
+            write_json(folder / _INDEX, index)
         hf_config.write(folder, config)
         if sentence.PATH in weights.shapes:
             kernel = weights.read(sentence.PATH)

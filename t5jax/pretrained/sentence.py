@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from t5jax.pretrained import json_file, safetensors_file, shards, torch_file
+from t5jax.fileio import read_json, read_json_object, write_json
+from t5jax.pretrained import safetensors_file, shards, torch_file
 from t5jax.pretrained.arrays import Array
 
 MODULES_FILE = "modules.json"
@@ -94,7 +95,7 @@ def _check_dense(config: Path) -> None:
 def _settings(config: Path) -> Mapping[str, Any]:
     if not config.is_file():
         raise ValueError(f"{config} is missing, which {MODULES_FILE} needs; download it too.")
-    return json_file.read_object(config)
+    return read_json_object(config)
 
 
 def write(folder: Path, kernel: np.ndarray) -> None:
@@ -114,7 +115,7 @@ def write(folder: Path, kernel: np.ndarray) -> None:
         (folder / name).mkdir()
     pooling = {"word_embedding_dimension": kernel.shape[0], "pooling_mode_mean_tokens": True}
     others = ("cls_token", "max_tokens", "mean_sqrt_len_tokens")
-    json_file.write(
+    write_json(
         folder / _POOLING / "config.json",
         {**pooling, **{f"pooling_mode_{other}": False for other in others}},
     )
@@ -124,7 +125,7 @@ def write(folder: Path, kernel: np.ndarray) -> None:
         "bias": False,
         "activation_function": _IDENTITY,
     }
-    json_file.write(folder / _DENSE / "config.json", dense)
+    write_json(folder / _DENSE / "config.json", dense)
     entries = {_WEIGHT: (kernel.shape[::-1], kernel.dtype)}
     writer = safetensors_file.Writer(folder / _DENSE / "model.safetensors", entries)
     writer.write(_WEIGHT, kernel.T)
@@ -135,7 +136,7 @@ def _modules(path: Path) -> list[dict[str, Any]]:
     file = path / MODULES_FILE
     if not file.is_file():
         return []
-    modules = json_file.read(file)
+    modules = read_json(file)
     if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
         raise ValueError(f"{file} must be a list of modules.")
     return modules

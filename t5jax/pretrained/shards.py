@@ -2,7 +2,7 @@
 
 from pathlib import Path, PureWindowsPath
 
-from t5jax.pretrained import json_file
+from t5jax.fileio import read_json_object
 from t5jax.pretrained.names import shown
 
 
@@ -18,7 +18,7 @@ def shard_files(index: Path) -> dict[str, Path]:
     Raises:
       ValueError: the index is missing, too large or damaged, or names a file of another folder.
     """
-    weight_map = json_file.read_object(index).get("weight_map")
+    weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise ValueError(f"{index} must have a 'weight_map' from tensors to files.")
     for tensor, name in weight_map.items():

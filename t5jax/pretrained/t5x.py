@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from t5jax.config import T5Config
-from t5jax.pretrained import evidence, hf_config, json_file, msgpack_file, zarr_folder
+from t5jax.fileio import read_json_object
+from t5jax.pretrained import evidence, hf_config, msgpack_file, zarr_folder
 from t5jax.pretrained.arrays import Array, Joined, Region
 from t5jax.pretrained.names import Naming, Rule
 from t5jax.pretrained.source import Source, checked
@@ -171,7 +172,7 @@ def read_config(
     for file in (folder / CONFIG_FILE for folder in folders):
         if not file.is_file():
             continue
-        keys = json_file.read_object(file)
+        keys = read_json_object(file)
         if "model_type" in keys:
             notes.append(f"the config is that of {file}.")
             return hf_config.read(file, shapes, notes=notes)

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from t5jax import heap
+from t5jax import runtime
+from t5jax.runtime import keep_memory
 
 # Page faults of the calmest of some calls that need 64 MiB of temporaries each.
 _PROGRAM = """
@@ -49,11 +50,11 @@ def test_keep_memory_can_be_declined(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("T5JAX_KEEP_MEMORY", "0")
 
-    assert not heap.keep_memory()
+    assert not keep_memory()
 
 
 def test_keep_memory_leaves_hosts_of_accelerators_alone(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    monkeypatch.setattr(heap.importlib.metadata, "entry_points", lambda group: ["cuda"])
+    monkeypatch.setattr(runtime.importlib.metadata, "entry_points", lambda group: ["cuda"])
 
-    assert not heap.keep_memory()
+    assert not keep_memory()

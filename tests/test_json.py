@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from t5jax.pretrained import json_file
+from t5jax.fileio import MAX_JSON_BYTES, read_json, read_json_object, write_json
 
 
-def error_of(path, read=json_file.read) -> str:
+def error_of(path, read=read_json) -> str:
     with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
         read(path)
     assert type(caught.value) is ValueError
@@ -18,8 +18,8 @@ def error_of(path, read=json_file.read) -> str:
 
 @pytest.mark.parametrize("value", [{}, {"a": [1, None, "é"]}, [1], 3, None, "x"])
 def test_read_returns_what_was_written(tmp_path, value):
-    json_file.write(tmp_path / "x.json", value)
-    assert json_file.read(tmp_path / "x.json") == value
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == value
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, b"1" * 5000, b"nan?"])
@@ -33,13 +33,13 @@ def test_read_refuses_what_is_no_json(tmp_path, content):
 def test_read_object_refuses_other_values(tmp_path, content):
     path = tmp_path / "x.json"
     path.write_text(content)
-    assert "must be a JSON object, got" in error_of(path, json_file.read_object)
+    assert "must be a JSON object, got" in error_of(path, read_json_object)
 
 
 def test_read_refuses_a_file_too_large_for_a_config(tmp_path):
     path = tmp_path / "x.json"
     with path.open("wb") as file:
-        file.truncate(json_file.MAX_BYTES + 1)
+        file.truncate(MAX_JSON_BYTES + 1)
     assert "it is another kind of file" in error_of(path)
 
 

@@ -5,9 +5,14 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+from pathlib import Path
+
+import jax
 
 # Names of mallopt's settings in malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+
+
 _NEVER = -1
 
 
@@ -44,3 +49,36 @@ def _may_find_accelerators() -> bool:
     plugins = importlib.metadata.entry_points(group="jax_plugins")
     names = ("libtpu", "jax_plugins")
     return bool(plugins) or any(importlib.util.find_spec(name) is not None for name in names)
+
+
+# The least recently used programs are dropped beyond it.
+_MAX_BYTES = 2 << 30
+
+
+def enable_compilation_cache(folder: str | os.PathLike | None = None) -> Path | None:
+    """Keeps compiled programs in a folder, so that the next process does not compile them again.
+
+    The command line calls this; a library leaves the choice to its user.  If JAX has been given a
+    place, by `JAX_COMPILATION_CACHE_DIR` or in its config, that is left as it is;
+    `JAX_ENABLE_COMPILATION_CACHE=0` turns the cache off.
+
+    Args:
+      folder: made if it is not there; `t5jax/programs` in the user's cache folder if None.
+    Returns:
+      The folder; None if JAX has one already, or if it cannot be written to.
+    """
+    if jax.config.values.get("jax_compilation_cache_dir"):
+        return None
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = Path(folder or caches / "t5jax" / "programs").expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    if not os.access(path, os.W_OK):
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    # By default, JAX keeps only what took a second to compile, and all of it for ever.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
+    return path

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 
-def hint(given: str, known: Iterable[str], otherwise: str, *, cutoff: float = 0.5) -> str:
+def suggest(given: str, known: Iterable[str], otherwise: str, *, cutoff: float = 0.5) -> str:
     """Asks whether the most similar known name was meant; `otherwise` where none is similar.
 
     Similar is what has a ratio of letters in common, as difflib counts it, of at least `cutoff`.
