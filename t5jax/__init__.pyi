@@ -1,6 +1,6 @@
 """T5 in JAX: text in, text out."""
 
-from . import decode as decode
+from . import decoding as decoding
 from . import metrics as metrics
 from . import pretrained as pretrained
 from .answers import Answer as Answer

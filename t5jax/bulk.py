@@ -14,7 +14,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
 from t5jax import answers, loading, textfiles
 from t5jax.constraints import Ids
-from t5jax.decode.automaton import Automaton
+from t5jax.decoding import Automaton
 from t5jax.fileio import write_atomically
 from t5jax.options import Options
 from t5jax.runtime import enable_compilation_cache

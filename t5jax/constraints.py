@@ -8,9 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5jax.config import T5Config
-from t5jax.decode import automaton
-from t5jax.decode.automaton import Automaton
-from t5jax.decode.rules import Rules
+from t5jax.decoding import Automaton, LogitsProcessors, check_automaton, matcher, trie
 from t5jax.tokenizer import Tokenizer
 
 Ids = Sequence[int]
@@ -37,7 +35,7 @@ class Constraints:
       bad_words_ids: sequences of ids that are not written.
       stop_strings: an answer ends where its text holds one of them, and is cut before it.
       allowed_texts: an answer is one of these, in the tokens that the tokenizer makes of it.
-      automaton: must accept what is written behind the prefix; see `t5jax.decode.automaton`.
+      automaton: must accept what is written behind the prefix; see `t5jax.decoding.automaton`.
     """
 
     min_new_tokens: int = 0
@@ -84,7 +82,9 @@ class Constraints:
             if getattr(self, name) in self.suppress_tokens:
                 raise ValueError(f"{name} = {getattr(self, name)} must not be suppressed too.")
 
-    def rules(self, config: T5Config, tokenizer: Tokenizer | None, *, max_new_tokens: int) -> Rules:
+    def rules(
+        self, config: T5Config, tokenizer: Tokenizer | None, *, max_new_tokens: int
+    ) -> LogitsProcessors:
         """The constraints as arrays.
 
         Args:
@@ -132,7 +132,7 @@ class Constraints:
                 f"bad_words_ids must not be the end of a sequence, got [{config.eos_id}]; use "
                 "min_new_tokens or suppress_tokens."
             )
-        return Rules(
+        return LogitsProcessors(
             repetition_penalty=(
                 None if self.repetition_penalty == 1 else jnp.float32(self.repetition_penalty)
             ),
@@ -214,7 +214,7 @@ class Constraints:
                 )
             return found
         if self.automaton is not None:
-            automaton.check(self.automaton, config.vocab_size)
+            check_automaton(self.automaton, config.vocab_size)
             shortest = int(self.automaton.distance[0])
             if shortest > max_new_tokens:
                 raise ValueError(
@@ -249,13 +249,13 @@ def allow(texts: tuple[str, ...], tokenizer: Tokenizer, config: T5Config) -> Aut
                 f"allowed_texts must be texts that the tokenizer can write, got {text!r:.60}, "
                 f"which it writes as {tokenizer.decode(ids)!r:.60}."
             )
-    return automaton.trie(encoded, eos_id=config.eos_id, vocab_size=config.vocab_size)
+    return trie(encoded, eos_id=config.eos_id, vocab_size=config.vocab_size)
 
 
 @functools.lru_cache(maxsize=8)
 def _stop(tokenizer: Tokenizer, strings: tuple[str, ...], vocab_size: int) -> Automaton:
     pieces, first_pieces = _pieces(tokenizer)
-    return automaton.matcher(
+    return matcher(
         [string.encode() for string in strings],
         pieces,
         vocab_size=vocab_size,

@@ -9,8 +9,23 @@ from jaxtyping import Array, Bool, Float, Int
 
 from t5jax import model
 from t5jax.config import T5Config
-from t5jax.decode import beam, choose, loop, truncate
-from t5jax.decode.rules import Rules
+from t5jax.decoding import (
+    Beams,
+    LogitsProcessors,
+    LoopState,
+    StoppingRule,
+    beam_search,
+    decode_loop,
+    gnmt_penalty,
+    greedy,
+    init_loop,
+    min_p,
+    power_penalty,
+    sampler,
+    top_k,
+    top_p,
+    typical,
+)
 from t5jax.stepper import Cache, Step, Stepper
 from t5jax.strategy import EarlyStopping
 
@@ -57,7 +72,7 @@ def start(
     *,
     config: T5Config,
     max_len: int,
-) -> loop.State:
+) -> LoopState:
     """The state of a loop before anything is written.
 
     Args:
@@ -67,7 +82,7 @@ def start(
       config: of the model.
       max_len: room for tokens behind the prefix.
     """
-    return loop.start(
+    return init_loop(
         cache,
         start_tokens=jnp.full(rows.shape, config.decoder_start_id, jnp.int32),
         prefix=prefix,
@@ -80,17 +95,17 @@ def start(
 @functools.partial(jax.jit, static_argnames=("most_k",), donate_argnames=("state",))
 def advance(
     step: Step,
-    state: loop.State,
+    state: LoopState,
     rows: Int[Array, " B"],
     samples: Int[Array, " B"],
     prefix_lens: Int[Array, " B"],
-    rules: Rules,
+    rules: LogitsProcessors,
     draws: Mapping[str, Array],
     *,
     limit: Int[Array, ""],
     most: Int[Array, ""],
     most_k: int = 0,
-) -> loop.State:
+) -> LoopState:
     """Writes on, greedily or by draws, until all rows have ended or `most` tokens are written.
 
     Args:
@@ -106,17 +121,17 @@ def advance(
       most_k: at least `draws["top_k"]`, if it is there; known when compiling.
     """
     config = step.stepper.config
-    chooser = choose.greedy
+    chooser = greedy
     if draws:
         seed = jax.random.key(draws["seed"])
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(seed, rows)
         keys = jax.vmap(jax.random.fold_in)(keys, samples)
-        chooser = choose.sampler(
+        chooser = sampler(
             keys,
             temperature=draws["temperature"],
             truncation=functools.partial(_truncate, draws=draws, most_k=most_k),
         )
-    return loop.decode(
+    return decode_loop(
         step,
         state,
         choose=chooser,
@@ -132,13 +147,13 @@ def advance(
 def _truncate(logits: Float[Array, "B V"], *, draws: Mapping[str, Array], most_k: int) -> Array:
     # In the order in which Hugging Face transformers does it.
     if "top_k" in draws:
-        logits = truncate.top_k(logits, draws["top_k"], most=most_k)
+        logits = top_k(logits, draws["top_k"], most=most_k)
     if "top_p" in draws:
-        logits = truncate.top_p(logits, draws["top_p"])
+        logits = top_p(logits, draws["top_p"])
     if "min_p" in draws:
-        logits = truncate.min_p(logits, draws["min_p"])
+        logits = min_p(logits, draws["min_p"])
     if "typical_p" in draws:
-        logits = truncate.typical(logits, draws["typical_p"])
+        logits = typical(logits, draws["typical_p"])
     return logits
 
 
@@ -152,7 +167,7 @@ def search(
     rows: Int[Array, " B"],
     prefix: Int[Array, "B P"],
     prefix_lens: Int[Array, " B"],
-    rules: Rules,
+    rules: LogitsProcessors,
     *,
     limit: Int[Array, ""],
     length_penalty: Float[Array, ""],
@@ -160,16 +175,16 @@ def search(
     num_beams: int,
     penalty_form: str,
     early_stopping: EarlyStopping,
-) -> beam.Beams:
+) -> Beams:
     """The best `num_beams` continuations of each input; see `Strategy`, `start` and `advance`."""
     config = step.stepper.config
-    penalties = {"power": beam.power_penalty, "gnmt": beam.gnmt_penalty}
-    modes: dict[EarlyStopping, beam.EarlyStopping] = {
+    penalties = {"power": power_penalty, "gnmt": gnmt_penalty}
+    modes: dict[EarlyStopping, StoppingRule] = {
         True: "full",
         False: "heuristic",
         "never": "never",
     }
-    return beam.search(
+    return beam_search(
         step,
         cache,
         num_beams=num_beams,

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 import numpy as np
 
 from t5jax.constraints import Constraints, Ids
-from t5jax.decode.automaton import Automaton
+from t5jax.decoding import Automaton
 from t5jax.errors import suggest
 from t5jax.strategy import EarlyStopping, Strategy
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Int
 
 from t5jax import answers, buckets, pretrained, quantize
 from t5jax.answers import Answer
-from t5jax.decode.rules import Rules
+from t5jax.decoding import LogitsProcessors
 from t5jax.options import Given, Options, shown
 from t5jax.pieces import Pieces
 from t5jax.reader import Reader, check_positive
@@ -149,7 +149,11 @@ class Text2Text(Reader):
         return self._stream(inputs, given, *self._rules(len(inputs), given))
 
     def _stream(
-        self, inputs: list[list[int]], options: Options, prefixes: list[list[int]], rules: Rules
+        self,
+        inputs: list[list[int]],
+        options: Options,
+        prefixes: list[list[int]],
+        rules: LogitsProcessors,
     ) -> Iterator[Piece]:
         tokenizer = self._need_tokenizer()
         growing = [
@@ -267,7 +271,7 @@ class Text2Text(Reader):
         found = self._writer.write(inputs, prefixes, options, rules, count=count, places=places)
         return found, prefixes
 
-    def _rules(self, count: int, options: Options) -> tuple[list[list[int]], Rules]:
+    def _rules(self, count: int, options: Options) -> tuple[list[list[int]], LogitsProcessors]:
         prefixes = options.prefixes(
             count, self.config, self._tokenizer, most=options.max_input_tokens
         )

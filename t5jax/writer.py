@@ -8,18 +8,17 @@ import numpy as np
 
 from t5jax import buckets, generate
 from t5jax.config import T5Config
-from t5jax.decode import loop
-from t5jax.decode.rules import Rules
+from t5jax.decoding import DEAD_END, EOS, GOING_ON, LIMIT, STOP, LogitsProcessors, LoopState
 from t5jax.model import Params
 from t5jax.options import Options
 from t5jax.stepper import Cache, Step, Stepper
 
 FinishReason = Literal["eos", "length", "stop", "dead_end"]
 _REASONS: dict[int, FinishReason] = {
-    loop.EOS: "eos",
-    loop.LIMIT: "length",
-    loop.STOP: "stop",
-    loop.DEAD_END: "dead_end",
+    EOS: "eos",
+    LIMIT: "length",
+    STOP: "stop",
+    DEAD_END: "dead_end",
 }
 
 
@@ -57,7 +56,7 @@ class Writer:
         encoded: Sequence[Sequence[int]],
         prefixes: Sequence[Sequence[int]],
         options: Options,
-        rules: Rules,
+        rules: LogitsProcessors,
         *,
         count: int = 1,
         places: Sequence[int] | None = None,
@@ -94,7 +93,7 @@ class Writer:
         encoded: Sequence[Sequence[int]],
         prefixes: Sequence[Sequence[int]],
         options: Options,
-        rules: Rules,
+        rules: LogitsProcessors,
     ) -> Iterator[list[tuple[int, Written | None, list[int]]]]:
         """Answers as they grow: after every token, what each row of a batch has come to.
 
@@ -118,7 +117,7 @@ class Writer:
                 finish = np.asarray(state.finish)
                 grown = []
                 for i, row in list(open_rows.items()):
-                    ended = finish[i] != loop.GOING_ON
+                    ended = finish[i] != GOING_ON
                     grown.append((row, answers[i] if ended else None, answers[i].ids))
                     if ended:
                         del open_rows[i]
@@ -135,7 +134,7 @@ class Writer:
             num_beams=num_beams,
         )
 
-    def _start(self, batch: "_Batch", tokens, mask) -> tuple[Step, loop.State]:
+    def _start(self, batch: "_Batch", tokens, mask) -> tuple[Step, LoopState]:
         step, cache = self._read(batch, tokens, mask, batch.per_input)
         state = generate.start(
             cache, batch.rows, batch.prefix, config=self.config, max_len=batch.max_len
@@ -143,8 +142,14 @@ class Writer:
         return step, state
 
     def _advance(
-        self, batch: "_Batch", step, state: loop.State, options: Options, rules: Rules, most: int
-    ) -> loop.State:
+        self,
+        batch: "_Batch",
+        step,
+        state: LoopState,
+        options: Options,
+        rules: LogitsProcessors,
+        most: int,
+    ) -> LoopState:
         draws = {
             name: np.asarray(value, np.int32 if name in ("top_k", "seed") else np.float32)
             for name, value in options.draws.items()
@@ -164,7 +169,7 @@ class Writer:
         )
 
     def _search(
-        self, batch: "_Batch", tokens, mask, options: Options, rules: Rules
+        self, batch: "_Batch", tokens, mask, options: Options, rules: LogitsProcessors
     ) -> list[list[Written]]:
         step, cache = self._read(batch, tokens, mask, options.num_beams)
         found = generate.search(
@@ -234,13 +239,13 @@ class _Batch(NamedTuple):
             per_input=count,
         )
 
-    def written(self, state: loop.State) -> list[list[Written]]:
+    def written(self, state: LoopState) -> list[list[Written]]:
         tokens, lengths = np.asarray(state.written), np.asarray(state.lengths)
         finish = np.asarray(state.finish)
         nan = float("nan")
         found = [
             Written([], "dead_end", -np.inf, -np.inf)
-            if end == loop.DEAD_END
+            if end == DEAD_END
             else Written(row[1 : length + 1].tolist(), _REASONS.get(int(end), "length"), nan, nan)
             for row, length, end in zip(tokens, lengths, finish, strict=True)
         ]

@@ -12,7 +12,7 @@ from helpers import scripts_of_languages
 from helpers.forced_decoding import LIMIT, forced_logits, greedy_ids, score_by_hand
 
 from t5jax.constraints import Constraints
-from t5jax.decode import automaton
+from t5jax.decoding.automaton import from_edges, trie
 from t5jax.text2text import Text2Text
 
 
@@ -58,7 +58,7 @@ def test_constraints_refuse_what_is_wrong_or_contradicts(options, message):
 
 
 def test_constraints_refuse_two_automata():
-    machine = automaton.trie([[5]], eos_id=1, vocab_size=97)
+    machine = trie([[5]], eos_id=1, vocab_size=97)
     with pytest.raises(ValueError, match="allowed_texts and automaton must not both be given"):
         Constraints(allowed_texts=["yes"], automaton=machine)
 
@@ -115,13 +115,13 @@ def test_allowed_texts_may_be_as_long_as_the_limit(t5):
 
 
 def test_rules_refuse_an_automaton_that_cannot_be_or_accepts_nothing(t5):
-    other = automaton.trie([[5]], eos_id=1, vocab_size=96)
+    other = trie([[5]], eos_id=1, vocab_size=96)
     with pytest.raises(ValueError, match="automaton"):
         rules(t5, automaton=other)
-    long = automaton.trie([[5] * 12], eos_id=1, vocab_size=97)
+    long = trie([[5] * 12], eos_id=1, vocab_size=97)
     with pytest.raises(ValueError, match=r"at most max_new_tokens = 12 .*it needs 13\."):
         rules(t5, automaton=long)
-    endless = automaton.from_edges({0: {5: 0}}, vocab_size=97, ends=[])
+    endless = from_edges({0: {5: 0}}, vocab_size=97, ends=[])
     with pytest.raises(ValueError, match=r"and it does not; it accepts nothing\."):
         rules(t5, automaton=endless)
     assert rules(t5, limit=13, automaton=long).automaton is long
@@ -307,7 +307,7 @@ def test_beams_find_all_allowed_texts_in_the_order_of_their_scores(t5, short):
 def test_automaton_of_the_user_decides_what_is_written(t5, short):
     """Any number of pairs of one token and another."""
     edges = {0: {5: 1, 1: 2}, 1: {6: 0}}
-    machine = automaton.from_edges(edges, vocab_size=97, ends=[2])
+    machine = from_edges(edges, vocab_size=97, ends=[2])
     found = t5.answers(short, automaton=machine, max_new_tokens=LIMIT, temperature=3.0)
     lengths = set()
     for ((*ids, end),) in [[answer.ids for answer in row] for row in found]:

@@ -6,7 +6,7 @@ import itertools
 import jax
 import numpy as np
 
-from t5jax.decode import automaton
+from t5jax.decoding import automaton
 
 PAD, EOS, VOCAB = 0, 1, 6
 LONGEST = 4

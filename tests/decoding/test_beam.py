@@ -9,18 +9,21 @@ import numpy as np
 import pytest
 from helpers import token_sets
 
-from t5jax.decode import automaton, beam, loop
-from t5jax.decode.rules import Rules
+from t5jax.decoding import automaton, loop
+from t5jax.decoding.automaton import from_edges, matcher
+from t5jax.decoding.beam import Beams, beam_search, gnmt_penalty, power_penalty
+from t5jax.decoding.logits_processors import LogitsProcessors
+from t5jax.decoding.loop import LIMIT, STOP
 
 PAD, EOS, VOCAB, MAX_LEN = 0, 1, 5, 4
 STARTS = (2, 3, 4)
 PREFIXES = ((), (4, EOS, 2), (0,))
 PENALTIES = {
-    "none": (beam.power_penalty, 0.0, lambda n: 1.0),
-    "power": (beam.power_penalty, 1.0, lambda n: float(n)),
-    "steep": (beam.power_penalty, 2.0, lambda n: float(n**2)),
-    "reversed": (beam.power_penalty, -0.7, lambda n: float(n**-0.7)),
-    "gnmt": (beam.gnmt_penalty, 0.6, lambda n: ((5 + n) / 6) ** 0.6),
+    "none": (power_penalty, 0.0, lambda n: 1.0),
+    "power": (power_penalty, 1.0, lambda n: float(n)),
+    "steep": (power_penalty, 2.0, lambda n: float(n**2)),
+    "reversed": (power_penalty, -0.7, lambda n: float(n**-0.7)),
+    "gnmt": (gnmt_penalty, 0.6, lambda n: ((5 + n) / 6) ** 0.6),
 }
 # Sums of a few float32 numbers against float64.
 CLOSE = 1e-5
@@ -69,7 +72,7 @@ def search(
     early_stopping,
     max_len,
 ):
-    return beam.search(
+    return beam_search(
         step_of(weights),
         jnp.zeros((len(start) * num_beams,), jnp.int32),
         num_beams=num_beams,
@@ -113,13 +116,13 @@ def run(
         np.zeros(len(starts), bool) if done is None else np.array(done),
         np.int32(limit),
         np.float32(PENALTIES[kind][1]),
-        Rules() if rules is None else rules,
+        LogitsProcessors() if rules is None else rules,
         num_beams=num_beams,
         form=PENALTIES[kind][0],
         early_stopping=early_stopping,
         max_len=max_len,
     )
-    return beam.Beams(*map(np.asarray, found))
+    return Beams(*map(np.asarray, found))
 
 
 def sequences_of(found, row, prefix=()):
@@ -140,7 +143,7 @@ def sequences_of(found, row, prefix=()):
 
 
 def why(tokens, stops=lambda tokens: False):
-    return loop.EOS if tokens[-1] == EOS else loop.STOP if stops(tokens) else loop.LIMIT
+    return loop.EOS if tokens[-1] == EOS else STOP if stops(tokens) else LIMIT
 
 
 def all_sequences(weights, start, limit, prefix=(), stops=lambda tokens: False):
@@ -196,14 +199,14 @@ PIECES = [b"", b"", b"ab", b"c", b"d"]
 @pytest.mark.parametrize("string", ["b", "cab", "bcd"])
 def test_search_ends_sequences_at_a_stop_string(weights, string, prefixes):
     """It is looked for in what is written, not in the prefix."""
-    stop = automaton.matcher([string.encode()], PIECES, vocab_size=VOCAB)
+    stop = matcher([string.encode()], PIECES, vocab_size=VOCAB)
 
     def stops(tokens):
         return string in b"".join(PIECES[token] for token in tokens).decode()
 
-    found = run(weights, num_beams=128, prefixes=prefixes, rules=Rules(stop=stop))
+    found = run(weights, num_beams=128, prefixes=prefixes, rules=LogitsProcessors(stop=stop))
     check_best(found, weights, prefixes=prefixes, stops=stops)
-    assert (found.finish[found.scores > -np.inf] == loop.STOP).any()
+    assert (found.finish[found.scores > -np.inf] == STOP).any()
 
 
 def by_hand(
@@ -340,7 +343,7 @@ RULES = {
 @pytest.mark.parametrize("prefixes", [((), (), ()), PREFIXES], ids=["bare", "prefix"])
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_search_keeps_rules_as_its_definition_says(weights, rule, prefixes):
-    rules = Rules(**{name: ALL[name] for name in RULES[rule]})
+    rules = LogitsProcessors(**{name: ALL[name] for name in RULES[rule]})
     found = run(weights, num_beams=3, limit=9, max_len=9, prefixes=prefixes, rules=rules)
     differs = []
     for row, (start, prefix) in enumerate(zip(STARTS, prefixes, strict=True)):
@@ -353,12 +356,12 @@ def test_search_keeps_rules_as_its_definition_says(weights, rule, prefixes):
 
 def test_search_stops_narrow_beams_as_its_definition_says(weights):
     string = "cd"
-    stop = automaton.matcher([string.encode()], PIECES, vocab_size=VOCAB)
+    stop = matcher([string.encode()], PIECES, vocab_size=VOCAB)
 
     def stops(tokens):
         return string in b"".join(PIECES[token] for token in tokens).decode()
 
-    found = run(weights, num_beams=3, limit=9, max_len=9, rules=Rules(stop=stop))
+    found = run(weights, num_beams=3, limit=9, max_len=9, rules=LogitsProcessors(stop=stop))
     for row, start in enumerate(STARTS):
         expected = by_hand(
             all_log_probs(weights),
@@ -376,9 +379,9 @@ def test_search_stops_narrow_beams_as_its_definition_says(weights):
 
 
 def test_search_of_a_row_does_not_depend_on_the_others(weights):
-    rules = Rules(
+    rules = LogitsProcessors(
         no_repeat_ngram=2,
-        stop=automaton.matcher([b"cc"], PIECES, vocab_size=VOCAB),
+        stop=matcher([b"cc"], PIECES, vocab_size=VOCAB),
         automaton=automaton.trie(
             [(2, 3, 4, 2, 3), (2, 4), (3, 3), (4,), (4, 0, 2)], eos_id=EOS, vocab_size=VOCAB
         ),
@@ -436,11 +439,11 @@ def failure(bad, place, position, done, rules, *, num_beams):
         return jnp.where(here[:, None], bad, logits), (rows, count + 1)
 
     prefix, lens = as_arrays(PREFIXES)
-    return beam.search(
+    return beam_search(
         step,
         (jnp.repeat(jnp.arange(3), num_beams), jnp.int32(0)),
         num_beams=num_beams,
-        penalty=beam.power_penalty(jnp.float32(0)),
+        penalty=power_penalty(jnp.float32(0)),
         early_stopping="full",
         rules=rules,
         start_tokens=jnp.array(STARTS),
@@ -458,7 +461,13 @@ def failure(bad, place, position, done, rules, *, num_beams):
 def test_search_reports_the_position_of_logits_that_are_not_finite(bad):
     def position(place, position, *, done=(False, False, False), **rules):
         bad_row = np.full(VOCAB, bad, np.float32)
-        given = bad_row, np.int32(place), np.int32(position), np.array(done), Rules(**rules)
+        given = (
+            bad_row,
+            np.int32(place),
+            np.int32(position),
+            np.array(done),
+            LogitsProcessors(**rules),
+        )
         return int(failure(*given, num_beams=2))
 
     # The row with the longest prefix reads it, and then as much as the others.
@@ -477,7 +486,7 @@ def test_search_reports_one_token_that_is_not_a_number():
     done = np.zeros(3, bool)
     for bad, expected in ((np.nan, 2), (np.inf, 2), (-np.inf, -1)):
         row = np.array([0.1, bad, 0.3, 0.2, 0.4], np.float32)
-        found = failure(row, np.int32(0), np.int32(2), done, Rules(), num_beams=2)
+        found = failure(row, np.int32(0), np.int32(2), done, LogitsProcessors(), num_beams=2)
         # But a model may rule out a token of its own.
         assert found == expected
 
@@ -494,17 +503,17 @@ def test_search_ends_where_an_automaton_does(weights):
     """Two tokens, no EOS: all pairs, and nothing else."""
     tokens = [token for token in range(VOCAB) if token != EOS]
     edges = {state: dict.fromkeys(tokens, state + 1) for state in (0, 1)}
-    pairs = automaton.from_edges(edges, vocab_size=VOCAB, ends=[2])
-    found = run(weights, num_beams=32, rules=Rules(automaton=pairs))
+    pairs = from_edges(edges, vocab_size=VOCAB, ends=[2])
+    found = run(weights, num_beams=32, rules=LogitsProcessors(automaton=pairs))
     for row, start in enumerate(STARTS):
         exact = all_sequences(weights, start, 2, stops=lambda written: len(written) == 2)
         expected = {s: total / 2 for s, total in exact.items() if EOS not in s}
         best = sorted(expected, key=expected.__getitem__, reverse=True)
-        assert sequences_of(found, row) == [(s, loop.STOP) for s in best]
+        assert sequences_of(found, row) == [(s, STOP) for s in best]
 
 
 def test_search_finds_nothing_in_a_dead_end(weights):
-    nothing = Rules(suppressed=jnp.ones(VOCAB, bool))
+    nothing = LogitsProcessors(suppressed=jnp.ones(VOCAB, bool))
     found = run(weights, num_beams=3, rules=nothing, prefixes=PREFIXES)
     assert [sequences_of(found, row) for row in range(3)] == [[], [], []]
     assert found.failed == -1
@@ -515,11 +524,11 @@ def test_search_goes_on_past_beams_in_a_dead_end(weights):
 
     But where a prefix and a start token leave three, those end in nothing before.
     """
-    rules = Rules(no_repeat_ngram=1, suppressed=jnp.arange(VOCAB) == EOS)
+    rules = LogitsProcessors(no_repeat_ngram=1, suppressed=jnp.arange(VOCAB) == EOS)
     found = run(weights, num_beams=64, limit=3, rules=rules, starts=(2, 3), prefixes=((), (4,)))
     for sequence, finish in sequences_of(found, 0):
         assert sorted(sequence) == [0, 3, 4]
-        assert finish == loop.LIMIT
+        assert finish == LIMIT
     assert len(sequences_of(found, 0)) == 6
     assert sequences_of(found, 1, (4,)) == []
 
@@ -549,13 +558,13 @@ def search_allowed(allowed, *, num_beams, kind, mode):
     @jax.jit
     @jax.vmap
     def run(trie, limit, start, alpha):
-        return beam.search(
+        return beam_search(
             step_of(weights),
             jnp.zeros((3 * num_beams,), jnp.int32),
             num_beams=num_beams,
             penalty=PENALTIES[kind][0](alpha),
             early_stopping=mode,
-            rules=Rules(automaton=make(trie)),
+            rules=LogitsProcessors(automaton=make(trie)),
             start_tokens=start,
             prefix=jnp.asarray(prefix),
             prefix_lens=jnp.asarray(lens),
@@ -566,9 +575,9 @@ def search_allowed(allowed, *, num_beams, kind, mode):
             pad_id=PAD,
         )
 
-    found = beam.Beams(*map(np.asarray, run(tries, limits, starts, alphas)))
+    found = Beams(*map(np.asarray, run(tries, limits, starts, alphas)))
     assert (found.failed == -1).all()
-    return [beam.Beams(*parts) for parts in zip(*found, strict=True)]
+    return [Beams(*parts) for parts in zip(*found, strict=True)]
 
 
 def penalty_of(kind, alpha):
@@ -638,7 +647,7 @@ def test_search_never_returns_what_a_forced_token_makes_invalid(weights):
     trie = automaton.trie([(3, 4)], eos_id=EOS, vocab_size=VOCAB)
     for first, last in ((EOS, EOS), (2, EOS), (3, 2), (3, EOS)):
         for limit in (1, 2, 3):
-            rules = Rules(
+            rules = LogitsProcessors(
                 automaton=trie, forced_first=jnp.int32(first), forced_last=jnp.int32(last)
             )
             found = run(weights, num_beams=2, rules=rules, limit=limit)

@@ -7,17 +7,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from t5jax.decode import automaton
-from t5jax.decode.rules import Context, Rules, ended_in
+from t5jax.decoding import automaton
+from t5jax.decoding.logits_processors import Context, LogitsProcessors, automaton_ended
 
-Step = Callable[[Int[Array, " B"], Any], tuple[Float[Array, "B V"], Any]]
-Choose = Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]]
+StepFn = Callable[[Int[Array, " B"], Any], tuple[Float[Array, "B V"], Any]]
+
+
+ChooseFn = Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]]
+
 
 # Why a row has ended: EOS, the limit, an end of an automaton, or every token was ruled out.
 GOING_ON, EOS, LIMIT, STOP, DEAD_END = range(5)
 
 
-class State(NamedTuple):
+class LoopState(NamedTuple):
     """What a loop carries from token to token."""
 
     position: Int[Array, ""]
@@ -37,7 +40,7 @@ class State(NamedTuple):
     cache: Any
 
 
-def start(
+def init_loop(
     cache: Any,
     *,
     start_tokens: Int[Array, " B"],
@@ -45,7 +48,7 @@ def start(
     done: Bool[Array, " B"],
     max_len: int,
     pad_id: int,
-) -> State:
+) -> LoopState:
     """The state before anything is written.
 
     Args:
@@ -65,7 +68,7 @@ def start(
         ],
         axis=1,
     )
-    return State(
+    return LoopState(
         position=jnp.int32(0),
         written=written,
         finish=jnp.where(done, LIMIT, GOING_ON),
@@ -77,25 +80,25 @@ def start(
     )
 
 
-def decode(
-    step: Step,
-    state: State,
+def decode_loop(
+    step: StepFn,
+    state: LoopState,
     *,
-    choose: Choose,
-    rules: Rules,
+    choose: ChooseFn,
+    rules: LogitsProcessors,
     prefix_lens: Int[Array, " B"],
     limit: Int[Array, ""],
     most: Int[Array, ""] | int,
     eos_id: int,
     pad_id: int,
-) -> State:
+) -> LoopState:
     """Feeds each chosen token back until all rows have ended.
 
     Args:
       step: from the last tokens and the cache to the next logits and cache; any model.
-      state: from `start`, or from here.
+      state: from `init_loop`, or from here.
       choose: from scores and the position, 0 for the start token, to the next tokens, such as
-        `choose.greedy`.
+        `greedy`.
       rules: what may be written.
       prefix_lens: tokens of every row's prefix.
       limit: most tokens a row may get behind its prefix; a traced value, so that one compiled loop
@@ -106,11 +109,11 @@ def decode(
     """
     last_position = jnp.minimum(state.position + most, state.written.shape[1] - 1)
 
-    def running(state: State):
+    def running(state: LoopState):
         going_on = jnp.any(state.finish == GOING_ON)
         return (state.position < last_position) & going_on & (state.failed < 0)
 
-    def advance(state: State) -> State:
+    def advance(state: LoopState) -> LoopState:
         position = state.position
         going_on = state.finish == GOING_ON
         last = jax.lax.dynamic_index_in_dim(state.written, position, axis=1, keepdims=False)
@@ -130,18 +133,18 @@ def decode(
         finish = jnp.where(count + 1 >= limit, LIMIT, GOING_ON)
         allowed, stopping = state.allowed, state.stopping
         if rules.automaton is not None:
-            following = automaton.advance(rules.automaton, allowed, chosen)
+            following = automaton.advance_states(rules.automaton, allowed, chosen)
             allowed = jnp.where(in_prefix, allowed, following)
-            finish = jnp.where(ended_in(rules.automaton, allowed) & ~in_prefix, STOP, finish)
+            finish = jnp.where(automaton_ended(rules.automaton, allowed) & ~in_prefix, STOP, finish)
         if rules.stop is not None:
-            following = automaton.advance(rules.stop, stopping, chosen)
+            following = automaton.advance_states(rules.stop, stopping, chosen)
             stopping = jnp.where(in_prefix, stopping, following)
-            finish = jnp.where(ended_in(rules.stop, stopping) & ~in_prefix, STOP, finish)
+            finish = jnp.where(automaton_ended(rules.stop, stopping) & ~in_prefix, STOP, finish)
         finish = jnp.where(~in_prefix & (chosen == eos_id), EOS, finish)
         finish = jnp.where(dead, DEAD_END, finish)
         # NaN and infinity pass through a maximum.
         broken = jnp.any(going_on & ~jnp.isfinite(jnp.max(logits, axis=-1)))
-        return State(
+        return LoopState(
             position=position + 1,
             written=written,
             finish=jnp.where(going_on, finish, state.finish),

@@ -16,8 +16,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 UNREACHABLE = 2**30
+
+
 """Distance of a state from which there is no way to an end."""
+
+
 MAX_STATES = 2**24
+
 
 # From a state and a token, or a byte, to the next state.
 _Nexts = dict[tuple[int, int], int]
@@ -50,7 +55,7 @@ class Automaton:
     """No state has more exceptions."""
 
 
-def following(automaton: Automaton, states: Int[Array, " R"]) -> Int[Array, "R V"]:
+def next_states(automaton: Automaton, states: Int[Array, " R"]) -> Int[Array, "R V"]:
     """Next state of every token, -1 where it is not allowed; from -1 none is."""
     live = jnp.maximum(states.astype(jnp.int32), 0)
     nexts = automaton.rows[automaton.row_of[live]]
@@ -64,7 +69,7 @@ def following(automaton: Automaton, states: Int[Array, " R"]) -> Int[Array, "R V
     return jnp.where((states >= 0)[:, None], nexts, -1)
 
 
-def allowed(
+def allowed_tokens(
     automaton: Automaton, states: Int[Array, " R"], remaining: Int[Array, " R"]
 ) -> Bool[Array, "R V"]:
     """Whether a token may come next and an end can still be reached behind it.
@@ -75,13 +80,13 @@ def allowed(
       remaining: most tokens that can still be written, this one included; if they are fewer than
         the state's `distance`, nothing is allowed.
     """
-    nexts = following(automaton, states)
+    nexts = next_states(automaton, states)
     distance = automaton.distance[jnp.maximum(nexts, 0)]
     behind = jnp.clip(remaining.astype(jnp.int32), 0, UNREACHABLE) - 1
     return (nexts >= 0) & (distance <= behind[:, None])
 
 
-def advance(
+def advance_states(
     automaton: Automaton, states: Int[Array, " R"], tokens: Int[Array, " R"]
 ) -> Int[Array, " R"]:
     """States after one more token each, -1 where it is not allowed; -1 stays -1."""
@@ -99,7 +104,7 @@ def advance(
     return jnp.where(states >= 0, jnp.where(excepted, automaton.targets[found], ordinary), -1)
 
 
-def check(automaton: Automaton, vocab_size: int) -> None:
+def check_automaton(automaton: Automaton, vocab_size: int) -> None:
     """Refuses an automaton whose arrays do not fit together, for those made by hand.
 
     Args:

@@ -11,17 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5jax import tokenizer
-from t5jax.decode import automaton
-from t5jax.decode.automaton import UNREACHABLE
+from t5jax.decoding.automaton import (
+    UNREACHABLE,
+    advance_states,
+    allowed_tokens,
+    check_automaton,
+    from_edges,
+    matcher,
+    next_states,
+    trie,
+)
 
 EOS = 1
 VOCAB = 11
 WIDE = 1009  # so that states can have more exceptions than are kept sparse
 BATCH = 32
 
-following = jax.jit(automaton.following)
-allowed = jax.jit(automaton.allowed)
-advance = jax.jit(automaton.advance)
+following = jax.jit(next_states)
+allowed = jax.jit(allowed_tokens)
+advance = jax.jit(advance_states)
 
 
 def int32(values):
@@ -51,7 +59,7 @@ def choices(machine, states, remaining):
 
 def check_edges(machine, edges, vocab_size):
     """Every step, against a dictionary of edges between the same states."""
-    automaton.check(machine, vocab_size)
+    check_automaton(machine, vocab_size)
     expected = np.full((len(edges) + 1, vocab_size), -1)
     for state, row in edges.items():
         expected[state, list(row)] = list(row.values())
@@ -81,8 +89,8 @@ def test_trie_allows_what_can_still_become_a_sequence_within_the_limit(seed):
     rng = random.Random(seed)
     for _ in range(50):
         sequences = random_sequences(rng)
-        machine = automaton.trie(sequences, eos_id=EOS, vocab_size=VOCAB)
-        automaton.check(machine, VOCAB)
+        machine = trie(sequences, eos_id=EOS, vocab_size=VOCAB)
+        check_automaton(machine, VOCAB)
         prefixes = [s[:n] for s in sequences for n in range(len(s) + 1)][: BATCH - 4]
         prefixes += [rng.choices(range(VOCAB), k=rng.randrange(4)) for _ in range(4)]
         states = run(machine, prefixes)
@@ -96,7 +104,7 @@ def test_trie_ends_every_walk_within_the_limit_in_a_whole_sequence(seed):
     rng = random.Random(seed)
     for _ in range(25):
         sequences = random_sequences(rng)
-        machine = automaton.trie(sequences, eos_id=EOS, vocab_size=VOCAB)
+        machine = trie(sequences, eos_id=EOS, vocab_size=VOCAB)
         distance, ends = np.asarray(machine.distance), np.asarray(machine.ends)
         limits = [int(distance[0]) + rng.randrange(4) for _ in range(5)]
         rows, states = [[] for _ in limits], np.zeros(5, np.int32)
@@ -111,22 +119,22 @@ def test_trie_ends_every_walk_within_the_limit_in_a_whole_sequence(seed):
 
 
 def test_trie_distance_counts_eos():
-    machine = automaton.trie([[3, 4, 5], [3], [6, 7]], eos_id=EOS, vocab_size=VOCAB)
+    machine = trie([[3, 4, 5], [3], [6, 7]], eos_id=EOS, vocab_size=VOCAB)
     states = run(machine, [[], [3], [3, 4], [6], [3, EOS], [6, 7, EOS]])
     assert np.asarray(machine.distance)[states].tolist() == [2, 1, 2, 2, 0, 0]
     assert np.asarray(machine.ends)[states].tolist() == [False] * 4 + [True] * 2
 
 
 def test_trie_of_the_empty_sequence_allows_eos_at_once():
-    machine = automaton.trie([[]], eos_id=EOS, vocab_size=VOCAB)
+    machine = trie([[]], eos_id=EOS, vocab_size=VOCAB)
     assert choices(machine, [0], 1) == [{EOS}]
     assert choices(machine, [0], 0) == [set()]
     assert bool(machine.ends[run(machine, [[EOS]])[0]])
 
 
 def test_trie_of_repeated_sequences_is_that_of_each_once(own_checks):
-    once = automaton.trie([[3, 4], [5]], eos_id=EOS, vocab_size=VOCAB)
-    twice = automaton.trie([(3, 4), np.array([5]), [3, 4], [5]], eos_id=EOS, vocab_size=VOCAB)
+    once = trie([[3, 4], [5]], eos_id=EOS, vocab_size=VOCAB)
+    twice = trie([(3, 4), np.array([5]), [3, 4], [5]], eos_id=EOS, vocab_size=VOCAB)
     jax.tree.map(np.testing.assert_array_equal, once, twice)
 
 
@@ -134,7 +142,7 @@ def test_trie_of_other_sequences_of_similar_size_shares_the_program():
     shapes = set()
     for count in (9, 10, 11):
         sequences = [[2 + i % 3, 2 + i // 3] for i in range(count)]
-        machine = automaton.trie(sequences, eos_id=EOS, vocab_size=VOCAB)
+        machine = trie(sequences, eos_id=EOS, vocab_size=VOCAB)
         leaves, structure = jax.tree.flatten(machine)
         shapes.add((structure, *(leaf.shape for leaf in leaves)))
     assert len(shapes) == 1
@@ -143,8 +151,8 @@ def test_trie_of_other_sequences_of_similar_size_shares_the_program():
 def test_trie_with_wide_branches_gives_them_rows_of_their_own():
     wide = [*range(2, WIDE, 2)]
     sequences = [[t] for t in wide] + [[3, t] for t in wide] + [[3, 5, 7], [9]]
-    machine = automaton.trie(sequences, eos_id=EOS, vocab_size=WIDE)
-    automaton.check(machine, WIDE)
+    machine = trie(sequences, eos_id=EOS, vocab_size=WIDE)
+    check_automaton(machine, WIDE)
     assert machine.rows.shape == (4, WIDE)
     assert machine.most_edges <= 256
     prefixes = [[], [3], [3, 5], [3, 5, 7], [4], [3, 4], [8, 8], [9]]
@@ -155,7 +163,7 @@ def test_trie_with_wide_branches_gives_them_rows_of_their_own():
 
 @pytest.mark.parametrize("remaining", [-(2**31), -1, 0, 2**31 - 1])
 def test_allowed_takes_any_number_of_remaining_tokens(remaining):
-    machine = automaton.from_edges({0: {3: 1, 4: 2}, 2: {4: 2}}, vocab_size=VOCAB, ends=[1])
+    machine = from_edges({0: {3: 1, 4: 2}, 2: {4: 2}}, vocab_size=VOCAB, ends=[1])
     expected = {3} if remaining > 0 else set()  # no end can be reached behind 4
     assert choices(machine, [0, 2, -1], remaining) == [expected, set(), set()]
 
@@ -163,7 +171,7 @@ def test_allowed_takes_any_number_of_remaining_tokens(remaining):
 def test_trie_of_many_sequences_holds_no_more_than_its_edges():
     rng = np.random.default_rng(0)
     sequences = (rng.zipf(1.5, (5000, 4)) % (WIDE - 2) + 2).tolist()
-    machine = automaton.trie(sequences, eos_id=EOS, vocab_size=WIDE)
+    machine = trie(sequences, eos_id=EOS, vocab_size=WIDE)
     assert sum(leaf.size for leaf in jax.tree.leaves(machine)) < 20 * 5000 * 4
     chosen = sequences[:BATCH]
     assert (run(machine, chosen) >= 0).all()
@@ -185,7 +193,7 @@ def test_trie_of_many_sequences_holds_no_more_than_its_edges():
 )
 def test_trie_refuses_what_no_model_can_write(sequences, eos_id, message):
     with pytest.raises(ValueError, match=message):
-        automaton.trie(sequences, eos_id=eos_id, vocab_size=VOCAB)
+        trie(sequences, eos_id=eos_id, vocab_size=VOCAB)
 
 
 # Edges.
@@ -216,7 +224,7 @@ def test_from_edges_goes_where_they_lead(seed):
     num_states = rng.choice([1, 5, 9])
     edges = random_edges(rng, VOCAB, num_states, [0, 0, 1, 3, VOCAB])
     ends = rng.sample(range(num_states), rng.randrange(num_states + 1))
-    machine = automaton.from_edges(edges, vocab_size=VOCAB, ends=ends)
+    machine = from_edges(edges, vocab_size=VOCAB, ends=ends)
     check_edges(machine, edges, VOCAB)
     assert np.flatnonzero(machine.ends).tolist() == sorted(ends)
     distance = np.asarray(machine.distance)
@@ -228,7 +236,7 @@ def test_from_edges_goes_where_they_lead(seed):
 def test_from_edges_of_wide_states_goes_where_they_lead(seed):
     rng = random.Random(seed)
     edges = random_edges(rng, WIDE, 7, [0, 3, 255, 256, 257, 900, WIDE])
-    check_edges(automaton.from_edges(edges, vocab_size=WIDE, ends=[6]), edges, WIDE)
+    check_edges(from_edges(edges, vocab_size=WIDE, ends=[6]), edges, WIDE)
 
 
 def test_from_edges_shares_a_row_among_states_that_differ_little():
@@ -240,14 +248,14 @@ def test_from_edges_shares_a_row_among_states_that_differ_little():
         for token in rng.sample(range(WIDE), 20):
             del row[token]
         edges[state] = row
-    machine = automaton.from_edges(edges, vocab_size=WIDE, ends=[5])
+    machine = from_edges(edges, vocab_size=WIDE, ends=[5])
     check_edges(machine, edges, WIDE)
     assert machine.rows.shape[0] == 2
     assert machine.most_edges == 128
 
 
 def test_from_edges_needs_no_edges():
-    machine = automaton.from_edges({}, vocab_size=VOCAB, ends=[0])
+    machine = from_edges({}, vocab_size=VOCAB, ends=[0])
     check_edges(machine, {0: {}}, VOCAB)
     assert machine.distance.tolist() == [0]
 
@@ -265,7 +273,7 @@ def test_from_edges_needs_no_edges():
 )
 def test_from_edges_refuses_what_cannot_be(edges, ends, message):
     with pytest.raises(ValueError, match=message):
-        automaton.from_edges(edges, vocab_size=VOCAB, ends=ends)
+        from_edges(edges, vocab_size=VOCAB, ends=ends)
 
 
 # Matchers.
@@ -273,8 +281,8 @@ def test_from_edges_refuses_what_cannot_be(edges, ends, message):
 
 def check_matches(patterns, pieces, rows, *, vocab_size, first_pieces=None):
     """Before and behind every token of the rows: over if a pattern is in the text so far."""
-    machine = automaton.matcher(patterns, pieces, vocab_size=vocab_size, first_pieces=first_pieces)
-    automaton.check(machine, vocab_size)
+    machine = matcher(patterns, pieces, vocab_size=vocab_size, first_pieces=first_pieces)
+    check_automaton(machine, vocab_size)
     for row in rows:
         text, expected = b"", []
         for token in row:
@@ -306,7 +314,7 @@ def test_matcher_ends_when_a_pattern_is_in_the_text(seed, first):
 @settings(deadline=None, max_examples=50)
 def test_matcher_finds_any_bytes(patterns, text):
     pieces = [bytes([byte]) for byte in range(256)]
-    machine = automaton.matcher(patterns, pieces, vocab_size=259)
+    machine = matcher(patterns, pieces, vocab_size=259)
     texts = [text + patterns[0], patterns[-1] + text, text]
     ends = np.asarray(machine.ends)[run(machine, [[*text] for text in texts])]
     assert ends.tolist() == [any(p in text for p in patterns) for text in texts]
@@ -320,7 +328,7 @@ def test_matcher_finds_patterns_that_overlap_or_hold_one_another():
 
 
 def test_matcher_stays_in_its_end_and_rules_nothing_out():
-    machine = automaton.matcher([b"ab", b"c"], [b"a", b"b", b"c", b"ab", b""], vocab_size=VOCAB)
+    machine = matcher([b"ab", b"c"], [b"a", b"b", b"c", b"ab", b""], vocab_size=VOCAB)
     rows = [[], [0], [0, 1], [2], [2, 0, 4, 1], [3, 3]]
     states = run(machine, rows)
     assert np.asarray(machine.ends)[states].tolist() == [False, False, True, True, True, True]
@@ -356,9 +364,7 @@ def test_matcher_sees_what_the_genuine_tokenizer_writes(shared_data):
     first = [piece if i == t5.unk_id else piece.lstrip() for i, piece in enumerate(pieces)]
     texts = ["Zwei junge Männer sind im Freien.", "The end. <extra_id_0> of it", "<extra_id_3> a b"]
     for pattern in ("nge M", " The", "The", ". <extra_id_0> o", "ä", "nothing"):
-        machine = automaton.matcher(
-            [pattern.encode()], pieces, vocab_size=32128, first_pieces=first
-        )
+        machine = matcher([pattern.encode()], pieces, vocab_size=32128, first_pieces=first)
         for text in texts:
             ids = t5.encode(text)
             prefixes = [ids[:n] for n in range(len(ids) + 1)]
@@ -381,7 +387,7 @@ def test_matcher_refuses_what_it_cannot_look_for(
     patterns, pieces, first_pieces, message, own_checks
 ):
     with pytest.raises(ValueError, match=message):
-        automaton.matcher(patterns, pieces, vocab_size=VOCAB, first_pieces=first_pieces)
+        matcher(patterns, pieces, vocab_size=VOCAB, first_pieces=first_pieces)
 
 
 # Automata made by hand.
@@ -432,15 +438,15 @@ def edited(name, index, value):
     ],
 )
 def test_check_names_what_does_not_fit(change, message, own_checks):
-    machine = automaton.trie([[3, 5], [5, 4]], eos_id=EOS, vocab_size=VOCAB)
-    automaton.check(machine, VOCAB)
-    automaton.check(jax.tree.map(np.asarray, machine), VOCAB)
+    machine = trie([[3, 5], [5, 4]], eos_id=EOS, vocab_size=VOCAB)
+    check_automaton(machine, VOCAB)
+    check_automaton(jax.tree.map(np.asarray, machine), VOCAB)
     with pytest.raises(ValueError, match=message) as error:
-        automaton.check(dataclasses.replace(machine, **change(machine)), VOCAB)
+        check_automaton(dataclasses.replace(machine, **change(machine)), VOCAB)
     assert "\n" not in str(error.value)
 
 
 def test_check_asks_for_the_width_of_the_logits():
-    machine = automaton.trie([[3, 5]], eos_id=EOS, vocab_size=VOCAB)
+    machine = trie([[3, 5]], eos_id=EOS, vocab_size=VOCAB)
     with pytest.raises(ValueError, match=r"rows must be int32\[\d, 13\], got int32\[1, 11\]"):
-        automaton.check(machine, 13)
+        check_automaton(machine, 13)

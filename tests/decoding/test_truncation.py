@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5jax.decode import truncate
+from t5jax.decoding.sampling import min_p, top_k, top_p, typical
 
 RNG = np.random.default_rng(0)
 LOGITS = np.concatenate(
@@ -42,7 +42,7 @@ def test_top_k_keeps_the_k_best(k, most):
     for row in LOGITS:
         chosen = sorted(range(11), key=lambda i, row=row: -row[i])[:k]
         expected.append(with_ties(row, chosen, row))
-    assert kept_by(truncate.top_k, jnp.int32(k), most=most) == expected
+    assert kept_by(top_k, jnp.int32(k), most=most) == expected
 
 
 @pytest.mark.parametrize("p", [1e-6, 0.3, 0.75, 0.97])
@@ -55,7 +55,7 @@ def test_top_p_keeps_the_fewest_that_reach_p(p):
                 chosen.append(i)
             total += probs[i]
         expected.append(with_ties(row, chosen, row))
-    assert kept_by(truncate.top_p, jnp.float32(p)) == expected
+    assert kept_by(top_p, jnp.float32(p)) == expected
 
 
 @pytest.mark.parametrize("p", [0.0, 0.05, 0.5, 1.0])
@@ -65,7 +65,7 @@ def test_min_p_keeps_those_near_the_best(p):
         probs = probabilities(row)
         bound = p * probs.max() * (1 - 1e-6)
         expected.append({i for i in range(11) if probs[i] >= bound and row[i] > -np.inf})
-    assert kept_by(truncate.min_p, jnp.float32(p)) == expected
+    assert kept_by(min_p, jnp.float32(p)) == expected
 
 
 @pytest.mark.parametrize("p", [0.2, 0.6, 0.95])
@@ -83,16 +83,16 @@ def test_typical_keeps_those_of_expected_surprise(p):
                 chosen.append(i)
             total += probs[i]
         expected.append({i for i in inside if nearness[i] >= min(nearness[c] for c in chosen)})
-    assert kept_by(truncate.typical, jnp.float32(p)) == expected
+    assert kept_by(typical, jnp.float32(p)) == expected
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "value"),
     [
-        (lambda x: truncate.top_k(x, jnp.int32(7), most=8), "TopKLogitsWarper", 7),
-        (lambda x: truncate.top_p(x, jnp.float32(0.8)), "TopPLogitsWarper", 0.8),
-        (lambda x: truncate.min_p(x, jnp.float32(0.1)), "MinPLogitsWarper", 0.1),
-        (lambda x: truncate.typical(x, jnp.float32(0.7)), "TypicalLogitsWarper", 0.7),
+        (lambda x: top_k(x, jnp.int32(7), most=8), "TopKLogitsWarper", 7),
+        (lambda x: top_p(x, jnp.float32(0.8)), "TopPLogitsWarper", 0.8),
+        (lambda x: min_p(x, jnp.float32(0.1)), "MinPLogitsWarper", 0.1),
+        (lambda x: typical(x, jnp.float32(0.7)), "TypicalLogitsWarper", 0.7),
     ],
     ids=["top_k", "top_p", "min_p", "typical"],
 )

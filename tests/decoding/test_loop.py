@@ -9,8 +9,11 @@ import pytest
 import scipy.stats
 from helpers import token_sets
 
-from t5jax.decode import automaton, choose, loop
-from t5jax.decode.rules import Rules
+from t5jax.decoding import automaton, loop
+from t5jax.decoding.automaton import from_edges, matcher
+from t5jax.decoding.logits_processors import LogitsProcessors
+from t5jax.decoding.loop import DEAD_END, LIMIT, STOP, decode_loop, init_loop
+from t5jax.decoding.sampling import greedy, sampler
 
 V, MAX_LEN = 7, 9
 EOS, PAD = 1, 6
@@ -52,14 +55,14 @@ def step_of(table):
 
 @jax.jit
 def _begin(start, prefix, done):
-    return loop.start(
+    return init_loop(
         jnp.int32(0), start_tokens=start, prefix=prefix, done=done, max_len=MAX_LEN, pad_id=PAD
     )
 
 
 @functools.partial(jax.jit, static_argnames="chooser")
 def _decode(table, state, prefix_lens, rules, limit, most, chooser):
-    return loop.decode(
+    return decode_loop(
         step_of(table),
         state,
         choose=chooser,
@@ -89,7 +92,7 @@ def decode(
     start,
     prefixes=None,
     *,
-    chooser=choose.greedy,
+    chooser=greedy,
     done=None,
     limit=MAX_LEN,
     rules=None,
@@ -97,7 +100,13 @@ def decode(
     """The state at the end, in numpy."""
     state, lens = begin(start, prefixes, done=done)
     state = _decode(
-        table, state, lens, rules or Rules(), np.int32(limit), np.int32(99), chooser=chooser
+        table,
+        state,
+        lens,
+        rules or LogitsProcessors(),
+        np.int32(limit),
+        np.int32(99),
+        chooser=chooser,
     )
     return jax.tree.map(np.asarray, state)
 
@@ -120,7 +129,7 @@ def test_decode_greedy_walks_each_row_until_its_eos(table):
     assert found.written[1, 1:].tolist() == [EOS] + [PAD] * 8
     assert found.written[2, 1:].tolist() == [4, 5, 3] * 3
     assert found.lengths.tolist() == [2, 1, 9, 9, 9]
-    assert found.finish.tolist() == [loop.EOS, loop.EOS, loop.LIMIT, loop.LIMIT, loop.LIMIT]
+    assert found.finish.tolist() == [loop.EOS, loop.EOS, LIMIT, LIMIT, LIMIT]
     assert found.failed == -1
 
 
@@ -133,7 +142,7 @@ def test_decode_takes_limit_as_traced_value(table):
 
 
 def test_decode_names_eos_at_the_limit_eos(table):
-    assert decode(table, (0, 3), limit=2).finish.tolist() == [loop.EOS, loop.LIMIT]
+    assert decode(table, (0, 3), limit=2).finish.tolist() == [loop.EOS, LIMIT]
 
 
 def test_decode_stops_when_the_last_row_has_ended(table):
@@ -169,7 +178,7 @@ def test_decode_feeds_pad_to_rows_that_have_ended(table):
 
     def spy(logits, position):
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), logits, ordered=True)
-        return choose.greedy(logits, position)
+        return greedy(logits, position)
 
     decode(table, (2, 3), chooser=spy, limit=3)
     jax.effects_barrier()
@@ -193,7 +202,7 @@ def test_decode_writes_behind_prefixes_of_unequal_lengths(table, limit):
     ended = [row[-1] == EOS for row in expected]
     assert any(ended)
     assert not all(ended)
-    assert found.finish.tolist() == [loop.EOS if end else loop.LIMIT for end in ended]
+    assert found.finish.tolist() == [loop.EOS if end else LIMIT for end in ended]
 
 
 def test_decode_with_a_prefix_is_that_of_the_row_alone(table):
@@ -214,7 +223,7 @@ def test_decode_reads_every_token_of_a_prefix(table):
         return logits, total + 10 ** jnp.minimum(tokens, 5)
 
     prefix, lens = as_arrays(prefixes)
-    state = loop.start(
+    state = init_loop(
         jnp.zeros(3, jnp.int32),
         start_tokens=jnp.array([2, 2, 2]),
         prefix=jnp.asarray(prefix),
@@ -222,11 +231,11 @@ def test_decode_reads_every_token_of_a_prefix(table):
         max_len=4,
         pad_id=PAD,
     )
-    state = loop.decode(
+    state = decode_loop(
         step,
         state,
-        choose=choose.greedy,
-        rules=Rules(),
+        choose=greedy,
+        rules=LogitsProcessors(),
         prefix_lens=jnp.asarray(lens),
         limit=jnp.int32(4),
         most=4,
@@ -245,7 +254,7 @@ def test_decode_goes_on_where_it_stopped(table, most):
     for call in range(1, 20):
         before = state
         state = _decode(
-            table, state, lens, Rules(), np.int32(5), np.int32(most), chooser=choose.greedy
+            table, state, lens, LogitsProcessors(), np.int32(5), np.int32(most), chooser=greedy
         )
         assert state.position == min(most * call, whole.position)
         # What was written stays.
@@ -300,25 +309,25 @@ def test_decode_does_not_mind_what_ended_rows_read(table):
 
 def test_decode_ends_in_a_dead_end_where_nothing_may_be_written(table):
     all_but_three = np.arange(V) != 3
-    rules = Rules(suppressed=jnp.asarray(all_but_three), no_repeat_ngram=2)
+    rules = LogitsProcessors(suppressed=jnp.asarray(all_but_three), no_repeat_ngram=2)
     # 3 3, and a third 3 would repeat that; with the start token it repeats at once.
     found = decode(table, (0, 3, 0), [(), (3,), (4, 5)], rules=rules)
-    assert found.finish.tolist() == [loop.DEAD_END] * 3
+    assert found.finish.tolist() == [DEAD_END] * 3
     assert behind_start(found) == [[3, 3], [3], [4, 5, 3, 3]]
 
 
 def test_decode_of_other_rows_goes_on_past_a_dead_end(table):
-    rules = Rules(no_repeat_ngram=1)
+    rules = LogitsProcessors(no_repeat_ngram=1)
     # No token twice: seven tokens, one of them fed first.
     found = decode(table, START, rules=rules)
     # EOS has ended two; the others are out of tokens, at the latest.
     for start, row, finish in zip(START, behind_start(found), found.finish, strict=True):
         assert len({start, *row}) == 1 + len(row)
-        assert finish == (loop.EOS if row[-1] == EOS else loop.DEAD_END)
+        assert finish == (loop.EOS if row[-1] == EOS else DEAD_END)
     assert behind_start(found)[0] == [2, EOS]
-    no_end = Rules(no_repeat_ngram=1, suppressed=jnp.arange(V) == EOS)
+    no_end = LogitsProcessors(no_repeat_ngram=1, suppressed=jnp.arange(V) == EOS)
     found = decode(table, (0, 3), rules=no_end)
-    assert found.finish.tolist() == [loop.DEAD_END] * 2
+    assert found.finish.tolist() == [DEAD_END] * 2
     assert found.lengths.tolist() == [5, 5]
 
 
@@ -330,8 +339,8 @@ STRINGS = ["b", "abab", "ec", "c d", "ce", "cc d", "c de c d", "abx"]
 @pytest.mark.parametrize("prefixes", [NO_PREFIX, PREFIXES], ids=["bare", "prefix"])
 def test_decode_stops_at_a_stop_string(table, string, prefixes):
     """It is looked for in what is written, not in the prefix."""
-    stop = automaton.matcher([string.encode()], PIECES, vocab_size=V)
-    found = decode(table, START, prefixes, rules=Rules(stop=stop))
+    stop = matcher([string.encode()], PIECES, vocab_size=V)
+    found = decode(table, START, prefixes, rules=LogitsProcessors(stop=stop))
     rows, finish = [], []
     for start, prefix in zip(START, prefixes, strict=True):
         whole, end = walk(start, prefix), len(prefix)
@@ -341,8 +350,8 @@ def test_decode_stops_at_a_stop_string(table, string, prefixes):
             if whole[end - 1] == EOS or string in text:
                 break
         rows.append(whole[:end])
-        last = loop.EOS if whole[end - 1] == EOS else loop.LIMIT
-        finish.append(loop.STOP if string in text else last)
+        last = loop.EOS if whole[end - 1] == EOS else LIMIT
+        finish.append(STOP if string in text else last)
     assert behind_start(found) == rows
     assert found.finish.tolist() == finish
 
@@ -351,26 +360,26 @@ def test_decode_ends_where_an_automaton_does(table):
     """Without EOS: at the second 5, however long the way to it is."""
     others = {token: 0 for token in range(V) if token not in (EOS, 5)}
     edges = {0: {**others, 5: 1}, 1: {**dict.fromkeys(others, 1), 5: 2}}
-    twice = automaton.from_edges(edges, vocab_size=V, ends=[2])
-    found = decode(table, (3, 4, 5), ((), (), (5,)), rules=Rules(automaton=twice))
+    twice = from_edges(edges, vocab_size=V, ends=[2])
+    found = decode(table, (3, 4, 5), ((), (), (5,)), rules=LogitsProcessors(automaton=twice))
     assert behind_start(found) == [[4, 5, 3, 4, 5], [5, 3, 4, 5], [5, 3, 4, 5, 3, 4, 5]]
-    assert found.finish.tolist() == [loop.STOP] * 3
+    assert found.finish.tolist() == [STOP] * 3
 
 
 def test_decode_does_not_end_in_its_prefix(table):
     """Where the automaton's start is an end already, one token is written."""
-    start_is_end = automaton.from_edges(
+    start_is_end = from_edges(
         {0: {**dict.fromkeys(range(2, V), 0), EOS: 1}}, vocab_size=V, ends=[0, 1]
     )
-    found = decode(table, (3, 3), ((), (4, 5)), rules=Rules(automaton=start_is_end))
+    found = decode(table, (3, 3), ((), (4, 5)), rules=LogitsProcessors(automaton=start_is_end))
     assert behind_start(found) == [[4], [4, 5, 3]]
-    assert found.finish.tolist() == [loop.STOP] * 2
+    assert found.finish.tolist() == [STOP] * 2
 
 
 def test_decode_names_a_stop_string_at_the_limit_stop(table):
-    stop = automaton.matcher([b"e"], PIECES, vocab_size=V)
-    found = decode(table, (3, 4), rules=Rules(stop=stop), limit=2)
-    assert found.finish.tolist() == [loop.STOP, loop.STOP]
+    stop = matcher([b"e"], PIECES, vocab_size=V)
+    found = decode(table, (3, 4), rules=LogitsProcessors(stop=stop), limit=2)
+    assert found.finish.tolist() == [STOP, STOP]
     assert behind_start(found) == [[4, 5], [5]]
 
 
@@ -399,11 +408,11 @@ def write_allowed(weights, tries, limits, starts, *, seeds=None):
     @jax.vmap
     def run(trie, limit, start_tokens, seeds):
         trie = make(trie)
-        chooser = choose.greedy
+        chooser = greedy
         if seeds is not None:
             keys = jax.vmap(jax.random.key)(seeds)
-            chooser = choose.sampler(keys, temperature=jnp.float32(2.0))
-        state = loop.start(
+            chooser = sampler(keys, temperature=jnp.float32(2.0))
+        state = init_loop(
             jnp.zeros_like(start_tokens),
             start_tokens=start_tokens,
             prefix=jnp.asarray(prefix, jnp.int32),
@@ -411,11 +420,11 @@ def write_allowed(weights, tries, limits, starts, *, seeds=None):
             max_len=token_sets.LONGEST + 2,
             pad_id=token_sets.PAD,
         )
-        state = loop.decode(
+        state = decode_loop(
             step,
             state,
             choose=chooser,
-            rules=Rules(automaton=trie),
+            rules=LogitsProcessors(automaton=trie),
             prefix_lens=jnp.asarray(lens),
             limit=limit,
             most=99,
@@ -440,7 +449,7 @@ def allowed():
 def test_decode_greedy_writes_the_likeliest_token_that_leads_to_one_of_a_set(allowed):
     sets, weights, tries, limits, starts = allowed
     written, lengths, finish = write_allowed(weights, tries, limits, starts)
-    ends = {loop.EOS: 0, loop.DEAD_END: 0}
+    ends = {loop.EOS: 0, DEAD_END: 0}
     for i, sequences in enumerate(sets):
         fitting = token_sets.fitting(sequences, limits[i])
         for row, prefix in enumerate(SET_PREFIXES):
@@ -453,7 +462,7 @@ def test_decode_greedy_writes_the_likeliest_token_that_leads_to_one_of_a_set(all
                 memory = remember(memory, expected[-1])
             found = written[i, row, 1 : 1 + lengths[i, row]].tolist()
             assert found == [*prefix, *expected]
-            assert finish[i, row] == (loop.EOS if fitting else loop.DEAD_END)
+            assert finish[i, row] == (loop.EOS if fitting else DEAD_END)
             ends[int(finish[i, row])] += 1
     assert min(ends.values()) > 300
 
@@ -468,7 +477,7 @@ def test_decode_draws_nothing_but_one_of_a_set(allowed):
         for row, prefix in enumerate(SET_PREFIXES):
             found = tuple(written[i, row, 1 + len(prefix) : 1 + lengths[i, row]].tolist())
             assert found in (fitting or [()])
-            assert finish[i, row] == (loop.EOS if fitting else loop.DEAD_END)
+            assert finish[i, row] == (loop.EOS if fitting else DEAD_END)
             seen.add((i, found))
     possible = sum(len(token_sets.fitting(s, n)) for s, n in zip(sets, limits, strict=True))
     assert len(seen) > possible / 2
@@ -479,12 +488,12 @@ def test_decode_never_writes_what_a_forced_token_makes_invalid(table):
     trie = automaton.trie([(3, 4)], eos_id=EOS, vocab_size=V)
     for first, last in ((EOS, EOS), (5, EOS), (3, 2), (3, EOS)):
         for limit in (1, 2, 3):
-            rules = Rules(
+            rules = LogitsProcessors(
                 automaton=trie, forced_first=jnp.int32(first), forced_last=jnp.int32(last)
             )
             found = decode(table, (0, 3), rules=rules, limit=limit)
             fulfilled = (first, last, limit) == (3, EOS, 3)
-            assert found.finish.tolist() == [loop.EOS if fulfilled else loop.DEAD_END] * 2
+            assert found.finish.tolist() == [loop.EOS if fulfilled else DEAD_END] * 2
             if fulfilled:
                 assert behind_start(found) == [[3, 4, EOS]] * 2
 
@@ -496,7 +505,7 @@ def test_decode_never_writes_what_a_forced_token_makes_invalid(table):
 def sampled(table, start, seeds, prefix, prefix_lens, limit=MAX_LEN):
     """What stands behind the start tokens."""
     keys = jax.vmap(jax.random.key)(seeds)
-    state = loop.start(
+    state = init_loop(
         jnp.int32(0),
         start_tokens=start,
         prefix=prefix,
@@ -504,11 +513,11 @@ def sampled(table, start, seeds, prefix, prefix_lens, limit=MAX_LEN):
         max_len=limit,
         pad_id=PAD,
     )
-    state = loop.decode(
+    state = decode_loop(
         step_of(table),
         state,
-        choose=choose.sampler(keys, temperature=jnp.float32(3.0)),
-        rules=Rules(),
+        choose=sampler(keys, temperature=jnp.float32(3.0)),
+        rules=LogitsProcessors(),
         prefix_lens=prefix_lens,
         limit=jnp.int32(limit),
         most=99,

@@ -7,14 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from t5jax.decode import automaton
-from t5jax.decode.loop import EOS, LIMIT, STOP, Step
-from t5jax.decode.rules import Context, Rules, ended_in
+from t5jax.decoding import automaton
+from t5jax.decoding.logits_processors import Context, LogitsProcessors, automaton_ended
+from t5jax.decoding.loop import EOS, LIMIT, STOP, StepFn
 
 # Far below any log-probability, and finite, so that differences of two are numbers.
 _NEVER = -1.0e9
 
-EarlyStopping = Literal["full", "heuristic", "never"]
+
+StoppingRule = Literal["full", "heuristic", "never"]
+
+
 """When a row is done: as soon as it has enough sequences; when the best open one, if it ended now,
 would not be among them; or when no continuation can be."""
 
@@ -57,14 +60,14 @@ def gnmt_penalty(alpha: Float[Array, ""]) -> Callable[[Array], Array]:
     return lambda length: ((5.0 + length.astype(jnp.float32)) / 6.0) ** alpha
 
 
-def search(
-    step: Step,
+def beam_search(
+    step: StepFn,
     cache: Any,
     *,
     num_beams: int,
     penalty: Callable[[Int[Array, "..."]], Float[Array, "..."]],
-    early_stopping: EarlyStopping,
-    rules: Rules,
+    early_stopping: StoppingRule,
+    rules: LogitsProcessors,
     start_tokens: Int[Array, " B"],
     prefix: Int[Array, "B P"],
     prefix_lens: Int[Array, " B"],
@@ -157,10 +160,10 @@ def search(
         finish = jnp.where(count + 1 == limit, LIMIT, 0)[:, None]
         if rules.automaton is not None:
             allowed = jnp.where(beginning, allowed, _advance(rules.automaton, allowed, tokens))
-            finish = jnp.where(ended_in(rules.automaton, allowed) & ~beginning, STOP, finish)
+            finish = jnp.where(automaton_ended(rules.automaton, allowed) & ~beginning, STOP, finish)
         if rules.stop is not None:
             stopping = jnp.where(beginning, stopping, _advance(rules.stop, stopping, tokens))
-            finish = jnp.where(ended_in(rules.stop, stopping) & ~beginning, STOP, finish)
+            finish = jnp.where(automaton_ended(rules.stop, stopping) & ~beginning, STOP, finish)
         finish = jnp.where((tokens == eos_id) & ~beginning, EOS, finish)
         possible = best > _NEVER / 2
         ends = finish > 0
@@ -207,7 +210,9 @@ def search(
 
 
 def _advance(of: automaton.Automaton, states: Int[Array, "B C"], tokens: Int[Array, "B C"]):
-    return automaton.advance(of, states.reshape(-1), tokens.reshape(-1)).reshape(states.shape)
+    return automaton.advance_states(of, states.reshape(-1), tokens.reshape(-1)).reshape(
+        states.shape
+    )
 
 
 def _best(num_beams: int, ended: Beams, new: tuple[Array, ...]) -> Beams:

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from t5jax.decode import automaton
-from t5jax.decode.automaton import Automaton
+from t5jax.decoding.automaton import Automaton, allowed_tokens
 
 
 class Context(NamedTuple):
@@ -28,12 +27,12 @@ class Context(NamedTuple):
     limit: Int[Array, ""]
     """Most tokens to write behind the prefix."""
     states: Int[Array, " R"]
-    """Of the automaton of `Rules`, if it has one."""
+    """Of the automaton of `LogitsProcessors`, if it has one."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rules:
+class LogitsProcessors:
     """All rules; None is off.  Which are on is known when compiling, their values are not.
 
     Attributes:
@@ -68,9 +67,9 @@ class Rules:
         if self.repetition_penalty is not None:
             scores = penalize_repetition(scores, context, self.repetition_penalty)
         if self.no_repeat_ngram:
-            scores = forbid_repeated(scores, context, self.no_repeat_ngram)
+            scores = forbid_repeated_ngrams(scores, context, self.no_repeat_ngram)
         if self.bad_words is not None:
-            scores = forbid_words(scores, context, self.bad_words)
+            scores = forbid_sequences(scores, context, self.bad_words)
         if self.min_tokens is not None:
             early = (context.num_new < self.min_tokens)[:, None]
             scores = _rule_out(scores, early & _is(eos_id, scores))
@@ -88,12 +87,12 @@ class Rules:
         if self.automaton is not None:
             # Last, for a forced token too must be one that it allows.
             remaining = context.limit - context.num_new
-            may = automaton.allowed(self.automaton, context.states, remaining)
+            may = allowed_tokens(self.automaton, context.states, remaining)
             scores = _rule_out(scores, ~may)
         return scores
 
 
-def ended_in(of: Automaton, states: Int[Array, "*A"]) -> Bool[Array, "*A"]:
+def automaton_ended(of: Automaton, states: Int[Array, "*A"]) -> Bool[Array, "*A"]:
     """Whether an automaton has arrived at an end."""
     return (states >= 0) & of.ends[states]
 
@@ -106,7 +105,7 @@ def penalize_repetition(
     return jnp.where(occurs, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
-def forbid_repeated(
+def forbid_repeated_ngrams(
     scores: Float[Array, "R V"], context: Context, size: int
 ) -> Float[Array, "R V"]:
     """Rules out tokens that would complete a sequence of `size` tokens that occurs already."""
@@ -123,7 +122,7 @@ def forbid_repeated(
     return _rule_out(scores, _mark(following, same & complete[None], scores.shape))
 
 
-def forbid_words(
+def forbid_sequences(
     scores: Float[Array, "R V"], context: Context, words: Int[Array, "words length"]
 ) -> Float[Array, "R V"]:
     """Rules out tokens that would complete one of some sequences."""

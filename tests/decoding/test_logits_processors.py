@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5jax.decode import automaton
-from t5jax.decode.rules import Context, Rules
+from t5jax.decoding.automaton import from_edges
+from t5jax.decoding.logits_processors import Context, LogitsProcessors
 
 EOS, V, W, R = 1, 11, 13, 7
 LENGTHS = range(1, W + 1)
 
-_apply = jax.jit(Rules.apply, static_argnames="eos_id")
+_apply = jax.jit(LogitsProcessors.apply, static_argnames="eos_id")
 
 
 class History:
@@ -140,12 +140,12 @@ def aligned(words):
 
 def test_rules_that_are_off_change_nothing():
     for history in histories():
-        np.testing.assert_array_equal(history.apply(Rules()), history.scores)
+        np.testing.assert_array_equal(history.apply(LogitsProcessors()), history.scores)
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.3, 2.0])
 def test_repetition_penalty_makes_what_occurs_less_likely(penalty):
-    rules = Rules(repetition_penalty=jnp.float32(penalty))
+    rules = LogitsProcessors(repetition_penalty=jnp.float32(penalty))
     for history in histories():
         history.expect(rules, penalized(np.float32(penalty)))
 
@@ -154,7 +154,7 @@ def test_repetition_penalty_makes_what_occurs_less_likely(penalty):
 def test_no_repeat_ngram_lets_none_occur_twice(size):
     changed = 0
     for history in histories():
-        rules = Rules(no_repeat_ngram=size)
+        rules = LogitsProcessors(no_repeat_ngram=size)
         history.expect(rules, unrepeated(size))
         changed += (history.apply(rules) != history.scores).any()
     assert (changed > 0) == (size < 5)
@@ -170,7 +170,7 @@ WORDS = [
 
 @pytest.mark.parametrize("words", WORDS)
 def test_bad_words_are_not_completed(words):
-    rules, changed = Rules(bad_words=aligned(words)), 0
+    rules, changed = LogitsProcessors(bad_words=aligned(words)), 0
     for history in histories(20):
         history.expect(rules, without_words(words))
         changed += (history.apply(rules) != history.scores).any()
@@ -179,7 +179,7 @@ def test_bad_words_are_not_completed(words):
 
 def test_bad_words_do_not_begin_with_the_start_token():
     """Which is not written, and shares its id with padding."""
-    rules = Rules(bad_words=aligned([(3, 4), (2, 3, 4)]))
+    rules = LogitsProcessors(bad_words=aligned([(3, 4), (2, 3, 4)]))
     history = History(1, seed=0)
     history.written[:, 0] = 3
     np.testing.assert_array_equal(history.apply(rules), history.scores)
@@ -191,28 +191,28 @@ def test_bad_words_do_not_begin_with_the_start_token():
 def test_min_tokens_keeps_eos_out_before():
     for least in range(1, 6):
         for history in histories():
-            history.expect(Rules(min_tokens=jnp.int32(least)), not_ended_before(least))
+            history.expect(LogitsProcessors(min_tokens=jnp.int32(least)), not_ended_before(least))
 
 
 def test_forced_first_is_the_only_first_token():
     for history in histories():
-        history.expect(Rules(forced_first=jnp.int32(5)), forced_at(0, 5))
+        history.expect(LogitsProcessors(forced_first=jnp.int32(5)), forced_at(0, 5))
 
 
 @pytest.mark.parametrize("limit", [1, 4, 9])
 def test_forced_last_is_the_only_token_at_the_limit(limit):
     for history in histories(limit=limit):
-        history.expect(Rules(forced_last=jnp.int32(EOS)), forced_at(limit - 1, EOS))
+        history.expect(LogitsProcessors(forced_last=jnp.int32(EOS)), forced_at(limit - 1, EOS))
 
 
 def test_suppressed_tokens_are_always_out():
     for history in histories():
-        history.expect(Rules(suppressed=mask({0, 4, 9})), suppressed({0, 4, 9}))
+        history.expect(LogitsProcessors(suppressed=mask({0, 4, 9})), suppressed({0, 4, 9}))
 
 
 def test_first_suppressed_tokens_are_out_as_the_first_that_is_chosen():
-    rules = Rules(first_suppressed=mask({0, 4, 9}))
-    behind = Rules(first_suppressed=mask({0, 4, 9}), forced_first=jnp.int32(4))
+    rules = LogitsProcessors(first_suppressed=mask({0, 4, 9}))
+    behind = LogitsProcessors(first_suppressed=mask({0, 4, 9}), forced_first=jnp.int32(4))
     for history in histories():
         history.expect(rules, suppressed_at(0, {0, 4, 9}))
         history.expect(behind, forced_at(0, 4), suppressed_at(1, {0, 4, 9}))
@@ -234,7 +234,7 @@ STATES, EDGES, ENDS = states_of(SEQUENCES)
 
 
 def machine():
-    return automaton.from_edges(EDGES, vocab_size=V, ends=ENDS)
+    return from_edges(EDGES, vocab_size=V, ends=ENDS)
 
 
 def in_states(history, *, lost=False):
@@ -256,7 +256,7 @@ def test_automaton_allows_what_can_be_finished_within_the_limit(limit):
     dead = 0
     for history in histories(limit=limit):
         in_states(history, lost=True)
-        found = history.apply(Rules(automaton=machine()))
+        found = history.apply(LogitsProcessors(automaton=machine()))
         for row, state in enumerate(history.states):
             written = history.rows[row][history.length - history.num_new[row] :]
             fitting = [(*s, EOS) for s in SEQUENCES if len(s) < limit]
@@ -272,7 +272,7 @@ def test_automaton_has_the_last_word():
     """A forced token that it does not allow leaves nothing."""
     history = in_states(History(1, seed=0))
     for token, left in ((4, {4}), (5, set())):
-        found = history.apply(Rules(automaton=machine(), forced_first=jnp.int32(token)))
+        found = history.apply(LogitsProcessors(automaton=machine(), forced_first=jnp.int32(token)))
         assert [set(np.flatnonzero(row > -np.inf)) for row in found] == [left] * R
 
 
@@ -291,7 +291,7 @@ ALL = {
 def test_rules_together_apply_one_after_the_other():
     for history in histories(6, limit=8):
         history.expect(
-            Rules(**ALL),
+            LogitsProcessors(**ALL),
             penalized(np.float32(1.7)),
             unrepeated(2),
             without_words([(9,), (2, 3), (4, 4, 4)]),
@@ -305,28 +305,28 @@ def test_rules_together_apply_one_after_the_other():
 
 def test_rules_do_not_read_what_is_not_written():
     for history in histories(1):
-        before = history.apply(Rules(**ALL))
+        before = history.apply(LogitsProcessors(**ALL))
         history.written[:, history.length :] = 3
-        np.testing.assert_array_equal(history.apply(Rules(**ALL)), before)
+        np.testing.assert_array_equal(history.apply(LogitsProcessors(**ALL)), before)
 
 
 def test_rules_of_a_row_do_not_depend_on_the_others():
     for history in histories(1):
-        before = history.apply(Rules(**ALL))
+        before = history.apply(LogitsProcessors(**ALL))
         order = np.random.default_rng(history.length).integers(0, R, R)
         for name in ("written", "scores", "num_new", "states"):
             setattr(history, name, getattr(history, name)[order])
-        np.testing.assert_array_equal(history.apply(Rules(**ALL)), before[order])
+        np.testing.assert_array_equal(history.apply(LogitsProcessors(**ALL)), before[order])
 
 
 def test_rules_of_one_kind_share_a_program():
     history = History(5, seed=0)
-    history.apply(Rules(min_tokens=jnp.int32(1), suppressed=mask({3})))
+    history.apply(LogitsProcessors(min_tokens=jnp.int32(1), suppressed=mask({3})))
     before = _apply._cache_size()
     for least, token in itertools.product(range(3), range(3)):
-        history.apply(Rules(min_tokens=jnp.int32(least), suppressed=mask({token})))
+        history.apply(LogitsProcessors(min_tokens=jnp.int32(least), suppressed=mask({token})))
     for other in histories(1):
-        other.apply(Rules(min_tokens=jnp.int32(2), suppressed=mask({3})))
+        other.apply(LogitsProcessors(min_tokens=jnp.int32(2), suppressed=mask({3})))
     assert _apply._cache_size() == before
 
 
@@ -370,7 +370,7 @@ def prompt_len(history):
 @pytest.mark.parametrize("penalty", [0.5, 1.3])
 def test_repetition_penalty_is_that_of_transformers(theirs, penalty):
     theirs(
-        Rules(repetition_penalty=jnp.float32(penalty)),
+        LogitsProcessors(repetition_penalty=jnp.float32(penalty)),
         lambda hf, history: [hf.RepetitionPenaltyLogitsProcessor(penalty)],
     )
 
@@ -378,7 +378,7 @@ def test_repetition_penalty_is_that_of_transformers(theirs, penalty):
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_no_repeat_ngram_is_that_of_transformers(theirs, size):
     theirs(
-        Rules(no_repeat_ngram=size),
+        LogitsProcessors(no_repeat_ngram=size),
         lambda hf, history: [hf.NoRepeatNGramLogitsProcessor(size)],
         count=10,
     )
@@ -392,7 +392,7 @@ def start_token(history):
 @pytest.mark.parametrize("words", WORDS)
 def test_bad_words_are_those_of_transformers(theirs, words):
     theirs(
-        Rules(bad_words=aligned(words)),
+        LogitsProcessors(bad_words=aligned(words)),
         lambda hf, history: [hf.NoBadWordsLogitsProcessor([list(w) for w in words], EOS)],
         prepare=start_token,
         count=20,
@@ -402,7 +402,7 @@ def test_bad_words_are_those_of_transformers(theirs, words):
 @pytest.mark.parametrize("least", [1, 4])
 def test_min_tokens_is_that_of_transformers(theirs, least):
     theirs(
-        Rules(min_tokens=jnp.int32(least)),
+        LogitsProcessors(min_tokens=jnp.int32(least)),
         lambda hf, history: [hf.MinNewTokensLengthLogitsProcessor(prompt_len(history), least, EOS)],
     )
 
@@ -414,7 +414,7 @@ def without_prefix(history):
 
 def test_forced_first_is_that_of_transformers(theirs):
     theirs(
-        Rules(forced_first=jnp.int32(5)),
+        LogitsProcessors(forced_first=jnp.int32(5)),
         lambda hf, history: [hf.ForcedBOSTokenLogitsProcessor(5)],
         prepare=without_prefix,
     )
@@ -422,21 +422,21 @@ def test_forced_first_is_that_of_transformers(theirs):
 
 def test_forced_last_is_that_of_transformers(theirs):
     theirs(
-        Rules(forced_last=jnp.int32(EOS)),
+        LogitsProcessors(forced_last=jnp.int32(EOS)),
         lambda hf, history: [hf.ForcedEOSTokenLogitsProcessor(prompt_len(history) + 9, EOS)],
     )
 
 
 def test_suppressed_is_that_of_transformers(theirs):
     theirs(
-        Rules(suppressed=mask({0, 4, 9})),
+        LogitsProcessors(suppressed=mask({0, 4, 9})),
         lambda hf, history: [hf.SuppressTokensLogitsProcessor([0, 4, 9])],
     )
 
 
 def test_first_suppressed_is_that_of_transformers(theirs):
     theirs(
-        Rules(first_suppressed=mask({0, 4, 9})),
+        LogitsProcessors(first_suppressed=mask({0, 4, 9})),
         lambda hf, history: [
             hf.SuppressTokensAtBeginLogitsProcessor([0, 4, 9], prompt_len(history))
         ],
@@ -453,13 +453,13 @@ def test_automaton_is_prefix_allowed_tokens_of_transformers(theirs):
         history.scores = np.maximum(history.scores, -50)
         in_states(history)
 
-    theirs(Rules(automaton=machine()), processors, prepare=prepare, limit=99)
+    theirs(LogitsProcessors(automaton=machine()), processors, prepare=prepare, limit=99)
 
 
 def test_rules_together_are_those_of_transformers_in_its_order(theirs):
     """As `generate` lines them up; a forced first token moves the next rule by one."""
     theirs(
-        Rules(**ALL),
+        LogitsProcessors(**ALL),
         lambda hf, history: [
             hf.RepetitionPenaltyLogitsProcessor(1.7),
             hf.NoRepeatNGramLogitsProcessor(2),
@@ -479,7 +479,7 @@ def test_rules_together_are_those_of_transformers_in_its_order(theirs):
 def test_rules_together_behind_a_prefix_are_those_of_transformers(theirs):
     some = {name: rule for name, rule in ALL.items() if name != "forced_first"}
     theirs(
-        Rules(**some),
+        LogitsProcessors(**some),
         lambda hf, history: [
             hf.RepetitionPenaltyLogitsProcessor(1.7),
             hf.NoRepeatNGramLogitsProcessor(2),

@@ -1,0 +1,78 @@
+"""Decoding loops over any `step(tokens, cache) -> (logits, cache)`."""
+
+from . import automaton as automaton
+from .automaton import (
+    Automaton as Automaton,
+)
+from .automaton import (
+    check_automaton as check_automaton,
+)
+from .automaton import (
+    from_edges as from_edges,
+)
+from .automaton import (
+    matcher as matcher,
+)
+from .automaton import (
+    trie as trie,
+)
+from .beam import (
+    Beams as Beams,
+)
+from .beam import (
+    StoppingRule as StoppingRule,
+)
+from .beam import (
+    beam_search as beam_search,
+)
+from .beam import (
+    gnmt_penalty as gnmt_penalty,
+)
+from .beam import (
+    power_penalty as power_penalty,
+)
+from .logits_processors import (
+    LogitsProcessors as LogitsProcessors,
+)
+from .loop import (
+    DEAD_END as DEAD_END,
+)
+from .loop import (
+    EOS as EOS,
+)
+from .loop import (
+    GOING_ON as GOING_ON,
+)
+from .loop import (
+    LIMIT as LIMIT,
+)
+from .loop import (
+    STOP as STOP,
+)
+from .loop import (
+    LoopState as LoopState,
+)
+from .loop import (
+    decode_loop as decode_loop,
+)
+from .loop import (
+    init_loop as init_loop,
+)
+from .sampling import (
+    greedy as greedy,
+)
+from .sampling import (
+    min_p as min_p,
+)
+from .sampling import (
+    sampler as sampler,
+)
+from .sampling import (
+    top_k as top_k,
+)
+from .sampling import (
+    top_p as top_p,
+)
+from .sampling import (
+    typical as typical,
+)
