@@ -26,8 +26,9 @@ import numpy as np
 import torch
 import transformers
 
-from t5jax import model, optimizer, schedule, sharding, train
+from t5jax import model, optimizer, schedule, train
 from t5jax.config import T5Config
+from t5jax.parallel import MeshConfig, make_mesh
 from t5jax.runtime import keep_memory
 
 THREADS = os.cpu_count() or 1
@@ -50,7 +51,7 @@ def make_batch(options: argparse.Namespace, vocab_size: int) -> dict[str, np.nda
 def ours(options: argparse.Namespace, dtype: str) -> Callable[[], float]:
     """A function that makes one step and returns its loss."""
     config = T5Config.preset(options.model, dtype=dtype, dropout_rate=0.1, remat=options.remat)
-    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     rate = schedule.ScheduleConfig(name="constant", learning_rate=1e-3, warmup_steps=0)
     adafactor = optimizer.make(
         optimizer.OptimizerConfig(name="adafactor", schedule=rate),

@@ -14,8 +14,9 @@ import jax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from t5jax import blockwise, sharding
+from t5jax import blockwise
 from t5jax.masks import Segments
+from t5jax.parallel import BATCH_AXES, BATCH_SPEC, num_shards
 
 Kind = Literal["auto", "plain", "blockwise", "pallas"]
 
@@ -81,7 +82,7 @@ def on_mesh(
         mine = Segments(query_ids, key_ids, segments.causal)
         return kernel(queries, keys, values, segments=mine, bias=bias)
 
-    heads, examples = P(sharding.BATCH_AXES, _HEADS_AXIS), sharding.BATCH
+    heads, examples = P(BATCH_AXES, _HEADS_AXIS), BATCH_SPEC
     bias_spec = None if bias is None else P(_HEADS_AXIS)
     return jax.shard_map(
         part,
@@ -104,9 +105,9 @@ def _no_kernel(batch: int, num_heads: int) -> str | None:
     platform = device.platform if device is not None else jax.default_backend()
     if platform != "tpu":
         return f"must be computed on a TPU, got {platform}"
-    if not {*sharding.BATCH_AXES, _HEADS_AXIS} <= set(mesh.axis_names):
+    if not {*BATCH_AXES, _HEADS_AXIS} <= set(mesh.axis_names):
         return f"must run on a mesh with axes data, fsdp and tensor, got {mesh.axis_names}"
-    ways = sharding.ways(mesh, sharding.BATCH_AXES)
+    ways = num_shards(mesh, BATCH_AXES)
     if batch % ways or num_heads % mesh.shape[_HEADS_AXIS]:
         return (
             f"must divide examples by data x fsdp = {ways} and heads by tensor = "

@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5jax import processes, sharding
+from t5jax.parallel import (
+    agree_on,
+    barrier,
+    is_main_process,
+    path_name,
+    process_count,
+    process_index,
+)
 
 _RECORD = "record"
 
@@ -143,10 +150,10 @@ class Checkpoints:
         """
         steps = self.steps()
         seen = zlib.crc32(repr(steps).encode()) >> 1
-        if processes.agree(seen, reduce=np.ptp):
+        if agree_on(seen, reduce=np.ptp):
             raise OSError(
                 f"all processes must see the same checkpoints in {self._folder}, and they do not "
-                f"(process {processes.index()} sees steps {steps}); the folder must be on a disk "
+                f"(process {process_index()} sees steps {steps}); the folder must be on a disk "
                 "that they share."
             )
         return steps[::-1]
@@ -166,7 +173,7 @@ class Checkpoints:
             if "RESOURCE_EXHAUSTED" in str(error):
                 raise
             reason = _reason(error)
-        if not processes.agree(found is not None) or found is None:
+        if not agree_on(found is not None) or found is None:
             return None, reason or "another process could not read its part"
         trees, record = found
         for name, tree in trees.items():
@@ -183,10 +190,10 @@ class Checkpoints:
             target = self._folder / f"{step}.damaged{count}"
         self._losses.pop(step, None)
         self._manager.close()
-        processes.barrier("a damaged checkpoint found")
-        if processes.is_first():
+        barrier("a damaged checkpoint found")
+        if is_main_process():
             source.rename(target)
-        processes.barrier("a damaged checkpoint set aside")
+        barrier("a damaged checkpoint set aside")
         self._manager = self._open()
         return target
 
@@ -372,7 +379,7 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of all leaves by '/'-joined path."""
     leaves = jax.tree.leaves_with_path(tree)
-    return {sharding.path_name(path): tuple(leaf.shape) for path, leaf in leaves}
+    return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _reason(error: Exception) -> str:
@@ -382,9 +389,9 @@ def _reason(error: Exception) -> str:
 
 def _alone() -> dict[str, Any]:
     """Orbax's options for reading or writing that waits for no other process."""
-    if processes.count() == 1:
+    if process_count() == 1:
         return {}
-    me = processes.index()
+    me = process_index()
     options = _orbax().options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}"
     )

@@ -15,14 +15,11 @@ from t5jax import (
     material,
     mixture,
     optimizer,
-    placement,
     pretrained,
-    processes,
     recipe,
     runfolder,
     runlog,
     runs,
-    sharding,
     train,
     trial,
 )
@@ -34,6 +31,19 @@ from t5jax.loading import resolve_dtype
 from t5jax.material import Texts
 from t5jax.mixture import Pairs
 from t5jax.model import Params, stacked
+from t5jax.parallel import (
+    abort_together,
+    barrier,
+    broadcast_from_main,
+    gather_arrays,
+    initialize,
+    is_main_process,
+    local_rows,
+    main_process_first,
+    make_mesh,
+    num_batch_shards,
+    print_once,
+)
 from t5jax.pretrained.folder import CHECKPOINTS
 from t5jax.recipe import FinetuneConfig
 from t5jax.tasks import Split, Task
@@ -78,8 +88,8 @@ def finetune(
         raise ValueError(
             "architecture must be left out with a checkpoint or a model, got both; use one."
         )
-    processes.start(config.hosts)
-    with processes.together():
+    initialize(config.hosts)
+    with abort_together():
         return _run(list(tasks), config, architecture)
 
 
@@ -96,7 +106,7 @@ def _run(
     tasks: list[Task], config: FinetuneConfig, architecture: Mapping[str, Any] | None
 ) -> Finetuned:
     jax.devices()  # all processes at once, before process 0 reads the data
-    with processes.first_then_others("the preparation of the run"):
+    with main_process_first("the preparation of the run"):
         made = _prepare(tasks, config, architecture)
     data = mixture.Batches(
         mixture.stream(list(made.pairs.values()), list(made.shares.values()), seed=config.seed),
@@ -105,7 +115,7 @@ def _run(
         pack=config.pack,
         pad_id=made.model.pad_id,
         decoder_start_id=made.model.decoder_start_id,
-        rows=placement.rows(config.batch_size, mesh=made.mesh),
+        rows=local_rows(config.batch_size, mesh=made.mesh),
     )
     run = runs.Run(config, made)
     state = run.begin(data, lambda: _loaded(config, made.mesh))
@@ -126,11 +136,11 @@ def _run(
         del fitted
     run.checkpoints.close()
     if interrupted:
-        params = processes.gathered(fitting.judged(state))
-        processes.barrier("the end of the run")
+        params = gather_arrays(fitting.judged(state))
+        barrier("the end of the run")
         return Finetuned(Text2Text(made.model, params, made.tokenizer), None, None)
     if int(state.step) < config.fit.steps:
-        processes.say(
+        print_once(
             f"stopped at step {int(state.step)}: {config.fit.patience} evaluations without a better"
         )
     del state
@@ -153,7 +163,7 @@ def _evaluation(
     measured = [batch for one in watched for batch in _batches(config, made, one)]
 
     def evaluate(params: Params, step: int) -> dict[str, float]:
-        t5 = Text2Text(made.model, processes.gathered(params), made.tokenizer)
+        t5 = Text2Text(made.model, gather_arrays(params), made.tokenizer)
         results = _examine(config, t5, watched, f"{step}", num_beams=config.num_beams)
         return {
             **train.evaluate(eval_step, params, measured, mesh=made.mesh),
@@ -175,16 +185,16 @@ def _finish(config: FinetuneConfig, made: _Prepared) -> Finetuned:
     )
     name = "params" if made.abstract.average is None else "average"
     params = averaging.mean(folder / CHECKPOINTS, found, name, made.abstract.params)
-    t5 = Text2Text(made.model, processes.gathered(params), made.tokenizer)
-    if processes.is_first():
+    t5 = Text2Text(made.model, gather_arrays(params), made.tokenizer)
+    if is_main_process():
         t5.save(folder / MODEL, overwrite=True)
     which = f"the {config.use} checkpoint" if len(found) == 1 else f"the mean of {len(found)}"
-    processes.say(f"\nthe result is {which} (step {', '.join(map(str, found))}): {folder / MODEL}")
+    print_once(f"\nthe result is {which} (step {', '.join(map(str, found))}): {folder / MODEL}")
     if config.use == "best":
         evaluations = runlog.evaluations(folder, until=config.fit.steps)
         numbers = fitting.judgements(config.judge, evaluations)
         if not averaging.is_best(folder / CHECKPOINTS, found[0], numbers):
-            processes.say(
+            print_once(
                 f"warning: an evaluation was better than that of step {found[0]}, and its "
                 "checkpoint is not there; a run keeps it that has --use best from its start."
             )
@@ -193,11 +203,11 @@ def _finish(config: FinetuneConfig, made: _Prepared) -> Finetuned:
         trials = [one for one in made.trials if one.split == split]
         if trials:
             results[split] = _examine(config, t5, trials, split, num_beams=config.final_num_beams)
-            processes.say(f"{split}:")
+            print_once(f"{split}:")
             for line in trial.table(results[split]):
-                processes.say(f"  {line}")
-    processes.say(f"\nuse it:  import t5jax; t5 = t5jax.load({str(folder / MODEL)!r})")
-    processes.barrier("the end of the run")
+                print_once(f"  {line}")
+    print_once(f"\nuse it:  import t5jax; t5 = t5jax.load({str(folder / MODEL)!r})")
+    barrier("the end of the run")
     return Finetuned(t5, results["validation"], results.get("test", {}))
 
 
@@ -220,11 +230,11 @@ def _prepare(
         unrecorded.update(how)
     runfolder.check(config.folder, options, unrecorded=unrecorded)
     ingredients.check_files(config.model, config.tokenizer)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
     train.check_batch_size(config.batch_size, mesh=mesh, accumulate=config.step.accumulate)
     inputs, targets = config.lengths
     train.check_lengths({"inputs": inputs, "targets": targets}, mesh=mesh)
-    say = processes.say
+    say = print_once
     texts = material.read(tasks, say=say)
     # Parameters are read later, by all processes together.
     path = None if config.checkpoint is None else pretrained.locate(config.checkpoint)
@@ -247,7 +257,7 @@ def _prepare(
         material.digest(pairs, trials),
         model=model,
         tokenizer=tokenizer,
-        write=processes.is_first(),
+        write=is_main_process(),
     )
     return _Prepared(
         mesh=mesh,
@@ -268,7 +278,7 @@ def _tokenizer(config: FinetuneConfig, texts: Texts, path: Path | None) -> Token
             texts.documents,
             source=config.tokenizer,
             vocab_size=config.vocab_size or 4000,
-            say=processes.say,
+            say=print_once,
         )
     found = pretrained.find_tokenizer(path)
     if found is None:
@@ -306,7 +316,7 @@ def _batches(config: FinetuneConfig, made: _Prepared, one: Trial) -> Iterator[Ba
         for example in one.examples
     ]
     pairs = Pairs([mixture.Pair(*both) for both in zip(one.inputs, targets, strict=True)])
-    ways = placement.ways(made.mesh)
+    ways = num_batch_shards(made.mesh)
     size = -(-config.eval_batch_size // ways) * ways
     return mixture.heldout(
         pairs,
@@ -314,7 +324,7 @@ def _batches(config: FinetuneConfig, made: _Prepared, one: Trial) -> Iterator[Ba
         lengths=config.lengths,
         pad_id=made.model.pad_id,
         decoder_start_id=made.model.decoder_start_id,
-        rows=placement.rows(size, mesh=made.mesh),
+        rows=local_rows(size, mesh=made.mesh),
     )
 
 
@@ -324,13 +334,13 @@ def _examine(
     """Metrics of each trial, the same in all processes; predictions are written."""
     results = {}
     for one in trials:
-        if processes.is_first():
+        if is_main_process():
             predictions = one.predictions(t5, config.writing(num_beams))
             one.write(config.folder / PREDICTIONS / f"{one.task.name}-{name}.jsonl", predictions)
             scores = one.scores(predictions)
         else:
             scores = dict.fromkeys(one.task.metrics, 0.0)
-        values = processes.from_first(list(scores.values()))
+        values = broadcast_from_main(list(scores.values()))
         results[one.task.name] = dict(zip(scores, values, strict=True))
     return results
 
@@ -341,12 +351,12 @@ def _describe(config: FinetuneConfig, made: _Prepared) -> None:
         and not made.model.dropout_rate
         and config.dropout_rate is None
     ):
-        processes.say(
+        print_once(
             "dropout is off, as the checkpoint has it; T5 is fine-tuned with --dropout-rate 0.1"
         )
     for name, found in made.pairs.items():
         inputs, targets = found.tokens
-        processes.say(
+        print_once(
             f"task {name!r}: {len(found)} examples, {inputs / len(found):.1f} tokens an input, "
             f"{targets / len(found):.1f} a target, share {made.shares[name]:.1%}"
         )

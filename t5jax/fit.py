@@ -15,9 +15,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from t5jax import chips, placement, processes, train
+from t5jax import chips, train
 from t5jax.batches import Batch
 from t5jax.checkpoint import Checkpoints
+from t5jax.parallel import StopVote, global_batch_size, print_once
 from t5jax.profiling import Profiler
 from t5jax.runlog import ProcessLog, RunLog
 from t5jax.skips import Skips
@@ -123,7 +124,7 @@ def fit(
     saved_step, evaluation, numbers = step, None, judgements(judge, past)
     steps = _Steps(config, mesh=mesh, pad_id=pad_id, log=log, locate=locate, step_flops=step_flops)
     watch = steps.watch
-    vote = processes.StopVote(mesh)
+    vote = StopVote(mesh)
     with (
         _stop_signals() as stopping,
         _saved_before_errors(checkpoints),
@@ -290,7 +291,7 @@ class _Steps:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         inputs, weights = batch["encoder_input_tokens"], batch["decoder_loss_weights"]
         # Other processes have as many rows, and about as much padding.
-        share = placement.whole_batch_size(len(inputs), mesh=self._mesh) / len(inputs)
+        share = global_batch_size(len(inputs), mesh=self._mesh) / len(inputs)
         real = np.count_nonzero(inputs != self._pad_id) + np.count_nonzero(weights)
         tokens = round(share * (inputs.size + weights.size))
         self.watch.finished(tokens)
@@ -310,7 +311,7 @@ def _saved_before_errors(checkpoints: Checkpoints) -> Iterator[None]:
         try:
             checkpoints.wait()
         except OSError as error:  # what went wrong first must not be hidden
-            processes.say(str(error))
+            print_once(str(error))
         raise
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from t5jax import sharding
+from t5jax.parallel import matches_path, path_name
 
 
 def split(tree: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
@@ -18,9 +18,9 @@ def split(tree: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
     Raises:
       ValueError: a pattern fits no parameter, or nothing is left to train.
     """
-    paths = [sharding.path_name(path) for path, _ in jax.tree.leaves_with_path(tree)]
+    paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(tree)]
     for pattern in patterns:
-        if not any(sharding.covers(pattern, path) for path in paths):
+        if not any(matches_path(pattern, path) for path in paths):
             raise ValueError(
                 f"frozen must name parameters of this model, got {pattern!r}, which fits none; "
                 f"there are {', '.join(sorted({path.partition('/')[0] for path in paths}))}, and "
@@ -28,7 +28,7 @@ def split(tree: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
             )
 
     def frozen(path: Any) -> bool:
-        return any(sharding.covers(pattern, sharding.path_name(path)) for pattern in patterns)
+        return any(matches_path(pattern, path_name(path)) for pattern in patterns)
 
     trained = jax.tree.map_with_path(lambda path, x: None if frozen(path) else x, tree)
     if not jax.tree.leaves(trained):

@@ -13,10 +13,11 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from t5jax import attention, masks, products, sharding
+from t5jax import attention, masks, products
 from t5jax.blocks import split_key
 from t5jax.config import T5Config
 from t5jax.layers import Embedder, Output, Projection
+from t5jax.parallel import constrain_activations, path_name
 from t5jax.stacks import Decoder, Encoder
 from t5jax.stepper import Cache, Step, Stepper, logits
 
@@ -239,11 +240,11 @@ class T5(nnx.Module):
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         x = self.token_embedder(tokens).astype(self.config.dtype)
-        return sharding.divide(x)
+        return constrain_activations(x)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits of `decode_states`' states."""
-        return sharding.divide(logits(x, self._output_kernel(), self.config))
+        return constrain_activations(logits(x, self._output_kernel(), self.config))
 
     def output_table(self) -> tuple[Float[Array, "..."], int]:
         """The kernel that makes states logits as it is stored, and which axis is the vocabulary."""
@@ -297,11 +298,9 @@ def bind(config: T5Config, params: Mapping[str, Any]) -> T5:
       ValueError: a parameter is missing, unknown or of another shape; the message has its path.
     """
     graph, abstract = _graph(config)
-    expected = {
-        sharding.path_name(path): x.shape for path, x in jax.tree.leaves_with_path(abstract)
-    }
+    expected = {path_name(path): x.shape for path, x in jax.tree.leaves_with_path(abstract)}
     leaves = jax.tree.leaves_with_path(dict(params), is_leaf=products.is_kernel)
-    given = {sharding.path_name(path): x.shape for path, x in leaves}
+    given = {path_name(path): x.shape for path, x in leaves}
     for path, shape in expected.items():
         if path not in given:
             raise ValueError(

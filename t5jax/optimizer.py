@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Float, Float32, Int32, PyTree
 
 from t5jax import products, schedule
-from t5jax.sharding import path_name
+from t5jax.parallel import path_name
 
 MIN_FACTORED_DIM = 128  # T5X's; Mesh TensorFlow's code has 32, but T5's configs set 128
 MIN_PARAMETER_RMS = 1e-3  # lets a parameter that starts at zero move

@@ -13,7 +13,7 @@ from t5jax import chips, estimate, search, workload
 from t5jax.config import ComputeDtype, Remat, T5Config
 from t5jax.estimate import OutOfMemory, gib
 from t5jax.optimizer import OptimizerName
-from t5jax.sharding import MeshConfig
+from t5jax.parallel import MeshConfig
 from t5jax.workload import Workload
 
 

@@ -7,25 +7,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5jax import (
-    baselines,
-    batches,
-    corpus,
-    infill,
-    ingredients,
-    optimizer,
-    placement,
-    processes,
-    runfolder,
-    runs,
-    sharding,
-    train,
-)
+from t5jax import baselines, batches, corpus, infill, ingredients, optimizer, runfolder, runs, train
 from t5jax import fit as fitting
 from t5jax.corpus import DataConfig
 from t5jax.denoise import SpanCorruption
 from t5jax.model import stacked
 from t5jax.optimizer import OptimizerConfig
+from t5jax.parallel import (
+    abort_together,
+    barrier,
+    gather_arrays,
+    initialize,
+    is_main_process,
+    local_rows,
+    main_process_first,
+    make_mesh,
+    print_once,
+)
 from t5jax.runs import RunConfig
 from t5jax.schedule import ScheduleConfig
 from t5jax.text2text import Text2Text
@@ -84,8 +82,8 @@ def run(config: PretrainConfig) -> Text2Text:
       ValueError, OSError: bad options, text or files.  All but a disk that runs full are noticed
         before training starts, and before anything is written to a new `config.output`.
     """
-    processes.start(config.hosts)
-    with processes.together():
+    initialize(config.hosts)
+    with abort_together():
         return _run(config)
 
 
@@ -104,7 +102,7 @@ def _prepare(config: PretrainConfig) -> _Prepared:
     options = runfolder.recorded(config, free=_FREE)
     runfolder.check(config.folder, options, unrecorded=_UNRECORDED)
     ingredients.check_files(config.model, config.tokenizer)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
     train.check_batch_size(config.batch_size, mesh=mesh, accumulate=config.step.accumulate)
     inputs, targets = config.lengths
     train.check_lengths({"inputs": inputs, "targets": targets}, mesh=mesh)
@@ -114,7 +112,7 @@ def _prepare(config: PretrainConfig) -> _Prepared:
         lambda: corpus.documents(texts),
         source=config.tokenizer,
         vocab_size=config.vocab_size or 4000,
-        say=processes.say,
+        say=print_once,
     )
     ingredients.check_sentinels(
         tokenizer, corruption=config.corruption, input_length=config.input_length
@@ -145,7 +143,7 @@ def _prepare(config: PretrainConfig) -> _Prepared:
         runfolder.digest(chunks),
         model=model_config,
         tokenizer=tokenizer,
-        write=processes.is_first(),
+        write=is_main_process(),
     )
     return _Prepared(
         mesh=mesh,
@@ -162,10 +160,10 @@ def _prepare(config: PretrainConfig) -> _Prepared:
 
 def _run(config: PretrainConfig) -> Text2Text:
     jax.devices()  # all processes at once, before process 0 reads the text
-    with processes.first_then_others("the preparation of the run"):
+    with main_process_first("the preparation of the run"):
         made = _prepare(config)
     mesh = made.mesh
-    rows = placement.rows(config.batch_size, mesh=mesh)
+    rows = local_rows(config.batch_size, mesh=mesh)
     data = batches.training(
         made.chunks, made.example, batch_size=config.batch_size, seed=config.seed, rows=rows
     )
@@ -198,10 +196,10 @@ def _run(config: PretrainConfig) -> Text2Text:
         ),
     )
     run.checkpoints.close()
-    t5 = Text2Text(made.model, processes.gathered(fitting.judged(fitted.state)), made.tokenizer)
-    if fitted.evaluation is not None and processes.is_first():
+    t5 = Text2Text(made.model, gather_arrays(fitting.judged(fitted.state)), made.tokenizer)
+    if fitted.evaluation is not None and is_main_process():
         _show(config, made, t5, fitted.evaluation, eval_batches(None))
-    processes.barrier("the end of the run")
+    barrier("the end of the run")
     return t5
 
 
@@ -215,23 +213,23 @@ def _show(
     """Prints what came out, beside guesses that read nothing, and sentences."""
     counts = baselines.count_targets(made.chunks, made.example, made.model.vocab_size)
     uniform, unigram = baselines.losses(counts, eval_batches)
-    processes.say(
+    print_once(
         f"\nheld-out loss {evaluation['loss']:.3f} nats a target token, accuracy "
         f"{evaluation['accuracy']:.1%}; by guessing at random {uniform:.3f}, "
         f"by token frequency {unigram:.3f}"
     )
-    processes.say("\nheld-out sentences, [what stood there -> what the model fills in]:")
+    print_once("\nheld-out sentences, [what stood there -> what the model fills in]:")
     sentences = infill.sentences(corpus.documents(made.heldout_texts), count=6)
     for line in infill.show(t5, sentences, seed=config.seed):
-        processes.say(f"  {line}")
-    processes.say(f"\nuse it:  import t5jax; t5 = t5jax.load({str(config.folder)!r})")
+        print_once(f"  {line}")
+    print_once(f"\nuse it:  import t5jax; t5 = t5jax.load({str(config.folder)!r})")
 
 
 def _describe(config: PretrainConfig, made: _Prepared) -> None:
     num_chunks = len(made.chunks)
     num_tokens = num_chunks * config.corruption.raw_length(config.input_length)
     epochs = config.fit.steps * config.batch_size / num_chunks
-    processes.say(
+    print_once(
         f"corpus: {num_tokens / 1e6:.1f} M tokens; {config.fit.steps} steps of "
         f"{config.batch_size} x {config.input_length} are {epochs:.1f} epochs"
     )

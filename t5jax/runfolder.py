@@ -7,12 +7,13 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from t5jax import batches, processes
+from t5jax import batches
 from t5jax import tokenizer as tokenizers
 from t5jax.config import HOW_TO_COMPUTE, T5Config
 from t5jax.fileio import is_temporary, write_atomically
 from t5jax.fit import FitConfig
 from t5jax.loading import resolve_dtype
+from t5jax.parallel import is_main_process, process_index
 from t5jax.pretrained.folder import CONFIG_FILE
 from t5jax.runs import RunConfig
 from t5jax.tokenizer import Tokenizer
@@ -44,10 +45,10 @@ def check(
     """
     path = folder / RUN_FILE
     if not path.exists():
-        if not processes.is_first():
+        if not is_main_process():
             raise FileNotFoundError(
                 f"output must be a folder on a disk that all processes share, got {folder}, in "
-                f"which process {processes.index()} does not see what process 0 wrote."
+                f"which process {process_index()} does not see what process 0 wrote."
             )
         if folder.exists() and not (folder.is_dir() and all(map(is_temporary, folder.iterdir()))):
             raise FileExistsError(

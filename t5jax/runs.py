@@ -13,16 +13,15 @@ import tyro
 from jax.sharding import Mesh
 
 from t5jax import fit as fitting
-from t5jax import flops, processes, runlog, schedule, train
+from t5jax import flops, runlog, schedule, train
 from t5jax.checkpoint import Checkpoints
 from t5jax.config import Remat, T5Config
 from t5jax.fit import FitConfig
 from t5jax.model import Params
 from t5jax.optimizer import OptimizerConfig
+from t5jax.parallel import HostsConfig, MeshConfig, print_once, process_count, process_index
 from t5jax.pretrained.folder import CHECKPOINTS
-from t5jax.processes import HostsConfig
 from t5jax.profiling import Profiler
-from t5jax.sharding import MeshConfig
 from t5jax.tokenizer import Tokenizer
 from t5jax.train import StepConfig
 
@@ -158,7 +157,7 @@ class Run:
           ValueError, OSError: no checkpoint can be read, or the run is further than it is to go.
         """
         config, made = self.config, self.made
-        state = fitting.restore(self.checkpoints, made.abstract, data, warn=processes.say)
+        state = fitting.restore(self.checkpoints, made.abstract, data, warn=print_once)
         if state is None:
             return train.init_state(
                 made.model,
@@ -169,7 +168,7 @@ class Run:
                 params=load(),
             )
         fitting.check_steps(config.fit, int(state.step))
-        processes.say(
+        print_once(
             f"continuing at step {int(state.step)} of {config.fit.steps} from {config.folder}"
         )
         return state
@@ -179,8 +178,8 @@ class Run:
         model, mesh = self.made.model, self.made.mesh
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         devices = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-        several = f", {processes.count()} processes" if processes.count() > 1 else ""
-        processes.say(
+        several = f", {process_count()} processes" if process_count() > 1 else ""
+        print_once(
             f"model: {parameters / 1e6:.2f} M parameters, {model.num_encoder_layers} + "
             f"{model.num_decoder_layers} layers of width {model.d_model}, vocabulary "
             f"{model.vocab_size}, {model.dtype}, on {jax.default_backend()} ({devices}{several})"
@@ -213,7 +212,7 @@ class Run:
             config.folder,
             total_steps=total_steps,
             start_step=int(state.step),
-            process=processes.index(),
+            process=process_index(),
         ) as log:
             fitted = fitting.fit(
                 dataclasses.replace(config.fit, keep_best=config.keep_best),
@@ -237,7 +236,7 @@ class Run:
                 past=past,
             )
         if fitted.interrupted:
-            processes.say(
+            print_once(
                 f"saved step {int(fitted.state.step)} in {config.folder}; the same command "
                 "continues it"
             )

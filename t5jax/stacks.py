@@ -10,11 +10,12 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
-from t5jax import products, sharding
+from t5jax import products
 from t5jax.blocks import DecoderBlock, EncoderBlock, split_key
 from t5jax.config import T5Config
 from t5jax.layers import RelativeBias, RMSNorm, dropout
 from t5jax.masks import Segments
+from t5jax.parallel import constrain_activations
 
 # A CPU copies what a loop keeps for its backward pass, and runs the loop's body on fewer threads:
 # stacks of up to so many layers are written out there, which takes a third of the time.
@@ -144,7 +145,7 @@ def _scan(config: T5Config, block: Callable, x: Array, layers: Any, key: Key[Arr
 
     def body(x, layer_and_key):
         # Without this, the partitioner of `fsdp` divides features instead of examples.
-        return sharding.divide(block(x, *layer_and_key)), None
+        return constrain_activations(block(x, *layer_and_key)), None
 
     count = jax.tree.leaves(layers)[0].shape[0]
     # Who saves memory has no use for speed; in a loop the compiler cannot undo it either.

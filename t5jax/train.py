@@ -13,10 +13,20 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
-from t5jax import freeze, guard, loss, placement, sharding
+from t5jax import freeze, guard, loss
 from t5jax.batches import Batch
 from t5jax.config import T5Config
 from t5jax.model import PARTITION_RULES, Params, bind, init_params
+from t5jax.parallel import (
+    BATCH_AXES,
+    BATCH_SPEC,
+    global_batch_size,
+    infer_shardings,
+    num_batch_shards,
+    num_shards,
+    shard_rows,
+    with_shardings,
+)
 
 Metrics = dict[str, Array]
 
@@ -122,12 +132,12 @@ def abstract_state(
         )
     make = functools.partial(_init, config, optimizer, options or StepConfig())
     abstract = jax.eval_shape(make, 0)
-    where = sharding.shardings(abstract, mesh=mesh, rules=PARTITION_RULES)
-    return sharding.placed(abstract, where)
+    where = infer_shardings(abstract, mesh=mesh, rules=PARTITION_RULES)
+    return with_shardings(abstract, where)
 
 
 class OnMesh:
-    """A jitted function under `jax.set_mesh`, where `sharding.divide` takes effect."""
+    """A jitted function under `jax.set_mesh`, where `constrain_activations` takes effect."""
 
     def __init__(self, function: Any, mesh: Mesh):
         self._function, self._mesh = function, mesh
@@ -207,7 +217,7 @@ def make_train_step(
 
     compiled = jax.jit(
         step,
-        in_shardings=(where, NamedSharding(mesh, sharding.BATCH)),
+        in_shardings=(where, NamedSharding(mesh, BATCH_SPEC)),
         out_shardings=(where, NamedSharding(mesh, P())),
         donate_argnums=0,
     )
@@ -227,7 +237,7 @@ def make_eval_step(config: T5Config, *, mesh: Mesh) -> Callable[[Params, Any], l
 
 def check_batch_size(batch_size: int, *, mesh: Mesh, accumulate: int = 1) -> None:
     """Raises ValueError unless the devices divide every part of a batch."""
-    ways = placement.ways(mesh)
+    ways = num_batch_shards(mesh)
     if batch_size % (ways * accumulate):
         rule = f"data x fsdp = {ways}"
         if accumulate > 1:
@@ -249,13 +259,13 @@ def device_batch(batch: Batch, *, mesh: Mesh) -> dict[str, jax.Array]:
     """Places a batch on the mesh, its examples divided over the devices.
 
     Args:
-      batch: its examples that this process needs, as `placement.rows` numbers them: all of them,
+      batch: its examples that this process needs, as `local_rows` numbers them: all of them,
         where there is one process.
       mesh: of all processes.
     """
     num_rows = len(batch["encoder_input_tokens"])
-    check_batch_size(placement.whole_batch_size(num_rows, mesh=mesh), mesh=mesh)
-    return {name: placement.place(value, mesh=mesh) for name, value in batch.items()}
+    check_batch_size(global_batch_size(num_rows, mesh=mesh), mesh=mesh)
+    return {name: shard_rows(value, mesh=mesh) for name, value in batch.items()}
 
 
 def evaluate(
@@ -364,15 +374,15 @@ def _loss(
         z_loss=options.z_loss,
         label_smoothing=options.label_smoothing,
         num_chunks=options.vocab_chunks or _num_chunks(states.shape[:2], config.vocab_size),
-        num_parts=sharding.ways(jax.sharding.get_abstract_mesh(), ("tensor",)),
+        num_parts=num_shards(jax.sharding.get_abstract_mesh(), ("tensor",)),
     )
 
 
 def _num_chunks(shape: tuple[int, ...], vocab_size: int) -> int:
     """Chunks of the vocabulary whose logits take a device no more than `_CHUNK_BYTES`."""
     mesh = jax.sharding.get_abstract_mesh()
-    rows = math.prod(shape) // sharding.ways(mesh, (*sharding.BATCH_AXES, "sequence"))
-    return -(-4 * rows * vocab_size // (sharding.ways(mesh, ("tensor",)) * _CHUNK_BYTES))
+    rows = math.prod(shape) // num_shards(mesh, (*BATCH_AXES, "sequence"))
+    return -(-4 * rows * vocab_size // (num_shards(mesh, ("tensor",)) * _CHUNK_BYTES))
 
 
 def _means(result: loss.Loss) -> Metrics:

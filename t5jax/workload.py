@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from t5jax import chips, flops, generate, model, optimizer, schedule, sharding, train
+from t5jax import chips, flops, generate, model, optimizer, schedule, train
 from t5jax.config import T5Config
 from t5jax.optimizer import OptimizerName
-from t5jax.sharding import MeshConfig
+from t5jax.parallel import BATCH_SPEC, MeshConfig, infer_shardings, make_mesh, with_shardings
 
 # The learning rate has no influence on what a step costs.
 _SCHEDULE = schedule.ScheduleConfig(name="rsqrt", learning_rate=0.3, warmup_steps=100)
@@ -107,7 +107,7 @@ def lower(workload: Workload, devices: Sequence[Any]) -> Lowered:
     Raises:
       ValueError: the devices do not divide the work.
     """
-    mesh = sharding.make_mesh(workload.mesh, devices)
+    mesh = make_mesh(workload.mesh, devices)
     train.check_batch_size(workload.batch_size, mesh=mesh)
     return _decoding(workload, mesh) if workload.decode else _training(workload, mesh)
 
@@ -134,7 +134,7 @@ def _training(workload: Workload, mesh: Mesh) -> Lowered:
         options=step_options,
         seed=0,
     )
-    where = NamedSharding(mesh, sharding.BATCH)
+    where = NamedSharding(mesh, BATCH_SPEC)
 
     def tokens(length: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((workload.batch_size, length), dtype, sharding=where)
@@ -158,9 +158,9 @@ def _decoding(workload: Workload, mesh: Mesh) -> Lowered:
     if not config.num_decoder_layers:
         raise ValueError("a model must have a decoder to write, got an encoder alone.")
     params = model.abstract_params(config)
-    where = sharding.shardings(params, mesh=mesh, rules=model.PARTITION_RULES)
-    params = sharding.placed(params, where)
-    rows = NamedSharding(mesh, sharding.BATCH)
+    where = infer_shardings(params, mesh=mesh, rules=model.PARTITION_RULES)
+    params = with_shardings(params, where)
+    rows = NamedSharding(mesh, BATCH_SPEC)
     shape = (workload.batch_size, workload.input_length)
     inputs = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
     mask = jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows)
@@ -188,4 +188,4 @@ def _decoding(workload: Workload, mesh: Mesh) -> Lowered:
 
 def _result(lowered: Any) -> Any:
     """What a program returns, with the shardings that the compiler chose."""
-    return sharding.placed(lowered.out_info, lowered.compile().output_shardings)
+    return with_shardings(lowered.out_info, lowered.compile().output_shardings)

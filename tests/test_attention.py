@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from helpers.dense_attention import example, with_gradients
 
-from t5jax import attention, blockwise, model, sharding, tpu_attention
+from t5jax import attention, blockwise, model, tpu_attention
+from t5jax.parallel.mesh import MeshConfig, make_mesh
 
 ROOT = Path(__file__).parents[1]
 S, T = 37, 21
@@ -53,9 +54,7 @@ def test_on_mesh_equals_one_device_with_all_gradients():
         return with_gradients(by_segments, *arrays, out=out)
 
     arrays, out, segments, _ = example(9, 13, kind="segments", causal=False)
-    mesh = sharding.make_mesh(
-        sharding.MeshConfig(data=1, fsdp=2, tensor=3), devices=jax.devices()[:6]
-    )
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=3), devices=jax.devices()[:6])
     with jax.set_mesh(mesh):
         found, grads = run(functools.partial(attention.on_mesh, kernel))
     expected, expected_grads = run(blockwise.attend)

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from t5jax import chips, estimate, workload
-from t5jax.sharding import MeshConfig
+from t5jax.parallel.mesh import MeshConfig
 from t5jax.workload import Workload
 
 

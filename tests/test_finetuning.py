@@ -18,8 +18,8 @@ from t5jax.finetuning import FinetuneConfig, finetune
 from t5jax.fit import FitConfig
 from t5jax.metrics import MetricOptions
 from t5jax.optimizer import OptimizerConfig
+from t5jax.parallel.mesh import MeshConfig
 from t5jax.schedule import ScheduleConfig
-from t5jax.sharding import MeshConfig
 from t5jax.tasks import Task
 from t5jax.train import StepConfig
 

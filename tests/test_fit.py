@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from t5jax import fit, sharding, train
+from t5jax import fit, train
 from t5jax.checkpoint import Checkpoints
+from t5jax.parallel.mesh import MeshConfig, make_mesh
 from t5jax.runlog import RunLog, read_metrics
 
-MESH = sharding.make_mesh(sharding.MeshConfig(data=1), devices=jax.devices()[:1])
+MESH = make_mesh(MeshConfig(data=1), devices=jax.devices()[:1])
 
 
 class Numbers:

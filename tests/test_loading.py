@@ -9,7 +9,7 @@ from helpers import hf_folders
 
 import t5jax
 from t5jax import tokenizer
-from t5jax.sharding import MeshConfig, make_mesh
+from t5jax.parallel.mesh import MeshConfig, make_mesh
 
 
 @pytest.fixture(scope="module")

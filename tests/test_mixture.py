@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5jax import mixture, sharding, train
+from t5jax import mixture, train
 from t5jax.mixture import Batches, Counts, Pair, PairLimits, Pairs
+from t5jax.parallel.mesh import MeshConfig, make_mesh
 
 EOS, PAD, START = 1, 0, 2
 
@@ -502,7 +503,7 @@ def test_packed_pairs_have_the_loss_of_pairs_alone(tiny_config, tiny_params):
         return np.array([*rng.integers(3, tiny_config.vocab_size, length - 1), EOS], np.int32)
 
     pairs = [Pair(draw(n), draw(m)) for n, m in [(3, 2), (7, 5), (2, 6), (8, 1), (5, 4), (6, 3)]]
-    mesh = sharding.make_mesh(sharding.MeshConfig(data=1), devices=jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(data=1), devices=jax.devices()[:1])
     step = train.make_eval_step(tiny_config, mesh=mesh)
     shape = {"pad_id": tiny_config.pad_id, "decoder_start_id": tiny_config.decoder_start_id}
 

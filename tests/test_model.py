@@ -13,8 +13,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from t5jax import config as configs
-from t5jax import model, sharding
+from t5jax import model
 from t5jax.config import T5Config
+from t5jax.parallel.mesh import MeshConfig, make_mesh
+from t5jax.parallel.sharding import infer_shardings
 
 # The architectures of T5 v1.1 and T5 1.0, and the other side of their switches.
 VARIANTS = {
@@ -653,12 +655,12 @@ LAYOUT = {
 
 
 def test_partition_rules_lay_out_every_parameter_of_every_preset():
-    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     every = {T5Config.preset(name) for name in configs.presets()}
     used = set()
     for config in every:
         params = model.abstract_params(config)
-        found = sharding.shardings(params, mesh=mesh, rules=model.PARTITION_RULES)
+        found = infer_shardings(params, mesh=mesh, rules=model.PARTITION_RULES)
         leaves = zip(jax.tree.leaves_with_path(params), jax.tree.leaves(found), strict=True)
         for (keys, leaf), where in leaves:
             path = jax.tree_util.keystr(keys, simple=True, separator="/")

@@ -11,7 +11,7 @@ import pytest
 from t5jax import plan
 from t5jax.config import T5Config
 from t5jax.estimate import OutOfMemory
-from t5jax.sharding import MeshConfig
+from t5jax.parallel.mesh import MeshConfig
 from t5jax.workload import Workload
 
 ROOT = Path(__file__).parents[1]

@@ -15,14 +15,15 @@ import pytest
 from helpers.small_runs import TINY, training_losses, write_inputs
 
 import t5jax
-from t5jax import ingredients, pretrain, runfolder, sharding
+from t5jax import ingredients, pretrain, runfolder
 from t5jax.checkpoint import load_item
 from t5jax.corpus import DataConfig
 from t5jax.fit import FitConfig
 from t5jax.model import abstract_params
 from t5jax.optimizer import OptimizerConfig
+from t5jax.parallel import sharding
+from t5jax.parallel.mesh import MeshConfig, make_mesh
 from t5jax.schedule import ScheduleConfig
-from t5jax.sharding import MeshConfig
 from t5jax.train import StepConfig
 
 ROOT = Path(__file__).parents[1]
@@ -293,7 +294,7 @@ def test_run_continues_on_other_meshes(inputs, tmp_path, monkeypatch):
     moved = tmp_path / "moved"
     train_on(moved, 3, MeshConfig(fsdp=8))
     train_on(moved, 6, MeshConfig(tensor=4))
-    one_device = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+    one_device = functools.partial(make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", one_device)
     found = train_on(moved, 9, MeshConfig())
     assert sorted(found) == list(range(1, 10))

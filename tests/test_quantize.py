@@ -11,7 +11,7 @@ from helpers.forced_decoding import LIMIT, forced_log_probs, greedy_ids, score_b
 
 import t5jax
 from t5jax import products, quantize, score
-from t5jax.sharding import MeshConfig, make_mesh
+from t5jax.parallel.mesh import MeshConfig, make_mesh
 from t5jax.text2text import Text2Text
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from t5jax import chips, search
-from t5jax.sharding import MeshConfig
+from t5jax.parallel.mesh import MeshConfig
 from t5jax.workload import Workload
 
 

@@ -16,15 +16,16 @@ import numpy as np
 import pytest
 from helpers.trees import assert_same_bits, flat
 
-from t5jax import model, sharding
+from t5jax import model
 from t5jax.checkpoint import shapes_by_path
 from t5jax.config import T5Config
+from t5jax.parallel.mesh import MeshConfig, make_mesh
+from t5jax.parallel.sharding import infer_shardings
 from t5jax.pretrained import arrays, hf, t5x
 from t5jax.pretrained import source as sources
 from t5jax.pretrained.arrays import Array, Region
 from t5jax.pretrained.names import Leaf
 from t5jax.pretrained.source import Source, Weights, Written, checked
-from t5jax.sharding import MeshConfig, make_mesh
 
 FLOAT32, BFLOAT16, FLOAT16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype("float16")
 DTYPES = [FLOAT32, BFLOAT16, FLOAT16]
@@ -215,7 +216,7 @@ def test_params_of_a_mesh_give_every_device_its_part(tmp_path, form, mesh):
     source, counts = recorded(stored(tmp_path / "x", values, form, config=FULL))
     params = source.params(mesh=mesh)
     rules = model.PARTITION_RULES
-    wanted = sharding.shardings(abstract_params(FULL), mesh=mesh, rules=rules)
+    wanted = infer_shardings(abstract_params(FULL), mesh=mesh, rules=rules)
     leaves = zip(flat(params), jax.tree.leaves(params), jax.tree.leaves(wanted), strict=True)
     for path, leaf, where in leaves:
         assert leaf.sharding == where

@@ -9,8 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from t5jax import loss, model, optimizer, schedule, sharding, train
+from t5jax import loss, model, optimizer, schedule, train
 from t5jax.config import T5Config
+from t5jax.parallel.mesh import MeshConfig
+from t5jax.parallel.mesh import make_mesh as mesh_make_mesh
 
 CONFIG = T5Config(
     vocab_size=64,
@@ -31,9 +33,7 @@ OPTIMIZER = optimizer.make(
 
 def make_mesh(**axes: int) -> jax.sharding.Mesh:
     count = int(np.prod(list(axes.values())))
-    return sharding.make_mesh(
-        sharding.MeshConfig(**{"data": 1, **axes}), devices=jax.devices()[:count]
-    )
+    return mesh_make_mesh(MeshConfig(**{"data": 1, **axes}), devices=jax.devices()[:count])
 
 
 def make_batch(rows: int = 8) -> dict[str, np.ndarray]:

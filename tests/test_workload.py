@@ -6,7 +6,7 @@ import pytest
 
 from t5jax import workload
 from t5jax.model import abstract_params
-from t5jax.sharding import MeshConfig
+from t5jax.parallel.mesh import MeshConfig
 from t5jax.workload import Workload
 
 

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from t5jax import sharding
 from t5jax.checkpoint import shapes_by_path
 from t5jax.config import T5Config
 from t5jax.model import PARTITION_RULES, Params, abstract_params
+from t5jax.parallel import infer_shardings, path_name
 from t5jax.pretrained.arrays import DTYPES, Array, Index, Region, relative, whole
 from t5jax.pretrained.names import Leaf, Naming
 
@@ -39,9 +39,7 @@ class Weights(NamedTuple):
     @classmethod
     def of(cls, params: Params) -> "Weights":
         """Parameters in memory."""
-        leaves = {
-            sharding.path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)
-        }
+        leaves = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
         return cls(
             {path: leaf.shape for path, leaf in leaves.items()},
             {path: np.dtype(leaf.dtype) for path, leaf in leaves.items()},
@@ -154,10 +152,10 @@ class Source:
             lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), shapes
         )
         if mesh is not None:
-            placed = sharding.shardings(shapes, mesh=mesh, rules=PARTITION_RULES)
+            placed = infer_shardings(shapes, mesh=mesh, rules=PARTITION_RULES)
 
         def read(key_path, leaf, placing):
-            path = sharding.path_name(key_path)
+            path = path_name(key_path)
             kind = self.dtype(path) if dtype is None else dtype
 
             if mesh is None:

@@ -15,6 +15,8 @@ from typing import Any
 
 # A machine that vanishes closes nothing: probed after 15 s of silence, given up after 15 more.
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+
+
 _RETRY_SECONDS = 0.2
 
 
@@ -108,7 +110,7 @@ class Group:
                 link.send(message)
 
 
-def join(coordinator: str, *, count: int, index: int, timeout: float) -> Group:
+def join_group(coordinator: str, *, count: int, index: int, timeout: float) -> Group:
     """Waits until all processes are there.
 
     Args:

@@ -10,7 +10,20 @@ import pytest
 from helpers.launched_runs import finish, free_port, options, started, wait, wait_for_step
 from helpers.small_runs import training_losses, write_inputs
 
-from t5jax import processes, sharding
+from t5jax.parallel.distributed import (
+    HostsConfig,
+    StopVote,
+    abort_together,
+    agree_on,
+    barrier,
+    gather_arrays,
+    initialize,
+    is_main_process,
+    main_process_first,
+    process_count,
+    process_index,
+)
+from t5jax.parallel.mesh import MeshConfig, make_mesh
 from t5jax.runlog import read_metrics
 
 STEPS = 40
@@ -110,25 +123,25 @@ def test_a_host_that_never_joins_is_named(folder, inputs):
 )
 def test_hosts_config_refuses_what_cannot_work(given, message):
     with pytest.raises(ValueError, match=message):
-        processes.HostsConfig(**given)
+        HostsConfig(**given)
 
 
 def test_one_process_needs_nobody():
-    processes.start(processes.HostsConfig())
-    assert (processes.index(), processes.count(), processes.is_first()) == (0, 1, True)
-    processes.barrier("nowhere")
-    assert processes.agree(7) == 7
-    with processes.first_then_others("anything"), pytest.raises(KeyError), processes.together():
+    initialize(HostsConfig())
+    assert (process_index(), process_count(), is_main_process()) == (0, 1, True)
+    barrier("nowhere")
+    assert agree_on(7) == 7
+    with main_process_first("anything"), pytest.raises(KeyError), abort_together():
         raise KeyError
     tree = {"x": jax.numpy.ones(3)}
-    assert processes.gathered(tree) is tree
+    assert gather_arrays(tree) is tree
 
 
 def test_stop_vote_of_one_process_is_its_own_wish():
-    mesh = sharding.make_mesh(sharding.MeshConfig())
-    vote = processes.StopVote(mesh)
+    mesh = make_mesh(MeshConfig())
+    vote = StopVote(mesh)
     assert [vote(wanted) for wanted in (False, False, True)] == [False, False, True]
 
 
 def test_agree_reduces_what_all_say():
-    assert processes.agree(3, reduce=np.max) == 3
+    assert agree_on(3, reduce=np.max) == 3

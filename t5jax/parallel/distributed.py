@@ -17,10 +17,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t5jax import rollcall
+from t5jax.parallel import rendezvous
 
 # How long a process whose own operation failed waits to hear that another one is the cause.
 _HEAR_SECONDS = 2.0
+
+
 # Building a corpus may take the first process hours; a death is noticed without a timeout.
 _DAY = 24 * 3600.0
 
@@ -54,7 +56,7 @@ class HostsConfig:
         if self.timeout < 1:
             raise ValueError(f"hosts.timeout must be at least 1 second, got {self.timeout}.")
         if self.coordinator is not None:
-            rollcall.split_address(self.coordinator)
+            rendezvous.split_address(self.coordinator)
             assert self.count is not None
             assert self.index is not None
             if not 0 <= self.index < self.count:
@@ -64,10 +66,12 @@ class HostsConfig:
 
 
 _started: HostsConfig | None = None
-_group: rollcall.Group | None = None
 
 
-def start(config: HostsConfig) -> None:
+_group: rendezvous.Group | None = None
+
+
+def initialize(config: HostsConfig) -> None:
     """Joins the other processes, once; must come before anything is computed.
 
     Raises:
@@ -90,7 +94,7 @@ def start(config: HostsConfig) -> None:
             "hosts.auto must find Slurm, a TPU pod, Kubernetes or MPI here, and found none of "
             "them; give hosts.coordinator, hosts.count and hosts.index instead."
         )
-    group = rollcall.join(address, count=number, index=own, timeout=config.timeout)
+    group = rendezvous.join_group(address, count=number, index=own, timeout=config.timeout)
     # A run handles SIGTERM itself, see `StopVote`.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
@@ -106,29 +110,29 @@ def start(config: HostsConfig) -> None:
     atexit.register(group.leave)
 
 
-def index() -> int:
+def process_index() -> int:
     """Which process this is."""
     return jax.process_index() if _group is None else _group.index
 
 
-def count() -> int:
+def process_count() -> int:
     """How many processes there are."""
     return jax.process_count() if _group is None else _group.count
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process writes what is to be written once."""
-    return index() == 0
+    return process_index() == 0
 
 
-def say(message: str) -> None:
+def print_once(message: str) -> None:
     """Prints a line in process 0."""
-    if is_first():
+    if is_main_process():
         print(message, flush=True)
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def abort_together() -> Iterator[None]:
     """Ends this process, with exit status 1, and tells the others why, if what is inside fails.
 
     An error in one of several processes leaves the others waiting for it, so they must end too.
@@ -137,7 +141,7 @@ def together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if count() == 1:
+        if process_count() == 1:
             raise
         if not isinstance(error, KeyboardInterrupt):
             time.sleep(_HEAR_SECONDS)  # `_end` ends this process if another one is the cause
@@ -159,7 +163,7 @@ def barrier(name: str, *, timeout: float = 600.0) -> None:
     Raises:
       TimeoutError: some did not come; the message says which, as far as is known.
     """
-    if count() == 1:
+    if process_count() == 1:
         return
     client = _client()
     if client is None:
@@ -173,7 +177,7 @@ def barrier(name: str, *, timeout: float = 600.0) -> None:
         lines = str(error).splitlines()
         names = [line.strip() for line in lines if line.strip().isdecimal()]
         raise TimeoutError(
-            f"all {count()} processes must come to {name} within {timeout:g} s, and process "
+            f"all {process_count()} processes must come to {name} within {timeout:g} s, and process "
             f"{', '.join(names) or 'of unknown index'} did not; look why in its own output."
         ) from error
 
@@ -182,15 +186,15 @@ _meetings: collections.Counter[str] = collections.Counter()
 
 
 @contextlib.contextmanager
-def first_then_others(name: str) -> Iterator[None]:
+def main_process_first(name: str) -> Iterator[None]:
     """What is inside runs in process 0 first, then in the others, one at a time on each machine.
 
     So that they find what process 0 wrote, on a shared disk or not, and no two write one file.
     """
-    if count() == 1:
+    if process_count() == 1:
         yield
         return
-    if is_first():
+    if is_main_process():
         yield
         barrier(name, timeout=_DAY)
         return
@@ -201,23 +205,23 @@ def first_then_others(name: str) -> Iterator[None]:
         yield
 
 
-def agree(value: int, *, reduce: Callable[[np.ndarray], Any] = np.min) -> int:
+def agree_on(value: int, *, reduce: Callable[[np.ndarray], Any] = np.min) -> int:
     """One number from one of each process; all must call, and all get the same.
 
     Args:
       value: of this process, an int32.
       reduce: makes one number of [P], those of all processes.
     """
-    if count() == 1:
+    if process_count() == 1:
         return int(reduce(np.array([value], np.int32)))
     from jax.experimental import multihost_utils
 
     return int(reduce(np.asarray(multihost_utils.process_allgather(np.int32(value))).reshape(-1)))
 
 
-def from_first(values: Sequence[float]) -> list[float]:
+def broadcast_from_main(values: Sequence[float]) -> list[float]:
     """The numbers of process 0, as float32; all must call, with as many of their own."""
-    if count() == 1:
+    if process_count() == 1:
         return list(values)
     from jax.experimental import multihost_utils
 
@@ -225,12 +229,12 @@ def from_first(values: Sequence[float]) -> list[float]:
     return np.asarray(found).tolist()
 
 
-def gathered(tree: Any) -> Any:
+def gather_arrays(tree: Any) -> Any:
     """Arrays that this process can compute with alone; all processes must call.
 
     Unchanged where there is one process; else each array is put together on one device.
     """
-    if count() == 1:
+    if process_count() == 1:
         return tree
 
     def gather(x: Any) -> jax.Array:
@@ -250,7 +254,7 @@ class StopVote:
     def __init__(self, mesh: Mesh, *, lag: int = 2):
         """`mesh` is that of the training step; all processes must make their vote together."""
         self._lag = lag
-        self._alone = count() == 1
+        self._alone = process_count() == 1
         if self._alone:
             return
         spread = NamedSharding(mesh, P(mesh.axis_names))
@@ -291,7 +295,7 @@ def _client() -> Any:
 
 def _end(reason: str) -> None:
     """Ends this process although it may be waiting for devices that never answer."""
-    own = index()
+    own = process_index()
     print(
         f"\nerror: {reason.rstrip('.')}, so process {own} ends too; checkpoints "
         "saved before are intact: start all processes again with the same command to continue.",

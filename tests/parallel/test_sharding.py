@@ -9,10 +9,11 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t5jax import loss, model, optimizer, sharding
+from t5jax import loss, model, optimizer
 from t5jax.config import T5Config
+from t5jax.parallel.mesh import MeshConfig, make_mesh
+from t5jax.parallel.sharding import BATCH_SPEC, infer_shardings
 from t5jax.schedule import ScheduleConfig
-from t5jax.sharding import MeshConfig, make_mesh, shardings
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ def test_shardings_follow_the_first_rule_that_covers_whole_parts_of_the_path(cub
         "deep": {"mlp": {"wi": {"row": array(4, 6)}}},
     }
     rules = [("mlp/wi", P("fsdp", "tensor")), ("wi|wi_linear", P(None, "data"))]
-    found = jax.tree.map(lambda where: where.spec, shardings(tree, mesh=cube, rules=rules))
+    found = jax.tree.map(lambda where: where.spec, infer_shardings(tree, mesh=cube, rules=rules))
     assert found == {
         "mlp": {"wi": P("fsdp", "tensor"), "wi_linear": P(None, "data")},
         "other_mlp": {"wi": P(None, "data")},
@@ -126,7 +127,7 @@ def test_shardings_follow_the_first_rule_that_covers_whole_parts_of_the_path(cub
 def test_shardings_leave_scalars_and_axes_of_size_1_whole(cube):
     tree = {"count": array(), "kernel": {"row": array(4, 1), "col": array(1, 6), "full": array(4)}}
     rules = [("row|col", P("fsdp", "tensor")), ("full", P("tensor"))]
-    found = shardings(tree, mesh=cube, rules=rules)
+    found = infer_shardings(tree, mesh=cube, rules=rules)
     expected = {
         "count": P(),
         "kernel": {"row": P("fsdp", None), "col": P(None, "tensor"), "full": P("tensor")},
@@ -141,32 +142,32 @@ def test_shardings_leave_scalars_and_axes_of_size_1_whole(cube):
 
 def test_shardings_on_one_device_ask_for_no_divisor():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    shardings({"w": array(97, 15)}, mesh=mesh, rules=[("w", P("tensor", "fsdp"))])
+    infer_shardings({"w": array(97, 15)}, mesh=mesh, rules=[("w", P("tensor", "fsdp"))])
 
 
 def test_shardings_take_two_mesh_axes_for_one_array_axis(cube):
     rules = [("w", P(("data", "fsdp")))]
-    (where,) = jax.tree.leaves(shardings({"w": array(8, 3)}, mesh=cube, rules=rules))
+    (where,) = jax.tree.leaves(infer_shardings({"w": array(8, 3)}, mesh=cube, rules=rules))
     assert where.shard_shape((8, 3)) == (2, 3)
     with pytest.raises(ValueError, match=r"w has shape \(6, 3\).*divisor of 6"):
-        shardings({"w": array(6, 3)}, mesh=cube, rules=rules)
+        infer_shardings({"w": array(6, 3)}, mesh=cube, rules=rules)
 
 
 def test_shardings_refuse_path_without_rule(cube):
     with pytest.raises(ValueError, match=r"no sharding rule fits a/kernel of shape \(4, 6\); add"):
-        shardings({"a": {"kernel": array(4, 6)}}, mesh=cube, rules=[("kern", P())])
+        infer_shardings({"a": {"kernel": array(4, 6)}}, mesh=cube, rules=[("kern", P())])
 
 
 def test_shardings_refuse_axis_that_mesh_does_not_divide(tiny_config, cube):
     params = model.abstract_params(tiny_config)
     message = r"mesh axis tensor = 2 .* has shape \(.*15.*\); choose a divisor of 15"
     with pytest.raises(ValueError, match=message):
-        shardings(params, mesh=cube, rules=model.PARTITION_RULES)
+        infer_shardings(params, mesh=cube, rules=model.PARTITION_RULES)
 
 
 def test_shardings_refuse_rule_of_more_axes_than_array(cube):
     with pytest.raises(ValueError, match=r"b has shape \(4,\), fewer axes than"):
-        shardings({"b": array(4)}, mesh=cube, rules=[("b", P("fsdp", "tensor"))])
+        infer_shardings({"b": array(4)}, mesh=cube, rules=[("b", P("fsdp", "tensor"))])
 
 
 # Every width divides by two, and matrices reach the size from which Adafactor factors moments.
@@ -193,11 +194,13 @@ def test_shardings_of_moments_follow_their_parameters(cube, name, moments):
     tx = optimizer.make(config, total_steps=1, stacked=model.stacked)
     params = model.abstract_params(WIDE)
     state = jax.eval_shape(tx.init, params)
-    found = shardings({"opt_state": state}, mesh=cube, rules=model.PARTITION_RULES)["opt_state"]
+    found = infer_shardings({"opt_state": state}, mesh=cube, rules=model.PARTITION_RULES)[
+        "opt_state"
+    ]
     assert found.count.is_equivalent_to(NamedSharding(cube, P()), 0)
 
     kinds = set()
-    of_params = shardings(params, mesh=cube, rules=model.PARTITION_RULES)
+    of_params = infer_shardings(params, mesh=cube, rules=model.PARTITION_RULES)
     for path, leaf in jax.tree.leaves_with_path(state.moments):
         *parameter, name = (key.key for key in path)
         kinds.add(name)
@@ -231,8 +234,8 @@ def test_sharded_model_equals_one_device(cube):
             logits, targets, weights, z_loss=1e-4, label_smoothing=0.0
         )
 
-    where = shardings(params, mesh=cube, rules=model.PARTITION_RULES)
-    of_batch = NamedSharding(cube, sharding.BATCH)
+    where = infer_shardings(params, mesh=cube, rules=model.PARTITION_RULES)
+    of_batch = NamedSharding(cube, BATCH_SPEC)
     placed = jax.device_put(params, where), jax.device_put(batch, of_batch)
     wi = placed[0]["decoder"]["layers"]["mlp"]["wi"]
     assert {shard.data.shape for shard in wi.addressable_shards} == {(3, 8, 12)}

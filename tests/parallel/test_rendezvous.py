@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from helpers.launched_runs import free_port
 
-from t5jax import rollcall
+from t5jax.parallel.rendezvous import Group, join_group, split_address
 
 
 def join_all(indices: list[int], *, count: int, timeout: float = 5.0) -> list:
@@ -16,7 +16,7 @@ def join_all(indices: list[int], *, count: int, timeout: float = 5.0) -> list:
 
     def one(index: int):
         try:
-            return rollcall.join(address, count=count, index=index, timeout=timeout)
+            return join_group(address, count=count, index=index, timeout=timeout)
         except (OSError, ValueError) as error:
             return error
 
@@ -24,7 +24,7 @@ def join_all(indices: list[int], *, count: int, timeout: float = 5.0) -> list:
         return list(pool.map(one, indices))
 
 
-def watched(groups: list[rollcall.Group]) -> list[queue.Queue]:
+def watched(groups: list[Group]) -> list[queue.Queue]:
     heard = [queue.Queue() for _ in groups]
     for group, reports in zip(groups, heard, strict=True):
         group.watch(reports.put)
@@ -58,7 +58,7 @@ def test_join_refuses_two_of_one_index_and_other_counts():
 def test_join_ignores_strangers():
     port = free_port()
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(rollcall.join, f"127.0.0.1:{port}", count=2, index=0, timeout=20.0)
+        first = pool.submit(join_group, f"127.0.0.1:{port}", count=2, index=0, timeout=20.0)
         while True:
             try:
                 stranger = socket.create_connection(("127.0.0.1", port))
@@ -66,7 +66,7 @@ def test_join_ignores_strangers():
             except OSError:
                 continue
         stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        second = pool.submit(rollcall.join, f"127.0.0.1:{port}", count=2, index=1, timeout=20.0)
+        second = pool.submit(join_group, f"127.0.0.1:{port}", count=2, index=1, timeout=20.0)
         assert (first.result().index, second.result().index) == (0, 1)
         stranger.close()
 
@@ -102,9 +102,9 @@ def test_watch_says_nothing_of_those_that_leave():
 @pytest.mark.parametrize("address", ["host", "host:", ":80", "host:0", "host:70000", "host:x"])
 def test_split_address_refuses_what_is_none(address):
     with pytest.raises(ValueError, match="must be host:port of process 0"):
-        rollcall.split_address(address)
+        split_address(address)
 
 
 def test_split_address_takes_names_and_both_kinds_of_numbers():
-    assert rollcall.split_address("a.b:80") == ("a.b", 80)
-    assert rollcall.split_address("[::1]:80") == ("::1", 80)
+    assert split_address("a.b:80") == ("a.b", 80)
+    assert split_address("[::1]:80") == ("::1", 80)

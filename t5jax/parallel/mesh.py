@@ -2,24 +2,15 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-
-Rules = Sequence[tuple[str, P]]
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 # From the slowest network to the fastest.
 AXES = ("data", "fsdp", "sequence", "tensor")
-# Examples of a batch are divided over all devices that do not split a model between them.
-BATCH_AXES = ("data", "fsdp")
-BATCH = P(BATCH_AXES)
-# The same, and positions; what comes behind is whole.
-ACTIVATIONS = P(BATCH_AXES, "sequence")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,78 +109,6 @@ def _across_slices(config: MeshConfig, sizes: dict[str, int], devices: Sequence[
     )
 
 
-def ways(mesh: Mesh | AbstractMesh, axes: Sequence[str]) -> int:
+def num_shards(mesh: Mesh | AbstractMesh, axes: Sequence[str]) -> int:
     """Into how many parts axes of a mesh divide something together; one that it lacks, into one."""
     return math.prod(mesh.shape.get(axis, 1) for axis in axes)
-
-
-def placed(shapes: Any, where: Any) -> Any:
-    """Shapes that say where they lie, of a tree of shapes and one of shardings."""
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, where
-    )
-
-
-def divide(x: jax.Array) -> jax.Array:
-    """Keeps examples and positions of an activation, its first two axes, divided over the mesh.
-
-    Has no effect but under `jax.set_mesh` of a mesh with the axes of `ACTIVATIONS`.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not set(AXES) <= set(mesh.axis_names):
-        return x
-    return jax.lax.with_sharding_constraint(x, ACTIVATIONS)
-
-
-def path_name(path: jax.tree_util.KeyPath) -> str:
-    """The path of a leaf, its parts joined by '/'."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def covers(pattern: str, path: str) -> bool:
-    """Whether a regular expression fits one or more whole '/'-separated parts of a path."""
-    return re.search(f"(?:^|/)(?:{pattern})(?:/|$)", path) is not None
-
-
-def shardings(tree: Any, *, mesh: Mesh, rules: Rules) -> Any:
-    """A sharding for every leaf, by the first rule whose pattern occurs in the leaf's path.
-
-    A pattern is a regular expression that covers whole '/'-separated parts of the path, so state
-    that an optimizer keeps under a parameter's path follows the parameter.  Axes of size 1, such
-    as those that factored moments are reduced to, stay whole; so do scalars.
-
-    Args:
-      tree: arrays or shapes, such as parameters or a whole training state.
-      mesh: the mesh.
-      rules: patterns and partition specs, most specific first.
-    Raises:
-      ValueError: no rule fits a path, or a mesh axis does not divide an array's axis.
-    """
-
-    def sharding(path, leaf):
-        if leaf.ndim == 0:
-            return NamedSharding(mesh, P())
-        name = path_name(path)
-        for pattern, spec in rules:
-            if covers(pattern, name):
-                return NamedSharding(mesh, _fit(name, leaf.shape, spec, mesh))
-        raise ValueError(
-            f"no sharding rule fits {name} of shape {leaf.shape}; add one for it, P() to replicate."
-        )
-
-    return jax.tree.map_with_path(sharding, tree)
-
-
-def _fit(name: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> P:
-    if len(spec) > len(shape):
-        raise ValueError(f"{name} has shape {shape}, fewer axes than its sharding rule {spec}.")
-    axes = [axis if size > 1 else None for axis, size in zip(spec, shape, strict=False)]
-    for axis, size in zip(axes, shape, strict=False):
-        names = axis if isinstance(axis, tuple) else (axis,) if axis else ()
-        parts = ways(mesh, names)
-        if size % parts:
-            raise ValueError(
-                f"mesh axis {' x '.join(names)} = {parts} must divide every axis it shards, but "
-                f"{name} has shape {shape}; choose a divisor of {size}."
-            )
-    return P(*axes)

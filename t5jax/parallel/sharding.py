@@ -1,0 +1,149 @@
+"""One mesh, and rules that say by its path how an array lies on it."""
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Int
+
+from t5jax.parallel.mesh import AXES, num_shards
+
+PartitionRules = Sequence[tuple[str, P]]
+
+
+# Examples of a batch are divided over all devices that do not split a model between them.
+BATCH_AXES = ("data", "fsdp")
+
+
+BATCH_SPEC = P(BATCH_AXES)
+
+
+# The same, and positions; what comes behind is whole.
+ACTIVATION_SPEC = P(BATCH_AXES, "sequence")
+
+
+def with_shardings(shapes: Any, where: Any) -> Any:
+    """Shapes that say where they lie, of a tree of shapes and one of shardings."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, where
+    )
+
+
+def constrain_activations(x: jax.Array) -> jax.Array:
+    """Keeps examples and positions of an activation, its first two axes, divided over the mesh.
+
+    Has no effect but under `jax.set_mesh` of a mesh with the axes of `ACTIVATION_SPEC`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not set(AXES) <= set(mesh.axis_names):
+        return x
+    return jax.lax.with_sharding_constraint(x, ACTIVATION_SPEC)
+
+
+def path_name(path: jax.tree_util.KeyPath) -> str:
+    """The path of a leaf, its parts joined by '/'."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def matches_path(pattern: str, path: str) -> bool:
+    """Whether a regular expression fits one or more whole '/'-separated parts of a path."""
+    return re.search(f"(?:^|/)(?:{pattern})(?:/|$)", path) is not None
+
+
+def infer_shardings(tree: Any, *, mesh: Mesh, rules: PartitionRules) -> Any:
+    """A sharding for every leaf, by the first rule whose pattern occurs in the leaf's path.
+
+    A pattern is a regular expression that covers whole '/'-separated parts of the path, so state
+    that an optimizer keeps under a parameter's path follows the parameter.  Axes of size 1, such
+    as those that factored moments are reduced to, stay whole; so do scalars.
+
+    Args:
+      tree: arrays or shapes, such as parameters or a whole training state.
+      mesh: the mesh.
+      rules: patterns and partition specs, most specific first.
+    Raises:
+      ValueError: no rule fits a path, or a mesh axis does not divide an array's axis.
+    """
+
+    def sharding(path, leaf):
+        if leaf.ndim == 0:
+            return NamedSharding(mesh, P())
+        name = path_name(path)
+        for pattern, spec in rules:
+            if matches_path(pattern, name):
+                return NamedSharding(mesh, _fit(name, leaf.shape, spec, mesh))
+        raise ValueError(
+            f"no sharding rule fits {name} of shape {leaf.shape}; add one for it, P() to replicate."
+        )
+
+    return jax.tree.map_with_path(sharding, tree)
+
+
+def _fit(name: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> P:
+    if len(spec) > len(shape):
+        raise ValueError(f"{name} has shape {shape}, fewer axes than its sharding rule {spec}.")
+    axes = [axis if size > 1 else None for axis, size in zip(spec, shape, strict=False)]
+    for axis, size in zip(axes, shape, strict=False):
+        names = axis if isinstance(axis, tuple) else (axis,) if axis else ()
+        parts = num_shards(mesh, names)
+        if size % parts:
+            raise ValueError(
+                f"mesh axis {' x '.join(names)} = {parts} must divide every axis it shards, but "
+                f"{name} has shape {shape}; choose a divisor of {size}."
+            )
+    return P(*axes)
+
+
+def num_batch_shards(mesh: Mesh) -> int:
+    """Into how many equal parts the examples of a batch are divided."""
+    return num_shards(mesh, BATCH_AXES)
+
+
+def local_rows(batch_size: int, *, mesh: Mesh) -> Int[np.ndarray, " R"]:
+    """The numbers of the examples of a batch that devices of this process need, ascending.
+
+    Processes that split a model between them need the same examples, and each makes them.
+
+    Args:
+      batch_size: examples in the whole batch, a multiple of `num_shards`.
+      mesh: of all processes.
+    """
+    length = batch_size // num_batch_shards(mesh)
+    return np.concatenate([np.arange(part * length, (part + 1) * length) for part in _parts(mesh)])
+
+
+def global_batch_size(num_rows: int, *, mesh: Mesh) -> int:
+    """Examples in the batch of which this process has `num_rows`."""
+    return num_rows * num_batch_shards(mesh) // len(_parts(mesh))
+
+
+def shard_rows(local: np.ndarray, *, mesh: Mesh) -> jax.Array:
+    """The batch whose `local_rows` every process has, divided over the mesh.
+
+    Args:
+      local: [R, ...] what `local_rows` says of one field of the batch.
+      mesh: of all processes.
+    """
+    parts = _parts(mesh)
+    length = len(local) // len(parts)
+    begin = {part * length: i * length for i, part in enumerate(parts)}
+
+    def piece(index: Any) -> np.ndarray:
+        first = begin[index[0].start or 0]
+        return local[(slice(first, first + length), *index[1:])]
+
+    shape = (global_batch_size(len(local), mesh=mesh), *local.shape[1:])
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, BATCH_SPEC), piece)
+
+
+@functools.cache
+def _parts(mesh: Mesh) -> tuple[int, ...]:
+    """The parts of a batch that lie on devices of this process."""
+    where = NamedSharding(mesh, BATCH_SPEC)
+    found = where.addressable_devices_indices_map((num_batch_shards(mesh),)).values()
+    return tuple(sorted({index[0].start or 0 for index in found if index is not None}))
