@@ -2,6 +2,7 @@
 
 from . import decoding as decoding
 from . import metrics as metrics
+from . import ops as ops
 from . import parallel as parallel
 from . import pretrained as pretrained
 from .answers import Answer as Answer

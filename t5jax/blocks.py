@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from t5jax.config import T5Config
 from t5jax.layers import Attention, FeedForward, RelativeBias, RMSNorm, dropout
-from t5jax.masks import Segments
+from t5jax.ops import Segments
 
 
 class EncoderBlock(nnx.Module):

@@ -15,9 +15,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from t5jax import attention, products
 from t5jax.config import T5Config
-from t5jax.masks import Segments
+from t5jax.ops import (
+    AttentionKind,
+    Segments,
+    add_shared,
+    attention,
+    einsum,
+    einsum_f32,
+    matmul,
+    softmax,
+)
 
 # T5X draws attention kernels from a normal and feed-forward kernels from a truncated normal.
 _fan_in_normal = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -89,7 +97,7 @@ def dropout(
 
 def project(x: Float[Array, "*A I"], kernel: nnx.Param) -> Float[Array, "*A O"]:
     """Multiplies every position by a kernel [I, O], in the type of `x`."""
-    return products.multiply(x, kernel.get_value())
+    return matmul(x, kernel.get_value())
 
 
 class Embedder(nnx.Module):
@@ -194,7 +202,7 @@ class Attention(nnx.Module):
         self.joined: nnx.Param | None = nnx.data(None)
         self.num_heads = config.num_heads
         self.dropout_rate = config.dropout_rate
-        self.kind: attention.Kind = config.attention
+        self.kind: AttentionKind = config.attention
 
     def _heads(self, y: Float[Array, "B T J"]) -> Float[Array, "B N T H"]:
         return y.reshape(*y.shape[:2], self.num_heads, -1).swapaxes(1, 2)
@@ -243,12 +251,12 @@ class Attention(nnx.Module):
         dtype: Any = jnp.float32,
     ) -> Float[Array, "B N T S"]:
         """How much every query attends to every key; computed in float32, rounded to `dtype`."""
-        scores = products.contract_wide("bnth,bnsh->bnts", queries, keys)
+        scores = einsum_f32("bnth,bnsh->bnts", queries, keys)
         if bias is not None:
-            scores = products.add_shared(scores, bias)
+            scores = add_shared(scores, bias)
         # The least finite value, since a row of -inf has no softmax.
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-        return products.softmax(scores, dtype)
+        return softmax(scores, dtype)
 
     def attend(
         self,
@@ -277,7 +285,7 @@ class Attention(nnx.Module):
             read = attention.attend(queries, keys, values, segments=mask, bias=bias, kind=self.kind)
         else:
             weights = self.weights(queries, keys, mask=mask, bias=bias, dtype=values.dtype)
-            read = products.contract("bnts,bnsh->bnth", weights, values)
+            read = einsum("bnts,bnsh->bnth", weights, values)
         read = read.swapaxes(1, 2)
         return project(read.reshape(*read.shape[:2], -1), self.out)
 

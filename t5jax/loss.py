@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from t5jax import products
+from t5jax.ops import einsum_f32, flatten_rows
 
 
 class Loss(NamedTuple):
@@ -101,7 +101,7 @@ def chunked_cross_entropy(
             f"the vocabulary must be a multiple of its {num_parts} parts, got {vocab_size}; pad it."
         )
     plan = _Plan(vocab_size, vocab_axis, num_parts, num_chunks, scale, z_loss, label_smoothing)
-    rows = products.flat(states)
+    rows = flatten_rows(states)
     shape = rows.shape[:-1]
     return _chunked(plan, rows, kernel, targets.reshape(shape), weights.reshape(shape))
 
@@ -167,7 +167,7 @@ def _letters(plan: _Plan, rows: Array) -> tuple[str, str]:
 
 def _logits(plan: _Plan, rows: Array, part: Array) -> Float[Array, "*A P C"]:
     own, kernel = _letters(plan, rows)
-    product = products.contract_wide(f"{own}d,{kernel}->{own}pc", rows, part.astype(rows.dtype))
+    product = einsum_f32(f"{own}d,{kernel}->{own}pc", rows, part.astype(rows.dtype))
     return product * plan.scale
 
 

@@ -13,10 +13,18 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from t5jax import attention, masks, products
 from t5jax.blocks import split_key
 from t5jax.config import T5Config
 from t5jax.layers import Embedder, Output, Projection
+from t5jax.ops import (
+    Int8Kernel,
+    Kernel,
+    Segments,
+    is_kernel,
+    quantize_kernel,
+    segments_from_ids,
+    uses_blocks,
+)
 from t5jax.parallel import constrain_activations, path_name
 from t5jax.stacks import Decoder, Encoder
 from t5jax.stepper import Cache, Step, Stepper, logits
@@ -128,7 +136,9 @@ class T5(nnx.Module):
     ) -> Float[Array, "B S D"]:
         """Final encoder states, in the config's `dtype`; arguments as in `__call__`."""
         mask = self._mask(
-            masks.of(encoder_segment_ids, encoder_segment_ids, key_mask=encoder_mask, causal=False),
+            segments_from_ids(
+                encoder_segment_ids, encoder_segment_ids, key_mask=encoder_mask, causal=False
+            ),
             encoder_tokens.shape[1],
             encoder_tokens.shape[1],
         )
@@ -175,9 +185,11 @@ class T5(nnx.Module):
             raise ValueError(
                 "segment ids must be given for both encoder and decoder, got only one of them."
             )
-        mask = masks.of(decoder_segment_ids, decoder_segment_ids, key_mask=None, causal=True)
+        mask = segments_from_ids(
+            decoder_segment_ids, decoder_segment_ids, key_mask=None, causal=True
+        )
         mask = self._mask(mask, length, length)
-        cross_mask = masks.of(
+        cross_mask = segments_from_ids(
             decoder_segment_ids, encoder_segment_ids, key_mask=encoder_mask, causal=False
         )
         cross_mask = self._mask(cross_mask, length, states.shape[1])
@@ -232,10 +244,10 @@ class T5(nnx.Module):
         return Stepper.of(self.config, decoder, self.token_embedder, self._output_kernel())
 
     def _mask(
-        self, segments: masks.Segments, query_len: int, key_len: int
-    ) -> Bool[Array, "#B 1 #T S"] | masks.Segments:
+        self, segments: Segments, query_len: int, key_len: int
+    ) -> Bool[Array, "#B 1 #T S"] | Segments:
         """Segments where attention is computed in blocks, and a dense mask where it is not."""
-        blocks = attention.in_blocks(self.config.attention, query_len, key_len)
+        blocks = uses_blocks(self.config.attention, query_len, key_len)
         return segments if blocks else segments.dense(query_len, key_len)
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -252,12 +264,12 @@ class T5(nnx.Module):
             return self.output.kernel[...], 1
         return self.token_embedder.embedding[...], 0
 
-    def _output_kernel(self) -> products.Kernel:
+    def _output_kernel(self) -> Kernel:
         if self.output is not None:
             return self.output.kernel.get_value()
         kernel = self.token_embedder.embedding.get_value().T
-        narrow = isinstance(self._decoder().layers.mlp.wo.get_value(), products.Int8Kernel)
-        return products.quantize(kernel) if narrow else kernel
+        narrow = isinstance(self._decoder().layers.mlp.wo.get_value(), Int8Kernel)
+        return quantize_kernel(kernel) if narrow else kernel
 
     def _decoder(self) -> Decoder:
         if self.decoder is None:
@@ -293,13 +305,13 @@ def bind(config: T5Config, params: Mapping[str, Any]) -> T5:
 
     Args:
       config: the architecture.
-      params: as from `init_params`; any float dtype, kernels also as `products.Int8Kernel`.
+      params: as from `init_params`; any float dtype, kernels also as `Int8Kernel`.
     Raises:
       ValueError: a parameter is missing, unknown or of another shape; the message has its path.
     """
     graph, abstract = _graph(config)
     expected = {path_name(path): x.shape for path, x in jax.tree.leaves_with_path(abstract)}
-    leaves = jax.tree.leaves_with_path(dict(params), is_leaf=products.is_kernel)
+    leaves = jax.tree.leaves_with_path(dict(params), is_leaf=is_kernel)
     given = {path_name(path): x.shape for path, x in leaves}
     for path, shape in expected.items():
         if path not in given:

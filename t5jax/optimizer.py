@@ -16,7 +16,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Float32, Int32, PyTree
 
-from t5jax import products, schedule
+from t5jax import schedule
+from t5jax.ops import on_cpu
 from t5jax.parallel import path_name
 
 MIN_FACTORED_DIM = 128  # T5X's; Mesh TensorFlow's code has 32, but T5's configs set 128
@@ -306,7 +307,7 @@ def _muon(config: OptimizerConfig, stacked: Callable[[str], bool]) -> tuple[_Ini
                 return direction, {"mu": new.mu, "nu": new.nu}
             momentum = mean(moments["momentum"], grad)
             ahead = mean(momentum, grad)
-            if products.on_cpu():  # what is in a loop gets fewer threads there
+            if on_cpu():  # what is in a loop gets fewer threads there
                 direction = jax.vmap(_orthogonal)(ahead)
             else:  # so that a mesh gathers one layer at a time
                 direction = jax.lax.map(_orthogonal, ahead)

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5jax import products, score
+from t5jax import score
 from t5jax.config import T5Config
 from t5jax.model import Params
+from t5jax.ops import is_kernel, quantize_kernel
 
 # Names of the parameters that are multiplied with; embeddings and norms stay as they are.
 _KERNELS = {"query", "key", "value", "out", "wi", "wi_linear", "wo", "kernel"}
@@ -36,7 +37,7 @@ def to_int8(params: Params, config: T5Config) -> tuple[Params, LogitError]:
       params: of a model with a decoder, in any float type.
       config: of the model.
     Returns:
-      Parameters with `products.Int8Kernel`s, and what the rounding does to logits: measured on
+      Parameters with `Int8Kernel`s, and what the rounding does to logits: measured on
       random ids, which a model is less sure of than of text.
     """
     rounded = jax.tree.map_with_path(
@@ -65,12 +66,12 @@ def check_saveable(params: Params) -> None:
     Raises:
       ValueError: there are some.
     """
-    leaves = jax.tree.leaves(params, is_leaf=products.is_kernel)
-    if any(map(products.is_kernel, leaves)):
+    leaves = jax.tree.leaves(params, is_leaf=is_kernel)
+    if any(map(is_kernel, leaves)):
         raise ValueError("weights='int8' cannot be saved; load the model without it.")
 
 
-_quantize = jax.jit(products.quantize)
+_quantize = jax.jit(quantize_kernel)
 
 
 def _centred(logits):

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from t5jax import buckets, products, score
+from t5jax import buckets, score
 from t5jax.config import T5Config
 from t5jax.model import T5, Params, bind
+from t5jax.ops import is_kernel
 from t5jax.quantize import LogitError
 from t5jax.tokenizer import Tokenizer
 
@@ -60,7 +61,7 @@ class Reader:
         self._tokenizer = tokenizer
 
     def __repr__(self) -> str:
-        leaves = jax.tree.leaves(self.params, is_leaf=products.is_kernel)
+        leaves = jax.tree.leaves(self.params, is_leaf=is_kernel)
         count = sum(leaf.size for leaf in leaves)
         error = f", {self.logit_error}" if self.logit_error else ""
         return f"Text2Text({count / 1e6:.1f} M parameters, {self.config}{error})"

@@ -10,11 +10,10 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
-from t5jax import products
 from t5jax.blocks import DecoderBlock, EncoderBlock, split_key
 from t5jax.config import T5Config
 from t5jax.layers import RelativeBias, RMSNorm, dropout
-from t5jax.masks import Segments
+from t5jax.ops import Segments, on_cpu
 from t5jax.parallel import constrain_activations
 
 # A CPU copies what a loop keeps for its backward pass, and runs the loop's body on fewer threads:
@@ -149,7 +148,7 @@ def _scan(config: T5Config, block: Callable, x: Array, layers: Any, key: Key[Arr
 
     count = jax.tree.leaves(layers)[0].shape[0]
     # Who saves memory has no use for speed; in a loop the compiler cannot undo it either.
-    written_out = products.on_cpu() and count <= _WRITTEN_OUT and config.remat == "none"
+    written_out = on_cpu() and count <= _WRITTEN_OUT and config.remat == "none"
     # Inside a loop nothing is merged across iterations, so no barriers are needed.
     if config.remat == "full":
         body = jax.checkpoint(body, prevent_cse=False)

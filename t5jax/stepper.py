@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from t5jax import products
 from t5jax.blocks import DecoderBlock
 from t5jax.config import T5Config
 from t5jax.layers import Embedder, RelativeBias, RMSNorm
+from t5jax.ops import Kernel, concatenate_kernels, is_kernel, matmul_f32
 from t5jax.stacks import Decoder
 
 
@@ -46,11 +46,11 @@ class Stepper:
     biases: list[RelativeBias]
     final_norm: RMSNorm
     embedder: Embedder
-    output: products.Kernel
+    output: Kernel
 
     @classmethod
     def of(
-        cls, config: T5Config, decoder: Decoder, embedder: Embedder, output: products.Kernel
+        cls, config: T5Config, decoder: Decoder, embedder: Embedder, output: Kernel
     ) -> "Stepper":
         """Slices stacked layers; arrays that need no change are shared with the model."""
         blocks = [_block(decoder.layers, i, config.dtype) for i in range(config.num_decoder_layers)]
@@ -124,11 +124,9 @@ class Step:
         return logits(x, stepper.output, stepper.config), Cache(position + 1, keys, values)
 
 
-def logits(
-    x: Float[Array, "*A D"], output: products.Kernel, config: T5Config
-) -> Float[Array, "*A V"]:
+def logits(x: Float[Array, "*A D"], output: Kernel, config: T5Config) -> Float[Array, "*A V"]:
     """Decoder states to logits: float32 even under bfloat16, for they are exponentiated."""
-    return products.multiply_wide(x, output) * config.logit_scale
+    return matmul_f32(x, output) * config.logit_scale
 
 
 def _put(
@@ -146,12 +144,12 @@ def _layer(layers: Any, index: int) -> Any:
 def _block(layers: DecoderBlock, index: int, dtype: str) -> DecoderBlock:
     # Scales of int8 kernels stay float32.
     block = jax.tree.map(
-        lambda leaf: leaf if products.is_kernel(leaf) else leaf.astype(dtype),
+        lambda leaf: leaf if is_kernel(leaf) else leaf.astype(dtype),
         _layer(layers, index),
-        is_leaf=products.is_kernel,
+        is_leaf=is_kernel,
     )
     attention = block.self_attention
     parts = (attention.query, attention.key, attention.value)
-    attention.joined = nnx.Param(products.join(*(part.get_value() for part in parts)))
+    attention.joined = nnx.Param(concatenate_kernels(*(part.get_value() for part in parts)))
     attention.query = attention.key = attention.value = None
     return block

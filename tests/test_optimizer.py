@@ -12,7 +12,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t5jax import optimizer, products
+from t5jax import optimizer
+from t5jax.ops import contraction
 from t5jax.optimizer import OptimizerConfig
 from t5jax.schedule import ScheduleConfig
 
@@ -281,7 +282,7 @@ def test_muon_goes_layer_by_layer_where_that_is_no_slower(monkeypatch):
     param, grads = random_run((3, 12, 20))
     grads = [{"layers/w": grad} for grad in grads]
     expected, _ = train(make(MUON), {"layers/w": param}, grads)
-    monkeypatch.setattr(products, "on_cpu", lambda: False)
+    monkeypatch.setattr(contraction, "on_cpu", lambda: False)
     got, _ = train(make(MUON), {"layers/w": param}, grads)
     assert_same_path([x["layers/w"] for x in got], [x["layers/w"] for x in expected])
 

@@ -10,7 +10,8 @@ import pytest
 from helpers.forced_decoding import LIMIT, forced_log_probs, greedy_ids, score_by_hand
 
 import t5jax
-from t5jax import products, quantize, score
+from t5jax import quantize, score
+from t5jax.ops.linear import is_kernel, quantize_kernel
 from t5jax.parallel.mesh import MeshConfig, make_mesh
 from t5jax.text2text import Text2Text
 
@@ -45,14 +46,14 @@ def pair(request):
 def widened(t5):
     """Float kernels of the same values; of a tied model, one more for its output."""
     params = jax.tree.map(
-        lambda leaf: leaf.widen(jnp.float32) if products.is_kernel(leaf) else leaf,
+        lambda leaf: leaf.widen(jnp.float32) if is_kernel(leaf) else leaf,
         t5.params,
-        is_leaf=products.is_kernel,
+        is_leaf=is_kernel,
     )
     if not t5.config.tie_embeddings:
         return Text2Text(t5.config, params, t5.tokenizer)
     table = params["token_embedder"]["embedding"]
-    params["output"] = {"kernel": products.quantize(table.T).widen(jnp.float32)}
+    params["output"] = {"kernel": quantize_kernel(table.T).widen(jnp.float32)}
     return Text2Text(t5.config.replace(tie_embeddings=False), params, t5.tokenizer)
 
 
@@ -60,14 +61,14 @@ def test_to_int8_rounds_what_is_multiplied_with_and_leaves_the_rest(pair):
     exact, loaded = pair
     config, params = exact.config, exact.params
     expected = jax.tree.leaves_with_path(params)
-    found = jax.tree.leaves(loaded.params, is_leaf=products.is_kernel)
+    found = jax.tree.leaves(loaded.params, is_leaf=is_kernel)
     narrow = set()
     for (path, before), after in zip(expected, found, strict=True):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if products.is_kernel(after):
+        if is_kernel(after):
             narrow.add(name.rpartition("/")[2])
             assert after.shape == before.shape
-            np.testing.assert_array_equal(after.values, products.quantize(before).values)
+            np.testing.assert_array_equal(after.values, quantize_kernel(before).values)
         else:
             assert "embedding" in name or "scale" in name
             np.testing.assert_array_equal(after, before)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5jax import model, products
+from t5jax import model
+from t5jax.ops.linear import is_kernel, quantize_kernel
 
 S, T = 9, 7
 LENGTHS = (9, 5, 1)  # of three inputs
@@ -44,7 +45,7 @@ def round_kernels(params):
     """All but norms and embeddings."""
     return jax.tree.map_with_path(
         lambda path, leaf: (
-            leaf if path[-1].key in ("scale", "embedding") else products.quantize(leaf)
+            leaf if path[-1].key in ("scale", "embedding") else quantize_kernel(leaf)
         ),
         params,
     )
@@ -90,13 +91,13 @@ def test_step_with_int8_kernels_equals_float_kernels_of_their_values(
         params = {name: part for name, part in params.items() if name != "output"}
     rounded = round_kernels(params)
     widened = jax.tree.map(
-        lambda leaf: leaf.widen(jnp.float32) if products.is_kernel(leaf) else leaf,
+        lambda leaf: leaf.widen(jnp.float32) if is_kernel(leaf) else leaf,
         rounded,
-        is_leaf=products.is_kernel,
+        is_leaf=is_kernel,
     )
     if tied:
         kernel = params["token_embedder"]["embedding"].T
-        widened["output"] = {"kernel": products.quantize(kernel).widen(jnp.float32)}
+        widened["output"] = {"kernel": quantize_kernel(kernel).widen(jnp.float32)}
     inputs = TOKENS.repeat(BEAMS, axis=0), MASK.repeat(BEAMS, axis=0)
     expected = at_once(config.replace(tie_embeddings=False), widened, *inputs, TARGETS)
     found, _ = by_steps(config, rounded, TOKENS, MASK, TARGETS, BEAMS)
@@ -125,10 +126,10 @@ def test_stepper_holds_weights_in_the_type_that_is_computed_in(tiny_config, tiny
     for params in (tiny_params, rounded):
         stepper = jax.jit(lambda params: model.bind(config, params).stepper())(params)
         for block in stepper.blocks:
-            leaves = jax.tree.leaves(block, is_leaf=products.is_kernel)
-            kinds = {leaf.dtype.name for leaf in leaves if not products.is_kernel(leaf)}
+            leaves = jax.tree.leaves(block, is_leaf=is_kernel)
+            kinds = {leaf.dtype.name for leaf in leaves if not is_kernel(leaf)}
             assert kinds == {"bfloat16"}
-            scales = {leaf.scale.dtype.name for leaf in leaves if products.is_kernel(leaf)}
+            scales = {leaf.scale.dtype.name for leaf in leaves if is_kernel(leaf)}
             assert scales <= {"float32"}
 
 

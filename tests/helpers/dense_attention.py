@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5jax.masks import Segments
+from t5jax.ops.masks import Segments
 
 B, N, H = 2, 3, 5
 # Sums of at most a hundred float32 products of size 1; the order of additions is all that differs.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5jax import masks
+from t5jax.ops.masks import segments_from_ids
 
 B, T, S = 3, 5, 7
 RNG = np.random.default_rng(0)
@@ -18,7 +18,7 @@ KEPT = RNG.integers(0, 2, (B, S)) > 0
     ("segmented", "padded", "causal"), list(itertools.product([False, True], repeat=3))
 )
 def test_of_batch_ids_means_same_segment_and_not_masked(segmented, padded, causal):
-    found = masks.of(
+    found = segments_from_ids(
         jnp.asarray(QUERIES, jnp.int32) if segmented else None,
         jnp.asarray(KEYS, jnp.int32) if segmented else None,
         key_mask=jnp.asarray(KEPT) if padded else None,

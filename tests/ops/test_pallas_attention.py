@@ -3,11 +3,11 @@
 import pytest
 from helpers.dense_attention import check
 
-from t5jax import tpu_attention
+from t5jax.ops.pallas_attention import pallas_attend
 
 
 def interpreted(q, k, v, bias, segments):
-    return tpu_attention.attend(q, k, v, segments=segments, bias=bias, block=128, interpret=True)
+    return pallas_attend(q, k, v, segments=segments, bias=bias, block=128, interpret=True)
 
 
 @pytest.mark.parametrize("causal", [False, True])

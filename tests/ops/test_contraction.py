@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5jax import products
+from t5jax.ops import contraction
+from t5jax.ops.contraction import einsum, einsum_f32, softmax
+from t5jax.ops.linear import concatenate_kernels, is_kernel, matmul, matmul_f32, quantize_kernel
 
 I, O = 24, 10  # noqa: E741
 ROWS = [1, 2, 7, 64, 65]
@@ -40,30 +42,30 @@ def assert_close(found, x, kernel, *, rounded=0.0):
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_multiply_equals_float64_in_the_type_of_x(rows, dtype):
     x, kernel = drawn((rows, I), dtype), drawn((I, O), dtype, 1)
-    found = products.multiply(x, kernel)
+    found = matmul(x, kernel)
     assert (found.shape, found.dtype) == ((rows, O), dtype)
     assert_close(found, x, kernel, rounded=ROUNDING if dtype == BF16 else 0)
 
 
 def test_multiply_rounds_a_wide_kernel_to_the_type_of_x():
     x, kernel = drawn((3, I), BF16), drawn((I, O), F32, 1)
-    assert_close(products.multiply(x, kernel), x, kernel.astype(BF16), rounded=ROUNDING)
+    assert_close(matmul(x, kernel), x, kernel.astype(BF16), rounded=ROUNDING)
 
 
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("types", [(F32, F32), (BF16, BF16), (F32, BF16), (BF16, F32)])
 def test_multiply_wide_equals_float64_in_float32(rows, types):
     x, kernel = drawn((rows, I), types[0]), drawn((I, O), types[1], 1)
-    found = products.multiply_wide(x, kernel)
+    found = matmul_f32(x, kernel)
     assert (found.shape, found.dtype) == ((rows, O), F32)
     assert_close(found, x, kernel)
 
 
-@pytest.mark.parametrize("multiply", [products.multiply, products.multiply_wide])
+@pytest.mark.parametrize("multiply", [matmul, matmul_f32])
 @pytest.mark.parametrize("axes", [(), (3,), (2, 3), (1, 2, 3)])
 def test_multiply_takes_any_number_of_axes(multiply, axes):
     x, kernel = drawn((*axes, I), F32), drawn((I, O), F32, 1)
-    for one in (kernel, products.quantize(kernel)):
+    for one in (kernel, quantize_kernel(kernel)):
         found = multiply(x, one)
         assert found.shape == (*axes, O)
         flat = multiply(x.reshape(-1, I), one)
@@ -74,8 +76,8 @@ def test_multiply_takes_any_number_of_axes(multiply, axes):
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_contract_equals_float64_for_scores_and_what_is_read(dtype, queries):
     query, key = drawn((2, 3, queries, I), dtype), drawn((2, 3, 7, I), dtype, 1)
-    scores = products.contract("bnth,bnsh->bnts", query, key)
-    wide = products.contract_wide("bnth,bnsh->bnts", query, key)
+    scores = einsum("bnth,bnsh->bnts", query, key)
+    wide = einsum_f32("bnth,bnsh->bnts", query, key)
     assert scores.dtype == dtype
     assert wide.dtype == F32
     assert scores.shape == wide.shape == (2, 3, queries, 7)
@@ -84,7 +86,7 @@ def test_contract_equals_float64_for_scores_and_what_is_read(dtype, queries):
     assert_close(scores, query, turned, rounded=rounded)
     assert_close(wide, query, turned)
     weights = drawn((2, 3, queries, 7), dtype, 2)
-    read = products.contract("bnts,bnsh->bnth", weights, key)
+    read = einsum("bnts,bnsh->bnth", weights, key)
     assert (read.shape, read.dtype) == ((2, 3, queries, I), dtype)
     assert_close(read, weights, key, rounded=rounded)
 
@@ -92,7 +94,7 @@ def test_contract_equals_float64_for_scores_and_what_is_read(dtype, queries):
 @pytest.mark.parametrize("rows", [1, 3])
 def test_multiply_has_the_gradient_of_a_matrix_product(rows):
     x, kernel, out = drawn((2, rows, I), F32), drawn((I, O), F32, 1), drawn((2, rows, O), F32, 2)
-    _, back = jax.vjp(products.multiply, x, kernel)
+    _, back = jax.vjp(matmul, x, kernel)
     to_x, to_kernel = back(out)
     x, kernel, out = exact(x, kernel, out)
     # Sums of up to 10 products of size 1.
@@ -107,7 +109,7 @@ def test_multiply_has_the_gradient_of_a_matrix_product(rows):
 def test_quantize_moves_no_weight_by_more_than_half_a_step(shape):
     sizes = 10.0 ** np.arange(-4, 4)[np.arange(shape[-1]) % 8]
     kernel = jnp.asarray(np.asarray(drawn(shape, F32)) * sizes.astype(np.float32))
-    found = products.quantize(kernel)
+    found = quantize_kernel(kernel)
     assert found.values.dtype == jnp.int8
     assert found.scale.dtype == F32
     assert found.shape == shape
@@ -122,14 +124,14 @@ def test_quantize_moves_no_weight_by_more_than_half_a_step(shape):
 
 def test_quantize_of_a_column_of_zeros_is_zero():
     kernel = drawn((I, O), F32).at[:, 3].set(0.0)
-    found = products.quantize(kernel)
+    found = quantize_kernel(kernel)
     assert not np.asarray(found.widen(F32))[:, 3].any()
-    assert np.isfinite(products.multiply(drawn((2, I), F32), found)).all()
+    assert np.isfinite(matmul(drawn((2, I), F32), found)).all()
 
 
 def test_quantize_of_bfloat16_is_that_of_its_values():
     kernel = drawn((I, O), BF16)
-    one, other = products.quantize(kernel), products.quantize(kernel.astype(F32))
+    one, other = quantize_kernel(kernel), quantize_kernel(kernel.astype(F32))
     np.testing.assert_array_equal(one.values, other.values)
     np.testing.assert_array_equal(one.scale, other.scale)
 
@@ -148,11 +150,11 @@ def assert_close_int8(found, x, kernel, *, rounded=0.0):
 def test_multiply_of_int8_equals_the_widened_kernel(rows, dtype):
     sizes = jnp.asarray(10.0 ** (np.arange(rows) % 7 - 3), dtype)
     x = drawn((rows, I), dtype) * sizes[:, None]
-    kernel = products.quantize(drawn((I, O), F32, 1))
-    found = products.multiply(x, kernel)
+    kernel = quantize_kernel(drawn((I, O), F32, 1))
+    found = matmul(x, kernel)
     assert (found.shape, found.dtype) == ((rows, O), dtype)
     assert_close_int8(found, x, kernel, rounded=ROUNDING if dtype == BF16 else 0)
-    wide = products.multiply_wide(x, kernel)
+    wide = matmul_f32(x, kernel)
     assert (wide.shape, wide.dtype) == ((rows, O), F32)
     assert_close_int8(wide, x, kernel)
 
@@ -160,8 +162,8 @@ def test_multiply_of_int8_equals_the_widened_kernel(rows, dtype):
 @pytest.mark.parametrize("rows", [3, 65])
 def test_multiply_of_int8_takes_rows_and_columns_of_zeros(rows):
     x = drawn((rows, I), F32).at[1].set(0.0)
-    kernel = products.quantize(drawn((I, O), F32, 1).at[:, 4].set(0.0))
-    found = np.asarray(products.multiply(x, kernel))
+    kernel = quantize_kernel(drawn((I, O), F32, 1).at[:, 4].set(0.0))
+    found = np.asarray(matmul(x, kernel))
     assert not found[1].any()
     assert not found[:, 4].any()
     assert_close_int8(jnp.asarray(found), x, kernel)
@@ -169,42 +171,42 @@ def test_multiply_of_int8_takes_rows_and_columns_of_zeros(rows):
 
 def test_multiply_of_int8_takes_rows_of_one_size_and_tiny_ones():
     x = jnp.concatenate([jnp.ones((1, I)), -jnp.ones((1, I)), jnp.full((1, I), 1e-30)])
-    kernel = products.quantize(drawn((I, O), F32, 1))
-    assert_close_int8(products.multiply(x, kernel), x, kernel)
+    kernel = quantize_kernel(drawn((I, O), F32, 1))
+    assert_close_int8(matmul(x, kernel), x, kernel)
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_products_are_the_same_on_accelerators(monkeypatch, dtype):
     """As far as this machine can tell: the way that they take there."""
     x, kernel = drawn((3, I), dtype), drawn((I, O), dtype, 1)
-    narrow = products.quantize(kernel)
-    monkeypatch.setattr(products, "on_cpu", lambda: False)
+    narrow = quantize_kernel(kernel)
+    monkeypatch.setattr(contraction, "on_cpu", lambda: False)
     rounded = ROUNDING if dtype == BF16 else 0
     # XLA may then round partial sums of bfloat16, of which there are few.
-    assert_close(products.multiply(x, kernel), x, kernel, rounded=4 * rounded)
-    assert_close(products.multiply_wide(x, kernel), x, kernel)
-    assert_close_int8(products.multiply(x, narrow), x, narrow, rounded=rounded)
+    assert_close(matmul(x, kernel), x, kernel, rounded=4 * rounded)
+    assert_close(matmul_f32(x, kernel), x, kernel)
+    assert_close_int8(matmul(x, narrow), x, narrow, rounded=rounded)
 
 
 def test_join_puts_outputs_next_to_one_another():
     x = drawn((5, I), F32)
     parts = [drawn((I, size), F32, size) for size in (3, 10, 1)]
-    expected = [products.multiply(x, part) for part in parts]
-    found = products.multiply(x, products.join(*parts))
+    expected = [matmul(x, part) for part in parts]
+    found = matmul(x, concatenate_kernels(*parts))
     np.testing.assert_allclose(found, jnp.concatenate(expected, axis=-1), rtol=0, atol=1e-5)
-    narrow = [products.quantize(part) for part in parts]
-    joined = products.join(*narrow)
+    narrow = [quantize_kernel(part) for part in parts]
+    joined = concatenate_kernels(*narrow)
     assert joined.shape == (I, 14)
-    expected = [products.multiply(x, part) for part in narrow]
+    expected = [matmul(x, part) for part in narrow]
     # The same integers in the same order.
-    found = products.multiply(x, joined)
+    found = matmul(x, joined)
     np.testing.assert_allclose(found, jnp.concatenate(expected, axis=-1), rtol=1e-6)
 
 
 def test_is_kernel_tells_an_int8_kernel_from_its_parts():
-    kernel = products.quantize(drawn((I, O), F32))
+    kernel = quantize_kernel(drawn((I, O), F32))
     tree = {"a": kernel, "b": jnp.zeros(3)}
-    assert [*map(products.is_kernel, jax.tree.leaves(tree, is_leaf=products.is_kernel))] == [
+    assert [*map(is_kernel, jax.tree.leaves(tree, is_leaf=is_kernel))] == [
         True,
         False,
     ]
@@ -213,9 +215,9 @@ def test_is_kernel_tells_an_int8_kernel_from_its_parts():
 
 def test_multiply_int8_has_the_gradient_of_the_widened_kernel():
     rng = np.random.default_rng(5)
-    kernel = products.quantize(jnp.asarray(rng.normal(size=(9, 7)).astype(np.float32)))
+    kernel = quantize_kernel(jnp.asarray(rng.normal(size=(9, 7)).astype(np.float32)))
     x = jnp.asarray(rng.normal(size=(3, 9)).astype(np.float32))
-    found = jax.grad(lambda x: jnp.sum(products.multiply(x, kernel)))(x)
+    found = jax.grad(lambda x: jnp.sum(matmul(x, kernel)))(x)
     wide = np.asarray(kernel.values, np.float64) * np.asarray(kernel.scale, np.float64)
     expected = np.broadcast_to(wide.sum(axis=1), (3, 9))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)  # float32 sums of seven
@@ -242,7 +244,7 @@ def test_contract_has_narrow_gradients_that_equal_wide_ones(subscripts, shapes):
 
     gradients = jax.jit(jax.grad(total, (1, 2)), static_argnums=0)
     expected = gradients(wide, x, y)
-    for function in (products.contract, products.contract_wide):
+    for function in (einsum, einsum_f32):
         lowered = gradients.lower(function, x, y)
         dots = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
         assert len(dots) == 3
@@ -261,7 +263,7 @@ def test_contract_adds_up_narrow_gradients_along_rows_in_memory(columns):
     x, y = jnp.ones((48, columns), jnp.bfloat16), jnp.ones((columns, 40), jnp.bfloat16)
 
     def total(y):
-        return jnp.sum(products.contract_wide("...i,io->...o", x, y))
+        return jnp.sum(einsum_f32("...i,io->...o", x, y))
 
     text = jax.jit(jax.grad(total)).lower(y).compile().as_text()
     assert re.findall(r"lhs_contracting_dims=\{(\d)\}, rhs_contracting_dims=\{(\d)\}", text) == [
@@ -274,9 +276,9 @@ def test_softmax_of_a_narrow_type_has_the_gradient_of_the_wide_one():
     scores, seen = (jnp.float32(rng.normal(size=(2, 3, 4, 9), scale=scale)) for scale in (3, 1))
 
     def total(scores, dtype):
-        return jnp.sum(products.softmax(scores, dtype).astype(jnp.float32) * seen)
+        return jnp.sum(softmax(scores, dtype).astype(jnp.float32) * seen)
 
-    assert products.softmax(scores, jnp.bfloat16).dtype == jnp.bfloat16
+    assert softmax(scores, jnp.bfloat16).dtype == jnp.bfloat16
     expected = jax.grad(lambda scores: jnp.sum(jax.nn.softmax(scores) * seen))(scores)
     np.testing.assert_array_equal(jax.grad(total)(scores, jnp.float32), expected)
     found = jax.grad(total)(scores, jnp.bfloat16)

@@ -1,4 +1,4 @@
-"""`t5jax.blockwise` as kernels for TPU, written in Pallas.
+"""`t5jax.ops.blockwise_attention` as kernels for TPU, written in Pallas.
 
 The forward kernel keeps the softmax of one block of queries in registers and scratch memory while
 blocks of keys pass.  Of the two backward kernels one passes keys by queries, for the gradients of
@@ -19,17 +19,21 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from t5jax.blockwise import or_mean
-from t5jax.masks import Segments
+from t5jax.ops.blockwise_attention import fill_unattended
+from t5jax.ops.masks import Segments
 
 # Scores of a block, 1 MiB, and the few arrays of their size that live at once fit a core's memory.
 BLOCK = 512
+
+
 # The width of a vector register, of which a block must be a multiple.
 _LANES = 128
+
+
 _LEAST, _MOST = float(jnp.finfo(jnp.float32).min), float(jnp.finfo(jnp.float32).max)
 
 
-def attend(
+def pallas_attend(
     queries: Float[Array, "B N T H"],
     keys: Float[Array, "B N S H"],
     values: Float[Array, "B N S H"],
@@ -39,7 +43,7 @@ def attend(
     block: int = BLOCK,
     interpret: bool = False,
 ) -> Float[Array, "B N T H"]:
-    """As `blockwise.attend`, whose arguments these are.
+    """As `blockwise_attend`, whose arguments these are.
 
     Args:
       block: a multiple of 128.
@@ -64,7 +68,7 @@ def attend(
         jnp.pad(key_ids, ((0, 0), (0, columns)))[:, None, :],
     )
     out, total = found
-    return or_mean(out[:, :, :query_len], total[:, :, :query_len, 0] == _MOST, values)
+    return fill_unattended(out[:, :, :query_len], total[:, :, :query_len, 0] == _MOST, values)
 
 
 def _windows(bias: Float[Array, "N offsets"], block: int) -> Float[Array, "N K 1 W"]:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from helpers.dense_attention import check, dense, example
 
-from t5jax import blockwise
-from t5jax.masks import Segments
+from t5jax.ops.blockwise_attention import bias_by_distance, blockwise_attend, sum_diagonals
+from t5jax.ops.masks import Segments
 
 
 def by_blocks_of(block):
     def attend(q, k, v, bias, segments):
-        return blockwise.attend(q, k, v, segments=segments, bias=bias, block=block)
+        return blockwise_attend(q, k, v, segments=segments, bias=bias, block=block)
 
     return attend
 
@@ -35,7 +35,7 @@ def test_attend_without_bias_equals_dense():
 
 def test_attend_of_scores_that_overflow_exp_equals_dense():
     (q, k, v, bias), _, segments, mask = example(37, 37, kind="segments", causal=False)
-    found = blockwise.attend(100 * q, k, v, segments=segments, bias=bias, block=16)
+    found = blockwise_attend(100 * q, k, v, segments=segments, bias=bias, block=16)
     assert float(jnp.abs(jnp.einsum("bnth,bnsh->bnts", 100 * q, k)).max()) > 89  # log of the most
     # Scores of size 1000 have errors of 1e-4.
     np.testing.assert_allclose(found, dense(100 * q, k, v, bias, mask), rtol=0, atol=1e-3)
@@ -45,7 +45,7 @@ def test_attend_in_bfloat16_is_as_near_as_its_roundings():
     (q, k, v, bias), _, segments, mask = example(
         37, 37, kind="padding", causal=True, dtype=jnp.bfloat16
     )
-    found = blockwise.attend(q, k, v, segments=segments, bias=bias, block=16)
+    found = blockwise_attend(q, k, v, segments=segments, bias=bias, block=16)
     assert found.dtype == jnp.bfloat16
     wide = dense(*(x.astype(jnp.float32) for x in (q, k, v)), bias, mask)
     # Two roundings to 8 bits of values up to 3.
@@ -55,10 +55,10 @@ def test_attend_in_bfloat16_is_as_near_as_its_roundings():
 def test_by_distance_is_a_toeplitz_block_and_by_diagonal_its_transpose():
     row = jnp.arange(3.0 + 4.0)
     expected = [[2, 3, 4, 5], [1, 2, 3, 4], [0, 1, 2, 3]]
-    np.testing.assert_array_equal(blockwise.by_distance(row, 3), expected)
+    np.testing.assert_array_equal(bias_by_distance(row, 3), expected)
     block = jnp.asarray(np.random.default_rng(0).integers(0, 9, (2, 3, 4)), jnp.float32)
     sums = [[np.trace(x, d) for d in range(-2, 4)] + [0] for x in np.asarray(block)]
-    np.testing.assert_array_equal(blockwise.by_diagonal(block), sums)
+    np.testing.assert_array_equal(sum_diagonals(block), sums)
 
 
 def test_attend_memory_is_linear_in_length():

@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 from helpers.dense_attention import example, with_gradients
 
-from t5jax import attention, blockwise, model, tpu_attention
+from t5jax import model
+from t5jax.ops import attention, blockwise_attention
+from t5jax.ops.attention import shard_kernel, uses_blocks
+from t5jax.ops.blockwise_attention import blockwise_attend
+from t5jax.ops.pallas_attention import pallas_attend
 from t5jax.parallel.mesh import MeshConfig, make_mesh
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 S, T = 37, 21
 # Gradients of size 1 to 100, through five layers.
 RELATIVE, ABSOLUTE = 1e-4, 1e-4
@@ -34,7 +38,7 @@ RELATIVE, ABSOLUTE = 1e-4, 1e-4
     ],
 )
 def test_in_blocks_is_for_long_sequences_or_on_demand(kind, lengths, expected):
-    assert attention.in_blocks(kind, *lengths) is expected
+    assert uses_blocks(kind, *lengths) is expected
 
 
 def test_attend_refuses_the_kernel_where_there_is_no_tpu():
@@ -45,7 +49,7 @@ def test_attend_refuses_the_kernel_where_there_is_no_tpu():
 
 def test_on_mesh_equals_one_device_with_all_gradients():
     def kernel(*args, **kwargs):
-        return tpu_attention.attend(*args, block=128, interpret=True, **kwargs)
+        return pallas_attend(*args, block=128, interpret=True, **kwargs)
 
     def run(attend):
         def by_segments(q, k, v, bias):
@@ -56,8 +60,8 @@ def test_on_mesh_equals_one_device_with_all_gradients():
     arrays, out, segments, _ = example(9, 13, kind="segments", causal=False)
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=3), devices=jax.devices()[:6])
     with jax.set_mesh(mesh):
-        found, grads = run(functools.partial(attention.on_mesh, kernel))
-    expected, expected_grads = run(blockwise.attend)
+        found, grads = run(functools.partial(shard_kernel, kernel))
+    expected, expected_grads = run(blockwise_attend)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     for ours, theirs in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -76,8 +80,8 @@ def test_t5_in_blocks_equals_plain_with_dropout_and_all_gradients(
     tiny_config, segmented, per_layer, monkeypatch
 ):
     # Several blocks, and a last one that is not full.
-    small = functools.partial(blockwise.attend, block=16)
-    monkeypatch.setattr(blockwise, "attend", small)
+    small = functools.partial(blockwise_attend, block=16)
+    monkeypatch.setattr(blockwise_attention, "blockwise_attend", small)
     config = tiny_config.replace(dropout_rate=0.3, relative_bias_per_layer=per_layer)
     rng = np.random.default_rng(0)
     params = jax.tree.map(

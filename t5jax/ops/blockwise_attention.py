@@ -16,17 +16,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from t5jax import products
-from t5jax.masks import Segments
+from t5jax.ops import contraction
+from t5jax.ops.masks import Segments
 
 # The largest block: what is computed for it stays in a CPU's cache, and products are large.
 BLOCK = 256
+
+
 # Blocks of a length that has several are multiples of this, so that vector units are filled.
 _MULTIPLE = 8
+
+
 _LEAST, _MOST = jnp.finfo(jnp.float32).min, jnp.finfo(jnp.float32).max
 
 
-def attend(
+def blockwise_attend(
     queries: Float[Array, "B N T H"],
     keys: Float[Array, "B N S H"],
     values: Float[Array, "B N S H"],
@@ -64,10 +68,10 @@ def attend(
         jnp.pad(key_ids, ((0, 0), (0, columns))),
     )
     out, total = found
-    return or_mean(out[:, :, :query_len], total[:, :, :query_len] == _MOST, values)
+    return fill_unattended(out[:, :, :query_len], total[:, :, :query_len] == _MOST, values)
 
 
-def or_mean(
+def fill_unattended(
     out: Float[Array, "B N T H"], empty: Bool[Array, "B N T"], values: Float[Array, "B N S H"]
 ) -> Float[Array, "B N T H"]:
     """`out`, and the mean value for queries that look nowhere."""
@@ -185,7 +189,7 @@ def _attend_backward(plan, kept, cotangents):
             d_values = _add(d_values, d_value, j * plan.key_block)
             if d_bias is not None:
                 # Examples are added up behind the loops, since they may lie on several devices.
-                diagonals = by_diagonal(d_score if divided else products.sum_examples(d_score))
+                diagonals = sum_diagonals(d_score if divided else contraction.sum_examples(d_score))
                 d_bias = _add(d_bias, diagonals, plan.first_offset(i, j))
             return d_query, d_keys, d_values, d_bias
 
@@ -215,7 +219,7 @@ def _scores(plan, i, j, query, keys, bias, query_ids, key_ids) -> Float[Array, "
     if bias is not None:
         width = plan.query_block + plan.key_block
         row = jax.lax.dynamic_slice_in_dim(bias, plan.first_offset(i, j), width, axis=1)
-        score = score + by_distance(row, plan.query_block)[None]
+        score = score + bias_by_distance(row, plan.query_block)[None]
     visible = query_ids[:, :, None] == _part(key_ids, j, plan.key_block, 1)[:, None, :]
     if plan.causal:
         later = jnp.arange(plan.key_block)[None, :] - jnp.arange(plan.query_block)[:, None]
@@ -223,7 +227,7 @@ def _scores(plan, i, j, query, keys, bias, query_ids, key_ids) -> Float[Array, "
     return jnp.where(visible[:, None], score, -jnp.inf)
 
 
-def by_distance(row: Float[Array, "*A width"], num_queries: int) -> Float[Array, "*A t s"]:
+def bias_by_distance(row: Float[Array, "*A width"], num_queries: int) -> Float[Array, "*A t s"]:
     """A block of bias, [t, s], of its t + s distances: one more than it has, the last unused."""
     width = row.shape[-1]
     # Rows of one element less than are repeated, so that each begins one later than the one before.
@@ -234,8 +238,8 @@ def by_distance(row: Float[Array, "*A width"], num_queries: int) -> Float[Array,
     return skewed[..., num_queries - 1 :]
 
 
-def by_diagonal(block: Float[Array, "*A t s"]) -> Float[Array, "*A width"]:
-    """The sum over every diagonal of a block, as `by_distance` lays out distances."""
+def sum_diagonals(block: Float[Array, "*A t s"]) -> Float[Array, "*A width"]:
+    """The sum over every diagonal of a block, as `bias_by_distance` lays out distances."""
     *outer, num_queries, num_keys = block.shape
     width = num_queries + num_keys
     none = [(0, 0)] * len(outer)

@@ -46,7 +46,7 @@ class Segments:
         return mask
 
 
-def of(
+def segments_from_ids(
     queries: Int[Array, "B T"] | None,
     keys: Int[Array, "B S"] | None,
     *,

@@ -2,8 +2,8 @@
 
 They differ in memory and speed, and in the last bits of what they compute:
 - plain: scores of all pairs at once.
-- blockwise: `t5jax.blockwise`, on every device.
-- pallas: `t5jax.tpu_attention`, one kernel on TPU.
+- blockwise: `t5jax.ops.blockwise_attention`, on every device.
+- pallas: `t5jax.ops.pallas_attention`, one kernel on TPU.
 
 Shape letters: B batch, N heads, T query length, S key length, H head size.
 """
@@ -14,20 +14,23 @@ import jax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from t5jax import blockwise
-from t5jax.masks import Segments
+from t5jax.ops import blockwise_attention
+from t5jax.ops.masks import Segments
 from t5jax.parallel import BATCH_AXES, BATCH_SPEC, num_shards
 
-Kind = Literal["auto", "plain", "blockwise", "pallas"]
+AttentionKind = Literal["auto", "plain", "blockwise", "pallas"]
+
 
 # Pairs of query and key from which on "auto" computes in blocks: below, all scores of a layer are
 # small beside its other activations, and plain attention is as fast or faster.
 MANY_PAIRS = 512 * 512
+
+
 # The axis of a mesh that divides heads.
 _HEADS_AXIS = "tensor"
 
 
-def in_blocks(kind: Kind, query_len: int, key_len: int) -> bool:
+def uses_blocks(kind: AttentionKind, query_len: int, key_len: int) -> bool:
     """Whether attention over these lengths is computed in blocks, and needs no dense mask."""
     return query_len * key_len > MANY_PAIRS if kind == "auto" else kind != "plain"
 
@@ -39,9 +42,9 @@ def attend(
     *,
     segments: Segments,
     bias: Float[Array, "N offsets"] | None,
-    kind: Kind,
+    kind: AttentionKind,
 ) -> Float[Array, "B N T H"]:
-    """`blockwise.attend`, or the same by the TPU's kernel.
+    """`blockwise_attend`, or the same by the TPU's kernel.
 
     Args:
       kind: "pallas" asks for the kernel, "auto" for it on a TPU that can run it; otherwise none.
@@ -52,17 +55,19 @@ def attend(
     if kind == "pallas" and why_not:
         raise ValueError(f'attention="pallas" {why_not}; use "auto", which takes it where it can.')
     if why_not:
-        return blockwise.attend(queries, keys, values, segments=segments, bias=bias)
+        return blockwise_attention.blockwise_attend(
+            queries, keys, values, segments=segments, bias=bias
+        )
     # Imported here, since Pallas takes longer to import than the rest of the package.
-    from t5jax import tpu_attention
+    from t5jax.ops import pallas_attention
 
-    kernel = tpu_attention.attend
+    kernel = pallas_attention.pallas_attend
     if jax.sharding.get_abstract_mesh().empty:
         return kernel(queries, keys, values, segments=segments, bias=bias)
-    return on_mesh(kernel, queries, keys, values, segments=segments, bias=bias)
+    return shard_kernel(kernel, queries, keys, values, segments=segments, bias=bias)
 
 
-def on_mesh(
+def shard_kernel(
     kernel,
     queries: Float[Array, "B N T H"],
     keys: Float[Array, "B N S H"],

@@ -4,89 +4,16 @@ A CPU's fast kernels take narrow types only in some shapes, so that some product
 roundabout way there.  Shape letters: I input features, O output features.
 """
 
-import dataclasses
 import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int8
-
-# Above this many rows, products are bound by arithmetic, and int8 weights are widened first.
-_MANY_ROWS = 64
-# int8 counts from -127 to 127; a rounding error of one half is 127 steps of the fine row.
-_COARSE, _FINE = 127.0, 254.0
+from jaxtyping import Array, Float
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Int8Kernel:
-    """A kernel in bytes: `values * scale`, one scale an output feature.
-
-    Axes before the last two are stacked layers.
-    """
-
-    values: Int8[Array, "*L I O"]
-    scale: Float[Array, "*L O"]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
-    @property
-    def size(self) -> int:
-        return self.values.size
-
-    def widen(self, dtype) -> Float[Array, "*L I O"]:
-        """The kernel in another type."""
-        return (self.values.astype(jnp.float32) * self.scale[..., None, :]).astype(dtype)
-
-
-Kernel = Array | Int8Kernel
-
-
-def is_kernel(leaf: object) -> bool:
-    """Whether a node of a parameter tree is an `Int8Kernel`, and so one parameter."""
-    return isinstance(leaf, Int8Kernel)
-
-
-def quantize(kernel: Float[Array, "*L I O"]) -> Int8Kernel:
-    """Rounds a kernel to int8, symmetrically, by the largest weight of each output feature."""
-    kernel = kernel.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(kernel), axis=-2) / _COARSE
-    steps = kernel / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)[..., None, :]
-    return Int8Kernel(jnp.round(steps).astype(jnp.int8), scale)
-
-
-def join(*kernels: Kernel) -> Kernel:
-    """One kernel whose outputs are those of all, next to one another."""
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *kernels)
-
-
-def multiply(x: Float[Array, "*A I"], kernel: Kernel) -> Float[Array, "*A O"]:
-    """Multiplies every position by a kernel [I, O], in the type of `x`."""
-    rows = flat(x)
-    if isinstance(kernel, Int8Kernel):
-        product = _multiply_int8(rows, kernel.values, kernel.scale).astype(x.dtype)
-    else:
-        product = contract("...i,io->...o", rows, kernel.astype(x.dtype))
-    return product.reshape(*x.shape[:-1], kernel.shape[-1])
-
-
-def multiply_wide(x: Float[Array, "*A I"], kernel: Kernel) -> Float[Array, "*A O"]:
-    """`multiply` with a float32 result, in the wider of the two types."""
-    rows = flat(x)
-    if isinstance(kernel, Int8Kernel):
-        product = _multiply_int8(rows, kernel.values, kernel.scale)
-    elif x.dtype == kernel.dtype:
-        product = contract_wide("...i,io->...o", rows, kernel)
-    else:
-        product = rows.astype(jnp.float32) @ kernel.astype(jnp.float32)
-    return product.reshape(*x.shape[:-1], kernel.shape[-1])
-
-
-def contract(subscripts: str, x: Array, y: Array) -> Array:
+def einsum(subscripts: str, x: Array, y: Array) -> Array:
     """`jnp.einsum` of two arrays of one type; rows of `x` are its last axis but one.
 
     bfloat16 is added up in float32 and rounded once.  A CPU has fast kernels for it if the result
@@ -94,11 +21,11 @@ def contract(subscripts: str, x: Array, y: Array) -> Array:
     """
     if not (x.dtype == jnp.bfloat16 and on_cpu()):
         return jnp.einsum(subscripts, x, y)
-    return contract_wide(subscripts, x, y).astype(x.dtype)
+    return einsum_f32(subscripts, x, y).astype(x.dtype)
 
 
-def contract_wide(subscripts: str, x: Array, y: Array) -> Float[Array, "..."]:
-    """`contract` with a float32 result.
+def einsum_f32(subscripts: str, x: Array, y: Array) -> Float[Array, "..."]:
+    """`einsum` with a float32 result.
 
     Gradients are products of the same narrow type: that of the result is rounded to it first.
     Every index must occur in two of the three terms.
@@ -107,21 +34,21 @@ def contract_wide(subscripts: str, x: Array, y: Array) -> Float[Array, "..."]:
         return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32)
     # Named indices can change places, as gradients need.
     free = "ABCDEFG"[: x.ndim - len(subscripts.partition(",")[0].replace("...", ""))]
-    return _contract_narrow(subscripts.replace("...", free), x, y)
+    return _einsum_narrow(subscripts.replace("...", free), x, y)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _contract_narrow(subscripts: str, x: Array, y: Array) -> Float[Array, "..."]:
+def _einsum_narrow(subscripts: str, x: Array, y: Array) -> Float[Array, "..."]:
     two = _two_rows(x)
     product = jnp.einsum(subscripts, two, y, preferred_element_type=jnp.float32)
     return product[..., : x.shape[-2], :] if two is not x else product
 
 
-def _contract_narrow_forward(subscripts: str, x: Array, y: Array) -> tuple[Array, Any]:
-    return _contract_narrow(subscripts, x, y), (x, y)
+def _einsum_narrow_forward(subscripts: str, x: Array, y: Array) -> tuple[Array, Any]:
+    return _einsum_narrow(subscripts, x, y), (x, y)
 
 
-def _contract_narrow_backward(subscripts: str, kept: Any, cotangent: Array) -> tuple[Array, Array]:
+def _einsum_narrow_backward(subscripts: str, kept: Any, cotangent: Array) -> tuple[Array, Array]:
     x, y = kept
     terms, out = subscripts.split("->")
     of_x, of_y = terms.split(",")
@@ -135,16 +62,16 @@ def _contract_narrow_backward(subscripts: str, kept: Any, cotangent: Array) -> t
         if of_y[-2] not in rows:
             (rows, first), (columns, second) = (columns, second), (rows, first)
         turned = rows[:-2] + rows[-1] + rows[-2]
-        to_y = wide(f"{turned},{columns}->{of_y}", _turned(first), second)
+        to_y = wide(f"{turned},{columns}->{of_y}", _transpose_in_memory(first), second)
     else:
         to_y = wide(f"{of_x},{out}->{of_y}", x, narrow)
     return to_x.astype(x.dtype), to_y.astype(y.dtype)
 
 
-_contract_narrow.defvjp(_contract_narrow_forward, _contract_narrow_backward)
+_einsum_narrow.defvjp(_einsum_narrow_forward, _einsum_narrow_backward)
 
 
-def _turned(x: Float[Array, "*A R C"]) -> Float[Array, "*A C R"]:
+def _transpose_in_memory(x: Float[Array, "*A R C"]) -> Float[Array, "*A C R"]:
     """`x` with its last two axes exchanged in memory.
 
     XLA would fold a transpose into the product after it, and a CPU has a fast kernel for narrow
@@ -210,38 +137,7 @@ def sum_examples(x: Float[Array, "B *A"]) -> Float[Array, "1 *A"]:
     return jnp.tensordot(jnp.ones((1, len(x)), x.dtype), x, axes=1)
 
 
-@jax.custom_jvp
-def _multiply_int8(
-    x: Float[Array, "A I"], values: Int8[Array, "I O"], scale: Float[Array, " O"]
-) -> Float[Array, "A O"]:
-    count = len(x)
-    if count > _MANY_ROWS or not on_cpu():
-        wide = values.astype(x.dtype)
-        return contract_wide("ai,io->ao", x, wide) * scale[None]
-    # Activations as two rows of int8, the second for what rounding the first has lost: sixteen bits
-    # of them, for the price of the second row that the fast kernel wants anyway.
-    x = x.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-    steps = x / jnp.where(largest > 0, largest, 1.0) * _COARSE
-    coarse = jnp.round(steps)
-    fine = jnp.round((steps - coarse) * _FINE)
-    rows = jnp.concatenate([coarse, fine]).astype(jnp.int8)
-    product = jnp.einsum("ai,io->ao", rows, values, preferred_element_type=jnp.int32)
-    product = product.astype(jnp.float32)
-    return (product[:count] + product[count:] / _FINE) * (largest / _COARSE) * scale[None]
-
-
-@_multiply_int8.defjvp
-def _multiply_int8_jvp(primals, tangents):
-    # Rounding has no derivative; the product that it approximates has one.  Weights in bytes have
-    # none either.
-    x, values, scale = primals
-    wide = values.astype(x.dtype)
-    tangent = jnp.einsum("ai,io->ao", tangents[0], wide, preferred_element_type=jnp.float32)
-    return _multiply_int8(x, values, scale), tangent * scale[None]
-
-
-def flat(x: Float[Array, "*A I"]) -> Float[Array, "*rows I"]:
+def flatten_rows(x: Float[Array, "*A I"]) -> Float[Array, "*rows I"]:
     """All positions on one axis, unless devices divide both batch and length.
 
     A kernel's gradient is then a plain matrix product too, where XLA would transpose whole

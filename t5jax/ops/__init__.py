@@ -1,0 +1,5 @@
+"""Attention, matrix products and masks: mathematics that knows nothing of T5."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
