@@ -1,5 +1,6 @@
 """T5 in JAX: text in, text out."""
 
+from . import checkpoint as checkpoint
 from . import decoding as decoding
 from . import metrics as metrics
 from . import ops as ops

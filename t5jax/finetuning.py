@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from t5jax import fit as fitting
 from t5jax import (
-    averaging,
     ingredients,
     material,
     mixture,
@@ -23,9 +23,9 @@ from t5jax import (
     train,
     trial,
 )
-from t5jax import fit as fitting
 from t5jax import tasks as tasking
 from t5jax.batches import Batch
+from t5jax.checkpoint import average_checkpoints, choose_checkpoints, is_best
 from t5jax.config import T5Config
 from t5jax.loading import resolve_dtype
 from t5jax.material import Texts
@@ -177,14 +177,14 @@ def _evaluation(
 def _finish(config: FinetuneConfig, made: _Prepared) -> Finetuned:
     """Chooses the result, saves and measures it."""
     folder = config.folder
-    found = averaging.choose(
+    found = choose_checkpoints(
         folder / CHECKPOINTS,
         choice=config.use,
         count=config.average,
         every=config.fit.checkpoint_every,
     )
     name = "params" if made.abstract.average is None else "average"
-    params = averaging.mean(folder / CHECKPOINTS, found, name, made.abstract.params)
+    params = average_checkpoints(folder / CHECKPOINTS, found, name, made.abstract.params)
     t5 = Text2Text(made.model, gather_arrays(params), made.tokenizer)
     if is_main_process():
         t5.save(folder / MODEL, overwrite=True)
@@ -193,7 +193,7 @@ def _finish(config: FinetuneConfig, made: _Prepared) -> Finetuned:
     if config.use == "best":
         evaluations = runlog.evaluations(folder, until=config.fit.steps)
         numbers = fitting.judgements(config.judge, evaluations)
-        if not averaging.is_best(folder / CHECKPOINTS, found[0], numbers):
+        if not is_best(folder / CHECKPOINTS, found[0], numbers):
             print_once(
                 f"warning: an evaluation was better than that of step {found[0]}, and its "
                 "checkpoint is not there; a run keeps it that has --use best from its start."

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from t5jax import chips, train
 from t5jax.batches import Batch
-from t5jax.checkpoint import Checkpoints
+from t5jax.checkpoint import CheckpointManager
 from t5jax.parallel import StopVote, global_batch_size, print_once
 from t5jax.profiling import Profiler
 from t5jax.runlog import ProcessLog, RunLog
@@ -86,7 +86,7 @@ def fit(
     *,
     train_step: Callable[[train.TrainState, Any], tuple[train.TrainState, train.Metrics]],
     evaluate: Callable[[train.Params, int], dict[str, float]],
-    checkpoints: Checkpoints,
+    checkpoints: CheckpointManager,
     log: RunLog | ProcessLog,
     mesh: Mesh,
     pad_id: int,
@@ -198,7 +198,11 @@ def judged(state: train.TrainState) -> train.Params:
 
 
 def save(
-    checkpoints: Checkpoints, state: train.TrainState, batches: Any, *, loss: float | None = None
+    checkpoints: CheckpointManager,
+    state: train.TrainState,
+    batches: Any,
+    *,
+    loss: float | None = None,
 ) -> None:
     """Starts writing a checkpoint of the state and of the position in the data.
 
@@ -209,7 +213,7 @@ def save(
 
 
 def restore(
-    checkpoints: Checkpoints,
+    checkpoints: CheckpointManager,
     abstract: train.TrainState,
     batches: Any,
     *,
@@ -300,7 +304,7 @@ class _Steps:
 
 
 @contextlib.contextmanager
-def _saved_before_errors(checkpoints: Checkpoints) -> Iterator[None]:
+def _saved_before_errors(checkpoints: CheckpointManager) -> Iterator[None]:
     """Lets a save that was begun finish before a ValueError leaves `fit`: it may end the process.
 
     Other errors do not wait: they are of files, or of another process that is gone.

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from t5jax.averaging import Choice
+from t5jax.checkpoint import CheckpointChoice
 from t5jax.mixture import Empty, PairLimits, TooLong
 from t5jax.optimizer import OptimizerConfig
 from t5jax.options import Options
@@ -72,7 +72,7 @@ class FinetuneConfig(RunConfig):
     best_by: Literal["score", "loss"] = "score"
     """What is better: a higher mean of all tasks' metrics (in which an error rate of x counts as
     100 - x), or a lower loss."""
-    use: Choice = "best"
+    use: CheckpointChoice = "best"
     """Which checkpoint is the result: the best by validation, or the last."""
     average: int = 1
     """Take the mean of so many of the best or last checkpoints instead."""

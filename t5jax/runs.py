@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from t5jax import fit as fitting
 from t5jax import flops, runlog, schedule, train
-from t5jax.checkpoint import Checkpoints
+from t5jax.checkpoint import CheckpointManager
 from t5jax.config import Remat, T5Config
 from t5jax.fit import FitConfig
 from t5jax.model import Params
@@ -137,7 +137,7 @@ class Run:
 
     def __init__(self, config: RunConfig, made: Prepared):
         self.config, self.made = config, made
-        self.checkpoints = Checkpoints(
+        self.checkpoints = CheckpointManager(
             config.folder / CHECKPOINTS,
             keep=config.fit.keep_checkpoints,
             keep_every=config.fit.keep_every,

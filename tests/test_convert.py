@@ -23,7 +23,8 @@ from helpers import torch_pickles as pickles
 from helpers.trees import assert_same_bits
 from safetensors.numpy import load_file, save_file
 
-from t5jax import checkpoint, convert, model, pretrained, tokenizer
+from t5jax import convert, model, pretrained, tokenizer
+from t5jax.checkpoint.trees import load_tree
 from t5jax.config import T5Config
 from t5jax.pretrained import folder, source
 
@@ -190,7 +191,7 @@ def stored_tensors(path, to) -> dict[str, np.ndarray]:
             found[name] = np.asarray(tensorstore.open(spec).result().read().result())
         return found
     abstract = model.abstract_params(T5Config.from_file(path / "config.json"))
-    params = checkpoint.load_tree(path / "params", abstract)
+    params = load_tree(path / "params", abstract)
     return {"/".join(k): np.asarray(v) for k, v in flax.traverse_util.flatten_dict(params).items()}
 
 

@@ -9,7 +9,7 @@ from helpers import hf_folders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5jax.checkpoint import shapes_by_path
+from t5jax.checkpoint.trees import shapes_by_path
 from t5jax.config import T5Config, presets
 from t5jax.model import abstract_params
 from t5jax.pretrained import evidence, hf

@@ -13,7 +13,7 @@ from helpers import launched_runs
 
 import t5jax as package
 from t5jax import runlog, trial
-from t5jax.checkpoint import complete_steps, load_item
+from t5jax.checkpoint.manager import complete_steps, load_checkpoint_tree
 from t5jax.finetuning import FinetuneConfig, finetune
 from t5jax.fit import FitConfig
 from t5jax.metrics import MetricOptions
@@ -249,7 +249,9 @@ def test_finetune_averages_the_checkpoints_that_it_says(tmp_path, capsys, monkey
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), found.t5.params
     )
-    params = [load_item(checkpoints / str(step), "params", abstract) for step in (40, 60)]
+    params = [
+        load_checkpoint_tree(checkpoints / str(step), "params", abstract) for step in (40, 60)
+    ]
     mean = jax.tree.map(lambda x, y: (np.asarray(x) + np.asarray(y)) / 2, *params)
     for one, other in zip(jax.tree.leaves(mean), jax.tree.leaves(found.t5.params), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t5jax import fit, train
-from t5jax.checkpoint import Checkpoints
+from t5jax.checkpoint.manager import CheckpointManager
 from t5jax.parallel.mesh import MeshConfig, make_mesh
 from t5jax.runlog import RunLog, read_metrics
 
@@ -80,7 +80,7 @@ def run(
 
     data = Numbers() if data is None else data
     state = fresh_state() if state is None else state
-    checkpoints = Checkpoints(folder / "checkpoints", keep=3, keep_best=keep_best)
+    checkpoints = CheckpointManager(folder / "checkpoints", keep=3, keep_best=keep_best)
     with RunLog(folder, total_steps=steps, start_step=int(state.step)) as log:
         fitted = fit.fit(
             fit.FitConfig(steps=steps, **options),
@@ -106,7 +106,7 @@ def test_fit_evaluates_and_saves_when_asked_and_at_the_end(tmp_path):
     trained = [(e["step"], e["loss"]) for e in read_metrics(tmp_path) if "loss" in e]
     assert evaluated == [3, 6, 7]
     assert trained == [(i, float(i)) for i in range(1, 8)]
-    assert Checkpoints(tmp_path / "checkpoints", keep=3).steps() == [4, 6, 7]
+    assert CheckpointManager(tmp_path / "checkpoints", keep=3).steps() == [4, 6, 7]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -118,7 +118,7 @@ def test_fit_saves_and_stops_on_a_signal(tmp_path, number):
     assert (int(fitted.state.step), fitted.interrupted, fitted.evaluation) == (5, True, None)
     assert signal.getsignal(number) is before
     data = Numbers()
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    checkpoints = CheckpointManager(tmp_path / "checkpoints", keep=3)
     state = fit.restore(checkpoints, jax.eval_shape(fresh_state), data, warn=pytest.fail)
     assert (int(state.step), float(state.params["x"]), data.place) == (5, 5.0, 5)
     finished = run(tmp_path, steps=8, state=state, data=data)
@@ -140,7 +140,7 @@ def test_fit_interrupts_at_once_on_a_second_signal(tmp_path):
 def test_fit_has_nothing_to_do_when_the_run_is_complete(tmp_path):
     run(tmp_path, steps=3)
     data = Numbers()
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    checkpoints = CheckpointManager(tmp_path / "checkpoints", keep=3)
     state = fit.restore(checkpoints, jax.eval_shape(fresh_state), data, warn=pytest.fail)
     fitted = run(tmp_path, steps=3, state=state, data=data)
     assert (int(fitted.state.step), fitted.evaluation, data.place) == (3, {"loss": 2.0}, 3)
@@ -162,7 +162,7 @@ def test_fit_does_not_save_after_a_loss_that_is_not_finite(tmp_path, monkeypatch
     monkeypatch.setitem(globals(), "one_step", diverge)
     with pytest.raises(ValueError, match="must be finite, got nan at step 5"):
         run(tmp_path, steps=9, checkpoint_every=2, log_every=100)
-    assert Checkpoints(tmp_path / "checkpoints", keep=9).steps() == [2, 4]
+    assert CheckpointManager(tmp_path / "checkpoints", keep=9).steps() == [2, 4]
 
 
 def test_fit_lets_a_save_finish_before_it_says_what_is_wrong(tmp_path, monkeypatch, capsys):
@@ -170,7 +170,7 @@ def test_fit_lets_a_save_finish_before_it_says_what_is_wrong(tmp_path, monkeypat
         raise OSError("the disk is full")
 
     monkeypatch.setitem(globals(), "one_step", diverge)
-    monkeypatch.setattr(Checkpoints, "wait", fail)
+    monkeypatch.setattr(CheckpointManager, "wait", fail)
     with pytest.raises(ValueError, match="must be finite, got nan at step 5"):
         run(tmp_path, steps=9, checkpoint_every=2)
     assert "the disk is full" in capsys.readouterr().out
@@ -189,12 +189,12 @@ def test_fit_stops_when_nothing_but_skipped_steps_is_left(tmp_path, monkeypatch)
     monkeypatch.setitem(globals(), "one_step", skip_from(4))
     with pytest.raises(ValueError, match="at most 3 steps in a row may be skipped, got 4 up to st"):
         run(tmp_path, steps=50, max_skipped=3, checkpoint_every=3)
-    assert Checkpoints(tmp_path / "checkpoints", keep=9).steps() == [3, 6]
+    assert CheckpointManager(tmp_path / "checkpoints", keep=9).steps() == [3, 6]
 
 
 def test_fit_keeps_the_best_checkpoint(tmp_path):
     run(tmp_path, steps=16, eval_every=2, checkpoint_every=2, keep_best=1)
-    assert Checkpoints(tmp_path / "checkpoints", keep=9).steps() == [4, 12, 14, 16]
+    assert CheckpointManager(tmp_path / "checkpoints", keep=9).steps() == [4, 12, 14, 16]
 
 
 def test_fit_logs_how_fast_it_was(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from helpers.trees import assert_same_bits
 
 from t5jax import pretrained, tokenizer
-from t5jax.checkpoint import Checkpoints
+from t5jax.checkpoint.manager import CheckpointManager
 from t5jax.config import T5Config
 from t5jax.model import abstract_params
 from t5jax.pretrained import folder
@@ -364,7 +364,7 @@ def test_load_takes_the_newest_checkpoint_of_a_run(run, vocabulary, tiny_config,
 
 
 def save_run(run, params, steps):
-    checkpoints = Checkpoints(run / "checkpoints", keep=len(steps))
+    checkpoints = CheckpointManager(run / "checkpoints", keep=len(steps))
     for step in steps:
         moved = jax.tree.map(lambda leaf, step=step: leaf + step, params)
         checkpoints.save(step, {"params": moved, "state": {"step": jnp.asarray(step)}}, {})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from t5jax import model
-from t5jax.checkpoint import shapes_by_path
+from t5jax.checkpoint.trees import shapes_by_path
 from t5jax.pretrained import evidence, hf, mesh_tf, t5x
 from t5jax.pretrained.names import Leaf, Naming, Rule
 

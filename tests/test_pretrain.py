@@ -16,7 +16,7 @@ from helpers.small_runs import TINY, training_losses, write_inputs
 
 import t5jax
 from t5jax import ingredients, pretrain, runfolder
-from t5jax.checkpoint import load_item
+from t5jax.checkpoint.manager import load_checkpoint_tree
 from t5jax.corpus import DataConfig
 from t5jax.fit import FitConfig
 from t5jax.model import abstract_params
@@ -159,7 +159,7 @@ def test_run_that_averages_is_continued_and_loaded_as_its_average(inputs, tmp_pa
     loaded = t5jax.load(tmp_path / "run")
     for params in (whole.params, loaded.params):
         jax.tree.map(np.testing.assert_array_equal, params, t5.params)
-    plain = load_item(
+    plain = load_checkpoint_tree(
         tmp_path / "run" / "checkpoints" / "6", "params", abstract_params(loaded.config)
     )
     wi = [p["encoder"]["layers"]["mlp"]["wi"] for p in (plain, loaded.params)]

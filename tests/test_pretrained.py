@@ -8,7 +8,7 @@ import pytest
 from helpers import hf_folders
 
 from t5jax import pretrained, tokenizer
-from t5jax.checkpoint import Checkpoints
+from t5jax.checkpoint.manager import CheckpointManager
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def theirs(tmp_path, vocabulary):
 @pytest.fixture
 def run(tmp_path, tiny_config, tiny_params, vocabulary):
     path = tmp_path / "run"
-    checkpoints = Checkpoints(path / "checkpoints", keep=1)
+    checkpoints = CheckpointManager(path / "checkpoints", keep=1)
     checkpoints.save(3, {"params": tiny_params}, {})
     checkpoints.close()
     (path / "config.json").write_text(tiny_config.to_json())

@@ -17,7 +17,7 @@ import pytest
 from helpers.trees import assert_same_bits, flat
 
 from t5jax import model
-from t5jax.checkpoint import shapes_by_path
+from t5jax.checkpoint.trees import shapes_by_path
 from t5jax.config import T5Config
 from t5jax.parallel.mesh import MeshConfig, make_mesh
 from t5jax.parallel.sharding import infer_shardings

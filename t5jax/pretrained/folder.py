@@ -16,7 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from t5jax import checkpoint
+from t5jax.checkpoint import (
+    ArrayMismatch,
+    check_shapes,
+    checksum,
+    complete_steps,
+    recorded_checksum,
+    save_tree,
+    shapes_by_path,
+)
 from t5jax.config import T5Config
 from t5jax.model import Params, abstract_params
 from t5jax.pretrained import evidence, zarr_folder
@@ -67,7 +75,7 @@ def load(
         try:
             source = open_source(path, params=params, encoder_only=encoder_only)
             return source.config, source.params(dtype=dtype, mesh=mesh, progress=progress)
-        except checkpoint.OtherArrays:
+        except ArrayMismatch:
             raise
         except ValueError as error:
             if params.parent == path:
@@ -86,7 +94,7 @@ def params_folders(path: Path) -> list[Path]:
     """
     if (path / PARAMS).is_dir():
         return [path / PARAMS]
-    steps = checkpoint.complete_steps(path / CHECKPOINTS)
+    steps = complete_steps(path / CHECKPOINTS)
     if not steps:
         raise ValueError(
             f"{path / CHECKPOINTS} must hold a checkpoint, but the run has not saved one yet."
@@ -114,7 +122,7 @@ def open_source(path: Path, *, params: Path, encoder_only: bool = False) -> Sour
             f"{params} must be a folder of arrays written by t5jax; it holds none. Load another."
         )
     shapes = {name: array.shape for name, array in arrays.items()}
-    checkpoint.check_shapes(params, shapes, checkpoint.shapes_by_path(abstract_params(config)))
+    check_shapes(params, shapes, shapes_by_path(abstract_params(config)))
     layout = {name: Leaf((name,), (), False) for name in arrays}
     ignored: dict[str, str] = {}
     if encoder_only:
@@ -134,7 +142,7 @@ def open_source(path: Path, *, params: Path, encoder_only: bool = False) -> Sour
 def _check(folder: Path, params: Params) -> None:
     file = folder.parent / CHECKSUM
     if folder.parent.name.isdigit() and not file.is_file():
-        expected = checkpoint.recorded_checksum(folder.parent, folder.name)
+        expected = recorded_checksum(folder.parent, folder.name)
     elif file.is_file():
         expected = file.read_text().strip()
     else:
@@ -154,7 +162,7 @@ def save(
     """Writes a folder that `load` reads; see `Text2Text.save`."""
     with new_folder(path, overwrite=overwrite) as temporary:
         (temporary / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
-        checkpoint.save_tree(temporary / PARAMS, params)
+        save_tree(temporary / PARAMS, params)
         (temporary / CHECKSUM).write_text(_checksum(params) + "\n")
         if tokenizer is not None:
             tokenizer.save(temporary)
@@ -163,7 +171,7 @@ def save(
 def _checksum(params: Params) -> str:
     # Of float32, as which they are loaded.
     wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-    return str(int(checkpoint.checksum(wide)))
+    return str(int(checksum(wide)))
 
 
 @contextlib.contextmanager

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 import jax
 
-from t5jax import checkpoint
+from t5jax.checkpoint import manager
 
-Choice = Literal["best", "last"]
+CheckpointChoice = Literal["best", "last"]
 
 
-def choose(folder: Path, *, choice: Choice, count: int, every: int) -> list[int]:
+def choose_checkpoints(
+    folder: Path, *, choice: CheckpointChoice, count: int, every: int
+) -> list[int]:
     """Steps of the checkpoints to use, best or newest first; fewer than `count` if there are fewer.
 
     Args:
@@ -25,13 +27,13 @@ def choose(folder: Path, *, choice: Choice, count: int, every: int) -> list[int]
     Raises:
       ValueError: none was saved with a loss, for the best.
     """
-    steps = checkpoint.complete_steps(folder)[::-1]
+    steps = manager.complete_steps(folder)[::-1]
     if choice == "last":
         return [step for step in steps if step == steps[0] or step % every == 0][:count]
     measured = []
     for step in steps:
         with contextlib.suppress(ValueError):  # a damaged one is not chosen
-            loss = checkpoint.recorded_loss(folder / str(step))
+            loss = manager.recorded_loss(folder / str(step))
             if loss is not None:
                 measured.append((loss, step))
     if not measured:
@@ -52,11 +54,11 @@ def is_best(folder: Path, step: int, numbers: Sequence[float]) -> bool:
     Raises:
       ValueError: the checkpoint is damaged.
     """
-    kept = checkpoint.recorded_loss(folder / str(step))
+    kept = manager.recorded_loss(folder / str(step))
     return kept is not None and all(kept <= number for number in numbers)
 
 
-def mean(folder: Path, steps: Sequence[int], name: str, abstract: Any) -> Any:
+def average_checkpoints(folder: Path, steps: Sequence[int], name: str, abstract: Any) -> Any:
     """The mean over checkpoints of one of their trees, computed one checkpoint after the other.
 
     Args:
@@ -67,9 +69,9 @@ def mean(folder: Path, steps: Sequence[int], name: str, abstract: Any) -> Any:
     Raises:
       ValueError: a checkpoint is damaged or holds other arrays.
     """
-    total = checkpoint.load_item(folder / str(steps[0]), name, abstract)
+    total = manager.load_checkpoint_tree(folder / str(steps[0]), name, abstract)
     for step in steps[1:]:
-        total = _add(total, checkpoint.load_item(folder / str(step), name, abstract))
+        total = _add(total, manager.load_checkpoint_tree(folder / str(step), name, abstract))
     return total if len(steps) == 1 else jax.tree.map(lambda x: x / len(steps), total)
 
 

@@ -9,14 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5jax.checkpoint import (
-    Checkpoints,
-    checksum,
-    complete_steps,
-    kept_steps,
-    load_tree,
-    save_tree,
-)
+from t5jax.checkpoint.manager import CheckpointManager, complete_steps, steps_to_keep
+from t5jax.checkpoint.trees import checksum, load_tree, save_tree
 
 
 def tree(offset: float) -> dict:
@@ -39,7 +33,7 @@ def assert_equal(found, expected) -> None:
 
 
 def save_two(folder: Path) -> None:
-    checkpoints = Checkpoints(folder, keep=2)
+    checkpoints = CheckpointManager(folder, keep=2)
     for step in (1, 2):
         checkpoints.save(step, {"params": tree(step)}, {"next": 10 * step})
     checkpoints.close()
@@ -47,7 +41,7 @@ def save_two(folder: Path) -> None:
 
 def test_checkpoints_return_the_newest_bit_for_bit(tmp_path):
     save_two(tmp_path)
-    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints = CheckpointManager(tmp_path, keep=2)
     step, trees, record = checkpoints.restore_latest(
         {"params": shapes(tree(0.0))}, warn=pytest.fail
     )
@@ -56,7 +50,7 @@ def test_checkpoints_return_the_newest_bit_for_bit(tmp_path):
 
 
 def test_checkpoints_keep_only_the_newest(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints = CheckpointManager(tmp_path, keep=2)
     for step in (1, 2, 3):
         checkpoints.save(step, {"params": {"x": jnp.ones(3)}}, {})
     checkpoints.wait()
@@ -65,13 +59,15 @@ def test_checkpoints_keep_only_the_newest(tmp_path):
 
 
 def test_checkpoints_keep_round_steps_and_the_best_too(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=1, keep_every=4, keep_best=2)
+    checkpoints = CheckpointManager(tmp_path, keep=1, keep_every=4, keep_best=2)
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 2.5}
     for step, loss in losses.items():
         checkpoints.save(step, {"params": {"x": jnp.ones(3)}}, {}, loss=loss)
     checkpoints.close()
     assert complete_steps(tmp_path) == [2, 3, 4, 5]
-    again = Checkpoints(tmp_path, keep=1, keep_every=4, keep_best=2)  # knows the losses from disk
+    again = CheckpointManager(
+        tmp_path, keep=1, keep_every=4, keep_best=2
+    )  # knows the losses from disk
     again.save(6, {"params": {"x": jnp.ones(3)}}, {}, loss=0.5)
     again.close()
     assert complete_steps(tmp_path) == [2, 4, 6]
@@ -89,11 +85,11 @@ def test_checkpoints_keep_round_steps_and_the_best_too(tmp_path):
 def test_kept_steps_are_the_newest_the_round_and_the_best(options, kept):
     options = {"keep_every": None, "keep_best": 0, **options}
     losses = {10: 2.0, 20: 1.0, 40: 1.5}
-    assert kept_steps([10, 20, 30, 40, 50, 60], losses, **options) == kept
+    assert steps_to_keep([10, 20, 30, 40, 50, 60], losses, **options) == kept
 
 
 def test_checkpoints_are_none_in_a_new_folder(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "new", keep=1)
+    checkpoints = CheckpointManager(tmp_path / "new", keep=1)
     assert checkpoints.restore_latest({"params": {}}, warn=pytest.fail) is None
     assert complete_steps(tmp_path / "absent") == []
 
@@ -101,7 +97,7 @@ def test_checkpoints_are_none_in_a_new_folder(tmp_path):
 def test_checkpoints_save_what_the_arrays_were_when_asked(tmp_path):
     """The step after a save gives its memory to the next state."""
     overwrite = jax.jit(lambda x: x + 1, donate_argnums=0)
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = CheckpointManager(tmp_path, keep=1)
     x = jnp.zeros((1000, 1000))
     checkpoints.save(1, {"params": {"x": x}}, {})
     for _ in range(20):
@@ -136,7 +132,7 @@ def test_checkpoints_fall_back_when_the_newest_is_damaged(tmp_path, damage):
     save_two(tmp_path)
     damage(tmp_path / "2")
     warnings = []
-    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints = CheckpointManager(tmp_path, keep=2)
     step, trees, record = checkpoints.restore_latest(
         {"params": shapes(tree(0.0))}, warn=warnings.append
     )
@@ -155,7 +151,7 @@ def test_checkpoints_say_when_none_can_be_read(tmp_path):
     save_two(tmp_path)
     truncate(tmp_path / "1")
     truncate(tmp_path / "2")
-    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints = CheckpointManager(tmp_path, keep=2)
     with pytest.raises(ValueError, match="none of the checkpoints"):
         checkpoints.restore_latest({"params": shapes(tree(0.0))}, warn=pytest.fail)
     assert complete_steps(tmp_path) == [1, 2]
@@ -164,7 +160,7 @@ def test_checkpoints_say_when_none_can_be_read(tmp_path):
 def test_checkpoints_stay_where_they_are_when_asked_for_other_arrays(tmp_path):
     save_two(tmp_path)
     other = {**tree(0.0), "weights": jnp.ones((300, 201))}
-    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints = CheckpointManager(tmp_path, keep=2)
     with pytest.raises(ValueError, match=r"weights must have shape \(300, 201\)"):
         checkpoints.restore_latest({"params": shapes(other)}, warn=pytest.fail)
     assert complete_steps(tmp_path) == [1, 2]
@@ -177,7 +173,7 @@ def test_checkpoints_survive_a_full_disk(tmp_path):
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount a small disk")
     try:
-        checkpoints = Checkpoints(disk / "run", keep=3)
+        checkpoints = CheckpointManager(disk / "run", keep=3)
         small = {"x": jnp.arange(1000.0)}
         checkpoints.save(1, {"params": small}, {})
         checkpoints.wait()
@@ -189,7 +185,7 @@ def test_checkpoints_survive_a_full_disk(tmp_path):
 
         with pytest.raises(OSError, match=r"could not write a checkpoint.*saved before are intact"):
             save()
-        again = Checkpoints(disk / "run", keep=3)
+        again = CheckpointManager(disk / "run", keep=3)
         step, trees, _ = again.restore_latest({"params": shapes(small)}, warn=pytest.fail)
         assert step == 1
         assert_equal(trees["params"], small)

@@ -1,30 +1,33 @@
 """Checkpoints that are written whole or not at all, and that say when they are damaged."""
 
 import contextlib
-import logging
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from t5jax.checkpoint.trees import (
+    ArrayMismatch,
+    checksum,
+    first_line,
+    import_orbax,
+    load_tree,
+    this_process_only,
+)
 from t5jax.parallel import (
     agree_on,
     barrier,
     is_main_process,
-    path_name,
-    process_count,
     process_index,
 )
 
 _RECORD = "record"
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one run: `folder/<step>/`, the newest few kept.
 
     Each holds named pytrees, such as parameters and optimizer state, and one JSON record, such as
@@ -59,11 +62,11 @@ class Checkpoints:
 
         rules: dict[str, Any] = {"keep": keep, "keep_every": keep_every}
         rules |= {"keep_best": keep_best, "keep_round": keep_round}
-        self._preserve = _Preserve(lambda steps: kept_steps(steps, self._losses, **rules))
+        self._preserve = _Preserve(lambda steps: steps_to_keep(steps, self._losses, **rules))
         self._manager = self._open()
 
     def _open(self):
-        ocp = _orbax()
+        ocp = import_orbax()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._preserve,
             enable_async_checkpointing=True,
@@ -99,7 +102,7 @@ class Checkpoints:
         Raises:
           OSError: this or the preceding save could not be written, as when the disk is full.
         """
-        ocp = _orbax()
+        ocp = import_orbax()
         sums = {name: int(checksum(tree)) for name, tree in trees.items()}
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items[_RECORD] = ocp.args.JsonSave(
@@ -166,13 +169,13 @@ class Checkpoints:
             # Each process reads its own parts, and waits for nobody who may have failed.
             trees = {name: load_tree(folder / name, tree) for name, tree in abstract.items()}
             found = trees, _read_record(folder)
-        except (MemoryError, PermissionError, OtherArrays):
+        except (MemoryError, PermissionError, ArrayMismatch):
             raise
         # Orbax and TensorStore raise bare Exceptions, and no two kinds of damage the same.
         except Exception as error:
             if "RESOURCE_EXHAUSTED" in str(error):
                 raise
-            reason = _reason(error)
+            reason = first_line(error)
         if not agree_on(found is not None) or found is None:
             return None, reason or "another process could not read its part"
         trees, record = found
@@ -214,48 +217,12 @@ class Checkpoints:
         # A full disk arrives as OSError from Python or as ValueError from TensorStore.
         except (OSError, ValueError, RuntimeError) as error:
             raise OSError(
-                f"could not write a checkpoint to {self._folder}: {_reason(error)}. Those saved "
+                f"could not write a checkpoint to {self._folder}: {first_line(error)}. Those saved "
                 f"before are intact (steps {self.steps()}); make room and run the same command."
             ) from error
 
 
-class OtherArrays(ValueError):
-    """A checkpoint is whole, but not of these arrays."""
-
-
-def save_tree(folder: str | os.PathLike, tree: Any) -> None:
-    """Writes one pytree of arrays to a folder that does not exist yet, and waits for it.
-
-    All processes must call it, but for arrays that one process has alone.
-    """
-    ocp = _orbax()
-    own = all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(tree))
-    alone = _alone() if own else {}
-    if alone:  # Orbax writes arrays of JAX only where they are all processes'
-        tree = jax.tree.map(np.asarray, tree)
-    with ocp.StandardCheckpointer(**alone) as checkpointer:
-        checkpointer.save(Path(folder).resolve(), tree)
-
-
-def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:
-    """Reads what `save_tree` or `Checkpoints` wrote, to the shardings and dtypes of `abstract`.
-
-    Raises:
-      ValueError: the folder is damaged or holds other arrays; the message names it.
-    """
-    ocp = _orbax()
-    folder = Path(folder).resolve()
-    check_shapes(folder, _shapes(folder), shapes_by_path(abstract))
-    try:
-        with ocp.StandardCheckpointer(**_alone()) as checkpointer:
-            return checkpointer.restore(folder, abstract)
-    except Exception as error:  # as in `restore_latest`
-        raise ValueError(
-            f"{folder} is damaged ({_reason(error)}); load another checkpoint."
-        ) from error
-
-
-def kept_steps(
+def steps_to_keep(
     steps: Sequence[int],
     losses: Mapping[int, float],
     *,
@@ -276,7 +243,7 @@ def kept_steps(
 
 
 class _Preserve:
-    """`kept_steps` as Orbax asks for it."""
+    """`steps_to_keep` as Orbax asks for it."""
 
     def __init__(self, choose: Callable[[list[int]], set[int]]):
         self._choose = choose
@@ -287,31 +254,7 @@ class _Preserve:
         return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
-def check_shapes(
-    folder: Path, saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Compares what a folder holds with what is to be read, shapes by '/'-joined path.
-
-    Raises:
-      OtherArrays: they differ; the message names the first array that does.
-    """
-    for name, shape in wanted.items():
-        if name not in saved:
-            raise OtherArrays(f"{folder} must hold {name} for this config; it lacks it.")
-        if saved[name] != shape:
-            raise OtherArrays(
-                f"{folder}: {name} must have shape {shape} for this config, "
-                f"got {saved[name]}; the config belongs to other weights."
-            )
-    for name in saved:
-        if name not in wanted:
-            raise OtherArrays(
-                f"{folder} holds {name}, which this config has no use for; the config belongs to "
-                "other weights."
-            )
-
-
-def load_item(folder: str | os.PathLike, name: str, abstract: Any) -> Any:
+def load_checkpoint_tree(folder: str | os.PathLike, name: str, abstract: Any) -> Any:
     """One of the trees of a run's checkpoint `<step>/`, its checksum compared.
 
     Raises:
@@ -341,19 +284,9 @@ def complete_steps(folder: str | os.PathLike) -> list[int]:
     )
 
 
-@jax.jit
-def checksum(tree: Any) -> jax.Array:
-    """A number, uint32, that changes when any bit of any array does."""
-    total = jnp.zeros((), jnp.uint32)
-    for leaf in jax.tree.leaves(tree):
-        bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * np.dtype(leaf.dtype).itemsize}")
-        total = total * jnp.uint32(31) + jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
-    return total
-
-
 def _read_record(folder: Path) -> dict[str, Any]:
-    ocp = _orbax()
-    alone = _alone()
+    ocp = import_orbax()
+    alone = this_process_only()
     handler = ocp.JsonCheckpointHandler(**alone)
     with ocp.Checkpointer(handler, **alone) as checkpointer:
         try:
@@ -365,42 +298,3 @@ def _read_record(folder: Path) -> dict[str, Any]:
             }
         except Exception as error:  # as in `restore_latest`
             raise ValueError(f"{folder} is damaged (its record cannot be read).") from error
-
-
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    with _orbax().StandardCheckpointer(**_alone()) as checkpointer:
-        try:
-            tree = checkpointer.metadata(folder).item_metadata.tree
-        except Exception as error:  # as in `restore_latest`
-            raise ValueError(f"{folder} must be a folder of arrays written by t5jax.") from error
-    return shapes_by_path(tree)
-
-
-def shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes of all leaves by '/'-joined path."""
-    leaves = jax.tree.leaves_with_path(tree)
-    return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def _reason(error: Exception) -> str:
-    """The first words of an error, without the specification that TensorStore appends."""
-    return str(error).partition("\n")[0].partition(" See full")[0][:200]
-
-
-def _alone() -> dict[str, Any]:
-    """Orbax's options for reading or writing that waits for no other process."""
-    if process_count() == 1:
-        return {}
-    me = process_index()
-    options = _orbax().options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}"
-    )
-    return {"multiprocessing_options": options}
-
-
-def _orbax():
-    import orbax.checkpoint
-
-    # It reports every phase of every save as a warning.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    return orbax.checkpoint

@@ -4,15 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from t5jax import averaging
-from t5jax.checkpoint import Checkpoints
+from t5jax.checkpoint.averaging import average_checkpoints, choose_checkpoints, is_best
+from t5jax.checkpoint.manager import CheckpointManager
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Checkpoints 1 to 4 of one array, the second the best and the fourth without a loss."""
     with_losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: None}
-    checkpoints = Checkpoints(tmp_path, keep=9)
+    checkpoints = CheckpointManager(tmp_path, keep=9)
     for step, loss in with_losses.items():
         checkpoints.save(step, {"params": tree(step)}, {}, loss=loss)
     checkpoints.close()
@@ -29,10 +29,10 @@ def abstract():
 
 
 def test_choose_takes_the_newest_or_the_best(folder):
-    assert averaging.choose(folder, choice="last", count=2, every=1) == [4, 3]
-    assert averaging.choose(folder, choice="last", count=3, every=3) == [4, 3]
-    assert averaging.choose(folder, choice="best", count=2, every=1) == [2, 3]
-    assert averaging.choose(folder, choice="best", count=9, every=1) == [2, 3, 1]
+    assert choose_checkpoints(folder, choice="last", count=2, every=1) == [4, 3]
+    assert choose_checkpoints(folder, choice="last", count=3, every=3) == [4, 3]
+    assert choose_checkpoints(folder, choice="best", count=2, every=1) == [2, 3]
+    assert choose_checkpoints(folder, choice="best", count=9, every=1) == [2, 3, 1]
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,13 @@ def test_choose_takes_the_newest_or_the_best(folder):
     ],
 )
 def test_is_best_compares_to_all_evaluations(folder, step, numbers, best):
-    assert averaging.is_best(folder, step, numbers) is best
+    assert is_best(folder, step, numbers) is best
 
 
 def test_mean_is_that_of_all_and_of_one_is_itself(folder):
-    found = averaging.mean(folder, [1, 2, 4], "params", abstract())
+    found = average_checkpoints(folder, [1, 2, 4], "params", abstract())
     np.testing.assert_allclose(found["x"], np.full((2, 3), (1 + 4 + 16) / 3), rtol=1e-6)
-    found = averaging.mean(folder, [3], "params", abstract())
+    found = average_checkpoints(folder, [3], "params", abstract())
     np.testing.assert_array_equal(found["x"], np.full((2, 3), 9.0))
 
 
@@ -61,4 +61,4 @@ def test_mean_names_a_checkpoint_that_is_damaged(folder):
         if file.is_file():
             file.write_bytes(b"")
     with pytest.raises(ValueError, match="2/params must be a folder of arrays"):
-        averaging.mean(folder, [1, 2], "params", abstract())
+        average_checkpoints(folder, [1, 2], "params", abstract())
