@@ -7,8 +7,9 @@ import dataclasses
 import itertools
 from pathlib import Path
 
-from t5jax import cli, corpus, tokenizer
+from t5jax import cli, corpus
 from t5jax.pretrained import folder
+from t5jax.tokenizers import train_tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ def train(config: Config) -> None:
     """Train, save, and say how well the vocabulary fits text that it has not seen."""
     with folder.new_folder(config.output, overwrite=False) as output:
         seen, heldout = corpus.read(config.data)
-        vocabulary = tokenizer.train(
+        vocabulary = train_tokenizer(
             corpus.documents(seen),
             vocab_size=config.vocab_size,
             num_sentinels=config.num_sentinels,

@@ -6,6 +6,7 @@ from . import metrics as metrics
 from . import ops as ops
 from . import parallel as parallel
 from . import pretrained as pretrained
+from . import tokenizers as tokenizers
 from .answers import Answer as Answer
 from .config import T5Config as T5Config
 from .finetuning import finetune as finetune

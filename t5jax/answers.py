@@ -10,7 +10,7 @@ from t5jax import buckets, pieces, score
 from t5jax.config import T5Config
 from t5jax.model import Params
 from t5jax.options import Options
-from t5jax.tokenizer import Tokenizer
+from t5jax.tokenizers import Tokenizer
 from t5jax.writer import FinishReason, Written
 
 

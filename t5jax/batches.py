@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from t5jax import denoise
-from t5jax.tokenizer import Tokenizer
+from t5jax.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     import datasets

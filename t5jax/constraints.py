@@ -9,7 +9,7 @@ import numpy as np
 
 from t5jax.config import T5Config
 from t5jax.decoding import Automaton, LogitsProcessors, check_automaton, matcher, trie
-from t5jax.tokenizer import Tokenizer
+from t5jax.tokenizers import Tokenizer
 
 Ids = Sequence[int]
 # An automaton has a state for every byte of them.

@@ -48,7 +48,7 @@ from t5jax.pretrained.folder import CHECKPOINTS
 from t5jax.recipe import FinetuneConfig
 from t5jax.tasks import Split, Task
 from t5jax.text2text import Text2Text
-from t5jax.tokenizer import Tokenizer
+from t5jax.tokenizers import Tokenizer
 from t5jax.trial import Trial
 
 MODEL = "model"

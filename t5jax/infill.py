@@ -7,7 +7,7 @@ import numpy as np
 
 from t5jax import buckets
 from t5jax.text2text import Text2Text
-from t5jax.tokenizer import Tokenizer
+from t5jax.tokenizers import Tokenizer
 
 # A plain sentence: a capital, words and ordinary punctuation, a full stop.
 _SENTENCE = re.compile(r"(?<!\S)[A-Z][A-Za-z0-9,;:'()\- ]{60,140}\.(?!\S)")

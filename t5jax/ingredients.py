@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from t5jax import tokenizer as tokenizers
 from t5jax.config import T5Config, pad_vocab
 from t5jax.denoise import SpanCorruption
 from t5jax.loading import resolve_dtype
-from t5jax.tokenizer import ByteTokenizer, Tokenizer
+from t5jax.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer, train_tokenizer
 
 # The name of ByT5's tokenizer, which needs no files.
 BYTES = "bytes"
@@ -43,15 +42,15 @@ def tokenizer(
       vocab_size: pieces of one that is trained.
       say: is told what takes a while.
     """
-    found = tokenizers.load(folder) if folder.is_dir() else None
+    found = load_tokenizer(folder) if folder.is_dir() else None
     if found is None and source == BYTES:
         found = ByteTokenizer()
     if found is None and source is not None:
         check_tokenizer(source)
-        found = tokenizers.load(source)
+        found = load_tokenizer(source)
     if found is None:
         say(f"training a vocabulary of {vocab_size} pieces")
-        found = tokenizers.train(texts(), vocab_size=vocab_size)
+        found = train_tokenizer(texts(), vocab_size=vocab_size)
     if found.pad_id == found.unk_id:
         raise ValueError(
             f"the tokenizer must have a padding id of its own, got {found.pad_id} for padding and "
@@ -104,7 +103,7 @@ def check_tokenizer(tokenizer: str) -> None:
             f"tokenizer must be a folder with spiece.model, or 'bytes', got {tokenizer}, which "
             "does not exist; leave it out to train one on the corpus."
         )
-    if tokenizers.load(tokenizer) is None:
+    if load_tokenizer(tokenizer) is None:
         raise FileNotFoundError(
             f"{tokenizer} must hold spiece.model or a ByT5 tokenizer_config.json, and "
             "holds neither; leave --tokenizer out to train one on the corpus."

@@ -10,7 +10,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from t5jax import pretrained
 from t5jax.config import HOW_TO_COMPUTE, T5Config, presets
 from t5jax.pretrained.source import Source
-from t5jax.tokenizer import Tokenizer
+from t5jax.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

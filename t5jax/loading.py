@@ -12,7 +12,7 @@ from t5jax import pretrained, quantize
 from t5jax.pretrained import hf_save
 from t5jax.pretrained.source import Weights
 from t5jax.text2text import Text2Text
-from t5jax.tokenizer import Tokenizer
+from t5jax.tokenizers import Tokenizer
 
 
 def load(

@@ -8,7 +8,7 @@ from t5jax import mixture
 from t5jax import tasks as tasking
 from t5jax.mixture import Counts, PairLimits, Pairs
 from t5jax.tasks import Example, Split, Task
-from t5jax.tokenizer import Tokenizer
+from t5jax.tokenizers import Tokenizer
 from t5jax.trial import Trial
 
 Say = Callable[[str], None]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from t5jax.tokenizer import Tokenizer
+from t5jax.tokenizers import Tokenizer
 
 # What decoding writes for bytes that are no character, or not yet one.
 _INCOMPLETE = "\ufffd"

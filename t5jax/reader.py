@@ -15,7 +15,7 @@ from t5jax.config import T5Config
 from t5jax.model import T5, Params, bind
 from t5jax.ops import is_kernel
 from t5jax.quantize import LogitError
-from t5jax.tokenizer import Tokenizer
+from t5jax.tokenizers import Tokenizer
 
 
 class Ranked(NamedTuple):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from t5jax import batches
-from t5jax import tokenizer as tokenizers
 from t5jax.config import HOW_TO_COMPUTE, T5Config
 from t5jax.fileio import is_temporary, write_atomically
 from t5jax.fit import FitConfig
@@ -16,7 +15,7 @@ from t5jax.loading import resolve_dtype
 from t5jax.parallel import is_main_process, process_index
 from t5jax.pretrained.folder import CONFIG_FILE
 from t5jax.runs import RunConfig
-from t5jax.tokenizer import Tokenizer
+from t5jax.tokenizers import Tokenizer, load_tokenizer
 
 RUN_FILE = "run.json"
 
@@ -128,7 +127,7 @@ def claim(
         record = {"options": options, "corpus": text_digest}
         write_atomically(path, json.dumps(record, indent=2) + "\n")
     # Written again after a crash between these lines; both are functions of the options.
-    if tokenizers.load(folder) is None:
+    if load_tokenizer(folder) is None:
         tokenizer.save(folder)
     write_atomically(folder / CONFIG_FILE, model.to_json())
 

@@ -22,7 +22,7 @@ from t5jax.optimizer import OptimizerConfig
 from t5jax.parallel import HostsConfig, MeshConfig, print_once, process_count, process_index
 from t5jax.pretrained.folder import CHECKPOINTS
 from t5jax.profiling import Profiler
-from t5jax.tokenizer import Tokenizer
+from t5jax.tokenizers import Tokenizer
 from t5jax.train import StepConfig
 
 # Options of all runs that came later, and what runs have that were begun before.

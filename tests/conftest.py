@@ -23,10 +23,11 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from t5jax import cli, tokenizer
+from t5jax import cli
 from t5jax.config import T5Config
 from t5jax.model import abstract_params
 from t5jax.text2text import Text2Text
+from t5jax.tokenizers.sentencepiece import train_tokenizer
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -129,7 +130,7 @@ def english():
     )
     rng = np.random.default_rng(0)
     sentences = [" ".join(rng.choice(words.split(), 8)) + "." for _ in range(300)]
-    return tokenizer.train(sentences, vocab_size=85, num_sentinels=10)
+    return train_tokenizer(sentences, vocab_size=85, num_sentinels=10)
 
 
 @pytest.fixture(scope="session")

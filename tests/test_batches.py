@@ -6,9 +6,10 @@ import datasets
 import numpy as np
 import pytest
 
-from t5jax import batches, denoise, tokenizer
+from t5jax import batches, denoise
+from t5jax.tokenizers.byte import ByteTokenizer
 
-BYTES = tokenizer.ByteTokenizer()
+BYTES = ByteTokenizer()
 CORRUPTION = denoise.SpanCorruption()
 
 

@@ -23,10 +23,11 @@ from helpers import torch_pickles as pickles
 from helpers.trees import assert_same_bits
 from safetensors.numpy import load_file, save_file
 
-from t5jax import convert, model, pretrained, tokenizer
+from t5jax import convert, model, pretrained
 from t5jax.checkpoint.trees import load_tree
 from t5jax.config import T5Config
 from t5jax.pretrained import folder, source
+from t5jax.tokenizers.sentencepiece import train_tokenizer
 
 MESH_TF = Path(__file__).parent / "fixtures" / "mesh_tf"
 CONFIG = hf_folders.CONFIG | {
@@ -132,7 +133,7 @@ def mesh_tensors() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    return tokenizer.train(["a bee sees a bee"], vocab_size=10, num_sentinels=5)
+    return train_tokenizer(["a bee sees a bee"], vocab_size=10, num_sentinels=5)
 
 
 @pytest.fixture(scope="module")

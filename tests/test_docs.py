@@ -7,11 +7,11 @@ import datasets
 import jax
 import pytest
 
-from t5jax import tokenizer
 from t5jax.config import T5Config
 from t5jax.model import init_params
 from t5jax.pretrained import hf_save, hub
 from t5jax.pretrained.source import Weights
+from t5jax.tokenizers.sentencepiece import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,7 +38,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
         num_encoder_layers=1,
         num_decoder_layers=1,
     )
-    words = tokenizer.train([(SENTENCE + ANSWERS) * 3], vocab_size=38)
+    words = train_tokenizer([(SENTENCE + ANSWERS) * 3], vocab_size=38)
     weights = Weights.of(init_params(config, jax.random.key(0)))
     hf_save.save(tmp_path / "hub", config, weights, words)
     monkeypatch.setattr(hub, "download", lambda name, *, revision, subfolder: tmp_path / "hub")

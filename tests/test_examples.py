@@ -14,13 +14,14 @@ import jax
 import numpy as np
 import pytest
 
-from t5jax import pydocs, tasks, tokenizer
+from t5jax import pydocs, tasks
 from t5jax.answers import Answer
 from t5jax.config import T5Config
 from t5jax.finetuning import FinetuneConfig
 from t5jax.model import init_params
 from t5jax.runlog import read_metrics
 from t5jax.text2text import Text2Text
+from t5jax.tokenizers.byte import ByteTokenizer
 
 ROOT = Path(__file__).parents[1]
 MODULE = '''\
@@ -63,7 +64,7 @@ def test_fill_in_blanks_prints_every_sentence(tmp_path):
     config = T5Config(
         vocab_size=384, d_model=8, d_ff=8, num_heads=1, num_encoder_layers=1, num_decoder_layers=1
     )
-    t5 = Text2Text(config, init_params(config, jax.random.key(0)), tokenizer.ByteTokenizer())
+    t5 = Text2Text(config, init_params(config, jax.random.key(0)), ByteTokenizer())
     t5.save(tmp_path / "model")
     shown = subprocess.run(
         [

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from helpers.trees import assert_same_bits
 
-from t5jax import pretrained, tokenizer
+from t5jax import pretrained
 from t5jax.checkpoint.manager import CheckpointManager
 from t5jax.config import T5Config
 from t5jax.model import abstract_params
 from t5jax.pretrained import folder
+from t5jax.tokenizers.sentencepiece import train_tokenizer
 
 # Orbax leaves reads of damaged folders unfinished, which Python reports when it cleans up.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    return tokenizer.train(["a folder in a folder"], vocab_size=14, num_sentinels=7)
+    return train_tokenizer(["a folder in a folder"], vocab_size=14, num_sentinels=7)
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,11 @@ from helpers import hf_folders
 from helpers.trees import assert_same_bits, flat
 from safetensors.numpy import load_file
 
-from t5jax import tokenizer
 from t5jax.config import T5Config
 from t5jax.pretrained import hf, hf_save
 from t5jax.pretrained.source import Weights
+from t5jax.tokenizers.load import load_tokenizer
+from t5jax.tokenizers.sentencepiece import train_tokenizer
 
 CONFIG = hf_folders.CONFIG
 UNUSED_BIAS = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
@@ -734,9 +735,9 @@ def test_save_writes_torch_s_format_mark(folder, tmp_path):
 
 
 def test_save_writes_the_tokenizer(folder, tmp_path):
-    vocabulary = tokenizer.train(["a bee sees a bee"], vocab_size=10, num_sentinels=5)
+    vocabulary = train_tokenizer(["a bee sees a bee"], vocab_size=10, num_sentinels=5)
     save(tmp_path / "out", *load(folder), vocabulary)
-    found = tokenizer.load(tmp_path / "out")
+    found = load_tokenizer(tmp_path / "out")
     assert found is not None
     assert found.fingerprint == vocabulary.fingerprint
 

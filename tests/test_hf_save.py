@@ -18,7 +18,7 @@ from t5jax.config import T5Config
 from t5jax.model import abstract_params
 from t5jax.pretrained import hf, hf_save, safetensors_file
 from t5jax.pretrained.source import Weights, Written
-from t5jax.tokenizer import ByteTokenizer
+from t5jax.tokenizers.byte import ByteTokenizer
 
 INDEX = "model.safetensors.index.json"
 BIAS = "SelfAttention.relative_attention_bias.weight"

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from helpers import hf_folders
 
-from t5jax import tokenizer
+from t5jax.tokenizers.sentencepiece import train_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PATH = re.compile(
@@ -156,7 +156,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    return tokenizer.train(
+    return train_tokenizer(
         ["a hub has models, and a model has a hub"], vocab_size=20, num_sentinels=9
     )
 

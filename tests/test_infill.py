@@ -2,10 +2,11 @@ import jax
 import numpy as np
 import pytest
 
-from t5jax import infill, tokenizer
+from t5jax import infill
 from t5jax.config import T5Config
 from t5jax.model import init_params
 from t5jax.text2text import Text2Text
+from t5jax.tokenizers.byte import ByteTokenizer
 
 SENTENCE = "The quick brown fox jumps over the lazy dog while the old cat sleeps in the sun."
 
@@ -44,7 +45,7 @@ def test_hide_refuses_a_sentence_too_short_for_its_blanks():
 
 
 def test_read_spans_stops_at_eos_and_keeps_numbers():
-    bytes_ = tokenizer.ByteTokenizer()
+    bytes_ = ByteTokenizer()
     first, second = bytes_.sentinel_id(0), bytes_.sentinel_id(1)
     ids = [first, *bytes_.encode("ab"), second, *bytes_.encode("c"), 1, *bytes_.encode("ignored")]
     assert infill.read_spans(ids, bytes_, count=2) == {0: "ab", 1: "c"}
@@ -52,7 +53,7 @@ def test_read_spans_stops_at_eos_and_keeps_numbers():
 
 
 def test_read_spans_leaves_characters_that_share_a_byte_with_a_far_sentinel_alone():
-    bytes_ = tokenizer.ByteTokenizer()
+    bytes_ = ByteTokenizer()
     text = "déjà"
     assert {bytes_.sentinel_id(k) for k in range(3, 100)} & set(bytes_.encode(text))
     ids = [bytes_.sentinel_id(0), *bytes_.encode(text), 1]
@@ -63,7 +64,7 @@ def test_show_puts_the_truth_beside_the_guess():
     config = T5Config(
         vocab_size=384, d_model=8, d_ff=8, num_heads=1, num_encoder_layers=1, num_decoder_layers=1
     )
-    t5 = Text2Text(config, init_params(config, jax.random.key(0)), tokenizer.ByteTokenizer())
+    t5 = Text2Text(config, init_params(config, jax.random.key(0)), ByteTokenizer())
     (shown,) = infill.show(t5, [SENTENCE], seed=0)
     assert shown.count(" -> ") == 2
     assert shown.startswith("The ")

@@ -5,7 +5,7 @@ from helpers.small_runs import TINY
 
 from t5jax import ingredients
 from t5jax.denoise import SpanCorruption
-from t5jax.tokenizer import ByteTokenizer
+from t5jax.tokenizers.byte import ByteTokenizer
 
 BYTES = ByteTokenizer()
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from helpers import hf_folders
 
-from t5jax import config, inspect, model, pretrained, tokenizer
+from t5jax import config, inspect, model, pretrained
 from t5jax.config import T5Config
 from t5jax.pretrained import arrays, safetensors_file, source, tf_bundle, zarr_folder
+from t5jax.tokenizers.sentencepiece import train_tokenizer
 
 MESH_TF = Path(__file__).parent / "fixtures" / "mesh_tf"
 # Their config.json in what differs between them, of the folders that Google publishes.
@@ -178,7 +179,7 @@ def test_run_reads_an_output_layer_only_as_far_as_it_equals_the_embedding(tmp_pa
 
 @pytest.fixture
 def folder(tmp_path):
-    vocabulary = tokenizer.train(["a bee sees a bee"], vocab_size=10, num_sentinels=5)
+    vocabulary = train_tokenizer(["a bee sees a bee"], vocab_size=10, num_sentinels=5)
     tensors = hf_folders.random_tensors(hf_folders.CONFIG)
     tensors = {
         name: value.astype(ml_dtypes.bfloat16) if "encoder" in name else value

@@ -8,13 +8,13 @@ import pytest
 from helpers import hf_folders
 
 import t5jax
-from t5jax import tokenizer
 from t5jax.parallel.mesh import MeshConfig, make_mesh
+from t5jax.tokenizers.sentencepiece import train_tokenizer
 
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    return tokenizer.train(["a folder in a folder"], vocab_size=14, num_sentinels=7)
+    return train_tokenizer(["a folder in a folder"], vocab_size=14, num_sentinels=7)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_t5jax_load_refuses_an_unknown_type_before_it_reads_anything(tmp_path, d
 
 
 def test_t5jax_load_takes_another_tokenizer(theirs):
-    other = tokenizer.train(["else or other"], vocab_size=12, num_sentinels=3)
+    other = train_tokenizer(["else or other"], vocab_size=12, num_sentinels=3)
     t5 = t5jax.load(theirs, tokenizer=other)
     assert t5.tokenizer is other
 

@@ -5,7 +5,7 @@ import pytest
 from t5jax import material
 from t5jax.mixture import PairLimits
 from t5jax.tasks import Task
-from t5jax.tokenizer import ByteTokenizer
+from t5jax.tokenizers.byte import ByteTokenizer
 
 BYTES = ByteTokenizer()
 LIMITS = PairLimits(input_length=6, target_length=4)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from helpers import scripts_of_languages
 
-from t5jax import tokenizer
-from t5jax.fast_tokenizer import FastTokenizer
 from t5jax.pieces import Pieces, cut
+from t5jax.tokenizers.byte import ByteTokenizer
+from t5jax.tokenizers.huggingface import HuggingFaceTokenizer
+from t5jax.tokenizers.load import load_tokenizer
 
 KINDS = ["bytes", "trained", "with_bytes", "byte_level", "metaspace"]
 # One within a word, one across two, one of several bytes, and one whose beginning is another.
@@ -82,7 +83,7 @@ def test_pieces_of_an_answer_that_ends_within_a_character(kinds, kind):
 def test_pieces_of_the_genuine_vocabulary(shared_data, file, stop_strings):
     folder = shared_data / "t5_tokenizer"
     genuine = file == "spiece.model"
-    found = tokenizer.load(folder) if genuine else FastTokenizer.from_folder(folder)
+    found = load_tokenizer(folder) if genuine else HuggingFaceTokenizer.from_folder(folder)
     rng = np.random.default_rng(0)
     random = [rng.integers(0, found.vocab_size, 20).tolist() for _ in range(100)]
     check(found, [*map(found.encode, TEXTS), *random], stop_strings=stop_strings)
@@ -101,7 +102,7 @@ def test_pieces_wait_for_what_may_begin_a_stop_string(kinds, kind):
 
 
 def test_pieces_come_out_as_soon_as_they_are_certain():
-    found = tokenizer.ByteTokenizer()
+    found = ByteTokenizer()
     pieces = pieces_of(found, found.encode("aé b"))
     # The bytes of é are two; a space may be the last, and then it waits.
     assert pieces == ["a", "", "é", "", " b", ""]
@@ -110,7 +111,7 @@ def test_pieces_come_out_as_soon_as_they_are_certain():
 
 
 def test_pieces_do_not_look_for_stop_strings_in_the_prefix():
-    found = tokenizer.ByteTokenizer()
+    found = ByteTokenizer()
     ids = found.encode("stop, go, stop, on")
     prefix_len = len("stop, go")
     pieces = pieces_of(found, ids, stop_strings=["stop"], prefix_len=prefix_len)
@@ -140,5 +141,5 @@ def test_cut_leaves_a_prefix_whole(kinds, kind):
 
 
 def test_cut_without_ids_is_empty():
-    assert cut(tokenizer.ByteTokenizer(), [], stop_strings=["a"], prefix_len=0) == ""
-    assert cut(tokenizer.ByteTokenizer(), [], stop_strings=[], prefix_len=3) == ""
+    assert cut(ByteTokenizer(), [], stop_strings=["a"], prefix_len=0) == ""
+    assert cut(ByteTokenizer(), [], stop_strings=[], prefix_len=3) == ""

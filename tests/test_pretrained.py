@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from helpers import hf_folders
 
-from t5jax import pretrained, tokenizer
+from t5jax import pretrained
 from t5jax.checkpoint.manager import CheckpointManager
+from t5jax.tokenizers.sentencepiece import train_tokenizer
 
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    return tokenizer.train(["a folder in a folder"], vocab_size=14, num_sentinels=7)
+    return train_tokenizer(["a folder in a folder"], vocab_size=14, num_sentinels=7)
 
 
 @pytest.fixture

@@ -3,8 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from t5jax import runfolder, tokenizer
+from t5jax import runfolder
 from t5jax.config import T5Config
+from t5jax.tokenizers.byte import ByteTokenizer
+from t5jax.tokenizers.load import load_tokenizer
 
 MODEL = T5Config(
     vocab_size=384, d_model=8, d_ff=8, num_heads=1, num_encoder_layers=1, num_decoder_layers=1
@@ -12,9 +14,7 @@ MODEL = T5Config(
 
 
 def claim(folder, *, options=None, text="abc", model=MODEL) -> None:
-    runfolder.claim(
-        folder, options or {"seed": 0}, text, model=model, tokenizer=tokenizer.ByteTokenizer()
-    )
+    runfolder.claim(folder, options or {"seed": 0}, text, model=model, tokenizer=ByteTokenizer())
 
 
 def test_claim_writes_what_check_then_accepts(tmp_path):
@@ -22,7 +22,7 @@ def test_claim_writes_what_check_then_accepts(tmp_path):
     runfolder.check(tmp_path / "run", {"seed": 0})
     claim(tmp_path / "run", model=MODEL.replace(remat="full"))
     assert T5Config.from_file(tmp_path / "run" / "config.json").remat == "full"
-    assert isinstance(tokenizer.load(tmp_path / "run"), tokenizer.ByteTokenizer)
+    assert isinstance(load_tokenizer(tmp_path / "run"), ByteTokenizer)
 
 
 @pytest.mark.parametrize("options", [{"seed": 1}, {}, {"seed": 0, "more": 2}])

@@ -15,10 +15,11 @@ from helpers import torch_pickles as pickles
 from safetensors.numpy import load_file, save_file
 
 import t5jax
-from t5jax import pretrained, tokenizer
+from t5jax import pretrained
 from t5jax.model import abstract_params
 from t5jax.pretrained import sentence, t5x_save
 from t5jax.pretrained.source import Weights
+from t5jax.tokenizers.sentencepiece import train_tokenizer
 
 CONFIG = hf_folders.CONFIG | {"architectures": ["T5EncoderModel"], "is_encoder_decoder": False}
 WIDTH = 11
@@ -46,7 +47,7 @@ DENSE = {
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    return tokenizer.train(["a bee sees a bee and"], vocab_size=12, num_sentinels=5)
+    return train_tokenizer(["a bee sees a bee and"], vocab_size=12, num_sentinels=5)
 
 
 @pytest.fixture(scope="module")

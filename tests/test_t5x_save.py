@@ -13,9 +13,10 @@ from helpers import hf_folders, t5x_folders
 from helpers.trees import assert_same_bits
 from safetensors.numpy import load_file
 
-from t5jax import pretrained, tokenizer
+from t5jax import pretrained
 from t5jax.pretrained import hf_save, sentence, t5x, t5x_save
 from t5jax.pretrained.source import Weights
+from t5jax.tokenizers.byte import ByteTokenizer
 
 FAMILIES = {
     "relu-tied": {"gated": False, "tied": True},
@@ -119,7 +120,7 @@ def test_save_reports_every_array(tmp_path, scan):
 def test_save_writes_config_and_tokenizer(tmp_path):
     source = opened(tmp_path, t5x_folders.random_arrays(**SMALL))
     config = source.config.replace(relative_max_distance=12, activation="silu", eos_id=2)
-    vocabulary = tokenizer.ByteTokenizer()
+    vocabulary = ByteTokenizer()
     t5x_save.save(tmp_path / "out", config, source.weights(), vocabulary)
     found, _, words = pretrained.load(tmp_path / "out")
     assert found == config

@@ -16,8 +16,8 @@ from helpers.forced_decoding import (
 )
 
 import t5jax
-from t5jax import tokenizer
 from t5jax.text2text import Text2Text
+from t5jax.tokenizers.sentencepiece import SentencePieceTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -236,11 +236,11 @@ def test_generate_ids_refuses_to_write_nothing(t5):
 
 
 def test_text2text_refuses_a_tokenizer_with_more_ids_than_embeddings(t5, english):
-    large = tokenizer.SentencePieceTokenizer(english.model, num_sentinels=13)
+    large = SentencePieceTokenizer(english.model, num_sentinels=13)
     assert large.vocab_size == 98
     with pytest.raises(ValueError, match=r"at most vocab_size = 97 ids, got 98"):
         Text2Text(t5.config, t5.params, large)
-    exact = tokenizer.SentencePieceTokenizer(english.model, num_sentinels=12)
+    exact = SentencePieceTokenizer(english.model, num_sentinels=12)
     assert Text2Text(t5.config, t5.params, exact).tokenizer is exact
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from t5jax import corpus, tokenizer
+from t5jax import corpus
+from t5jax.tokenizers.load import load_tokenizer
+from t5jax.tokenizers.sentencepiece import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "train_tokenizer.py"
@@ -54,12 +56,12 @@ def run(*arguments):
 def test_script_trains_on_what_is_not_held_out(script, text_file, tmp_path, capsys):
     output = tmp_path / "new" / "vocabulary"
     script.train(config(script, text_file, output, num_sentinels=7))
-    loaded = tokenizer.load(output)
+    loaded = load_tokenizer(output)
     assert loaded is not None
     assert loaded.vocab_size == 57
     # 5 % of 63 lines are the last three: the only ones with this letter.
     assert loaded.encode("ž")[-1] == loaded.unk_id
-    expected = tokenizer.train(LINES, vocab_size=50, num_sentinels=7)
+    expected = train_tokenizer(LINES, vocab_size=50, num_sentinels=7)
     assert loaded.fingerprint == expected.fingerprint
     assert "57 ids, 7 of them sentinels" in capsys.readouterr().out
 

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from t5jax import tokenizer
 from t5jax.config import T5Config
 from t5jax.model import Params
 from t5jax.pretrained import folder, hf, hub, mesh_tf, sentence, t5x
 from t5jax.pretrained.source import Progress, Source
-from t5jax.tokenizer import Tokenizer
+from t5jax.tokenizers import Tokenizer, load_tokenizer
 
 
 def load(
@@ -98,11 +97,11 @@ def open_source(path: Path, *, encoder_only: bool = False) -> Source:
 def find_tokenizer(path: Path) -> Tokenizer | None:
     """The tokenizer in a model's folder, or in the one above a checkpoint of a run."""
     for place in dict.fromkeys((path, sentence.transformer(path))):
-        if place.is_dir() and (found := tokenizer.load(place)) is not None:
+        if place.is_dir() and (found := load_tokenizer(place)) is not None:
             return found
     above = path.parent
     is_step = t5x.STEP.fullmatch(path.name) or not path.is_dir()
-    return tokenizer.load(above) if is_step else None
+    return load_tokenizer(above) if is_step else None
 
 
 def save(

@@ -30,7 +30,7 @@ from t5jax.model import Params, abstract_params
 from t5jax.pretrained import evidence, zarr_folder
 from t5jax.pretrained.names import Leaf
 from t5jax.pretrained.source import Progress, Source
-from t5jax.tokenizer import Tokenizer
+from t5jax.tokenizers import Tokenizer
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"

@@ -13,7 +13,7 @@ from t5jax.pretrained import hf, hf_config, safetensors_file, sentence
 from t5jax.pretrained.folder import new_folder
 from t5jax.pretrained.names import Leaf
 from t5jax.pretrained.source import Weights, Written, num_layers
-from t5jax.tokenizer import Tokenizer
+from t5jax.tokenizers import Tokenizer
 
 MAX_SHARD_BYTES = 5 * 10**9
 _INDEX = f"{hf.WEIGHTS}{hf.INDEX}"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from t5jax.tokenizer import MODEL_FILES
+from t5jax.tokenizers import MODEL_FILES
 
 _FILES = (
     "config.json",

@@ -14,7 +14,7 @@ from t5jax.config import T5Config
 from t5jax.pretrained import sentence, t5x, zarr_folder
 from t5jax.pretrained.folder import new_folder
 from t5jax.pretrained.source import Weights, Written, num_layers
-from t5jax.tokenizer import Tokenizer
+from t5jax.tokenizers import Tokenizer
 
 _FOLDER = "checkpoint_0"
 _VERSION = 3

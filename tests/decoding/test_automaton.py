@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5jax import tokenizer
 from t5jax.decoding.automaton import (
     UNREACHABLE,
     advance_states,
@@ -21,6 +20,7 @@ from t5jax.decoding.automaton import (
     next_states,
     trie,
 )
+from t5jax.tokenizers.sentencepiece import SentencePieceTokenizer
 
 EOS = 1
 VOCAB = 11
@@ -359,7 +359,7 @@ def test_matcher_gives_rows_to_states_that_many_tokens_tell_apart():
 
 def test_matcher_sees_what_the_genuine_tokenizer_writes(shared_data):
     model = shared_data / "t5_tokenizer" / "spiece.model"
-    t5 = tokenizer.SentencePieceTokenizer.from_file(model)
+    t5 = SentencePieceTokenizer.from_file(model)
     pieces = t5.pieces()
     first = [piece if i == t5.unk_id else piece.lstrip() for i, piece in enumerate(pieces)]
     texts = ["Zwei junge Männer sind im Freien.", "The end. <extra_id_0> of it", "<extra_id_3> a b"]

@@ -9,9 +9,9 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from t5jax import tokenizer
-from t5jax.fast_tokenizer import FastTokenizer
-from t5jax.tokenizer import ByteTokenizer, SentencePieceTokenizer
+from t5jax.tokenizers.byte import ByteTokenizer
+from t5jax.tokenizers.huggingface import HuggingFaceTokenizer
+from t5jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_tokenizer
 
 _LINES = (
     "the quick brown fox, naïve café Straße ﬁn ½ Ærøskøbing żółć Привет мир Ελληνικά עִבְרִית",
@@ -38,8 +38,8 @@ def texts(count, *, seed=0):
 
 
 def trained():
-    """A SentencePiece vocabulary as `tokenizer.train` makes it."""
-    return tokenizer.train(texts(400, seed=1), vocab_size=320, num_sentinels=5)
+    """A SentencePiece vocabulary as `train_tokenizer` makes it."""
+    return train_tokenizer(texts(400, seed=1), vocab_size=320, num_sentinels=5)
 
 
 def with_bytes():
@@ -103,7 +103,7 @@ def metaspace(folder):
 
 def _fast(library, folder):
     library.save(str(folder / "tokenizer.json"))
-    return FastTokenizer.from_folder(folder)
+    return HuggingFaceTokenizer.from_folder(folder)
 
 
 def every_kind(folder):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from t5jax import tokenizer
 from t5jax.config import T5Config
 from t5jax.runlog import read_metrics
+from t5jax.tokenizers.byte import ByteTokenizer
 
 TINY = T5Config(
     vocab_size=384,
@@ -28,7 +28,7 @@ def write_inputs(folder: Path) -> dict[str, str]:
     rng = np.random.default_rng(0)
     lines = ["The " + " ".join(rng.choice(words, 12)) + " today." for _ in range(400)]
     (folder / "text.txt").write_text("\n".join(lines))
-    tokenizer.ByteTokenizer().save(folder / "bytes")
+    ByteTokenizer().save(folder / "bytes")
     (folder / "tiny.json").write_text(TINY.to_json())
     return {
         "text": str(folder / "text.txt"),

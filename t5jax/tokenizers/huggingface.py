@@ -16,14 +16,23 @@ from typing import Any
 import numpy as np
 
 from t5jax.fileio import write_atomically
+from t5jax.tokenizers.base import StrPath
 
 MAX_BYTES = 64 << 20
+
+
 MAX_VOCAB = 10_000_000
-StrPath = str | os.PathLike[str]
+
 
 _TOKENIZER, _VOCAB, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
+
+
 _CONFIG, _SPECIAL, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+
+
 _FILES = (_TOKENIZER, _VOCAB, _MERGES, _CONFIG, _SPECIAL, _ADDED)
+
+
 # What RoBERTa's tokenizer calls them, in the order in which it adds them to a vocabulary.
 _SPECIAL_TOKENS = {
     "bos_token": "<s>",
@@ -34,15 +43,23 @@ _SPECIAL_TOKENS = {
     "cls_token": "<s>",
     "mask_token": "<mask>",
 }
+
+
 # GPT-2's spelling of bytes: printable ones as themselves, the others as characters from 256 on.
 _PRINTABLE = {chr(byte): byte for byte in (*range(33, 127), *range(161, 173), *range(174, 256))}
+
+
 _OTHERS = sorted(set(range(256)) - set(_PRINTABLE.values()))
+
+
 _BYTE_OF = _PRINTABLE | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
+
+
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def holds_tokenizer(folder: StrPath) -> bool:
-    """Whether `FastTokenizer.from_folder` is the reader for this folder."""
+    """Whether `HuggingFaceTokenizer.from_folder` is the reader for this folder."""
     has = {name: (Path(folder) / name).is_file() for name in _FILES}
     return has[_TOKENIZER] or (has[_VOCAB] and has[_MERGES])
 
@@ -67,8 +84,8 @@ def added_tokens(folder: StrPath, *, first: int) -> list[str]:
     return list(found)
 
 
-class FastTokenizer:
-    """A tokenizer of the tokenizers library; fits `t5jax.tokenizer.Tokenizer`.
+class HuggingFaceTokenizer:
+    """A tokenizer of the tokenizers library; fits `t5jax.tokenizers.Tokenizer`.
 
     Ids are the library's, with the start of sequence that the file's template asks for (CodeT5's
     `<s>`) and without the end.  Text that spells a special token, even "</s>", is that token.
@@ -128,7 +145,7 @@ class FastTokenizer:
             self._dropped.add(ids[start])
 
     @classmethod
-    def from_folder(cls, folder: StrPath) -> "FastTokenizer":
+    def from_folder(cls, folder: StrPath) -> "HuggingFaceTokenizer":
         """Read a tokenizer's files.
 
         Raises:

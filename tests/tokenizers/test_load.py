@@ -13,9 +13,12 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5jax import tokenizer
+from t5jax.tokenizers.base import Tokenizer
+from t5jax.tokenizers.byte import ByteTokenizer
+from t5jax.tokenizers.load import load_tokenizer
+from t5jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_tokenizer
 
-GENUINE = Path(__file__).parents[1].parent / "shared" / "data" / "t5_tokenizer"
+GENUINE = Path(__file__).parents[2].parent / "shared" / "data" / "t5_tokenizer"
 LINES = [
     "The quick brown fox jumps over the lazy dog.",
     "A tokenizer cuts text into pieces; pieces have ids.",
@@ -37,14 +40,14 @@ MULTILINGUAL = [
 
 @pytest.fixture(scope="session")
 def tiny():
-    return tokenizer.train(LINES, vocab_size=70, num_sentinels=20)
+    return train_tokenizer(LINES, vocab_size=70, num_sentinels=20)
 
 
 @pytest.fixture(scope="session")
 def genuine():
     if not GENUINE.is_dir():
         pytest.skip("needs ../shared/data/t5_tokenizer")
-    return tokenizer.SentencePieceTokenizer.from_file(GENUINE / "spiece.model")
+    return SentencePieceTokenizer.from_file(GENUINE / "spiece.model")
 
 
 def spm_model(**options):
@@ -101,7 +104,7 @@ def test_genuine_ids_equal_those_of_the_tokenizers_library(genuine, line):
 
 
 def test_genuine_folder_loads_with_the_extra_ids_of_its_config(genuine):
-    loaded = tokenizer.load(GENUINE)
+    loaded = load_tokenizer(GENUINE)
     assert loaded is not None
     assert loaded.vocab_size == 32100
     assert loaded.fingerprint == genuine.fingerprint
@@ -182,33 +185,33 @@ def test_sentinel_outside_the_range_is_an_error(tiny, k):
 def test_sentinels_in_the_model_are_used_where_they_are(spelling, tmp_path):
     symbols = [spelling.format(k) for k in (2, 1, 0)]
     model = spm_model(user_defined_symbols=symbols)
-    held = tokenizer.SentencePieceTokenizer(model, num_sentinels=100)
+    held = SentencePieceTokenizer(model, num_sentinels=100)
     assert held.vocab_size == 70
     assert [held.sentinel_id(k) for k in range(held.num_sentinels)] == [5, 4, 3]
     assert held.encode("<extra_id_2>")[-1] == 3
     assert held.encode("dog <extra_id_0>")[-1] == 5
     held.save(tmp_path)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["extra_ids"] == 0
-    loaded = tokenizer.load(tmp_path)
+    loaded = load_tokenizer(tmp_path)
     assert loaded is not None
     assert (loaded.vocab_size, loaded.num_sentinels) == (70, 3)
 
 
 def test_special_ids_are_those_of_the_model():
-    other = tokenizer.SentencePieceTokenizer(spm_model(pad_id=3, eos_id=2, unk_id=0, bos_id=1))
+    other = SentencePieceTokenizer(spm_model(pad_id=3, eos_id=2, unk_id=0, bos_id=1))
     assert (other.pad_id, other.eos_id, other.unk_id) == (3, 2, 0)
     assert other.decode([*other.encode("fox"), 3, 2, *other.encode("dog")]) == "fox"
 
 
 def test_model_without_padding_pads_with_0_as_seqio_does():
-    other = tokenizer.SentencePieceTokenizer(spm_model(pad_id=-1, eos_id=2, unk_id=0))
+    other = SentencePieceTokenizer(spm_model(pad_id=-1, eos_id=2, unk_id=0))
     assert other.pad_id == 0
     assert other.decode([*other.encode("fox"), 0, 0]) == "fox"
 
 
 def test_model_without_end_is_refused():
     with pytest.raises(ValueError, match="end piece"):
-        tokenizer.SentencePieceTokenizer(spm_model(eos_id=-1))
+        SentencePieceTokenizer(spm_model(eos_id=-1))
 
 
 def check_pieces(tok, rows):
@@ -253,13 +256,13 @@ def test_genuine_pieces_are_bytes_of_text_that_goes_on(genuine):
     ],
 )
 def test_pieces_spell_out_what_is_decoded_by_other_models(options):
-    tok = tokenizer.SentencePieceTokenizer(spm_model(**options), num_sentinels=5)
+    tok = SentencePieceTokenizer(spm_model(**options), num_sentinels=5)
     check_pieces(tok, [*map(tok.encode, [*LINES, *MULTILINGUAL]), *random_rows(tok, 200)])
 
 
 def test_pieces_of_a_model_with_bytes_may_be_parts_of_characters():
     model = spm_model(byte_fallback=True, vocab_size=330, hard_vocab_limit=False)
-    tok = tokenizer.SentencePieceTokenizer(model)
+    tok = SentencePieceTokenizer(model)
     pieces, ids = tok.pieces(), tok.encode("ж\n🙂")
     assert b"".join(pieces[i] for i in ids) == " ж 🙂".encode()  # a line's end is a space
     assert pieces[ids[-1]] == b"\x82"
@@ -269,35 +272,35 @@ def test_pieces_of_a_model_with_bytes_may_be_parts_of_characters():
 
 def test_number_of_sentinels_must_be_a_count(tiny):
     with pytest.raises(ValueError, match="num_sentinels must be at least 0, got -1;"):
-        tokenizer.SentencePieceTokenizer(tiny.model, num_sentinels=-1)
+        SentencePieceTokenizer(tiny.model, num_sentinels=-1)
 
 
 def test_no_sentinels_are_possible(tiny):
-    bare = tokenizer.SentencePieceTokenizer(tiny.model, num_sentinels=0)
+    bare = SentencePieceTokenizer(tiny.model, num_sentinels=0)
     assert (bare.vocab_size, bare.num_sentinels) == (70, 0)
     with pytest.raises(ValueError, match="hide fewer"):
         bare.sentinel_id(0)
 
 
 def test_fingerprint_tells_apart_what_gives_other_ids(tiny):
-    same = tokenizer.SentencePieceTokenizer(tiny.model, num_sentinels=20)
-    fewer = tokenizer.SentencePieceTokenizer(tiny.model, num_sentinels=19)
-    other = tokenizer.SentencePieceTokenizer(spm_model(vocab_size=60), num_sentinels=20)
+    same = SentencePieceTokenizer(tiny.model, num_sentinels=20)
+    fewer = SentencePieceTokenizer(tiny.model, num_sentinels=19)
+    other = SentencePieceTokenizer(spm_model(vocab_size=60), num_sentinels=20)
     assert same.fingerprint == tiny.fingerprint
-    prints = [t.fingerprint for t in (tiny, fewer, other, tokenizer.ByteTokenizer())]
+    prints = [t.fingerprint for t in (tiny, fewer, other, ByteTokenizer())]
     assert len(set(prints)) == 4
 
 
 @pytest.mark.parametrize("kind", ["tiny", "bytes"])
 def test_tokenizers_survive_pickling_and_fit_the_protocol(kind, tiny):
-    tok = {"tiny": tiny, "bytes": tokenizer.ByteTokenizer()}[kind]
+    tok = {"tiny": tiny, "bytes": ByteTokenizer()}[kind]
     copy = pickle.loads(pickle.dumps(tok))
     text = "fox <extra_id_3> über 🙂"
     assert copy.encode(text) == tok.encode(text)
     assert copy.decode(copy.encode(text)) == tok.decode(tok.encode(text))
     for attribute in ("vocab_size", "pad_id", "eos_id", "unk_id", "num_sentinels", "fingerprint"):
         assert getattr(copy, attribute) == getattr(tok, attribute)
-    assert isinstance(copy, tokenizer.Tokenizer)
+    assert isinstance(copy, Tokenizer)
 
 
 def test_tokenizer_works_in_forked_workers_that_inherit_it(tiny, tmp_path):
@@ -309,7 +312,7 @@ def test_tokenizer_works_in_forked_workers_that_inherit_it(tiny, tmp_path):
         "with multiprocessing.get_context('fork').Pool(2) as pool:\n"
         "    print(pool.map(work, ['fox', 'lazy dog'] * 10))\n"
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     output = subprocess.check_output(
         [sys.executable, "-c", program, tmp_path], cwd=root, text=True, timeout=60
     )
@@ -323,7 +326,7 @@ def test_save_writes_the_model_unchanged_and_load_reads_it(tiny, tmp_path):
     folder = tmp_path / "new" / "folder"
     tiny.save(folder)
     assert (folder / "spiece.model").read_bytes() == tiny.model
-    loaded = tokenizer.load(folder)
+    loaded = load_tokenizer(folder)
     assert loaded is not None
     assert loaded.encode("fox <extra_id_19> dog") == tiny.encode("fox <extra_id_19> dog")
     assert loaded.fingerprint == tiny.fingerprint
@@ -332,22 +335,22 @@ def test_save_writes_the_model_unchanged_and_load_reads_it(tiny, tmp_path):
 @pytest.mark.parametrize("name", ["spiece.model", "sentencepiece.model", "tokenizer.model"])
 def test_load_finds_a_model_by_any_of_its_names(tiny, tmp_path, name):
     (tmp_path / name).write_bytes(tiny.model)
-    loaded = tokenizer.load(tmp_path)
+    loaded = load_tokenizer(tmp_path)
     assert loaded is not None
     assert loaded.vocab_size == 70 + 100
 
 
 def test_load_goes_by_the_tokenizer_config_not_by_the_model_config(tmp_path):
     (tmp_path / "config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
-    assert tokenizer.load(tmp_path) is None
+    assert load_tokenizer(tmp_path) is None
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
-    assert isinstance(tokenizer.load(tmp_path), tokenizer.ByteTokenizer)
+    assert isinstance(load_tokenizer(tmp_path), ByteTokenizer)
 
 
 def test_load_returns_none_where_there_is_nothing_to_read(tmp_path):
-    assert tokenizer.load(tmp_path) is None
+    assert load_tokenizer(tmp_path) is None
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
-    assert tokenizer.load(tmp_path) is None
+    assert load_tokenizer(tmp_path) is None
 
 
 @pytest.mark.parametrize("content", ["{", "", "[1, 2]", "null", "\udcff"])
@@ -355,7 +358,7 @@ def test_load_names_a_config_that_is_not_a_json_object(tmp_path, content):
     path = tmp_path / "tokenizer_config.json"
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=r"tokenizer_config\.json must be a JSON object"):
-        tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("count", ['"many"', "-1", "null", "[]"])
@@ -363,7 +366,7 @@ def test_load_refuses_extra_ids_that_are_no_count(tiny, tmp_path, count):
     tiny.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(f'{{"extra_ids": {count}}}')
     with pytest.raises(ValueError, match=f"{tmp_path}.* must be"):
-        tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -381,7 +384,7 @@ def test_file_that_is_no_model_is_named_with_the_remedy(tmp_path, content, remed
     path = tmp_path / "spiece.model"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=remedy) as caught:
-        tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
     assert str(path) in str(caught.value)
 
 
@@ -398,14 +401,14 @@ def test_model_cut_short_anywhere_is_refused(tiny):
         # An empty rest, the denormalizer, is all that may be missing without loss.
         if model[cut:] not in (b"", b"\x2a\x00"):
             with pytest.raises(ValueError, match="complete SentencePiece model"):
-                tokenizer.SentencePieceTokenizer(model[:cut])
+                SentencePieceTokenizer(model[:cut])
     assert loads > 10, "SentencePiece itself takes a file cut between pieces; this must test some"
 
 
 @pytest.mark.parametrize("name", ["tiny", "genuine", "bytes"])
 def test_saved_folder_gives_equal_ids_in_transformers(name, request, tmp_path):
     transformers = pytest.importorskip("transformers")
-    tok = tokenizer.ByteTokenizer() if name == "bytes" else request.getfixturevalue(name)
+    tok = ByteTokenizer() if name == "bytes" else request.getfixturevalue(name)
     tok.save(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     other = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -423,7 +426,7 @@ def test_saved_folder_gives_equal_ids_in_transformers(name, request, tmp_path):
 
 
 def test_byte_ids_are_bytes_plus_three():
-    tok = tokenizer.ByteTokenizer()
+    tok = ByteTokenizer()
     assert tok.vocab_size == 259
     assert (tok.pad_id, tok.eos_id, tok.unk_id) == (0, 1, 2)
     # "h" is 68, "é" is C3 A9 and the smiling face F0 9F 99 82, in hexadecimal.
@@ -435,14 +438,14 @@ def test_byte_ids_are_bytes_plus_three():
 @given(st.text().filter(lambda text: "<extra_id_" not in text))
 @settings(deadline=None)
 def test_byte_round_trip_is_exact(text):
-    tok = tokenizer.ByteTokenizer()
+    tok = ByteTokenizer()
     ids = tok.encode(text)
     assert ids == [byte + 3 for byte in text.encode()]
     assert tok.decode(ids) == text
 
 
 def test_byte_sentinels_descend_from_the_last_id():
-    tok = tokenizer.ByteTokenizer()
+    tok = ByteTokenizer()
     assert [tok.sentinel_id(k) for k in (0, 1, 124)] == [258, 257, 134]
     assert tok.encode("a <extra_id_0> é<extra_id_124>") == [100, 35, 258, 35, 198, 172, 134]
     assert tok.encode("<extra_id_12><extra_id_9>") == [246, 249]
@@ -452,11 +455,11 @@ def test_byte_sentinels_descend_from_the_last_id():
 
 @pytest.mark.parametrize("text", ["<extra_id_125>", "<extra_id_00>", "<extra_id_1234>"])
 def test_byte_sentinel_that_does_not_exist_is_plain_text(text):
-    assert tokenizer.ByteTokenizer().encode(text) == [byte + 3 for byte in text.encode()]
+    assert ByteTokenizer().encode(text) == [byte + 3 for byte in text.encode()]
 
 
 def test_byte_sentinels_are_spelled_out_exactly_where_utf8_has_no_such_byte():
-    tok = tokenizer.ByteTokenizer()
+    tok = ByteTokenizer()
     # UTF-8 as RFC 3629 defines it ends at U+10FFFF, whose first byte is the highest of all.
     highest = chr(0x10FFFF).encode()[0]
     for k in range(tok.num_sentinels):
@@ -465,7 +468,7 @@ def test_byte_sentinels_are_spelled_out_exactly_where_utf8_has_no_such_byte():
 
 
 def test_byte_decode_drops_what_is_no_text():
-    tok = tokenizer.ByteTokenizer()
+    tok = ByteTokenizer()
     assert tok.decode([0, 107, 2, 198, 107, 300, -100, 0, 1, 107]) == "hh"
     assert tok.decode(np.array([107, 172], np.int32)) == "h"
     assert tok.encode("\ud83d") == [ord("?") + 3]
@@ -474,14 +477,14 @@ def test_byte_decode_drops_what_is_no_text():
 @given(st.lists(st.integers(0, 258), max_size=31))
 @settings(deadline=None)
 def test_byte_pieces_spell_out_what_is_decoded(ids):
-    tok = tokenizer.ByteTokenizer()
+    tok = ByteTokenizer()
     kept = [i for i in ids if i != tok.eos_id]
     text = b"".join(tok.pieces()[i] for i in kept)
     assert text.decode("utf-8", "ignore") == tok.decode(kept)
 
 
 def test_byte_pieces_are_single_bytes_and_sentinels():
-    pieces = tokenizer.ByteTokenizer().pieces()
+    pieces = ByteTokenizer().pieces()
     assert len(pieces) == 259
     assert pieces[:3] == [b"", b"", b""]
     assert pieces[3 : 3 + 0xF5] == [bytes([byte]) for byte in range(0xF5)]
@@ -492,7 +495,7 @@ def test_byte_pieces_are_single_bytes_and_sentinels():
 
 
 def test_train_is_deterministic_and_makes_t5_ids(tiny):
-    again = tokenizer.train(iter(LINES), vocab_size=70, num_sentinels=20)
+    again = train_tokenizer(iter(LINES), vocab_size=70, num_sentinels=20)
     assert again.model == tiny.model
     assert (again.pad_id, again.eos_id, again.unk_id) == (0, 1, 2)
     assert sentencepiece.SentencePieceProcessor(model_proto=again.model).bos_id() == -1
@@ -505,53 +508,53 @@ def test_train_normalises_as_t5_does(tiny):
 def test_train_reads_the_whole_of_a_long_line():
     line = "fox dog owl " * 2000 + "ж " * 20 + "fox dog owl " * 2000
     assert len(line.encode()) > 4192
-    trained = tokenizer.train([line], vocab_size=14)
+    trained = train_tokenizer([line], vocab_size=14)
     assert trained.unk_id not in trained.encode("fox dog ж")
 
 
 def test_train_takes_evenly_spaced_lines_of_too_many():
     words = ["fox", "dog", "owl", "eel", "brown", "quick", "lazy", "jumps", "over", "the"]
     lines = [f"{words[n % 10]} {words[n * n % 7]}s {n * 37 % 100}" for n in range(100)]
-    thinned = tokenizer.train(["\n\n".join(lines)], vocab_size=42, max_lines=50)
-    assert thinned.model == tokenizer.train(lines[::2], vocab_size=42).model
-    assert thinned.model != tokenizer.train(lines, vocab_size=42).model
-    odd = tokenizer.train(lines, vocab_size=42, max_lines=33)
-    assert odd.model == tokenizer.train(lines[::4], vocab_size=42).model
+    thinned = train_tokenizer(["\n\n".join(lines)], vocab_size=42, max_lines=50)
+    assert thinned.model == train_tokenizer(lines[::2], vocab_size=42).model
+    assert thinned.model != train_tokenizer(lines, vocab_size=42).model
+    odd = train_tokenizer(lines, vocab_size=42, max_lines=33)
+    assert odd.model == train_tokenizer(lines[::4], vocab_size=42).model
 
 
 def test_train_keeps_characters_that_t5_lost():
     text = ["a plain sentence of letters"] * 400 + ["{"]
-    assert tokenizer.train(text, vocab_size=19).encode("{")[-1] != 2
-    assert tokenizer.train(text, vocab_size=18, character_coverage=0.9995).encode("{")[-1] == 2
+    assert train_tokenizer(text, vocab_size=19).encode("{")[-1] != 2
+    assert train_tokenizer(text, vocab_size=18, character_coverage=0.9995).encode("{")[-1] == 2
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["  \n\t ", "\n"]])
 def test_train_needs_text(texts):
     with pytest.raises(ValueError, match="must hold some text"):
-        tokenizer.train(texts, vocab_size=100)
+        train_tokenizer(texts, vocab_size=100)
 
 
 @pytest.mark.parametrize("vocab_size", [3, 0, -1])
 def test_train_needs_room_for_pieces(vocab_size):
     with pytest.raises(ValueError, match=f"must exceed 3, .*got {vocab_size};"):
-        tokenizer.train(LINES, vocab_size=vocab_size)
+        train_tokenizer(LINES, vocab_size=vocab_size)
 
 
 def test_train_says_the_largest_vocabulary_that_the_text_allows():
     with pytest.raises(ValueError, match=r"got 5000; .*value <= (\d+)") as caught:
-        tokenizer.train(LINES, vocab_size=5000)
+        train_tokenizer(LINES, vocab_size=5000)
     largest = int(str(caught.value).rstrip(".").rpartition(" ")[2])
-    assert tokenizer.train(LINES, vocab_size=largest, num_sentinels=0).vocab_size == largest
+    assert train_tokenizer(LINES, vocab_size=largest, num_sentinels=0).vocab_size == largest
     with pytest.raises(ValueError, match=f"<= {largest}"):
-        tokenizer.train(LINES, vocab_size=largest + 1)
+        train_tokenizer(LINES, vocab_size=largest + 1)
 
 
 def test_train_says_when_the_vocabulary_is_too_small_for_the_characters():
     with pytest.raises(ValueError, match=r"got 10; .*Increase vocab_size"):
-        tokenizer.train(LINES, vocab_size=10)
+        train_tokenizer(LINES, vocab_size=10)
 
 
 def test_train_is_quiet(capfd):
-    tokenizer.train(LINES, vocab_size=70)
+    train_tokenizer(LINES, vocab_size=70)
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""

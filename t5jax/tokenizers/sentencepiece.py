@@ -1,79 +1,26 @@
 """Text <-> ids: T5's SentencePiece vocabularies, ByT5's bytes, and training a new vocabulary.
 
-`load` also finds the vocabularies of `fast_tokenizer`.
+`load_tokenizer` also finds the vocabularies of `fast_tokenizer`.
 """
 
 import hashlib
 import io
-import json
 import os
 import re
 import struct
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import sentencepiece
 
-from t5jax import fast_tokenizer
 from t5jax.fileio import write_atomically
+from t5jax.tokenizers.base import StrPath, Tokenizer, checked_sentinel, content_ids, save_config
 
 MODEL_FILES = ("spiece.model", "sentencepiece.model", "tokenizer.model")
-CONFIG_FILE = "tokenizer_config.json"
-MAX_SENTINELS = 100_000
-StrPath = str | os.PathLike[str]
+
 
 _UNSPACED_SENTINEL = re.compile(r"(?<=\S)<extra_id_(0|[1-9][0-9]{0,4})>")
-_BYTE_SENTINEL = re.compile(rb"<extra_id_([0-9]|[1-9][0-9]|1[01][0-9]|12[0-4])>")
-# What ByteTokenizer.decode writes for each id: a byte, or a sentinel where UTF-8 has no such one.
-_BYTES = [b""] * 3 + [bytes([byte]) for byte in range(0xF5)]
-_BYTES += [f"<extra_id_{0xFF - byte}>".encode() for byte in range(0xF5, 0x100)]
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What the rest of the library asks of a tokenizer.
-
-    Attributes:
-      vocab_size: number of ids, sentinels included; a model's embedding table may be larger.
-      pad_id: id that fills up short sequences.
-      eos_id: id that ends a sequence.
-      unk_id: id of whatever has no other id.
-      num_sentinels: how many hidden spans one example can mark.
-      fingerprint: equal for tokenizers that give equal ids; a key for caches of ids.
-    """
-
-    vocab_size: int
-    pad_id: int
-    eos_id: int
-    unk_id: int
-    num_sentinels: int
-    fingerprint: str
-
-    def sentinel_id(self, k: int) -> int:
-        """Id of `<extra_id_k>`, which marks the k-th hidden span; k = 0 has the highest id."""
-        ...
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`, sentinels included; no end of sequence, no padding."""
-        ...
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of one row up to its first `eos_id`, without padding, foreign ids as `unk_id`."""
-        ...
-
-    def pieces(self) -> list[bytes]:
-        """What each id adds to a decoded text that has begun, as UTF-8; b"" for none.
-
-        One id may hold part of a character.  A text's first piece may lose the spaces it begins
-        with.
-        """
-        ...
-
-    def save(self, folder: StrPath) -> None:
-        """Write the files that `load` and Hugging Face transformers read; makes the folder."""
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -94,10 +41,10 @@ class SentencePieceTokenizer(Tokenizer):
         if num_sentinels < 0:
             raise ValueError(f"num_sentinels must be at least 0, got {num_sentinels}; T5 uses 100.")
         self.model = model
-        self._processor = _processor(model)
+        self._processor = load_processor(model)
         self.num_appended = 0 if _held_sentinels(self._processor) else num_sentinels
         if self.num_appended:
-            self._processor = _processor(model + _sentinel_pieces(num_sentinels))
+            self._processor = load_processor(model + _sentinel_pieces(num_sentinels))
         self._sentinels = _held_sentinels(self._processor)
         self.num_sentinels = len(self._sentinels)
         self.vocab_size = self._processor.get_piece_size()
@@ -118,7 +65,7 @@ class SentencePieceTokenizer(Tokenizer):
             raise ValueError(f"{os.fspath(path)}: {error}") from error
 
     def sentinel_id(self, k: int) -> int:
-        return self._sentinels[_checked_sentinel(k, self.num_sentinels)]
+        return self._sentinels[checked_sentinel(k, self.num_sentinels)]
 
     def encode(self, text: str) -> list[int]:
         text = _UNSPACED_SENTINEL.sub(lambda m: " " * (int(m[1]) < self.num_sentinels) + m[0], text)
@@ -126,7 +73,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self._processor.encode(text.encode("utf-8", "replace"))
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        kept = [i for i in _content(ids, self.eos_id) if i != self.pad_id]
+        kept = [i for i in content_ids(ids, self.eos_id) if i != self.pad_id]
         known = range(self.vocab_size)
         return self._processor.decode([i if i in known else self.unk_id for i in kept])
 
@@ -145,82 +92,11 @@ class SentencePieceTokenizer(Tokenizer):
 
     def save(self, folder: StrPath) -> None:
         special = map(self._processor.id_to_piece, (self.pad_id, self.eos_id, self.unk_id))
-        _save_config(folder, "T5Tokenizer", self.num_appended, *special)
+        save_config(folder, "T5Tokenizer", self.num_appended, *special)
         write_atomically(Path(folder) / MODEL_FILES[0], self.model)
 
 
-class ByteTokenizer(Tokenizer):
-    """ByT5's vocabulary: pad 0, end 1, unknown 2, byte b as b + 3.
-
-    Sentinel k is 258 - k, as in ByT5's pre-training; Hugging Face's ByT5Tokenizer says 259 + k, ids
-    that no published ByT5 was trained on.  The first eleven share their ids with the bytes 0xFF ...
-    0xF5, which UTF-8 never uses, and are decoded as `<extra_id_k>`; the rest, as bytes.  Whatever
-    is not UTF-8 is left out of decoded text.
-    """
-
-    vocab_size, num_sentinels = 259, 125
-    pad_id, eos_id, unk_id = 0, 1, 2
-    fingerprint = "bytes"
-
-    def sentinel_id(self, k: int) -> int:
-        return self.vocab_size - 1 - _checked_sentinel(k, self.num_sentinels)
-
-    def encode(self, text: str) -> list[int]:
-        content = text.encode("utf-8", "replace")
-        content = _BYTE_SENTINEL.sub(lambda match: bytes([0xFF - int(match[1])]), content)
-        return [byte + 3 for byte in content]
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        spelled = [_BYTES[i] for i in _content(ids, self.eos_id) if 0 <= i < self.vocab_size]
-        return b"".join(spelled).decode("utf-8", errors="ignore")
-
-    def pieces(self) -> list[bytes]:
-        return list(_BYTES)
-
-    def save(self, folder: StrPath) -> None:
-        _save_config(folder, "ByT5Tokenizer", self.num_sentinels, "<pad>", "</s>", "<unk>")
-
-
-def load(folder: StrPath) -> Tokenizer | None:
-    """The tokenizer in a checkpoint folder, ours or Hugging Face's; None if it has no such file.
-
-    Only the tokenizer's own files count: the `config.json` of mT5 and ByT5 names the wrong class.
-    A SentencePiece model comes first, for its ids are Google's own where other files' nearly are,
-    unless tokens were added to it.
-
-    Raises:
-      ValueError: a damaged file, which the message names.
-    """
-    path = Path(folder) / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        kind, num_sentinels = config.get("tokenizer_class"), int(config.get("extra_ids", 100))
-        if not 0 <= num_sentinels <= MAX_SENTINELS:
-            raise ValueError(f"{num_sentinels} extra_ids, more than {MAX_SENTINELS} or negative")
-    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{path} must be a JSON object, got {error}; copy it again.") from error
-    if kind == "ByT5Tokenizer":
-        return ByteTokenizer()
-    for path in (Path(folder) / name for name in MODEL_FILES):
-        if path.is_file():
-            found = SentencePieceTokenizer.from_file(path, num_sentinels=num_sentinels)
-            added = fast_tokenizer.added_tokens(folder, first=found.vocab_size)
-            if added and fast_tokenizer.holds_tokenizer(folder):
-                break
-            if added:
-                warnings.warn(
-                    f"{folder}: {len(added)} tokens that were added to {path.name} are not known, "
-                    f"such as {added[0]!r:.40}; they need tokenizer.json, which transformers' "
-                    "save_pretrained writes.",
-                    stacklevel=2,
-                )
-            return found
-    if fast_tokenizer.holds_tokenizer(folder):
-        return fast_tokenizer.FastTokenizer.from_folder(folder)
-    return None
-
-
-def train(
+def train_tokenizer(
     texts: Iterable[str],
     *,
     vocab_size: int,
@@ -269,7 +145,7 @@ def train(
     return SentencePieceTokenizer(model.getvalue(), num_sentinels=num_sentinels)
 
 
-def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
+def load_processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
     """A SentencePiece processor of a whole model, or a ValueError."""
     # A file cut between two pieces loads, as a smaller vocabulary.  The normalizer, protobuf field
     # 3, follows the pieces in every model; a field is a tag, a varint length and its content.
@@ -314,21 +190,6 @@ def _held_sentinels(processor: sentencepiece.SentencePieceProcessor) -> list[int
         ids.append(found[0])
 
 
-def _checked_sentinel(k: int, count: int) -> int:
-    if not 0 <= k < count:
-        raise ValueError(f"sentinel k must be in [0, {count}), got {k}; hide fewer, longer spans.")
-    return k
-
-
-def _content(ids: Sequence[int] | np.ndarray, eos_id: int) -> list[int]:
-    """`ids` before the first `eos_id`."""
-    array = np.asarray(ids)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ValueError(f"ids must be one row of integers, got {array.dtype}{[*array.shape]}.")
-    values = array.tolist()
-    return values[: values.index(eos_id)] if eos_id in values else values
-
-
 def _sample(texts: Iterable[str], limit: int) -> list[bytes]:
     """At most `limit` lines, evenly spaced, cut up to fit the 4192 bytes that the trainer takes."""
     lines = (line for text in texts for line in text.splitlines() if line.strip())
@@ -340,10 +201,3 @@ def _sample(texts: Iterable[str], limit: int) -> list[bytes]:
         if len(kept) > limit:
             kept, stride = kept[::2], stride * 2
     return kept
-
-
-def _save_config(folder: StrPath, kind: str, extra_ids: int, *special: str) -> None:
-    config = {"tokenizer_class": kind, "extra_ids": extra_ids, "legacy": False}
-    config |= zip(("pad_token", "eos_token", "unk_token"), special, strict=True)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    write_atomically(Path(folder) / CONFIG_FILE, json.dumps(config, indent=2) + "\n")

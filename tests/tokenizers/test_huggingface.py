@@ -13,8 +13,12 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
-from t5jax import fast_tokenizer, tokenizer
-from t5jax.fast_tokenizer import FastTokenizer
+from t5jax.tokenizers import huggingface
+from t5jax.tokenizers.base import Tokenizer
+from t5jax.tokenizers.byte import ByteTokenizer
+from t5jax.tokenizers.huggingface import HuggingFaceTokenizer
+from t5jax.tokenizers.load import load_tokenizer
+from t5jax.tokenizers.sentencepiece import SentencePieceTokenizer, train_tokenizer
 
 CODE = [
     "def add(left, right):",
@@ -112,14 +116,14 @@ def json_folder(code_library, tmp_path):
 
 @pytest.fixture
 def code(json_folder):
-    return FastTokenizer.from_folder(json_folder)
+    return HuggingFaceTokenizer.from_folder(json_folder)
 
 
 def edited(folder, **changes):
     """The folder's tokenizer with other parts."""
     path = folder / "tokenizer.json"
     write_json(path, json.loads(path.read_text(encoding="utf-8")) | changes)
-    return FastTokenizer.from_folder(folder)
+    return HuggingFaceTokenizer.from_folder(folder)
 
 
 def check_message(error, folder):
@@ -153,15 +157,15 @@ def t5(request, shared_data, tmp_path_factory):
         ignored = shutil.ignore_patterns("spiece.model", "hf_t5_small")
         shutil.copytree(source / request.param, folder, ignore=ignored)
     assert not (folder / "spiece.model").exists()
-    found = tokenizer.load(folder)
-    assert isinstance(found, FastTokenizer)
+    found = load_tokenizer(folder)
+    assert isinstance(found, HuggingFaceTokenizer)
     return found
 
 
 @pytest.fixture(scope="module")
 def google(shared_data):
     model = shared_data / "t5_tokenizer" / "spiece.model"
-    return tokenizer.SentencePieceTokenizer.from_file(model)
+    return SentencePieceTokenizer.from_file(model)
 
 
 def test_t5_ids_and_text_equal_those_of_sentencepiece(t5, google, lines):
@@ -201,7 +205,7 @@ def test_code_attributes_are_those_of_the_vocabulary(code):
     assert (code.pad_id, code.eos_id, code.unk_id, code.num_sentinels) == (0, 2, 3, 100)
     sentinels = [code.sentinel_id(k) for k in range(100)]
     assert sentinels == [*range(NUM_PIECES + 99, NUM_PIECES - 1, -1)]
-    assert isinstance(code, tokenizer.Tokenizer)
+    assert isinstance(code, Tokenizer)
 
 
 def test_code_round_trip_is_exact(code):
@@ -216,7 +220,7 @@ def test_sentinel_outside_the_range_is_an_error(code, k):
 
 
 def test_vocab_and_merges_give_the_ids_of_the_library(pair_folder, code_library):
-    found = FastTokenizer.from_folder(pair_folder)
+    found = HuggingFaceTokenizer.from_folder(pair_folder)
     assert found.vocab_size == NUM_PIECES + 100
     assert (found.pad_id, found.eos_id, found.unk_id, found.num_sentinels) == (0, 2, 3, 100)
     for text in TEXTS:
@@ -227,7 +231,7 @@ def test_vocab_and_merges_give_the_ids_of_the_library(pair_folder, code_library)
 def test_vocab_and_merges_equal_transformers(pair_folder):
     transformers = pytest.importorskip("transformers")
     other = transformers.RobertaTokenizer.from_pretrained(pair_folder)
-    found = FastTokenizer.from_folder(pair_folder)
+    found = HuggingFaceTokenizer.from_folder(pair_folder)
     assert len(other) == found.vocab_size
     for text in TEXTS:
         assert [*found.encode(text), 2] == other(text).input_ids
@@ -237,7 +241,7 @@ def test_vocab_and_merges_equal_transformers(pair_folder):
 
 def test_vocab_and_merges_alone_are_enough_in_either_library(code_bpe, tmp_path):
     code_bpe.model.save(str(tmp_path))
-    found = FastTokenizer.from_folder(tmp_path)
+    found = HuggingFaceTokenizer.from_folder(tmp_path)
     assert (found.vocab_size, found.num_sentinels) == (NUM_PIECES, 0)
     transformers = pytest.importorskip("transformers")
     other = transformers.RobertaTokenizer.from_pretrained(tmp_path)
@@ -249,7 +253,7 @@ def test_special_tokens_that_a_vocabulary_lacks_are_appended_as_in_transformers(
     code_bpe.model.save(str(tmp_path))
     special = special_tokens_map() | {"additional_special_tokens": ["<extra_id_0>"]}
     write_json(tmp_path / "special_tokens_map.json", special | {"mask_token": "<hidden>"})
-    found = FastTokenizer.from_folder(tmp_path)
+    found = HuggingFaceTokenizer.from_folder(tmp_path)
     assert found.vocab_size == NUM_PIECES + 2
     assert found.sentinel_id(0) == NUM_PIECES + 1
     transformers = pytest.importorskip("transformers")
@@ -262,7 +266,7 @@ def test_added_tokens_keep_the_flags_that_files_give_them(pair_folder, code_libr
     sentinels = [flagged(f"<extra_id_{k}>", lstrip=True) for k in reversed(range(100))]
     special = special_tokens_map() | {"additional_special_tokens": sentinels}
     write_json(pair_folder / "special_tokens_map.json", special)
-    found = FastTokenizer.from_folder(pair_folder)
+    found = HuggingFaceTokenizer.from_folder(pair_folder)
     plain = code_library.encode("def <extra_id_0>").ids[:-1]
     space = code_library.encode(" ").ids[1]
     assert plain[-2] == space
@@ -272,22 +276,22 @@ def test_added_tokens_keep_the_flags_that_files_give_them(pair_folder, code_libr
     (pair_folder / "special_tokens_map.json").unlink()
     detailed = {NUM_PIECES + i: token for i, token in enumerate(sentinels)}
     write_json(pair_folder / "tokenizer_config.json", {"added_tokens_decoder": detailed})
-    again = FastTokenizer.from_folder(pair_folder)
+    again = HuggingFaceTokenizer.from_folder(pair_folder)
     assert again.encode("def <extra_id_0>") == found.encode("def <extra_id_0>")
     assert [again.sentinel_id(k) for k in (0, 99)] == [NUM_PIECES + 99, NUM_PIECES]
 
 
 def test_prefix_space_is_as_the_config_says(pair_folder, code_library):
     write_json(pair_folder / "tokenizer_config.json", {"add_prefix_space": True})
-    found = FastTokenizer.from_folder(pair_folder)
+    found = HuggingFaceTokenizer.from_folder(pair_folder)
     assert [*found.encode("left"), 2] == code_library.encode(" left").ids
 
 
 def test_windows_line_ends_in_merges_change_nothing(pair_folder):
-    before = FastTokenizer.from_folder(pair_folder)
+    before = HuggingFaceTokenizer.from_folder(pair_folder)
     path = pair_folder / "merges.txt"
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    after = FastTokenizer.from_folder(pair_folder)
+    after = HuggingFaceTokenizer.from_folder(pair_folder)
     assert all(after.encode(text) == before.encode(text) for text in TEXTS)
 
 
@@ -301,7 +305,7 @@ def test_truncation_padding_and_dropout_are_switched_off(json_folder, code_libra
     saved.model.dropout = 0.9
     saved.save(str(json_folder / "tokenizer.json"))
     assert len(saved.encode(CODE[1]).ids) == 64
-    found = FastTokenizer.from_folder(json_folder)
+    found = HuggingFaceTokenizer.from_folder(json_folder)
     for text in TEXTS * 3:
         assert [*found.encode(text), 2] == code_library.encode(text).ids
 
@@ -332,7 +336,7 @@ def test_decode_drops_the_start_that_the_config_names(json_folder, code):
     bare = edited(json_folder, post_processor=None)
     assert bare.decode(ids) == "return"
     write_json(json_folder / "tokenizer_config.json", {})
-    assert FastTokenizer.from_folder(json_folder).decode(ids) == "<s>return"
+    assert HuggingFaceTokenizer.from_folder(json_folder).decode(ids) == "<s>return"
 
 
 @pytest.mark.parametrize("foreign", [-1, -100, NUM_PIECES + 100, 1 << 31, 1 << 40])
@@ -362,7 +366,7 @@ def load_unigram(folder, *pieces, config=None, special=None, unk_id=0):
     for name, content in (("tokenizer_config", config), ("special_tokens_map", special)):
         if content is not None:
             write_json(folder / f"{name}.json", content)
-    return FastTokenizer.from_folder(folder)
+    return HuggingFaceTokenizer.from_folder(folder)
 
 
 def test_special_ids_have_usual_names_where_no_file_gives_them(tmp_path):
@@ -433,7 +437,7 @@ def test_t5_pieces_spell_out_what_is_decoded(t5, google, lines):
 
 @pytest.mark.parametrize("kind", ["pair_folder", "json_folder"])
 def test_code_pieces_spell_out_what_is_decoded(kind, request):
-    found = FastTokenizer.from_folder(request.getfixturevalue(kind))
+    found = HuggingFaceTokenizer.from_folder(request.getfixturevalue(kind))
     pieces = check_pieces(found, [*map(found.encode, TEXTS), *random_rows(found, 500)])
     assert {bytes([byte]) for byte in range(256)} <= set(pieces)
     assert [pieces[i] for i in found.encode("é")] == [b"", b"\xc3", b"\xa9"]
@@ -445,7 +449,7 @@ def test_pieces_of_added_tokens_that_are_no_spelling_of_bytes(json_folder, code_
     library = tokenizers.Tokenizer.from_str(code_library.to_str())
     library.add_tokens(["two words", "日本"])
     library.save(str(json_folder / "tokenizer.json"))
-    found = FastTokenizer.from_folder(json_folder)
+    found = HuggingFaceTokenizer.from_folder(json_folder)
     assert found.pieces()[-2:] == [b"two words", "日本".encode()]
     check_pieces(found, random_rows(found, 200))
 
@@ -466,7 +470,7 @@ def test_pieces_spell_out_what_any_decoder_decodes(decoder, tmp_path):
     library = unigram("<pad>", "</s>", "<unk>", "▁", "▁a", "b", "##c", "é", ".", "<x>")
     library.decoder = decoder
     library.save(str(tmp_path / "tokenizer.json"))
-    found = FastTokenizer.from_folder(tmp_path)
+    found = HuggingFaceTokenizer.from_folder(tmp_path)
     # The first piece of a text may look otherwise.
     rows = [[5, *row] for row in random_rows(found, 200)]
     check_pieces(found, rows)
@@ -477,18 +481,20 @@ def test_pieces_may_be_single_bytes(tmp_path):
     library = unigram("<pad>", "</s>", "<unk>", "▁a", "b", *bytes_)
     library.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
     library.save(str(tmp_path / "tokenizer.json"))
-    found = FastTokenizer.from_folder(tmp_path)
+    found = HuggingFaceTokenizer.from_folder(tmp_path)
     assert found.pieces()[5:] == [bytes([byte]) for byte in range(256)]
     check_pieces(found, [[4, *(5 + byte for byte in text.encode()), 3] for text in TEXTS])
     library.decoder = decoders.Metaspace()
     library.save(str(tmp_path / "tokenizer.json"))
-    assert FastTokenizer.from_folder(tmp_path).pieces()[5:] == [name.encode() for name in bytes_]
+    assert HuggingFaceTokenizer.from_folder(tmp_path).pieces()[5:] == [
+        name.encode() for name in bytes_
+    ]
 
 
 def test_pieces_of_a_vocabulary_with_holes_are_those_of_the_unknown(tmp_path):
     library = tokenizers.Tokenizer(models.BPE({"a": 0, "<pad>": 1, "</s>": 5, "<unk>": 7}, []))
     library.save(str(tmp_path / "tokenizer.json"))
-    found = FastTokenizer.from_folder(tmp_path)
+    found = HuggingFaceTokenizer.from_folder(tmp_path)
     pieces = check_pieces(found, [[0, *row] for row in random_rows(found, 99)])
     assert len(pieces) == 8
     assert pieces[1] == pieces[5] == b""
@@ -498,7 +504,7 @@ def test_pieces_of_a_vocabulary_with_holes_are_those_of_the_unknown(tmp_path):
 def test_vocabulary_with_holes_has_a_size_beyond_its_highest_id(tmp_path):
     library = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "</s>": 9}, []))
     library.save(str(tmp_path / "tokenizer.json"))
-    found = FastTokenizer.from_folder(tmp_path)
+    found = HuggingFaceTokenizer.from_folder(tmp_path)
     assert found.vocab_size == 10
     assert found.encode("ab") == [0, 1]
     assert found.decode([1, 5]) == "b"
@@ -510,63 +516,63 @@ def test_vocabulary_with_holes_has_a_size_beyond_its_highest_id(tmp_path):
 def test_load_takes_bytes_then_sentencepiece_then_either_kind_of_file(
     pair_folder, json_folder, tmp_path
 ):
-    found = tokenizer.load(pair_folder)
-    assert isinstance(found, FastTokenizer)
+    found = load_tokenizer(pair_folder)
+    assert isinstance(found, HuggingFaceTokenizer)
     shutil.copy(json_folder / "tokenizer.json", pair_folder)
     (pair_folder / "merges.txt").write_text("damaged, and unused")
-    found = tokenizer.load(pair_folder)
-    assert isinstance(found, FastTokenizer)
-    assert found.encode("def") == FastTokenizer.from_folder(json_folder).encode("def")
-    model = tokenizer.train(CODE, vocab_size=40).model
+    found = load_tokenizer(pair_folder)
+    assert isinstance(found, HuggingFaceTokenizer)
+    assert found.encode("def") == HuggingFaceTokenizer.from_folder(json_folder).encode("def")
+    model = train_tokenizer(CODE, vocab_size=40).model
     (pair_folder / "spiece.model").write_bytes(model)
     # Which lacks the tokens that were added.
-    assert isinstance(tokenizer.load(pair_folder), FastTokenizer)
+    assert isinstance(load_tokenizer(pair_folder), HuggingFaceTokenizer)
     (pair_folder / "added_tokens.json").unlink()
-    assert isinstance(tokenizer.load(pair_folder), tokenizer.SentencePieceTokenizer)
+    assert isinstance(load_tokenizer(pair_folder), SentencePieceTokenizer)
     write_json(pair_folder / "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer"})
-    assert isinstance(tokenizer.load(pair_folder), tokenizer.ByteTokenizer)
+    assert isinstance(load_tokenizer(pair_folder), ByteTokenizer)
 
 
 @pytest.mark.parametrize("kind", ["added_tokens.json", "tokenizer_config.json"])
 def test_load_says_which_added_tokens_are_not_known(tmp_path, kind):
     """ProstT5's <fold2AA> and its like."""
-    (tmp_path / "spiece.model").write_bytes(tokenizer.train(CODE, vocab_size=40).model)
+    (tmp_path / "spiece.model").write_bytes(train_tokenizer(CODE, vocab_size=40).model)
     listed = {"<fold2AA>": 140, "<extra_id_0>": 139}
     if kind == "tokenizer_config.json":
         listed = {"added_tokens_decoder": {str(i): {"content": t} for t, i in listed.items()}}
     write_json(tmp_path / kind, listed)
     with pytest.warns(UserWarning, match="1 tokens that were added .* such as '<fold2AA>'"):
-        found = tokenizer.load(tmp_path)
-    assert isinstance(found, tokenizer.SentencePieceTokenizer)
+        found = load_tokenizer(tmp_path)
+    assert isinstance(found, SentencePieceTokenizer)
 
 
 @pytest.mark.parametrize("content", ["[", "[1]", '{"a": "b"}'])
 def test_load_refuses_a_damaged_list_of_added_tokens(tmp_path, content):
-    (tmp_path / "spiece.model").write_bytes(tokenizer.train(CODE, vocab_size=40).model)
+    (tmp_path / "spiece.model").write_bytes(train_tokenizer(CODE, vocab_size=40).model)
     (tmp_path / "added_tokens.json").write_text(content)
     with pytest.raises(ValueError, match=r"added_tokens\.json must list tokens"):
-        tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("name", PAIR)
 def test_half_a_pair_of_files_is_no_tokenizer(pair_folder, name):
     (pair_folder / name).unlink()
-    assert tokenizer.load(pair_folder) is None
+    assert load_tokenizer(pair_folder) is None
     with pytest.raises(ValueError, match=r"must hold tokenizer\.json, or vocab\.json"):
-        FastTokenizer.from_folder(pair_folder)
+        HuggingFaceTokenizer.from_folder(pair_folder)
 
 
 @pytest.mark.parametrize("kind", ["pair_folder", "json_folder"])
 def test_save_writes_the_very_files_and_load_reads_them(kind, request, tmp_path):
     folder = request.getfixturevalue(kind)
-    found = FastTokenizer.from_folder(folder)
+    found = HuggingFaceTokenizer.from_folder(folder)
     (folder / "pytorch_model.bin").write_bytes(b"not a tokenizer's")
     found.save(tmp_path / "new" / "folder")
     (folder / "pytorch_model.bin").unlink()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     after = {path.name: path.read_bytes() for path in (tmp_path / "new" / "folder").iterdir()}
     assert after == before
-    again = tokenizer.load(tmp_path / "new" / "folder")
+    again = load_tokenizer(tmp_path / "new" / "folder")
     assert again is not None
     assert again.fingerprint == found.fingerprint
     assert all(again.encode(text) == found.encode(text) for text in TEXTS)
@@ -574,7 +580,7 @@ def test_save_writes_the_very_files_and_load_reads_them(kind, request, tmp_path)
 
 @pytest.mark.parametrize("kind", ["pair_folder", "json_folder"])
 def test_tokenizers_survive_pickling(kind, request):
-    found = FastTokenizer.from_folder(request.getfixturevalue(kind))
+    found = HuggingFaceTokenizer.from_folder(request.getfixturevalue(kind))
     copy = pickle.loads(pickle.dumps(found))
     for text in TEXTS:
         assert copy.encode(text) == found.encode(text)
@@ -584,15 +590,15 @@ def test_tokenizers_survive_pickling(kind, request):
 
 
 def test_fingerprint_tells_apart_what_gives_other_ids(json_folder, pair_folder):
-    prints = [FastTokenizer.from_folder(json_folder).fingerprint]
+    prints = [HuggingFaceTokenizer.from_folder(json_folder).fingerprint]
     write_json(json_folder / "tokenizer_config.json", {"bos_token": "<s>", "model_max_length": 9})
-    assert FastTokenizer.from_folder(json_folder).fingerprint == prints[0]
+    assert HuggingFaceTokenizer.from_folder(json_folder).fingerprint == prints[0]
     write_json(json_folder / "tokenizer_config.json", {"eos_token": "<mask>"})
-    prints.append(FastTokenizer.from_folder(json_folder).fingerprint)
-    prints.append(FastTokenizer.from_folder(pair_folder).fingerprint)
+    prints.append(HuggingFaceTokenizer.from_folder(json_folder).fingerprint)
+    prints.append(HuggingFaceTokenizer.from_folder(pair_folder).fingerprint)
     merges = (pair_folder / "merges.txt").read_text(encoding="utf-8").splitlines()
     (pair_folder / "merges.txt").write_text("\n".join(merges[:-1]), encoding="utf-8")
-    prints.append(FastTokenizer.from_folder(pair_folder).fingerprint)
+    prints.append(HuggingFaceTokenizer.from_folder(pair_folder).fingerprint)
     assert len(set(prints)) == 4
 
 
@@ -615,7 +621,7 @@ def test_file_that_is_no_tokenizer_is_named_with_the_remedy(tmp_path, content, r
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=remedy) as error:
-        tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
     assert str(path) in str(error.value)
     check_message(error, tmp_path)
 
@@ -625,7 +631,7 @@ def test_file_that_is_no_tokenizer_is_named_with_the_remedy(tmp_path, content, r
 def test_file_that_is_no_json_object_is_named(pair_folder, name, content):
     (pair_folder / name).write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=f"{name} must be a JSON object") as error:
-        tokenizer.load(pair_folder)
+        load_tokenizer(pair_folder)
     check_message(error, pair_folder)
 
 
@@ -633,7 +639,7 @@ def test_file_that_is_no_json_object_is_named(pair_folder, name, content):
 def test_load_names_a_config_that_is_no_json_object(json_folder, content):
     (json_folder / "tokenizer_config.json").write_text(content)
     with pytest.raises(ValueError, match=r"tokenizer_config\.json must be a JSON object"):
-        tokenizer.load(json_folder)
+        load_tokenizer(json_folder)
 
 
 @pytest.mark.parametrize(
@@ -654,7 +660,7 @@ def test_vocabulary_and_merges_that_do_not_fit_are_named(pair_folder, change):
         (pair_folder / name).write_text(content)
     expected = r"vocab\.json must give pieces their ids and merges\.txt pair them, got"
     with pytest.raises(ValueError, match=expected) as error:
-        FastTokenizer.from_folder(pair_folder)
+        HuggingFaceTokenizer.from_folder(pair_folder)
     check_message(error, pair_folder)
 
 
@@ -666,7 +672,7 @@ def test_added_tokens_with_other_ids_than_they_get_are_refused(pair_folder, adde
     write_json(pair_folder / "added_tokens.json", added)
     (pair_folder / "special_tokens_map.json").unlink()
     with pytest.raises(ValueError, match=r"added_tokens\.json must number its tokens") as error:
-        FastTokenizer.from_folder(pair_folder)
+        HuggingFaceTokenizer.from_folder(pair_folder)
     check_message(error, pair_folder)
 
 
@@ -687,16 +693,16 @@ def test_added_tokens_with_other_ids_than_they_get_are_refused(pair_folder, adde
 def test_added_tokens_in_no_known_form_are_refused(pair_folder, name, content):
     write_json(pair_folder / name, content)
     with pytest.raises(ValueError, match="must list added tokens by their spelling") as error:
-        FastTokenizer.from_folder(pair_folder)
+        HuggingFaceTokenizer.from_folder(pair_folder)
     check_message(error, pair_folder)
 
 
 @pytest.mark.parametrize("name", [*PAIR, "tokenizer.json", "tokenizer_config.json"])
 def test_file_beyond_the_limit_is_refused(pair_folder, name, monkeypatch):
-    monkeypatch.setattr(fast_tokenizer, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(huggingface, "MAX_BYTES", 1 << 20)
     (pair_folder / name).write_bytes(b" " * ((1 << 20) + 1))
     with pytest.raises(ValueError, match=f"{name} must have at most 1 MiB, got more") as error:
-        FastTokenizer.from_folder(pair_folder)
+        HuggingFaceTokenizer.from_folder(pair_folder)
     check_message(error, pair_folder)
 
 
@@ -734,7 +740,7 @@ def test_hostile_tokenizer_is_refused(tmp_path, part, reason):
     content = {"version": "1.0", "added_tokens": [], "model": bpe(), **part}
     write_json(tmp_path / "tokenizer.json", content)
     with pytest.raises(ValueError, match=f"tokenizer.json must .*{reason}") as error:
-        tokenizer.load(tmp_path).encode("ab")  # pyright: ignore[reportOptionalMemberAccess]
+        load_tokenizer(tmp_path).encode("ab")  # pyright: ignore[reportOptionalMemberAccess]
     check_message(error, tmp_path)
 
 
@@ -749,7 +755,7 @@ def test_ids_that_the_library_fails_at_are_a_value_error(tmp_path):
     strip = {"type": "Strip", "content": "b", "start": 0, "stop": 1 << 60}
     content = {"version": "1.0", "added_tokens": [], "model": bpe(), "decoder": strip}
     write_json(tmp_path / "tokenizer.json", content)
-    found = FastTokenizer.from_folder(tmp_path)
+    found = HuggingFaceTokenizer.from_folder(tmp_path)
     with pytest.raises(ValueError, match="must decode its own ids") as error:
         found.decode([1, 1])
     check_message(error, tmp_path)
@@ -758,7 +764,7 @@ def test_ids_that_the_library_fails_at_are_a_value_error(tmp_path):
 def use(folder):
     """Whether the folder's tokenizer loads and works; if not, it says so in the right form."""
     try:
-        found = FastTokenizer.from_folder(folder)
+        found = HuggingFaceTokenizer.from_folder(folder)
         ids = found.encode("a b<extra_id_0> é </s>")
         text = found.decode([*ids, 1, 5, 99])
     except ValueError as error:

@@ -1,0 +1,24 @@
+"""SentencePiece, bytes and Hugging Face tokenizers; training one."""
+
+from . import huggingface as huggingface
+from .base import (
+    Tokenizer as Tokenizer,
+)
+from .byte import (
+    ByteTokenizer as ByteTokenizer,
+)
+from .huggingface import (
+    HuggingFaceTokenizer as HuggingFaceTokenizer,
+)
+from .load import (
+    load_tokenizer as load_tokenizer,
+)
+from .sentencepiece import (
+    MODEL_FILES as MODEL_FILES,
+)
+from .sentencepiece import (
+    SentencePieceTokenizer as SentencePieceTokenizer,
+)
+from .sentencepiece import (
+    train_tokenizer as train_tokenizer,
+)
