@@ -34,7 +34,8 @@ from typing import Annotated
 import numpy as np
 from tyro.conf import FlagCreatePairsOff, arg
 
-from t5jax import cli, metrics, tasks
+from t5jax import cli, tasks
+from t5jax.evaluation.metrics import compute_metrics
 from t5jax.fileio import write_atomically
 from t5jax.finetuning import FinetuneConfig, finetune
 from t5jax.fit import FitConfig
@@ -328,7 +329,7 @@ def main(config: Config) -> None:
     lexicon = Lexicon(rows(config.data)[0])
     written = [phonemes(letters) for letters in pronounce([found.t5], lexicon, words)]
     references = [[phonemes(letters) for letters in one.references] for one in asked]
-    scores = metrics.measure(chosen.metrics, written, references)
+    scores = compute_metrics(chosen.metrics, written, references)
     told = ", ".join(f"{name} {measured.score:.2f}" for name, measured in scores.items())
     print(f"test, over several entries beside each word: {told}")
     lines = (f"{word}\t{spoken}\n" for word, spoken in zip(words, written, strict=True))

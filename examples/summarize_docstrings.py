@@ -25,7 +25,8 @@ from typing import Annotated, NamedTuple
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from t5jax import cli, metrics, pydocs, tasks
+from t5jax import cli, pydocs, tasks
+from t5jax.evaluation.metrics import compute_metrics
 from t5jax.finetuning import PREDICTIONS, FinetuneConfig, finetune
 from t5jax.fit import FitConfig
 from t5jax.optimizer import OptimizerConfig
@@ -162,7 +163,7 @@ def report(run: FinetuneConfig, task: Task, baselines: Baselines, *, samples: in
     references = [row["references"] for row in rows]
     print(f"\n{task.name:28}" + "".join(f"{name:>12}" for name in task.metrics))
     for who, texts in {"trained": [row["prediction"] for row in rows], **baselines}.items():
-        found = metrics.measure(task.metrics, texts, references).values()
+        found = compute_metrics(task.metrics, texts, references).values()
         print(f"  {who:26}" + "".join(f"{measured.score:12.1f}" for measured in found))
     for row in rows[:: len(rows) // samples][:samples]:
         print(f"\n  {row['input']:.200}\n    written:     {row['prediction']}")

@@ -20,10 +20,10 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, arg
 
 from t5jax import cli
+from t5jax.evaluation.metrics import MetricOptions
 from t5jax.fileio import write_atomically
 from t5jax.finetuning import PREDICTIONS, FinetuneConfig, finetune
 from t5jax.fit import FitConfig
-from t5jax.metrics import MetricOptions
 from t5jax.optimizer import OptimizerConfig
 from t5jax.runtime import keep_memory
 from t5jax.schedule import ScheduleConfig

@@ -2,7 +2,7 @@
 
 from . import checkpoint as checkpoint
 from . import decoding as decoding
-from . import metrics as metrics
+from . import evaluation as evaluation
 from . import ops as ops
 from . import parallel as parallel
 from . import pretrained as pretrained

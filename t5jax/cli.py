@@ -59,11 +59,12 @@ def main(
 
 def entry() -> None:
     """The command `t5jax`."""
-    from t5jax import bulk, convert, evaluate, inspect, plan
+    from t5jax import bulk, convert, inspect, plan
+    from t5jax.evaluation import Evaluate, evaluate_files
 
     commands: dict[type, Callable[[Any], object]] = {
         bulk.Generate: bulk.run,
-        evaluate.Evaluate: evaluate.run,
+        Evaluate: evaluate_files,
         convert.Convert: convert.run,
         inspect.Inspect: inspect.run,
         plan.Plan: plan.run,

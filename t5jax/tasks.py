@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from t5jax import corpus, metrics, textfiles
+from t5jax import corpus, textfiles
 from t5jax.errors import suggest
-from t5jax.metrics import MetricOptions
+from t5jax.evaluation.metrics import MetricOptions, check_metrics
 
 _NAME = string.ascii_letters + string.digits + "-_."
 
@@ -46,7 +46,7 @@ class Task:
     """What it is to write.  A column alone may hold a list: all of it is right, and training takes
     the first."""
     metrics: tuple[str, ...] = ("exact_match",)
-    """Keys of `metrics.KNOWN`."""
+    """Keys of `METRICS`."""
     metric_options: MetricOptions = MetricOptions()
     """Of those that take any."""
     weight: float | None = None
@@ -70,7 +70,7 @@ class Task:
             raise ValueError(
                 f"weight of task {self.name!r} must be > 0 and finite, got {self.weight}."
             )
-        metrics.check(self.metrics, self.metric_options)
+        check_metrics(self.metrics, self.metric_options)
         for template in (self.input, self.target):
             _parts(template, task=self.name)
 

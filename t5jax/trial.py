@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from t5jax import metrics
+from t5jax.evaluation.metrics import METRICS, compute_metrics, used_options
 from t5jax.fileio import write_atomically
 from t5jax.options import Options
 from t5jax.tasks import Example, Split, Task
@@ -74,8 +74,8 @@ class Trial(NamedTuple):
     def _measure(
         self, name: str, predictions: Sequence[str], references: Sequence[Sequence[str]]
     ) -> float:
-        options = metrics.taken([name], self.task.metric_options)
-        return metrics.measure([name], predictions, references, options)[name].score
+        options = used_options([name], self.task.metric_options)
+        return compute_metrics([name], predictions, references, options)[name].score
 
     def write(self, path: Path, predictions: Sequence[str]) -> None:
         """Writes predictions beside inputs and references, as `t5jax evaluate` reads them."""
@@ -120,4 +120,4 @@ def table(results: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
 def _more_is_better(name: str, value: float) -> float:
     if math.isnan(value):
         return 0.0
-    return 100.0 - value if metrics.KNOWN[name].is_error else value
+    return 100.0 - value if METRICS[name].is_error else value

@@ -71,7 +71,7 @@ def test_docs_options_exist():
 
     from t5jax.bulk import Generate
     from t5jax.convert import Convert
-    from t5jax.evaluate import Evaluate
+    from t5jax.evaluation.evaluate import Evaluate
     from t5jax.inspect import Inspect
     from t5jax.plan import Plan
     from t5jax.pretrain import PretrainConfig

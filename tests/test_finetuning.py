@@ -14,9 +14,9 @@ from helpers import launched_runs
 import t5jax as package
 from t5jax import runlog, trial
 from t5jax.checkpoint.manager import complete_steps, load_checkpoint_tree
+from t5jax.evaluation.metrics.registry import MetricOptions
 from t5jax.finetuning import FinetuneConfig, finetune
 from t5jax.fit import FitConfig
-from t5jax.metrics import MetricOptions
 from t5jax.optimizer import OptimizerConfig
 from t5jax.parallel.mesh import MeshConfig
 from t5jax.schedule import ScheduleConfig

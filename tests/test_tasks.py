@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from t5jax import corpus, tasks
-from t5jax.metrics import MetricOptions
+from t5jax.evaluation.metrics.registry import MetricOptions
 from t5jax.tasks import Example, Overlap, Task
 
 ROWS = [

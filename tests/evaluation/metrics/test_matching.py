@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5jax.metrics import matches
+from t5jax.evaluation.metrics.matching import (
+    exact_match,
+    id_accuracy,
+    normalize_answer,
+    sequence_accuracy,
+    squad_exact_match,
+    squad_f1,
+    token_accuracy,
+)
 
 PIECES = "the a an The cat cat's don't dog naïve Ünï — « , ... a. an- theatre U.S. 42 $3.50 (the) _"
 PIECES = [*PIECES.split(), "世界", "", "\u00a0", "\t"]
@@ -75,8 +83,8 @@ def squad_by_hand(prediction, references):
 def test_squad_equals_an_implementation_by_hand():
     predictions, references = zip(*cases(), strict=True)
     expected = np.array([squad_by_hand(*case) for case in cases()])
-    em = matches.squad_exact_match(predictions, references)
-    f1 = matches.squad_f1(predictions, references)
+    em = squad_exact_match(predictions, references)
+    f1 = squad_f1(predictions, references)
     np.testing.assert_array_equal(em.rows[:, 0], expected[:, 0])
     # Harmonic means, computed in two ways.
     np.testing.assert_allclose(f1.rows[:, 0], expected[:, 1], rtol=1e-14)
@@ -87,45 +95,45 @@ def test_squad_equals_an_implementation_by_hand():
 @settings(deadline=None)
 @given(st.text(), st.text())
 def test_squad_f1_is_symmetric_and_1_for_what_matches_exactly(a, b):
-    f1 = matches.squad_f1([a], [b]).score
-    assert f1 == matches.squad_f1([b], [a]).score
+    f1 = squad_f1([a], [b]).score
+    assert f1 == squad_f1([b], [a]).score
     assert 0 <= f1 <= 100
-    assert matches.squad_f1([a], [a]).score == 100
-    if matches.squad_exact_match([a], [b]).score:
+    assert squad_f1([a], [a]).score == 100
+    if squad_exact_match([a], [b]).score:
         assert f1 == 100
 
 
 def test_normalize_answer_by_example():
-    assert matches.normalize_answer("  The U.S.  Army's\tan A-team, a") == "us armys ateam"
-    assert matches.normalize_answer("a-") == ""
-    assert matches.normalize_answer("Ça, the thé") == "ça thé"
+    assert normalize_answer("  The U.S.  Army's\tan A-team, a") == "us armys ateam"
+    assert normalize_answer("a-") == ""
+    assert normalize_answer("Ça, the thé") == "ça thé"
 
 
 def test_exact_match_counts_any_reference_and_ignores_the_ends():
-    found = matches.exact_match(["a b", " a\n", "A", ""], [["x", "a b"], "a", "a", ""])
+    found = exact_match(["a b", " a\n", "A", ""], [["x", "a b"], "a", "a", ""])
     assert found.rows[:, 0].tolist() == [1, 1, 0, 1]
     assert found.score == 75
 
 
 def test_sequence_accuracy_counts_tokens_and_not_spaces():
-    found = matches.sequence_accuracy(["a  b", "ab", ""], ["a b", "a b", [" "]])
+    found = sequence_accuracy(["a  b", "ab", ""], ["a b", "a b", [" "]])
     assert found.rows[:, 0].tolist() == [1, 0, 1]
 
 
 def test_token_accuracy_counts_places_of_the_reference():
     predictions = ["a b c", "b a", "", "a b c d", "x a"]
     references = ["a x c", "a b", "a", "a b", ["x", "x b c", "x a"]]
-    found = matches.token_accuracy(predictions, references)
+    found = token_accuracy(predictions, references)
     assert found.rows.tolist() == [[2, 3], [0, 2], [0, 1], [2, 2], [2, 2]]
     assert found.score == 60
-    assert np.isnan(matches.token_accuracy(["a"], [""]).score)
+    assert np.isnan(token_accuracy(["a"], [""]).score)
 
 
 def test_id_accuracy_counts_unmasked_targets():
     predictions = np.array([[1, 2, 3], [4, 5, 0], [7, 8, 9]])
     targets = np.array([[1, 2, 4], [4, 5, 6], [7, 8, 9]])
     mask = np.array([[True, True, True], [True, True, False], [True, True, True]])
-    tokens, sequences = matches.id_accuracy(predictions, targets, mask)
+    tokens, sequences = id_accuracy(predictions, targets, mask)
     assert tokens.score == pytest.approx(100 * 7 / 8)
     assert sequences.score == pytest.approx(100 * 2 / 3)
 
@@ -133,6 +141,6 @@ def test_id_accuracy_counts_unmasked_targets():
 def test_id_accuracy_does_not_count_rows_without_targets():
     mask = np.array([[True, True], [False, False], [True, False]])
     ids = np.array([[1, 2], [3, 4], [5, 6]])
-    tokens, sequences = matches.id_accuracy(ids, np.array([[1, 0], [3, 4], [5, 0]]), mask)
+    tokens, sequences = id_accuracy(ids, np.array([[1, 0], [3, 4], [5, 0]]), mask)
     assert (tokens.score, sequences.score) == (pytest.approx(100 * 2 / 3), 50)
-    assert np.isnan(matches.id_accuracy(ids, ids, np.zeros_like(mask))[1].score)
+    assert np.isnan(id_accuracy(ids, ids, np.zeros_like(mask))[1].score)

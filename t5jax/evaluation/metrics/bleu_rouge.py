@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from t5jax.metrics import bootstrap
-from t5jax.metrics.bootstrap import Measured
-from t5jax.metrics.pairs import References, pair
+from t5jax.evaluation.metrics import bootstrap
+from t5jax.evaluation.metrics.bootstrap import MetricResult
+from t5jax.evaluation.metrics.references import References, pair_references
 
 Tokenize = Literal["13a", "intl", "zh", "char", "none"]
+
+
 Rouge = Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
 
 
@@ -23,7 +25,7 @@ def bleu(
     *,
     tokenize: Tokenize = "13a",
     lowercase: bool = False,
-) -> Measured:
+) -> MetricResult:
     """BLEU of the corpus, by sacrebleu, from 0 to 100.  (arXiv:1804.08771)
 
     Args:
@@ -47,7 +49,7 @@ def chrf(
     *,
     word_order: int = 0,
     lowercase: bool = False,
-) -> Measured:
+) -> MetricResult:
     """The F2 of character n-grams of the corpus, by sacrebleu, from 0 to 100.  (W15-3049)
 
     Args:
@@ -66,7 +68,7 @@ def chrf(
 
 def rouge(
     kind: Rouge, predictions: Sequence[str], references: References, *, use_stemmer: bool = False
-) -> Measured:
+) -> MetricResult:
     """Mean over examples of ROUGE's F1, by rouge-score, in percent; the best reference's.
 
     Args:
@@ -79,16 +81,16 @@ def rouge(
       ValueError: rouge-score is not installed.
     """
     scorer = _library("rouge_score.rouge_scorer").RougeScorer([kind], use_stemmer=use_stemmer)
-    pairs = pair(predictions, references)
+    pairs = pair_references(predictions, references)
     found = [scorer.score_multi(texts, prediction)[kind].fmeasure for prediction, texts in pairs]
     stemmer = "yes" if use_stemmer else "no"
     version = importlib.metadata.version("rouge-score")
-    measured = bootstrap.percent_of(np.array(found))
+    measured = bootstrap.mean_percent(np.array(found))
     return dataclasses.replace(measured, detail=f"{kind}|stemmer:{stemmer}|version:{version}")
 
 
-def _by_sacrebleu(metric: Any, predictions: Sequence[str], references: References) -> Measured:
-    listed = [texts for _, texts in pair(predictions, references)]
+def _by_sacrebleu(metric: Any, predictions: Sequence[str], references: References) -> MetricResult:
+    listed = [texts for _, texts in pair_references(predictions, references)]
     # sacrebleu takes a list for each reference of all examples, None where an example has fewer.
     columns = [list(column) for column in itertools.zip_longest(*listed)]
     # Its public functions have a score for all examples or a bootstrap with one seed for all; these
@@ -99,7 +101,7 @@ def _by_sacrebleu(metric: Any, predictions: Sequence[str], references: Reference
         return metric._compute_score_from_stats(rows.sum(axis=0).tolist())
 
     detail = score_of(rows).format(signature=str(metric.get_signature()))
-    return Measured(rows, lambda rows: score_of(rows).score, detail)
+    return MetricResult(rows, lambda rows: score_of(rows).score, detail)
 
 
 def _library(name: str) -> Any:

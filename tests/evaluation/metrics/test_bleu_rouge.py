@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from t5jax.metrics import bootstrap, overlap
+from t5jax.evaluation.metrics.bleu_rouge import bleu, chrf, rouge
+from t5jax.evaluation.metrics.bootstrap import bootstrap_interval
 
 TEXT = "the cat sat on a Mat . , runs running Läufer 世界 it's 3.5 don't (so) — \U0001f600"
 WORDS = TEXT.split()
@@ -35,7 +36,7 @@ def test_bleu_is_sacrebleu_s(references, options):
     predictions, listed = texts(0, references=references)
     metric = sacrebleu.BLEU(**options)
     expected = metric.corpus_score(predictions, list(zip(*listed, strict=True)))
-    found = overlap.bleu(predictions, listed, **options)
+    found = bleu(predictions, listed, **options)
     assert found.score == expected.score
     assert found.detail == expected.format(signature=str(metric.get_signature()))
     assert 20 < found.score < 90
@@ -47,7 +48,7 @@ def test_chrf_is_sacrebleu_s(options):
     predictions, listed = texts(1, references=2)
     metric = sacrebleu.CHRF(**options)
     expected = metric.corpus_score(predictions, list(zip(*listed, strict=True)))
-    found = overlap.chrf(predictions, listed, **options)
+    found = chrf(predictions, listed, **options)
     assert found.score == expected.score
     assert found.detail == expected.format(signature=str(metric.get_signature()))
 
@@ -58,12 +59,12 @@ def test_bleu_takes_unequally_many_references():
     listed[::2] = [row[:1] for row in listed[::2]]
     columns = list(itertools.zip_longest(*listed))
     expected = sacrebleu.BLEU().corpus_score(predictions, columns)
-    found = overlap.bleu(predictions, listed)
+    found = bleu(predictions, listed)
     assert found.score == expected.score
     assert "nrefs:var" in found.detail
 
 
-@pytest.mark.parametrize("metric", [overlap.bleu, overlap.chrf])
+@pytest.mark.parametrize("metric", [bleu, chrf])
 def test_draws_are_scored_as_sacrebleu_scores_their_texts(metric):
     pytest.importorskip("sacrebleu")
     predictions, listed = texts(3)
@@ -71,7 +72,7 @@ def test_draws_are_scored_as_sacrebleu_scores_their_texts(metric):
     draw = np.random.default_rng(0).integers(100, size=100)
     drawn = metric([predictions[i] for i in draw], [listed[i] for i in draw])
     assert measured.combine(measured.rows[draw]) == drawn.score
-    low, high = bootstrap.interval(measured, resamples=100)
+    low, high = bootstrap_interval(measured, resamples=100)
     assert low < measured.score < high
 
 
@@ -82,7 +83,7 @@ def test_bleu_interval_is_as_wide_as_sacrebleu_s_own(monkeypatch):
     predictions, listed = texts(4, count=200)
     columns = list(zip(*listed, strict=True))
     theirs = sacrebleu.BLEU().corpus_score(predictions, columns, n_bootstrap=1000)
-    low, high = bootstrap.interval(overlap.bleu(predictions, listed), resamples=1000)
+    low, high = bootstrap_interval(bleu(predictions, listed), resamples=1000)
     width = float(theirs.format(score_only=True, width=6).rpartition("±")[2].strip(" )"))
     assert (high - low) / 2 == pytest.approx(width, rel=0.15)
 
@@ -98,7 +99,7 @@ def test_rouge_is_rouge_score_s_best_reference(kind, use_stemmer):
         max(scorer.score(text, prediction)[kind].fmeasure for text in row)
         for prediction, row in zip(predictions, listed, strict=True)
     ]
-    found = overlap.rouge(kind, predictions, listed, use_stemmer=use_stemmer)
+    found = rouge(kind, predictions, listed, use_stemmer=use_stemmer)
     np.testing.assert_array_equal(found.rows[:, 0], expected)
     assert found.score == pytest.approx(100 * np.mean(expected), rel=1e-14)
     assert f"stemmer:{'yes' if use_stemmer else 'no'}" in found.detail
@@ -106,7 +107,7 @@ def test_rouge_is_rouge_score_s_best_reference(kind, use_stemmer):
 
 @pytest.mark.parametrize(
     ("package", "compute"),
-    [("sacrebleu", overlap.bleu), ("rouge_score", functools.partial(overlap.rouge, "rouge1"))],
+    [("sacrebleu", bleu), ("rouge_score", functools.partial(rouge, "rouge1"))],
 )
 def test_a_missing_library_is_a_sentence_that_says_how_to_install_it(package, compute, monkeypatch):
     class Absent:

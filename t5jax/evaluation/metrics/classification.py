@@ -5,18 +5,18 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from t5jax.metrics import bootstrap
-from t5jax.metrics.bootstrap import Measured
-from t5jax.metrics.pairs import References, pair_single
+from t5jax.evaluation.metrics import bootstrap
+from t5jax.evaluation.metrics.bootstrap import MetricResult
+from t5jax.evaluation.metrics.references import References, pair_single_reference
 
 
-def accuracy(predictions: Sequence[str], references: References) -> Measured:
+def accuracy(predictions: Sequence[str], references: References) -> MetricResult:
     """Percent of predictions that are the right class, but for white space at either end."""
-    pairs = pair_single(predictions, references)
-    return bootstrap.percent_of(np.array([predicted == right for predicted, right in pairs]))
+    pairs = pair_single_reference(predictions, references)
+    return bootstrap.mean_percent(np.array([predicted == right for predicted, right in pairs]))
 
 
-def f1(predictions: Sequence[str], references: References, *, positive: str) -> Measured:
+def f1(predictions: Sequence[str], references: References, *, positive: str) -> MetricResult:
     """F1 of one class, in percent; 0 if it is never predicted rightly.
 
     Args:
@@ -26,7 +26,7 @@ def f1(predictions: Sequence[str], references: References, *, positive: str) -> 
     Raises:
       ValueError: the class is neither predicted nor right anywhere.
     """
-    pairs = pair_single(predictions, references)
+    pairs = pair_single_reference(predictions, references)
     rows = np.array([[x == positive for x in both] for both in pairs])
     if not rows.any():
         raise ValueError(
@@ -38,15 +38,15 @@ def f1(predictions: Sequence[str], references: References, *, positive: str) -> 
         total = rows.sum()
         return 200 * float(rows.all(axis=1).sum() / total) if total else float("nan")
 
-    return Measured(rows.astype(np.int64), combine)
+    return MetricResult(rows.astype(np.int64), combine)
 
 
-def matthews(predictions: Sequence[str], references: References) -> Measured:
+def matthews(predictions: Sequence[str], references: References) -> MetricResult:
     """Matthews correlation of any number of classes, in percent; 0 if one side is constant.
 
     (Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006)
     """
-    pairs = pair_single(predictions, references)
+    pairs = pair_single_reference(predictions, references)
     numbers = {label: i for i, label in enumerate(sorted({x for both in pairs for x in both}))}
     rows = np.array([[numbers[x] for x in both] for both in pairs])
 
@@ -57,10 +57,10 @@ def matthews(predictions: Sequence[str], references: References) -> Measured:
         spreads = [count**2 - x @ x for x in counts]
         return 100 * float(covariance / np.sqrt(spreads[0] * spreads[1])) if all(spreads) else 0.0
 
-    return Measured(rows, combine)
+    return MetricResult(rows, combine)
 
 
-def choose(scores: Sequence[np.ndarray] | np.ndarray) -> Int[np.ndarray, "n"]:
+def best_choices(scores: Sequence[np.ndarray] | np.ndarray) -> Int[np.ndarray, "n"]:
     """Finds the best choice of each example; of equally good ones the first.
 
     Args:
@@ -75,14 +75,16 @@ def choose(scores: Sequence[np.ndarray] | np.ndarray) -> Int[np.ndarray, "n"]:
     return np.array([int(np.argmax(row)) for row in scores], np.int64)
 
 
-def choice_accuracy(scores: Sequence[np.ndarray] | np.ndarray, answers: Sequence[int]) -> Measured:
+def choice_accuracy(
+    scores: Sequence[np.ndarray] | np.ndarray, answers: Sequence[int]
+) -> MetricResult:
     """Percent of examples whose best choice is the right one.  (arXiv:2110.08207, section 5)
 
     Args:
-      scores: as `choose` takes them.
+      scores: as `best_choices` takes them.
       answers: places of the right choices, from 0.
     Raises:
-      ValueError: as `choose`, or they are not as many, or an answer is not among the choices.
+      ValueError: as `best_choices`, or they are not as many, or an answer is not among the choices.
     """
     if len(scores) != len(answers) or not len(scores):
         raise ValueError(
@@ -93,4 +95,4 @@ def choice_accuracy(scores: Sequence[np.ndarray] | np.ndarray, answers: Sequence
             raise ValueError(
                 f"answers[{i}] must be one of {len(row)} choices, from 0, got {answer}."
             )
-    return bootstrap.percent_of(choose(scores) == np.array(answers))
+    return bootstrap.mean_percent(best_choices(scores) == np.array(answers))

@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from t5jax.metrics import labels
+from t5jax.evaluation.metrics.classification import (
+    accuracy,
+    best_choices,
+    choice_accuracy,
+    f1,
+    matthews,
+)
 
 
 def draw(classes, count=101, seed=0):
@@ -12,7 +18,7 @@ def draw(classes, count=101, seed=0):
 
 
 def test_accuracy_strips_and_keeps_case():
-    found = labels.accuracy([" yes", "Yes", "no", "perhaps"], ["yes", "yes", ["no"], "no"])
+    found = accuracy([" yes", "Yes", "no", "perhaps"], ["yes", "yes", ["no"], "no"])
     assert found.rows[:, 0].tolist() == [1, 0, 1, 0]
 
 
@@ -21,15 +27,15 @@ def test_f1_is_the_harmonic_mean_of_precision_and_recall():
     hits = sum(p == r == "yes" for p, r in zip(predicted, right, strict=True))
     precision, recall = hits / predicted.count("yes"), hits / right.count("yes")
     expected = 200 * precision * recall / (precision + recall)
-    found = labels.f1(predicted, right, positive="yes")
+    found = f1(predicted, right, positive="yes")
     assert found.score == pytest.approx(expected, rel=1e-14)
 
 
 def test_f1_is_0_without_hits_and_refuses_a_class_that_is_nowhere():
-    assert labels.f1(["a", "b"], ["b", "a"], positive="a").score == 0
+    assert f1(["a", "b"], ["b", "a"], positive="a").score == 0
     with pytest.raises(ValueError, match="got 'c'; classes are a, b"):
-        labels.f1(["a", "b"], ["b", "a"], positive="c")
-    assert np.isnan(labels.f1(["a", "b"], ["a", "b"], positive="a").combine(np.zeros((3, 2))))
+        f1(["a", "b"], ["b", "a"], positive="c")
+    assert np.isnan(f1(["a", "b"], ["a", "b"], positive="a").combine(np.zeros((3, 2))))
 
 
 def test_matthews_of_two_classes_is_the_textbook_s():
@@ -37,7 +43,7 @@ def test_matthews_of_two_classes_is_the_textbook_s():
     pairs = list(zip(predicted, right, strict=True))
     tp, tn, fp, fn = (pairs.count(x) for x in [("1", "1"), ("0", "0"), ("1", "0"), ("0", "1")])
     expected = (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    assert labels.matthews(predicted, right).score == pytest.approx(100 * expected, rel=1e-12)
+    assert matthews(predicted, right).score == pytest.approx(100 * expected, rel=1e-12)
 
 
 def test_matthews_of_several_classes_is_the_correlation_of_indicators():
@@ -49,31 +55,31 @@ def test_matthews_of_several_classes_is_the_correlation_of_indicators():
     )
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     expected = (x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum())
-    assert labels.matthews(predicted, right).score == pytest.approx(100 * expected, rel=1e-12)
+    assert matthews(predicted, right).score == pytest.approx(100 * expected, rel=1e-12)
 
 
 def test_matthews_is_0_for_a_constant_and_100_for_what_is_right():
-    assert labels.matthews(["a", "a", "a"], ["a", "b", "a"]).score == 0
-    assert labels.matthews(["a", "b", "a"], ["a", "b", "a"]).score == 100
-    assert labels.matthews(["b", "a", "b"], ["a", "b", "a"]).score == -100
+    assert matthews(["a", "a", "a"], ["a", "b", "a"]).score == 0
+    assert matthews(["a", "b", "a"], ["a", "b", "a"]).score == 100
+    assert matthews(["b", "a", "b"], ["a", "b", "a"]).score == -100
 
 
 def test_choose_takes_the_first_of_the_best_and_rows_of_any_length():
     scores = [np.array([-3.0, -1.0, -1.0]), np.array([-5.0]), np.array([-np.inf, -2.0])]
-    assert labels.choose(scores).tolist() == [1, 0, 1]
-    assert labels.choose(np.array([[0.0, 1.0], [3.0, 2.0]])).tolist() == [1, 0]
+    assert best_choices(scores).tolist() == [1, 0, 1]
+    assert best_choices(np.array([[0.0, 1.0], [3.0, 2.0]])).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("row", [np.array([]), np.array([0.0, np.nan])])
 def test_choose_refuses_rows_without_a_best(row):
     with pytest.raises(ValueError, match=r"scores\[1\] must be a list of numbers"):
-        labels.choose([np.array([1.0]), row])
+        best_choices([np.array([1.0]), row])
 
 
 def test_choice_accuracy_counts_right_choices():
     scores = [np.array([-3.0, -1.0]), np.array([-5.0, -7.0, -6.0]), np.array([-1.0, -2.0])]
-    assert labels.choice_accuracy(scores, [1, 0, 1]).score == pytest.approx(200 / 3)
+    assert choice_accuracy(scores, [1, 0, 1]).score == pytest.approx(200 / 3)
     with pytest.raises(ValueError, match=r"answers\[1\] must be one of 3 choices, from 0, got 3"):
-        labels.choice_accuracy(scores, [1, 3, 1])
+        choice_accuracy(scores, [1, 3, 1])
     with pytest.raises(ValueError, match="as many, and some, got 3 and 1"):
-        labels.choice_accuracy(scores, [1])
+        choice_accuracy(scores, [1])

@@ -1,17 +1,17 @@
 import pytest
 
-from t5jax.metrics import pairs
+from t5jax.evaluation.metrics.references import pair_references, pair_single_reference
 
 
 def test_pair_takes_one_or_several_references():
-    found = pairs.pair(["a", "b"], ["x", ("y", "z")])
+    found = pair_references(["a", "b"], ["x", ("y", "z")])
     assert found == [("a", ["x"]), ("b", ["y", "z"])]
 
 
 def test_pair_single_takes_exactly_one_and_strips():
-    assert pairs.pair_single([" a\n"], [["x "]]) == [("a", "x")]
+    assert pair_single_reference([" a\n"], [["x "]]) == [("a", "x")]
     with pytest.raises(ValueError, match="one reference for each example, got 2 for example 1"):
-        pairs.pair_single(["a", "b"], ["x", ["y", "z"]])
+        pair_single_reference(["a", "b"], ["x", ["y", "z"]])
 
 
 @pytest.mark.parametrize(
@@ -25,4 +25,4 @@ def test_pair_single_takes_exactly_one_and_strips():
 )
 def test_pair_refuses_what_does_not_match(predictions, references, message):
     with pytest.raises(ValueError, match=message):
-        pairs.pair(predictions, references)
+        pair_references(predictions, references)

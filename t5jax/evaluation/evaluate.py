@@ -10,11 +10,17 @@ from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from t5jax import metrics, predictions
+from t5jax.evaluation.metrics import (
+    METRICS,
+    MetricOptions,
+    Tokenize,
+    bootstrap_interval,
+    check_metrics,
+    compute_metrics,
+    used_options,
+)
+from t5jax.evaluation.predictions import Predictions, read_predictions
 from t5jax.fileio import write_atomically
-from t5jax.metrics import MetricOptions
-from t5jax.metrics.overlap import Tokenize
-from t5jax.predictions import Examples
 
 _LEVEL = 0.95
 
@@ -60,7 +66,7 @@ class Evaluate:
             raise ValueError(f"seed must be at least 0, got {self.seed}.")
 
 
-def run(options: Evaluate) -> dict[str, Any]:
+def evaluate_files(options: Evaluate) -> dict[str, Any]:
     """Prints a table for each task, and returns its numbers.
 
     Returns:
@@ -75,7 +81,7 @@ def run(options: Evaluate) -> dict[str, Any]:
         options.json.parent.mkdir(parents=True, exist_ok=True)
     tasks = _tasks(options)
     # An option is right if one task takes it, so all tasks' metrics are checked together.
-    metrics.check(
+    check_metrics(
         [name for task in tasks.values() for name in task.metrics],
         _metric_options(options, options.positive[0] if options.positive else None),
     )
@@ -85,7 +91,7 @@ def run(options: Evaluate) -> dict[str, Any]:
                 f"f1 of task {name!r} must know its class, got none; write --positive {name}=CLASS."
             )
     examples = {
-        name: predictions.read(task.predictions, task.references, keyed=options.keyed)
+        name: read_predictions(task.predictions, task.references, keyed=options.keyed)
         for name, task in tasks.items()
     }
     results: dict[str, Any] = {"tasks": {}}
@@ -213,14 +219,14 @@ def _metric_options(options: Evaluate, positive: str | None) -> MetricOptions:
     )
 
 
-def _measure(examples: Examples, task: _Task, options: Evaluate) -> dict[str, Any]:
-    given = metrics.taken(task.metrics, _metric_options(options, task.positive))
-    measured = metrics.measure(task.metrics, examples.predictions, examples.references, given)
+def _measure(examples: Predictions, task: _Task, options: Evaluate) -> dict[str, Any]:
+    given = used_options(task.metrics, _metric_options(options, task.positive))
+    measured = compute_metrics(task.metrics, examples.predictions, examples.references, given)
     found: dict[str, Any] = {}
     for name, metric in measured.items():
         found[name] = {"score": _defined(metric.score)}
         if options.bootstrap:
-            ends = metrics.interval(
+            ends = bootstrap_interval(
                 metric, resamples=options.bootstrap, seed=options.seed, level=_LEVEL
             )
             found[name]["interval"] = list(map(_defined, ends))
@@ -258,7 +264,7 @@ def _print(name: str, result: dict[str, Any]) -> None:
 
 def _average(tasks: dict[str, _Task], results: dict[str, Any]) -> float | None:
     """Mean over tasks of the mean over a task's metrics.  (arXiv:1910.10683, section 2.3)"""
-    errors = {x for task in tasks.values() for x in task.metrics if metrics.KNOWN[x].is_error}
+    errors = {x for task in tasks.values() for x in task.metrics if METRICS[x].is_error}
     if errors:
         print(f"no average: of {', '.join(sorted(errors))} less is better")
         return None

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from t5jax import predictions
+from t5jax.evaluation.predictions import read_predictions
 
 
 @pytest.fixture
@@ -18,27 +18,27 @@ def write(tmp_path):
 
 def test_read_takes_lines_and_several_files_of_references(write):
     files = [write("r1.de", "x", "", "z"), write("r2.de", "u", "v", "w")]
-    found = predictions.read(write("p.txt", "a", "b\u2028c", ""), files)
+    found = read_predictions(write("p.txt", "a", "b\u2028c", ""), files)
     assert found.predictions == ["a", "b\u2028c", ""]
     assert found.references == [["x", "u"], ["", "v"], ["z", "w"]]
 
 
 def test_read_takes_other_line_ends_and_marks_of_order(write):
-    one = predictions.read(write("p.txt", "\ufeffa", "b", end="\r\n"), [write("r", "a", "b")])
+    one = read_predictions(write("p.txt", "\ufeffa", "b", end="\r\n"), [write("r", "a", "b")])
     assert one.predictions == ["a", "b"]
     (file := write("cut")).write_text("a\nb")
-    assert predictions.read(file, [file]).predictions == ["a", "b"]
+    assert read_predictions(file, [file]).predictions == ["a", "b"]
 
 
 def test_read_keeps_a_carriage_return_within_a_line(tmp_path):
     (file := tmp_path / "p").write_bytes(b"a\rb\n")
-    assert predictions.read(file, [file]) == (["a\rb"], [["a\rb"]])
+    assert read_predictions(file, [file]) == (["a\rb"], [["a\rb"]])
 
 
 def test_read_does_not_mind_the_case_of_endings(write):
     json_lines = write("p.JSONL", {"prediction": "a", "target": "x"})
-    assert predictions.read(json_lines, []) == (["a"], [["x"]])
-    found = predictions.read(write("p.TSV", "k\ta"), [write("r.Dict", "k x # y")])
+    assert read_predictions(json_lines, []) == (["a"], [["x"]])
+    found = read_predictions(write("p.TSV", "k\ta"), [write("r.Dict", "k x # y")])
     assert found == (["a"], [["x"]])
 
 
@@ -49,39 +49,39 @@ def test_read_takes_jsonl_with_its_own_references(write):
         "",
         {"output": "b", "references": ["y", "z"]},
     )
-    assert predictions.read(file, []) == (["a", "b"], [["x"], ["y", "z"]])
-    other = predictions.read(file, [write("r.txt", "1", "2"), file])
+    assert read_predictions(file, []) == (["a", "b"], [["x"], ["y", "z"]])
+    other = read_predictions(file, [write("r.txt", "1", "2"), file])
     assert other.references == [["1", "x"], ["2", "y", "z"]]
 
 
 def test_read_joins_by_key_in_the_order_of_predictions(write):
     right = write("r.tsv", "read\tR IY D", "a(2)\tEY", "read(2)\tR EH D", "a\tAH")
-    found = predictions.read(write("p.tsv", "a\tAH", "read\tR IY D"), [right])
+    found = read_predictions(write("p.tsv", "a\tAH", "read\tR IY D"), [right])
     assert found == (["AH", "R IY D"], [["EY", "AH"], ["R IY D", "R EH D"]])
-    plain = predictions.read(write("p", "a\tAH", "read\t"), [right], keyed=True)
+    plain = read_predictions(write("p", "a\tAH", "read\t"), [right], keyed=True)
     assert plain.predictions == ["AH", ""]
 
 
 def test_read_keeps_a_number_that_is_part_of_a_key(write):
-    found = predictions.read(write("p.tsv", "f(2)\t4", "f\t0"), [write("r", "f\t0", "f(2)\t4")])
+    found = read_predictions(write("p.tsv", "f(2)\t4", "f\t0"), [write("r", "f\t0", "f(2)\t4")])
     assert found.references == [["4"], ["0"]]
 
 
 def test_read_takes_a_dictionary_as_cmudict_writes_it(write):
     right = write("cmu.dict", "aalborg AO1 L B # place, danish", "aalborg(2) AA1 L B", "'em AH0 M")
-    found = predictions.read(write("p.tsv", "'em\tAH0 M", "aalborg\tx"), [right])
+    found = read_predictions(write("p.tsv", "'em\tAH0 M", "aalborg\tx"), [right])
     assert found.references == [["AH0 M"], ["AO1 L B", "AA1 L B"]]
 
 
 def test_read_skips_blank_lines_and_comments_between_keys(write):
     """Only a .dict has comments: elsewhere ";;;" may begin a key."""
     right = write("r.dict", ";;; CMUdict  1", "", ";a  SEMI", "b  B IY")
-    found = predictions.read(write("p.tsv", ";a\tx", " ", "b\ty", ""), [right])
+    found = read_predictions(write("p.tsv", ";a\tx", " ", "b\ty", ""), [right])
     assert found == (["x", "y"], [["SEMI"], ["B IY"]])
     with_marks = write("p.tsv", ";;;a\tx")
-    assert predictions.read(with_marks, [with_marks]).predictions == ["x"]
+    assert read_predictions(with_marks, [with_marks]).predictions == ["x"]
     with pytest.raises(ValueError, match=r"empty.dict must hold at least one example, got none"):
-        predictions.read(with_marks, [write("empty.dict", ";;; a", "")])
+        read_predictions(with_marks, [write("empty.dict", ";;; a", "")])
 
 
 def test_read_takes_cmudict_s_test_words(shared_data, tmp_path):
@@ -91,7 +91,7 @@ def test_read_takes_cmudict_s_test_words(shared_data, tmp_path):
     lines = right.read_text().splitlines()
     first = dict(line.split("\t") for line in reversed(lines))
     (tmp_path / "p.tsv").write_text("".join(f"{word}\t{text}\n" for word, text in first.items()))
-    found = predictions.read(tmp_path / "p.tsv", [right])
+    found = read_predictions(tmp_path / "p.tsv", [right])
     assert len(found.predictions) == 12000
     assert sum(map(len, found.references)) == len(lines)
     assert all(p == r[0] for p, r in zip(*found, strict=True))
@@ -126,7 +126,7 @@ def test_read_takes_cmudict_s_test_words(shared_data, tmp_path):
 )
 def test_read_refuses_in_a_sentence(write, prediction, reference, message):
     with pytest.raises(ValueError, match=message):
-        predictions.read(write(*prediction), [write(*reference)])
+        read_predictions(write(*prediction), [write(*reference)])
 
 
 @pytest.mark.parametrize("keyed", [False, True])
@@ -142,13 +142,13 @@ def test_read_refuses_other_formats(write, ending, message, keyed):
     lines, other = write("p", "a\tb"), write(f"p{ending}", "a\tb")
     for files in [(lines, [lines, other]), (other, [lines])]:
         with pytest.raises(ValueError, match=f"p{ending} {message}"):
-            predictions.read(*files, keyed=keyed)
+            read_predictions(*files, keyed=keyed)
 
 
 def test_read_refuses_keyed_for_json_lines(write):
     file = write("p.jsonl", {"prediction": "a", "target": "a"})
     with pytest.raises(ValueError, match=r"and .jsonl has none; leave out --keyed"):
-        predictions.read(file, [], keyed=True)
+        read_predictions(file, [], keyed=True)
 
 
 def test_read_wants_every_key_in_every_file_of_references(write):
@@ -156,19 +156,19 @@ def test_read_wants_every_key_in_every_file_of_references(write):
     with pytest.raises(
         ValueError, match=r"r2.tsv must have a text for every key, got none for 1 of"
     ):
-        predictions.read(write("p.tsv", "a\tx", "b\ty"), files)
+        read_predictions(write("p.tsv", "a\tx", "b\ty"), files)
     files[1].write_text("b\tz\na\tw\n")
-    found = predictions.read(write("p.tsv", "a\tx", "b\ty"), files)
+    found = read_predictions(write("p.tsv", "a\tx", "b\ty"), files)
     assert found.references == [["x", "w"], ["y", "z"]]
 
 
 @pytest.mark.parametrize("name", ["p.txt", "p.tsv"])
 def test_read_refuses_predictions_without_references(write, name):
     with pytest.raises(ValueError, match=f"references must be given for .*{name}, got none"):
-        predictions.read(write(name, "a\tb"), [])
+        read_predictions(write(name, "a\tb"), [])
 
 
 def test_read_refuses_other_encodings(tmp_path):
     (tmp_path / "p").write_bytes("ä\n".encode("latin-1"))
     with pytest.raises(ValueError, match="must be text in UTF-8"):
-        predictions.read(tmp_path / "p", [tmp_path / "p"])
+        read_predictions(tmp_path / "p", [tmp_path / "p"])

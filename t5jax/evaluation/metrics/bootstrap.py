@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class MetricResult:
     """A metric over some examples."""
 
     rows: Int[np.ndarray, "n k"] | Float[np.ndarray, "n k"]
@@ -33,18 +33,18 @@ class Interval(NamedTuple):
     high: float
 
 
-def percent_of(values: np.ndarray) -> Measured:
+def mean_percent(values: np.ndarray) -> MetricResult:
     """The mean over examples of numbers from 0 to 1, in percent."""
-    return Measured(np.asarray(values, np.float64)[:, None], _mean_percent)
+    return MetricResult(np.asarray(values, np.float64)[:, None], _mean_percent)
 
 
-def ratio(counts: np.ndarray, totals: np.ndarray) -> Measured:
+def ratio_percent(counts: np.ndarray, totals: np.ndarray) -> MetricResult:
     """The sum of counts over the sum of totals, in percent."""
-    return Measured(np.stack([counts, totals], axis=1), _ratio_percent)
+    return MetricResult(np.stack([counts, totals], axis=1), _ratio_percent)
 
 
-def interval(
-    measured: Measured, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
+def bootstrap_interval(
+    measured: MetricResult, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval:
     """Finds the percentile bootstrap interval: examples are drawn anew, with replacement.
 

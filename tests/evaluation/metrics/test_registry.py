@@ -1,38 +1,40 @@
 import pytest
 
-from t5jax import metrics
-from t5jax.metrics import MetricOptions, edits, matches
+from t5jax.evaluation.metrics.bootstrap import bootstrap_interval
+from t5jax.evaluation.metrics.error_rates import word_error_rate
+from t5jax.evaluation.metrics.matching import squad_f1
+from t5jax.evaluation.metrics.registry import METRICS, MetricOptions, check_metrics, compute_metrics
 
 PREDICTIONS = ["1", "0", "1", "1"]
 REFERENCES = ["1", "1", "1", "0"]
-NEEDS_NO_LIBRARY = [x for x in metrics.KNOWN if not x.startswith(("bleu", "chrf", "rouge"))]
+NEEDS_NO_LIBRARY = [x for x in METRICS if not x.startswith(("bleu", "chrf", "rouge"))]
 
 
 def test_measure_gives_metrics_in_the_order_of_their_names():
-    found = metrics.measure(["wer", "squad_f1"], ["a b", "c"], [["a"], ["c", "d"]])
+    found = compute_metrics(["wer", "squad_f1"], ["a b", "c"], [["a"], ["c", "d"]])
     assert list(found) == ["wer", "squad_f1"]
-    assert found["wer"].score == edits.word_error_rate(["a b", "c"], [["a"], ["c", "d"]]).score
-    assert found["squad_f1"].score == matches.squad_f1(["a b", "c"], [["a"], ["c", "d"]]).score
+    assert found["wer"].score == word_error_rate(["a b", "c"], [["a"], ["c", "d"]]).score
+    assert found["squad_f1"].score == squad_f1(["a b", "c"], [["a"], ["c", "d"]]).score
 
 
-@pytest.mark.parametrize("name", metrics.KNOWN)
+@pytest.mark.parametrize("name", METRICS)
 def test_measure_of_what_is_right_is_perfect_and_of_draws_is_near(name):
     if name not in NEEDS_NO_LIBRARY:
         pytest.importorskip("rouge_score" if name.startswith("rouge") else "sacrebleu")
     options = MetricOptions(positive="1") if name == "f1" else None
     texts = PREDICTIONS if name in NEEDS_NO_LIBRARY else [f"{x} a b c d" for x in PREDICTIONS]
-    right = metrics.measure([name], texts, texts, options)[name]
-    assert right.score == pytest.approx(0 if metrics.KNOWN[name].is_error else 100, rel=1e-12)
-    wrong = metrics.measure([name], PREDICTIONS, REFERENCES, options)[name]
-    assert (wrong.score > 0) if metrics.KNOWN[name].is_error else (wrong.score < 100)
-    low, high = metrics.interval(wrong, resamples=50)
+    right = compute_metrics([name], texts, texts, options)[name]
+    assert right.score == pytest.approx(0 if METRICS[name].is_error else 100, rel=1e-12)
+    wrong = compute_metrics([name], PREDICTIONS, REFERENCES, options)[name]
+    assert (wrong.score > 0) if METRICS[name].is_error else (wrong.score < 100)
+    low, high = bootstrap_interval(wrong, resamples=50)
     assert low <= wrong.score + 1e-9 <= high + 2e-9
 
 
 def test_measure_passes_options_on():
     pytest.importorskip("sacrebleu")
     lower = MetricOptions(lowercase=True, tokenize="none")
-    found = metrics.measure(["bleu", "chrf"], ["A B C D"], ["a b c d"], lower)
+    found = compute_metrics(["bleu", "chrf"], ["A B C D"], ["a b c d"], lower)
     assert (found["bleu"].score, found["chrf"].score) == (pytest.approx(100), 100)
     assert "case:lc" in found["bleu"].detail
     assert "tok:none" in found["bleu"].detail
@@ -54,4 +56,4 @@ def test_measure_passes_options_on():
 )
 def test_check_refuses_unknown_names_and_idle_options(names, options, message):
     with pytest.raises(ValueError, match=message):
-        metrics.check(names, options)
+        check_metrics(names, options)

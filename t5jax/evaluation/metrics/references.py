@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 
 References = Sequence[str | Sequence[str]]
+
+
 """For each example a text, or several that are equally right."""
 
 
-def pair(predictions: Sequence[str], references: References) -> list[tuple[str, list[str]]]:
+def pair_references(
+    predictions: Sequence[str], references: References
+) -> list[tuple[str, list[str]]]:
     """Puts each prediction beside the list of its references.
 
     Raises:
@@ -28,13 +32,15 @@ def pair(predictions: Sequence[str], references: References) -> list[tuple[str, 
     return list(zip(predictions, listed, strict=True))
 
 
-def pair_single(predictions: Sequence[str], references: References) -> list[tuple[str, str]]:
+def pair_single_reference(
+    predictions: Sequence[str], references: References
+) -> list[tuple[str, str]]:
     """Puts each prediction beside its only reference, both without white space around them.
 
     Raises:
-      ValueError: as `pair`, or an example has several references.
+      ValueError: as `pair_references`, or an example has several references.
     """
-    pairs = pair(predictions, references)
+    pairs = pair_references(predictions, references)
     for i, (_, texts) in enumerate(pairs):
         if len(texts) != 1:
             raise ValueError(

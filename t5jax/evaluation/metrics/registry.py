@@ -6,21 +6,10 @@ import typing
 from collections.abc import Callable, Sequence
 
 from t5jax.errors import suggest
-from t5jax.metrics import edits, labels, matches, numbers, overlap
-from t5jax.metrics.bootstrap import Interval, Measured, interval
-from t5jax.metrics.overlap import Tokenize
-from t5jax.metrics.pairs import References
-
-__all__ = [
-    "KNOWN",
-    "Interval",
-    "Measured",
-    "MetricOptions",
-    "check",
-    "interval",
-    "measure",
-    "taken",
-]
+from t5jax.evaluation.metrics import bleu_rouge, classification, correlation, error_rates, matching
+from t5jax.evaluation.metrics.bleu_rouge import Tokenize
+from t5jax.evaluation.metrics.bootstrap import MetricResult
+from t5jax.evaluation.metrics.references import References
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +42,7 @@ class MetricOptions:
 class Metric:
     """A metric and what is known of it."""
 
-    function: Callable[..., Measured]
+    function: Callable[..., MetricResult]
     """Of predictions and references, and of the options below."""
     options: tuple[str, ...] = ()
     """Fields of MetricOptions that it takes."""
@@ -61,47 +50,47 @@ class Metric:
     """Lower is better."""
 
 
-KNOWN: dict[str, Metric] = {
-    "exact_match": Metric(matches.exact_match),
-    "token_accuracy": Metric(matches.token_accuracy),
-    "sequence_accuracy": Metric(matches.sequence_accuracy),
-    "squad_em": Metric(matches.squad_exact_match),
-    "squad_f1": Metric(matches.squad_f1),
-    "bleu": Metric(overlap.bleu, ("tokenize", "lowercase")),
-    "chrf": Metric(overlap.chrf, ("lowercase",)),
-    "chrf++": Metric(functools.partial(overlap.chrf, word_order=2), ("lowercase",)),
-    "rouge1": Metric(functools.partial(overlap.rouge, "rouge1"), ("use_stemmer",)),
-    "rouge2": Metric(functools.partial(overlap.rouge, "rouge2"), ("use_stemmer",)),
-    "rougeL": Metric(functools.partial(overlap.rouge, "rougeL"), ("use_stemmer",)),
-    "rougeLsum": Metric(functools.partial(overlap.rouge, "rougeLsum"), ("use_stemmer",)),
-    "wer": Metric(edits.word_error_rate, is_error=True),
-    "cer": Metric(edits.character_error_rate, is_error=True),
-    "per": Metric(edits.phoneme_error_rate, is_error=True),
-    "g2p_wer": Metric(edits.pronunciation_error_rate, is_error=True),
-    "accuracy": Metric(labels.accuracy),
-    "f1": Metric(labels.f1, ("positive",)),
-    "matthews": Metric(labels.matthews),
-    "pearson": Metric(numbers.pearson),
-    "spearman": Metric(numbers.spearman),
+METRICS: dict[str, Metric] = {
+    "exact_match": Metric(matching.exact_match),
+    "token_accuracy": Metric(matching.token_accuracy),
+    "sequence_accuracy": Metric(matching.sequence_accuracy),
+    "squad_em": Metric(matching.squad_exact_match),
+    "squad_f1": Metric(matching.squad_f1),
+    "bleu": Metric(bleu_rouge.bleu, ("tokenize", "lowercase")),
+    "chrf": Metric(bleu_rouge.chrf, ("lowercase",)),
+    "chrf++": Metric(functools.partial(bleu_rouge.chrf, word_order=2), ("lowercase",)),
+    "rouge1": Metric(functools.partial(bleu_rouge.rouge, "rouge1"), ("use_stemmer",)),
+    "rouge2": Metric(functools.partial(bleu_rouge.rouge, "rouge2"), ("use_stemmer",)),
+    "rougeL": Metric(functools.partial(bleu_rouge.rouge, "rougeL"), ("use_stemmer",)),
+    "rougeLsum": Metric(functools.partial(bleu_rouge.rouge, "rougeLsum"), ("use_stemmer",)),
+    "wer": Metric(error_rates.word_error_rate, is_error=True),
+    "cer": Metric(error_rates.character_error_rate, is_error=True),
+    "per": Metric(error_rates.phoneme_error_rate, is_error=True),
+    "g2p_wer": Metric(error_rates.pronunciation_error_rate, is_error=True),
+    "accuracy": Metric(classification.accuracy),
+    "f1": Metric(classification.f1, ("positive",)),
+    "matthews": Metric(classification.matthews),
+    "pearson": Metric(correlation.pearson),
+    "spearman": Metric(correlation.spearman),
 }
 
 
-def check(names: Sequence[str], options: MetricOptions) -> None:
+def check_metrics(names: Sequence[str], options: MetricOptions) -> None:
     """Refuses names and options before anything is computed.
 
     Raises:
       ValueError: no such metric, none, or an option that none of them takes or that one lacks.
     """
     if not names:
-        raise ValueError(f"metrics must be some of {', '.join(KNOWN)}, got none.")
+        raise ValueError(f"metrics must be some of {', '.join(METRICS)}, got none.")
     for name in names:
-        if name not in KNOWN:
-            hint = suggest(name.lower(), KNOWN, "choose one of these.")
-            raise ValueError(f"unknown metric {name!r}, metrics are {', '.join(KNOWN)}; {hint}")
-    taken = {option for name in names for option in KNOWN[name].options}
+        if name not in METRICS:
+            hint = suggest(name.lower(), METRICS, "choose one of these.")
+            raise ValueError(f"unknown metric {name!r}, metrics are {', '.join(METRICS)}; {hint}")
+    taken = {option for name in names for option in METRICS[name].options}
     for field in dataclasses.fields(options):
         if getattr(options, field.name) != field.default and field.name not in taken:
-            users = [name for name, metric in KNOWN.items() if field.name in metric.options]
+            users = [name for name, metric in METRICS.items() if field.name in metric.options]
             raise ValueError(
                 f"{field.name} must go with one of {', '.join(users)}, got {', '.join(names)}."
             )
@@ -109,18 +98,18 @@ def check(names: Sequence[str], options: MetricOptions) -> None:
         raise ValueError("f1 must know its class; set positive to it.")
 
 
-def taken(names: Sequence[str], options: MetricOptions) -> MetricOptions:
+def used_options(names: Sequence[str], options: MetricOptions) -> MetricOptions:
     """The options without those that none of these metrics takes."""
-    used = {option for name in names for option in KNOWN[name].options}
+    used = {option for name in names for option in METRICS[name].options}
     return MetricOptions(**{option: getattr(options, option) for option in used})
 
 
-def measure(
+def compute_metrics(
     names: Sequence[str],
     predictions: Sequence[str],
     references: References,
     options: MetricOptions | None = None,
-) -> dict[str, Measured]:
+) -> dict[str, MetricResult]:
     """Computes metrics by name.
 
     Args:
@@ -131,13 +120,13 @@ def measure(
     Returns:
       name -> metric, in the order of names; percent, where papers give percent.
     Raises:
-      ValueError: what `check` refuses, lists that do not match, or texts that a metric cannot take.
+      ValueError: what `check_metrics` refuses, lists that do not match, or texts that a metric cannot take.
     """
     options = options or MetricOptions()
-    check(names, options)
+    check_metrics(names, options)
     found = {}
     for name in names:
-        metric = KNOWN[name]
+        metric = METRICS[name]
         arguments = {option: getattr(options, option) for option in metric.options}
         found[name] = metric.function(predictions, references, **arguments)
     return found

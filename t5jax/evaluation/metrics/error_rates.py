@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from t5jax.metrics import bootstrap
-from t5jax.metrics.bootstrap import Measured
-from t5jax.metrics.pairs import References, pair
+from t5jax.evaluation.metrics import bootstrap
+from t5jax.evaluation.metrics.bootstrap import MetricResult
+from t5jax.evaluation.metrics.references import References, pair_references
 
 
 def edit_distance(a: Sequence[object], b: Sequence[object]) -> int:
@@ -30,7 +30,7 @@ def edit_distance(a: Sequence[object], b: Sequence[object]) -> int:
     return int(row[-1])
 
 
-def word_error_rate(predictions: Sequence[str], references: References) -> Measured:
+def word_error_rate(predictions: Sequence[str], references: References) -> MetricResult:
     """Edits of words over words of the reference, summed, in percent; it can exceed 100.
 
     White space separates words; case and punctuation count.  Of several references, the nearest
@@ -39,7 +39,7 @@ def word_error_rate(predictions: Sequence[str], references: References) -> Measu
     return _error_rate(predictions, references, str.split)
 
 
-def character_error_rate(predictions: Sequence[str], references: References) -> Measured:
+def character_error_rate(predictions: Sequence[str], references: References) -> MetricResult:
     """Edits of characters over characters of the reference, summed, in percent.
 
     Runs of white space are one space.  Of several references, the nearest counts.
@@ -47,7 +47,7 @@ def character_error_rate(predictions: Sequence[str], references: References) -> 
     return _error_rate(predictions, references, lambda text: list(" ".join(text.split())))
 
 
-def phoneme_error_rate(predictions: Sequence[str], references: References) -> Measured:
+def phoneme_error_rate(predictions: Sequence[str], references: References) -> MetricResult:
     """Edits of phonemes over phonemes of the nearest pronunciation, summed, in percent.
 
     White space separates phonemes.  Of several pronunciations that are equally near, the longest
@@ -56,24 +56,24 @@ def phoneme_error_rate(predictions: Sequence[str], references: References) -> Me
     return _error_rate(predictions, references, str.split)
 
 
-def pronunciation_error_rate(predictions: Sequence[str], references: References) -> Measured:
+def pronunciation_error_rate(predictions: Sequence[str], references: References) -> MetricResult:
     """Percent of words whose phonemes equal those of none of their pronunciations.
 
     This is the word error rate of papers on grapheme-to-phoneme conversion.
     """
-    pairs = pair(predictions, references)
-    return bootstrap.percent_of(
+    pairs = pair_references(predictions, references)
+    return bootstrap.mean_percent(
         np.array([p.split() not in [text.split() for text in texts] for p, texts in pairs])
     )
 
 
 def _error_rate(
     predictions: Sequence[str], references: References, split: Callable[[str], list[str]]
-) -> Measured:
+) -> MetricResult:
     found = []
-    for prediction, texts in pair(predictions, references):
+    for prediction, texts in pair_references(predictions, references):
         parts = split(prediction)
         counts = [(edit_distance(parts, wanted), len(wanted)) for wanted in map(split, texts)]
         found.append(min(counts, key=lambda x: (x[0], -x[1])))
     edits, lengths = np.array(found).T
-    return bootstrap.ratio(edits, lengths)
+    return bootstrap.ratio_percent(edits, lengths)

@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _VARIANT = re.compile(r"\(\d+\)$")
+
+
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
+
+
 _OTHER_FORMATS = (".json", ".csv", ".parquet")
+
+
 _Records = list[tuple[int, dict[str, Any]]]
 
 
-class Examples(NamedTuple):
+class Predictions(NamedTuple):
     """What is compared."""
 
     predictions: list[str]
@@ -20,7 +26,9 @@ class Examples(NamedTuple):
     """One or more for each prediction."""
 
 
-def read(predictions: Path, references: Sequence[Path], *, keyed: bool = False) -> Examples:
+def read_predictions(
+    predictions: Path, references: Sequence[Path], *, keyed: bool = False
+) -> Predictions:
     """Reads what was predicted, and what is right.
 
     A .jsonl file has an object for each example: "prediction" (or "output"), and "references" (a
@@ -61,7 +69,7 @@ def read(predictions: Path, references: Sequence[Path], *, keyed: bool = False) 
                 f"references must be given for {predictions}, got none; only a .jsonl file can "
                 "hold its own."
             )
-        return Examples(found, _references(predictions, records))
+        return Predictions(found, _references(predictions, records))
     listed: list[list[str]] = [[] for _ in found]
     for file in references:
         is_json = _ending(file) == ".jsonl"
@@ -73,7 +81,7 @@ def read(predictions: Path, references: Sequence[Path], *, keyed: bool = False) 
             )
         for known, more in zip(listed, texts, strict=True):
             known += more
-    return Examples(found, listed)
+    return Predictions(found, listed)
 
 
 def _ending(file: Path) -> str:
@@ -116,7 +124,7 @@ def _references(file: Path, records: _Records) -> list[list[str]]:
     return found
 
 
-def _by_key(predictions: Path, references: Sequence[Path]) -> Examples:
+def _by_key(predictions: Path, references: Sequence[Path]) -> Predictions:
     if not references:
         raise ValueError(f"references must be given for {predictions}, got none.")
     found: dict[str, str] = {}
@@ -135,7 +143,7 @@ def _by_key(predictions: Path, references: Sequence[Path]) -> Examples:
     _check_keys(f"{predictions} must have a prediction", right.keys() - found.keys(), list(right))
     for file, known in keys.items():
         _check_keys(f"{file} must have a text", found.keys() - known, list(found))
-    return Examples(list(found.values()), [right[key] for key in found])
+    return Predictions(list(found.values()), [right[key] for key in found])
 
 
 def _check_keys(rule: str, missing: set[str], order: list[str]) -> None:

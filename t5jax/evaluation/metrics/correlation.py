@@ -5,20 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from t5jax.metrics.bootstrap import Measured
-from t5jax.metrics.pairs import References, pair_single
+from t5jax.evaluation.metrics.bootstrap import MetricResult
+from t5jax.evaluation.metrics.references import References, pair_single_reference
 
 
-def pearson(predictions: Sequence[str], references: References) -> Measured:
+def pearson(predictions: Sequence[str], references: References) -> MetricResult:
     """Pearson correlation of numbers, in percent; NaN if one side is constant.
 
     Raises:
       ValueError: a text is not a finite number.
     """
-    return Measured(_numbers(predictions, references), _correlation)
+    return MetricResult(_numbers(predictions, references), _correlation)
 
 
-def spearman(predictions: Sequence[str], references: References) -> Measured:
+def spearman(predictions: Sequence[str], references: References) -> MetricResult:
     """Pearson correlation of ranks, in percent; equal numbers share the mean of their ranks.
 
     Raises:
@@ -28,7 +28,7 @@ def spearman(predictions: Sequence[str], references: References) -> Measured:
     def combine(rows: np.ndarray) -> float:
         return _correlation(np.stack([ranks(column) for column in rows.T], axis=1))
 
-    return Measured(_numbers(predictions, references), combine)
+    return MetricResult(_numbers(predictions, references), combine)
 
 
 def ranks(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
@@ -38,7 +38,9 @@ def ranks(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     return (last - (counts - 1) / 2)[inverse]
 
 
-def perplexity(log_probs: Float[np.ndarray, "n"], token_counts: Int[np.ndarray, "n"]) -> Measured:
+def perplexity(
+    log_probs: Float[np.ndarray, "n"], token_counts: Int[np.ndarray, "n"]
+) -> MetricResult:
     """exp of the mean negative log-probability of a token, over all tokens of all examples.
 
     Args:
@@ -61,11 +63,11 @@ def perplexity(log_probs: Float[np.ndarray, "n"], token_counts: Int[np.ndarray, 
         total, count = rows.sum(axis=0)
         return float(np.exp(-total / count))
 
-    return Measured(np.stack([log_probs, token_counts], axis=1).astype(np.float64), combine)
+    return MetricResult(np.stack([log_probs, token_counts], axis=1).astype(np.float64), combine)
 
 
 def _numbers(predictions: Sequence[str], references: References) -> np.ndarray:
-    pairs = pair_single(predictions, references)
+    pairs = pair_single_reference(predictions, references)
     columns = zip(*pairs, strict=True)
     found = [
         _parse(name, texts)

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from t5jax import metrics
-from t5jax.evaluate import Evaluate
+from t5jax.evaluation.evaluate import Evaluate
+from t5jax.evaluation.metrics.bootstrap import bootstrap_interval
+from t5jax.evaluation.metrics.registry import compute_metrics
 
 
 @pytest.fixture
@@ -40,8 +41,8 @@ def test_evaluate_prints_a_table_and_writes_json(evaluate, tmp_path):
     assert lines[3] == "intervals: 200 draws of examples, seed 5"
     assert len(lines) == 4
     found = json.loads((tmp_path / "out.json").read_text())
-    measured = metrics.measure(["wer"], ["a b c", "d", "e f g"], ["a b c", "d", "e f"])["wer"]
-    low, high = metrics.interval(measured, resamples=200, seed=5)
+    measured = compute_metrics(["wer"], ["a b c", "d", "e f g"], ["a b c", "d", "e f"])["wer"]
+    low, high = bootstrap_interval(measured, resamples=200, seed=5)
     assert found == {
         "tasks": {
             "de.txt": {

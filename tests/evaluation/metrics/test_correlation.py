@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5jax.metrics import bootstrap, numbers
+from t5jax.evaluation.metrics.bootstrap import bootstrap_interval
+from t5jax.evaluation.metrics.correlation import pearson, perplexity, ranks, spearman
 
 
 def draw(decimals, seed=0, count=60):
@@ -19,10 +20,10 @@ def test_correlations_are_scipy_s(decimals):
     stats = pytest.importorskip("scipy.stats")
     predicted, right = draw(decimals)
     x, y = np.array(predicted, float), np.array(right, float)
-    found = numbers.pearson(predicted, right).score
+    found = pearson(predicted, right).score
     # Sums of 60 products in another order.
     assert found == pytest.approx(100 * stats.pearsonr(x, y).statistic, rel=1e-12)
-    found = numbers.spearman(predicted, right).score
+    found = spearman(predicted, right).score
     assert found == pytest.approx(100 * stats.spearmanr(x, y).statistic, rel=1e-12)
 
 
@@ -30,48 +31,48 @@ def test_correlations_are_scipy_s(decimals):
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=20))
 def test_ranks_are_mean_places_in_order(values):
     expected = [sum(v < x for v in values) + (sum(v == x for v in values) + 1) / 2 for x in values]
-    assert numbers.ranks(np.array(values, float)).tolist() == expected
+    assert ranks(np.array(values, float)).tolist() == expected
 
 
 def test_correlation_with_a_constant_is_undefined():
-    assert np.isnan(numbers.pearson(["0.1", "0.1", "0.1"], ["1", "2", "3"]).score)
-    assert np.isnan(numbers.spearman(["1", "2", "3"], ["7", "7", "7"]).score)
+    assert np.isnan(pearson(["0.1", "0.1", "0.1"], ["1", "2", "3"]).score)
+    assert np.isnan(spearman(["1", "2", "3"], ["7", "7", "7"]).score)
 
 
 def test_spearman_of_a_draw_ranks_it_anew():
     stats = pytest.importorskip("scipy.stats")
     predicted, right = draw(6)
-    measured = numbers.spearman(predicted, right)
+    measured = spearman(predicted, right)
     rows = measured.rows[np.random.default_rng(0).integers(60, size=60)]
     expected = 100 * stats.spearmanr(rows[:, 0], rows[:, 1]).statistic
     assert measured.combine(rows) == pytest.approx(expected, rel=1e-12)
-    low, high = bootstrap.interval(measured, resamples=50)
+    low, high = bootstrap_interval(measured, resamples=50)
     assert low < measured.score < high
 
 
 def test_pearson_refuses_what_is_no_number():
     with pytest.raises(ValueError, match="each prediction must be a number, got 'x' for example 1"):
-        numbers.pearson(["1", "x", "inf"], ["1", "2", "3"])
+        pearson(["1", "x", "inf"], ["1", "2", "3"])
     with pytest.raises(ValueError, match="each reference must be a number, got '' for example 0"):
-        numbers.pearson(["1", "2"], ["", "2"])
+        pearson(["1", "2"], ["", "2"])
 
 
 def test_perplexity_weighs_tokens_and_not_examples():
-    uniform = numbers.perplexity(np.log(1 / 8) * np.array([3.0, 1.0]), np.array([3, 1]))
+    uniform = perplexity(np.log(1 / 8) * np.array([3.0, 1.0]), np.array([3, 1]))
     assert uniform.score == pytest.approx(8, rel=1e-14)
-    found = numbers.perplexity(np.array([-1.0, -6.0]), np.array([1, 3]))
+    found = perplexity(np.array([-1.0, -6.0]), np.array([1, 3]))
     assert found.score == pytest.approx(np.exp(7 / 4), rel=1e-14)
 
 
 def test_perplexity_refuses_what_cannot_be():
     with pytest.raises(ValueError, match="log_probs must be at most 0"):
-        numbers.perplexity(np.array([0.5]), np.array([1]))
+        perplexity(np.array([0.5]), np.array([1]))
     with pytest.raises(ValueError, match="token_counts must be at least 1"):
-        numbers.perplexity(np.array([-0.5]), np.array([0]))
+        perplexity(np.array([-0.5]), np.array([0]))
 
 
 @pytest.mark.usefixtures("own_checks")
 @pytest.mark.parametrize("count", [1, 3])
 def test_perplexity_refuses_lengths_that_differ(count):
     with pytest.raises(ValueError, match=f"must be as many, got 2 and {count}"):
-        numbers.perplexity(np.array([-0.5, -1.0]), np.ones(count, np.int32))
+        perplexity(np.array([-0.5, -1.0]), np.ones(count, np.int32))
