@@ -26,8 +26,9 @@ import numpy as np
 import torch
 import transformers
 
-from t5jax import model, optimizer, schedule, train
+from t5jax import model, train
 from t5jax.config import T5Config
+from t5jax.optim import OptimizerConfig, ScheduleConfig, learning_rate_schedule, make_optimizer
 from t5jax.parallel import MeshConfig, make_mesh
 from t5jax.runtime import keep_memory
 
@@ -52,9 +53,9 @@ def ours(options: argparse.Namespace, dtype: str) -> Callable[[], float]:
     """A function that makes one step and returns its loss."""
     config = T5Config.preset(options.model, dtype=dtype, dropout_rate=0.1, remat=options.remat)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    rate = schedule.ScheduleConfig(name="constant", learning_rate=1e-3, warmup_steps=0)
-    adafactor = optimizer.make(
-        optimizer.OptimizerConfig(name="adafactor", schedule=rate),
+    rate = ScheduleConfig(name="constant", learning_rate=1e-3, warmup_steps=0)
+    adafactor = make_optimizer(
+        OptimizerConfig(name="adafactor", schedule=rate),
         total_steps=100,
         stacked=model.stacked,
     )
@@ -62,7 +63,7 @@ def ours(options: argparse.Namespace, dtype: str) -> Callable[[], float]:
     step = train.make_train_step(
         config,
         adafactor,
-        schedule=schedule.learning_rate(rate, total_steps=100),
+        schedule=learning_rate_schedule(rate, total_steps=100),
         mesh=mesh,
         options=step_options,
         seed=0,

@@ -29,9 +29,8 @@ from t5jax import cli, pydocs, tasks
 from t5jax.evaluation.metrics import compute_metrics
 from t5jax.finetuning import PREDICTIONS, FinetuneConfig, finetune
 from t5jax.fit import FitConfig
-from t5jax.optimizer import OptimizerConfig
+from t5jax.optim import OptimizerConfig, ScheduleConfig
 from t5jax.runtime import keep_memory
-from t5jax.schedule import ScheduleConfig
 from t5jax.tasks import Task
 
 SUMMARY_WORDS = (3, 20)

@@ -24,9 +24,8 @@ from t5jax.evaluation.metrics import MetricOptions
 from t5jax.fileio import write_atomically
 from t5jax.finetuning import PREDICTIONS, FinetuneConfig, finetune
 from t5jax.fit import FitConfig
-from t5jax.optimizer import OptimizerConfig
+from t5jax.optim import OptimizerConfig, ScheduleConfig
 from t5jax.runtime import keep_memory
-from t5jax.schedule import ScheduleConfig
 from t5jax.tasks import Row, Task
 from t5jax.train import StepConfig
 

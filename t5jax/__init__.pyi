@@ -4,6 +4,7 @@ from . import checkpoint as checkpoint
 from . import decoding as decoding
 from . import evaluation as evaluation
 from . import ops as ops
+from . import optim as optim
 from . import parallel as parallel
 from . import pretrained as pretrained
 from . import tokenizers as tokenizers
@@ -13,9 +14,9 @@ from .finetuning import finetune as finetune
 from .fit import FitConfig as FitConfig
 from .loading import export_hf as export_hf
 from .loading import load as load
-from .optimizer import OptimizerConfig as OptimizerConfig
+from .optim.optimizer import OptimizerConfig as OptimizerConfig
+from .optim.schedules import ScheduleConfig as ScheduleConfig
 from .recipe import FinetuneConfig as FinetuneConfig
-from .schedule import ScheduleConfig as ScheduleConfig
 from .tasks import Task as Task
 from .text2text import Text2Text as Text2Text
 from .train import StepConfig as StepConfig

@@ -14,7 +14,6 @@ from t5jax import (
     ingredients,
     material,
     mixture,
-    optimizer,
     pretrained,
     recipe,
     runfolder,
@@ -31,6 +30,7 @@ from t5jax.loading import resolve_dtype
 from t5jax.material import Texts
 from t5jax.mixture import Pairs
 from t5jax.model import Params, stacked
+from t5jax.optim import make_optimizer
 from t5jax.parallel import (
     abort_together,
     barrier,
@@ -249,7 +249,7 @@ def _prepare(
     trials = material.trials(tasks, texts, tokenizer=tokenizer, limits=config.limits, say=say)
     for one in trials:
         one.check()
-    tx = optimizer.make(config.optimizer, total_steps=config.fit.steps, stacked=stacked)
+    tx = make_optimizer(config.optimizer, total_steps=config.fit.steps, stacked=stacked)
     abstract = train.abstract_state(model, tx, mesh=mesh, options=config.step)
     runfolder.claim(
         config.folder,

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5jax import baselines, batches, corpus, infill, ingredients, optimizer, runfolder, runs, train
+from t5jax import baselines, batches, corpus, infill, ingredients, runfolder, runs, train
 from t5jax import fit as fitting
 from t5jax.corpus import DataConfig
 from t5jax.denoise import SpanCorruption
 from t5jax.model import stacked
-from t5jax.optimizer import OptimizerConfig
+from t5jax.optim import OptimizerConfig, ScheduleConfig, make_optimizer
 from t5jax.parallel import (
     abort_together,
     barrier,
@@ -25,7 +25,6 @@ from t5jax.parallel import (
     print_once,
 )
 from t5jax.runs import RunConfig
-from t5jax.schedule import ScheduleConfig
 from t5jax.text2text import Text2Text
 
 # Options that may differ when a run is continued, beside those that may in any run.
@@ -135,7 +134,7 @@ def _prepare(config: PretrainConfig) -> _Prepared:
             rng=rng,
         )
 
-    tx = optimizer.make(config.optimizer, total_steps=config.fit.steps, stacked=stacked)
+    tx = make_optimizer(config.optimizer, total_steps=config.fit.steps, stacked=stacked)
     abstract = train.abstract_state(model_config, tx, mesh=mesh, options=config.step)
     runfolder.claim(
         config.folder,

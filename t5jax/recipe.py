@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 from t5jax.checkpoint import CheckpointChoice
 from t5jax.mixture import Empty, PairLimits, TooLong
-from t5jax.optimizer import OptimizerConfig
+from t5jax.optim import OptimizerConfig, ScheduleConfig
 from t5jax.options import Options
 from t5jax.runs import RunConfig
-from t5jax.schedule import ScheduleConfig
 
 # Options that may differ when a run is continued, beside those that may in any run.
 FREE = (

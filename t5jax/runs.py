@@ -13,12 +13,12 @@ import tyro
 from jax.sharding import Mesh
 
 from t5jax import fit as fitting
-from t5jax import flops, runlog, schedule, train
+from t5jax import flops, runlog, train
 from t5jax.checkpoint import CheckpointManager
 from t5jax.config import Remat, T5Config
 from t5jax.fit import FitConfig
 from t5jax.model import Params
-from t5jax.optimizer import OptimizerConfig
+from t5jax.optim import OptimizerConfig, learning_rate_schedule
 from t5jax.parallel import HostsConfig, MeshConfig, print_once, process_count, process_index
 from t5jax.pretrained.folder import CHECKPOINTS
 from t5jax.profiling import Profiler
@@ -248,7 +248,7 @@ class Run:
         make = functools.partial(
             train.make_train_step,
             optimizer=made.tx,
-            schedule=schedule.learning_rate(
+            schedule=learning_rate_schedule(
                 config.optimizer.schedule, total_steps=config.fit.steps
             ),
             mesh=made.mesh,

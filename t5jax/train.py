@@ -167,7 +167,7 @@ def make_train_step(
 
     Args:
       config: of the model.
-      optimizer: as from `optimizer.make`.
+      optimizer: as from `make_optimizer`.
       schedule: for the metrics, of the updates made; the optimizer has its own.
       mesh: to compute on.
       options: as for `init_state`.
@@ -201,7 +201,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         new: Any = optax.apply_updates(trained, updates)
         params = freeze.merge(guard.choose(sound, new, trained), kept)
-        # What `optimizer.make` returns counts updates; a skipped step makes none.
+        # What `make_optimizer` returns counts updates; a skipped step makes none.
         updates_made = getattr(state.opt_state, "count", state.step)
         average = state.average
         if options.ema_decay is not None:

@@ -11,13 +11,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from t5jax import chips, flops, generate, model, optimizer, schedule, train
+from t5jax import chips, flops, generate, model, train
 from t5jax.config import T5Config
-from t5jax.optimizer import OptimizerName
+from t5jax.optim import (
+    OptimizerConfig,
+    OptimizerName,
+    ScheduleConfig,
+    learning_rate_schedule,
+    make_optimizer,
+)
 from t5jax.parallel import BATCH_SPEC, MeshConfig, infer_shardings, make_mesh, with_shardings
 
 # The learning rate has no influence on what a step costs.
-_SCHEDULE = schedule.ScheduleConfig(name="rsqrt", learning_rate=0.3, warmup_steps=100)
+_SCHEDULE = ScheduleConfig(name="rsqrt", learning_rate=0.3, warmup_steps=100)
 _STEPS = 1000
 
 
@@ -122,14 +128,14 @@ def bytes_per_device(tree: Any) -> int:
 
 def _training(workload: Workload, mesh: Mesh) -> Lowered:
     config = workload.config
-    options = optimizer.OptimizerConfig(name=workload.optimizer, schedule=_SCHEDULE)
-    tx = optimizer.make(options, total_steps=_STEPS, stacked=model.stacked)
+    options = OptimizerConfig(name=workload.optimizer, schedule=_SCHEDULE)
+    tx = make_optimizer(options, total_steps=_STEPS, stacked=model.stacked)
     step_options = train.StepConfig(accumulate=workload.accumulate)
     state = train.abstract_state(config, tx, mesh=mesh, options=step_options)
     step = train.make_train_step(
         config,
         tx,
-        schedule=schedule.learning_rate(_SCHEDULE, total_steps=_STEPS),
+        schedule=learning_rate_schedule(_SCHEDULE, total_steps=_STEPS),
         mesh=mesh,
         options=step_options,
         seed=0,

@@ -20,10 +20,10 @@ from t5jax.checkpoint.manager import load_checkpoint_tree
 from t5jax.corpus import DataConfig
 from t5jax.fit import FitConfig
 from t5jax.model import abstract_params
-from t5jax.optimizer import OptimizerConfig
+from t5jax.optim.optimizer import OptimizerConfig
+from t5jax.optim.schedules import ScheduleConfig
 from t5jax.parallel import sharding
 from t5jax.parallel.mesh import MeshConfig, make_mesh
-from t5jax.schedule import ScheduleConfig
 from t5jax.train import StepConfig
 
 ROOT = Path(__file__).parents[1]

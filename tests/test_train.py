@@ -9,8 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from t5jax import loss, model, optimizer, schedule, train
+from t5jax import loss, model, train
 from t5jax.config import T5Config
+from t5jax.optim.optimizer import OptimizerConfig, make_optimizer
+from t5jax.optim.schedules import ScheduleConfig, learning_rate_schedule
 from t5jax.parallel.mesh import MeshConfig
 from t5jax.parallel.mesh import make_mesh as mesh_make_mesh
 
@@ -23,9 +25,9 @@ CONFIG = T5Config(
     num_encoder_layers=2,
     num_decoder_layers=2,
 )
-SCHEDULE = schedule.ScheduleConfig(name="constant", learning_rate=0.003, warmup_steps=0)
-OPTIMIZER = optimizer.make(
-    optimizer.OptimizerConfig(name="adafactor", schedule=SCHEDULE),
+SCHEDULE = ScheduleConfig(name="constant", learning_rate=0.003, warmup_steps=0)
+OPTIMIZER = make_optimizer(
+    OptimizerConfig(name="adafactor", schedule=SCHEDULE),
     total_steps=10,
     stacked=model.stacked,
 )
@@ -63,12 +65,12 @@ def make_step(
     *,
     seed: int = 0,
     options: train.StepConfig = PLAIN,
-    rate: schedule.ScheduleConfig = SCHEDULE,
+    rate: ScheduleConfig = SCHEDULE,
 ):
     return train.make_train_step(
         config,
         OPTIMIZER,
-        schedule=schedule.learning_rate(rate, total_steps=10),
+        schedule=learning_rate_schedule(rate, total_steps=10),
         mesh=mesh,
         options=options,
         seed=seed,

@@ -9,11 +9,12 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t5jax import loss, model, optimizer
+from t5jax import loss, model
 from t5jax.config import T5Config
+from t5jax.optim.optimizer import OptimizerConfig, make_optimizer
+from t5jax.optim.schedules import ScheduleConfig
 from t5jax.parallel.mesh import MeshConfig, make_mesh
 from t5jax.parallel.sharding import BATCH_SPEC, infer_shardings
-from t5jax.schedule import ScheduleConfig
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +191,8 @@ WIDE = T5Config(
 )
 def test_shardings_of_moments_follow_their_parameters(cube, name, moments):
     constant = ScheduleConfig(name="constant", learning_rate=1e-3, warmup_steps=0)
-    config = optimizer.OptimizerConfig(name=name, schedule=constant)
-    tx = optimizer.make(config, total_steps=1, stacked=model.stacked)
+    config = OptimizerConfig(name=name, schedule=constant)
+    tx = make_optimizer(config, total_steps=1, stacked=model.stacked)
     params = model.abstract_params(WIDE)
     state = jax.eval_shape(tx.init, params)
     found = infer_shardings({"opt_state": state}, mesh=cube, rules=model.PARTITION_RULES)[

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-Name = Literal["rsqrt", "constant", "linear", "cosine"]
+ScheduleName = Literal["rsqrt", "constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class ScheduleConfig:
     AdamW with cosine, 0.02, 10000.
     """
 
-    name: Name
+    name: ScheduleName
     """Shape: rsqrt is T5's 1/sqrt(step) after a flat start; the others ramp up linearly, then stay
     (constant) or fall to final_fraction of the peak at the last step (linear, cosine)."""
     learning_rate: float
@@ -31,9 +31,9 @@ class ScheduleConfig:
     """Rate at the last step, as a fraction of the peak; linear and cosine only."""
 
     def __post_init__(self) -> None:
-        if self.name not in get_args(Name):
+        if self.name not in get_args(ScheduleName):
             raise ValueError(
-                f"name must be one of {', '.join(get_args(Name))}, got {self.name!r}; "
+                f"name must be one of {', '.join(get_args(ScheduleName))}, got {self.name!r}; "
                 "T5 pre-trains with rsqrt and fine-tunes with constant."
             )
         least = 1 if self.name == "rsqrt" else 0
@@ -71,7 +71,7 @@ class ScheduleConfig:
         return self.name in ("linear", "cosine")
 
 
-def learning_rate(config: ScheduleConfig, *, total_steps: int) -> optax.Schedule:
+def learning_rate_schedule(config: ScheduleConfig, *, total_steps: int) -> optax.Schedule:
     """Turn a config into a function of the step.
 
     With w = warmup_steps, steps counted from 0:

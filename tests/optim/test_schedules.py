@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5jax import schedule
-from t5jax.schedule import ScheduleConfig
+from t5jax.optim.schedules import ScheduleConfig, learning_rate_schedule
 
 # Rates are a handful of float32 operations: a few roundings of 6e-8 each. float32 pi loses more
 # near the end of a cosine, where the rate itself is small: hence the absolute part.
@@ -17,7 +16,7 @@ TOLERANCE = {"rtol": 1e-6, "atol": 1e-9}
 
 def rates(config, steps, *, total_steps):
     """Rates at `steps`, as a jitted update sees them: the step is a traced int32."""
-    rate = jax.jit(jax.vmap(schedule.learning_rate(config, total_steps=total_steps)))
+    rate = jax.jit(jax.vmap(learning_rate_schedule(config, total_steps=total_steps)))
     return np.asarray(rate(jnp.asarray(steps, jnp.int32)))
 
 
@@ -68,7 +67,7 @@ def test_cosine_follows_half_a_period_to_its_final_rate():
 @pytest.mark.parametrize("step", [3, np.int64(3), np.float32(3)])
 def test_rate_is_a_float32_scalar_for_any_kind_of_step(name, step):
     config = ScheduleConfig(name=name, learning_rate=0.1, warmup_steps=2)
-    rate = schedule.learning_rate(config, total_steps=10)(step)
+    rate = learning_rate_schedule(config, total_steps=10)(step)
     assert rate.shape == ()
     assert rate.dtype == jnp.float32
 
@@ -121,4 +120,4 @@ def test_config_refuses_an_unknown_name():
 def test_learning_rate_refuses_a_run_within_its_warmup(name):
     config = ScheduleConfig(name=name, learning_rate=0.1, warmup_steps=5)
     with pytest.raises(ValueError, match=f"more than warmup_steps=5 for {name}, got 5"):
-        schedule.learning_rate(config, total_steps=5)
+        learning_rate_schedule(config, total_steps=5)

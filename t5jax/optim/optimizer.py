@@ -16,23 +16,38 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Float32, Int32, PyTree
 
-from t5jax import schedule
 from t5jax.ops import on_cpu
+from t5jax.optim import schedules
 from t5jax.parallel import path_name
 
 MIN_FACTORED_DIM = 128  # T5X's; Mesh TensorFlow's code has 32, but T5's configs set 128
+
+
 MIN_PARAMETER_RMS = 1e-3  # lets a parameter that starts at zero move
+
+
 SQUARE_FLOOR = 1e-30  # Adafactor's epsilon_1: no moment is ever zero, nor Muon's norm
+
+
 MUON_RMS = 0.2  # of Muon's directions; AdamW's is 0.2 to 0.4 (arXiv:2502.16982, section 2.2)
+
+
 # Five steps of a x + b x^3 + c x^5 bring singular values near one.
 # https://kellerjordan.github.io/posts/muon
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
 _NEWTON_SCHULZ_STEPS = 5
+
 
 OptimizerName = Literal["adafactor", "adamw", "muon"]
 
+
 _Init = Callable[[PyTree], Any]  # parameters -> state
+
+
 _Direct = Callable[[PyTree, Any], tuple[PyTree, Any]]  # gradients, state -> directions, state
+
 
 _OWN_OPTIONS = {
     "adafactor": ("decay_exponent", "clip_threshold"),
@@ -51,7 +66,7 @@ class OptimizerConfig:
     name: OptimizerName
     """adafactor: T5's, with little memory; adamw: with steps scaled by the parameter's RMS; muon:
     scaled likewise, orthogonal for the matrices of layers, adamw's for all else."""
-    schedule: schedule.ScheduleConfig
+    schedule: schedules.ScheduleConfig
     """Learning rate over the run."""
     clip_norm: float | None = None
     """Highest global norm of the gradient; a larger gradient is scaled down. None: no limit."""
@@ -126,7 +141,7 @@ class MuonState(NamedTuple):
     moments: PyTree[Float32[Array, "..."]]
 
 
-def make(
+def make_optimizer(
     config: OptimizerConfig, *, total_steps: int, stacked: Callable[[str], bool]
 ) -> optax.GradientTransformation:
     """Build the optimizer.
@@ -155,7 +170,7 @@ def make(
       ValueError: the schedule spans a run that is too short for it.  By `init`: Muon finds no
         matrix in a stack.
     """
-    rate = schedule.learning_rate(config.schedule, total_steps=total_steps)
+    rate = schedules.learning_rate_schedule(config.schedule, total_steps=total_steps)
     makers = {"adafactor": _adafactor, "adamw": _adam, "muon": _muon}
     init_moments, direct = makers[config.name](config, stacked)
     limit = None if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)

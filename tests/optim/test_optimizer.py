@@ -12,10 +12,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t5jax import optimizer
 from t5jax.ops import contraction
-from t5jax.optimizer import OptimizerConfig
-from t5jax.schedule import ScheduleConfig
+from t5jax.optim.optimizer import OptimizerConfig, make_optimizer
+from t5jax.optim.schedules import ScheduleConfig
 
 RSQRT = ScheduleConfig(name="rsqrt", learning_rate=1.0, warmup_steps=2)  # the rate moves at step 3
 ADAFACTOR = OptimizerConfig(name="adafactor", schedule=RSQRT)
@@ -63,7 +62,7 @@ def train(tx, params, grads):
 
 
 def make(config, **kwargs):
-    return optimizer.make(config, total_steps=100, stacked=is_stack, **kwargs)
+    return make_optimizer(config, total_steps=100, stacked=is_stack, **kwargs)
 
 
 def assert_same_path(got, expected, *, relative=RELATIVE):
@@ -385,7 +384,7 @@ def test_stacked_is_asked_by_slash_joined_path():
         "encoder": {"layers": [jnp.ones((2, 3)), jnp.ones((2,))]},
         "embedding": jnp.ones((3,)),
     }
-    tx = optimizer.make(ADAFACTOR, total_steps=1, stacked=lambda path: bool(asked.add(path)))
+    tx = make_optimizer(ADAFACTOR, total_steps=1, stacked=lambda path: bool(asked.add(path)))
     jax.eval_shape(lambda params: tx.update(params, tx.init(params), params), params)
     assert asked == {"encoder/layers/0", "encoder/layers/1", "embedding"}
 
@@ -431,7 +430,7 @@ def test_update_is_the_same_when_sharded(config):
 def test_optimizer_minimises_a_quadratic(name, rate):
     target, _ = random_run((2, 4, 6), seed=3)  # two layers
     schedule = ScheduleConfig(name="cosine", learning_rate=rate, warmup_steps=10)
-    tx = optimizer.make(
+    tx = make_optimizer(
         OptimizerConfig(name=name, schedule=schedule, clip_norm=1.0),
         total_steps=200,
         stacked=lambda path: True,
