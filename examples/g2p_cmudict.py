@@ -34,14 +34,14 @@ from typing import Annotated
 import numpy as np
 from tyro.conf import FlagCreatePairsOff, arg
 
-from t5jax import cli, tasks
+from t5jax import cli
+from t5jax.data import Row, Task, read_split
 from t5jax.evaluation.metrics import compute_metrics
 from t5jax.fileio import write_atomically
 from t5jax.finetuning import FinetuneConfig, finetune
 from t5jax.fit import FitConfig
 from t5jax.optim import OptimizerConfig, ScheduleConfig
 from t5jax.runtime import keep_memory
-from t5jax.tasks import Row, Task
 from t5jax.text2text import Text2Text
 from t5jax.train import StepConfig
 
@@ -323,7 +323,7 @@ def main(config: Config) -> None:
     found = finetune([chosen], run, architecture=architecture)
     if found.test is None:
         return  # interrupted
-    asked = tasks.read(chosen, "test")
+    asked = read_split(chosen, "test")
     words = [one.input.partition(" ")[0] for one in asked]
     lexicon = Lexicon(rows(config.data)[0])
     written = [phonemes(letters) for letters in pronounce([found.t5], lexicon, words)]

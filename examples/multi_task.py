@@ -37,10 +37,10 @@ from summarize_docstrings import (
 )
 from tyro.conf import FlagCreatePairsOff, arg
 
-from t5jax import cli, tasks
+from t5jax import cli
+from t5jax.data import Task, read_split
 from t5jax.finetuning import FinetuneConfig, finetune
 from t5jax.runtime import keep_memory
-from t5jax.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ def word_task(data: str | None, *, quick: bool) -> Task:
 
 def word_baselines(task: Task) -> Baselines:
     """To take each letter for the phoneme that is written with it."""
-    words = (one.input.removeprefix("pronounce: ") for one in tasks.read(task, "test"))
+    words = (one.input.removeprefix("pronounce: ") for one in read_split(task, "test"))
     return {"each letter by itself": [g2p_cmudict.phonemes(word.lower()) for word in words]}
 
 

@@ -25,13 +25,13 @@ from typing import Annotated, NamedTuple
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from t5jax import cli, pydocs, tasks
+from t5jax import cli
+from t5jax.data import SPLITS, Task, documented, installed, roots, sources
 from t5jax.evaluation.metrics import compute_metrics
 from t5jax.finetuning import PREDICTIONS, FinetuneConfig, finetune
 from t5jax.fit import FitConfig
 from t5jax.optim import OptimizerConfig, ScheduleConfig
 from t5jax.runtime import keep_memory
-from t5jax.tasks import Task
 
 SUMMARY_WORDS = (3, 20)
 BODY_WORDS = (12, 40)  # what follows the first 40 are arguments and examples
@@ -95,8 +95,8 @@ def descriptions(packages: Sequence[str] = ()) -> Iterator[Description]:
       packages: names, beside the standard library; all that are installed unless given.
     """
     seen = set()
-    for module, path in pydocs.sources(pydocs.roots(packages or pydocs.installed())):
-        for kind, name, text in pydocs.documented(path):
+    for module, path in sources(roots(packages or installed())):
+        for kind, name, text in documented(path):
             found = Description(module, kind, name, *_parts(text))
             keys = {_letters(found.summary), _letters(found.body)} - {""}
             if _is_sentence(found.summary) and seen.isdisjoint(keys):
@@ -150,7 +150,7 @@ def summary_baselines(splits: Splits) -> Baselines:
 
 def announce(task: Task) -> None:
     """Prints how many rows there are."""
-    train, validation, test = (len(task.source(name) or ()) for name in tasks.SPLITS)
+    train, validation, test = (len(task.source(name) or ()) for name in SPLITS)
     print(f"{task.name}: {train} rows to learn from, {validation} to validate, {test} to test")
 
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from t5jax import cli, tasks
+from t5jax import cli
+from t5jax.data import load_tasks
 from t5jax.finetuning import FinetuneConfig, finetune
 from t5jax.runtime import keep_memory
 
@@ -26,7 +27,7 @@ class Config(FinetuneConfig):
 
 def main(config: Config) -> None:
     """Reads the tasks and trains."""
-    finetune(tasks.load(config.tasks), config)
+    finetune(load_tasks(config.tasks), config)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import dataclasses
 import itertools
 from pathlib import Path
 
-from t5jax import cli, corpus
+from t5jax import cli
+from t5jax.data import DataConfig, corpus_documents, read_corpus
 from t5jax.pretrained import folder
 from t5jax.tokenizers import train_tokenizer
 
@@ -18,7 +19,7 @@ class Config:
 
     output: Path
     """Folder to write: spiece.model and tokenizer_config.json.  It must be new or empty."""
-    data: corpus.DataConfig = dataclasses.field(default_factory=corpus.DataConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """Where the text comes from; the vocabulary is learnt from what is not held out."""
     vocab_size: int = 32000
     """Pieces, sentinels not counted."""
@@ -33,16 +34,16 @@ class Config:
 def train(config: Config) -> None:
     """Train, save, and say how well the vocabulary fits text that it has not seen."""
     with folder.new_folder(config.output, overwrite=False) as output:
-        seen, heldout = corpus.read(config.data)
+        seen, heldout = read_corpus(config.data)
         vocabulary = train_tokenizer(
-            corpus.documents(seen),
+            corpus_documents(seen),
             vocab_size=config.vocab_size,
             num_sentinels=config.num_sentinels,
             character_coverage=config.character_coverage,
             max_lines=config.max_lines,
         )
         vocabulary.save(output)
-    sample = list(itertools.islice(corpus.documents(heldout), 1000))
+    sample = list(itertools.islice(corpus_documents(heldout), 1000))
     ids = [vocabulary.encode(text) for text in sample]
     num_ids = max(sum(map(len, ids)), 1)
     unknown = sum(row.count(vocabulary.unk_id) for row in ids)

@@ -1,6 +1,7 @@
 """T5 in JAX: text in, text out."""
 
 from . import checkpoint as checkpoint
+from . import data as data
 from . import decoding as decoding
 from . import evaluation as evaluation
 from . import ops as ops
@@ -10,6 +11,7 @@ from . import pretrained as pretrained
 from . import tokenizers as tokenizers
 from .answers import Answer as Answer
 from .config import T5Config as T5Config
+from .data.tasks import Task as Task
 from .finetuning import finetune as finetune
 from .fit import FitConfig as FitConfig
 from .loading import export_hf as export_hf
@@ -17,7 +19,6 @@ from .loading import load as load
 from .optim.optimizer import OptimizerConfig as OptimizerConfig
 from .optim.schedules import ScheduleConfig as ScheduleConfig
 from .recipe import FinetuneConfig as FinetuneConfig
-from .tasks import Task as Task
 from .text2text import Text2Text as Text2Text
 from .train import StepConfig as StepConfig
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from t5jax import batches
+from t5jax.data import Batch, ExampleSource
 
 
 def count_targets(
-    chunks: batches.Source,
-    make_example: Callable[[np.ndarray, np.random.Generator], batches.Batch],
+    chunks: ExampleSource,
+    make_example: Callable[[np.ndarray, np.random.Generator], Batch],
     vocab_size: int,
     *,
     max_examples: int = 2000,
@@ -23,9 +23,7 @@ def count_targets(
     return counts
 
 
-def losses(
-    counts: Int[np.ndarray, " V"], eval_batches: Sequence[batches.Batch]
-) -> tuple[float, float]:
+def losses(counts: Int[np.ndarray, " V"], eval_batches: Sequence[Batch]) -> tuple[float, float]:
     """Held-out losses of two guesses: all ids alike, and by their frequency; nats a target."""
     # One more of each, so that an id never seen is unlikely rather than impossible.
     log_probs = np.log((counts + 1) / (counts + 1).sum())

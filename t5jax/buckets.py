@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from t5jax import batches
+from t5jax.data import pad_sequences
 
 SMALLEST_BUCKET = 16
 
@@ -40,7 +40,7 @@ def pad_batch(
     """
     length = bucket(max((len(s) for s in sequences), default=1))
     rows = [*sequences, *[[]] * ((num_rows or len(sequences)) - len(sequences))]
-    tokens = batches.pad(rows, length=length, pad_id=-1)
+    tokens = pad_sequences(rows, length=length, pad_id=-1)
     mask = tokens >= 0
     return np.where(mask, tokens, np.int32(pad_id)), mask
 

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 import filelock
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
-from t5jax import answers, loading, textfiles
+from t5jax import answers, loading
 from t5jax.constraints import Ids
+from t5jax.data import KNOWN_ENDINGS, file_ending, read_rows
 from t5jax.decoding import Automaton
 from t5jax.fileio import write_atomically
 from t5jax.options import Options
@@ -61,8 +62,8 @@ class Generate(Options):
         super().__post_init__()
         if Path(self.output).suffix not in _FORMATS:
             raise ValueError(f"output must end in .txt or .jsonl, got {self.output!r}.")
-        if not textfiles.ending(self.input):
-            raise ValueError(f"input must end in {textfiles.KNOWN_ENDINGS}, got {self.input!r}.")
+        if not file_ending(self.input):
+            raise ValueError(f"input must end in {KNOWN_ENDINGS}, got {self.input!r}.")
 
 
 def run(options: Generate) -> dict[str, int]:
@@ -93,7 +94,7 @@ def _run(options: Generate, output: Path) -> dict[str, int]:
     partial = output.with_name(output.name + ".partial")
     if output.exists() and not options.overwrite:
         raise FileExistsError(f"{output} must not be there yet; choose another, or --overwrite it.")
-    texts = list(textfiles.rows(options.input, options.column))
+    texts = list(read_rows(options.input, options.column))
     header = {"command": _fingerprint(options, texts), "inputs": len(texts)}
     done = _read(partial, header, anew=options.overwrite)
     resumed = len(done)

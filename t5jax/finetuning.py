@@ -10,25 +10,24 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t5jax import fit as fitting
-from t5jax import (
-    ingredients,
-    material,
-    mixture,
-    pretrained,
-    recipe,
-    runfolder,
-    runlog,
-    runs,
-    train,
-    trial,
-)
-from t5jax import tasks as tasking
-from t5jax.batches import Batch
+from t5jax import ingredients, material, pretrained, recipe, runfolder, runlog, runs, train, trial
 from t5jax.checkpoint import average_checkpoints, choose_checkpoints, is_best
 from t5jax.config import T5Config
+from t5jax.data import (
+    Batch,
+    MixtureBatches,
+    Pair,
+    Pairs,
+    Split,
+    Task,
+    check_task_names,
+    heldout_batches,
+    mixing_rates,
+    mixture_stream,
+    truncate_ids,
+)
 from t5jax.loading import resolve_dtype
 from t5jax.material import Texts
-from t5jax.mixture import Pairs
 from t5jax.model import Params, stacked
 from t5jax.optim import make_optimizer
 from t5jax.parallel import (
@@ -46,7 +45,6 @@ from t5jax.parallel import (
 )
 from t5jax.pretrained.folder import CHECKPOINTS
 from t5jax.recipe import FinetuneConfig
-from t5jax.tasks import Split, Task
 from t5jax.text2text import Text2Text
 from t5jax.tokenizers import Tokenizer
 from t5jax.trial import Trial
@@ -83,7 +81,7 @@ def finetune(
     Raises:
       ValueError, OSError: bad options, tasks or files, noticed before training starts.
     """
-    tasking.check_names(tasks)
+    check_task_names(tasks)
     if architecture is not None and (config.checkpoint or config.model != "tiny"):
         raise ValueError(
             "architecture must be left out with a checkpoint or a model, got both; use one."
@@ -108,8 +106,8 @@ def _run(
     jax.devices()  # all processes at once, before process 0 reads the data
     with main_process_first("the preparation of the run"):
         made = _prepare(tasks, config, architecture)
-    data = mixture.Batches(
-        mixture.stream(list(made.pairs.values()), list(made.shares.values()), seed=config.seed),
+    data = MixtureBatches(
+        mixture_stream(list(made.pairs.values()), list(made.shares.values()), seed=config.seed),
         batch_size=config.batch_size,
         limits=config.limits,
         pack=config.pack,
@@ -241,7 +239,7 @@ def _prepare(
     tokenizer = _tokenizer(config, texts, path)
     model = _model(config, tokenizer, path, architecture)
     pairs = material.pairs(texts, tokenizer=tokenizer, limits=config.limits, say=say)
-    shares = mixture.rates(
+    shares = mixing_rates(
         {name: len(found) for name, found in pairs.items()},
         {task.name: task.weight for task in tasks},
         size_limit=config.size_limit,
@@ -312,13 +310,13 @@ def _model(
 def _batches(config: FinetuneConfig, made: _Prepared, one: Trial) -> Iterator[Batch]:
     """Validation examples to compute a loss on; long references are cut for it."""
     targets = [
-        mixture.cut(material.encode(made.tokenizer, example.references[0]), config.target_length)
+        truncate_ids(material.encode(made.tokenizer, example.references[0]), config.target_length)
         for example in one.examples
     ]
-    pairs = Pairs([mixture.Pair(*both) for both in zip(one.inputs, targets, strict=True)])
+    pairs = Pairs([Pair(*both) for both in zip(one.inputs, targets, strict=True)])
     ways = num_batch_shards(made.mesh)
     size = -(-config.eval_batch_size // ways) * ways
-    return mixture.heldout(
+    return heldout_batches(
         pairs,
         batch_size=size,
         lengths=config.lengths,

@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t5jax import chips, train
-from t5jax.batches import Batch
 from t5jax.checkpoint import CheckpointManager
+from t5jax.data import Batch
 from t5jax.parallel import StopVote, global_batch_size, print_once
 from t5jax.profiling import Profiler
 from t5jax.runlog import ProcessLog, RunLog

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from t5jax.config import T5Config, pad_vocab
-from t5jax.denoise import SpanCorruption
+from t5jax.data.objectives import SpanCorruption
 from t5jax.loading import resolve_dtype
 from t5jax.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer, train_tokenizer
 

@@ -4,10 +4,19 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from t5jax import mixture
-from t5jax import tasks as tasking
-from t5jax.mixture import Counts, PairLimits, Pairs
-from t5jax.tasks import Example, Split, Task
+from t5jax.data import (
+    Example,
+    LimitCounts,
+    PairLimits,
+    Pairs,
+    Split,
+    Task,
+    apply_limits,
+    pairs_digest,
+    read_split,
+    split_overlap,
+    truncate_ids,
+)
 from t5jax.tokenizers import Tokenizer
 from t5jax.trial import Trial
 
@@ -34,12 +43,12 @@ def read(tasks: Sequence[Task], *, say: Say) -> Texts:
     any task.
 
     Raises:
-      FileNotFoundError, ValueError: as from `tasks.read`.
+      FileNotFoundError, ValueError: as from `read_split`.
     """
-    found = Texts({task.name: tasking.read(task, "train") for task in tasks}, {})
+    found = Texts({task.name: read_split(task, "train") for task in tasks}, {})
     for task in tasks:
         for split in _HELDOUT:
-            examples = tasking.read(task, split)
+            examples = read_split(task, split)
             if examples:
                 found.heldout[task.name, split] = examples
                 for line in _shared(found.train, examples, task.name, split):
@@ -52,7 +61,7 @@ def _shared(
 ) -> Iterator[str]:
     """Warnings of examples to judge by that a task has to learn from, its own task first."""
     for other in sorted(train, key=lambda other: other != name):
-        shared = tasking.overlap(train[other], examples)
+        shared = split_overlap(train[other], examples)
         if shared.inputs:
             whose = "its training data" if other == name else f"the training data of {other!r}"
             yield (
@@ -66,11 +75,11 @@ def pairs(texts: Texts, *, tokenizer: Tokenizer, limits: PairLimits, say: Say) -
     """Training examples of each task as ids; `say` is told what did not keep the limits.
 
     Raises:
-      ValueError: as from `mixture.limit`.
+      ValueError: as from `apply_limits`.
     """
     found = {}
     for name, examples in texts.train.items():
-        found[name], counts = mixture.limit(
+        found[name], counts = apply_limits(
             [encode(tokenizer, one.input) for one in examples],
             [encode(tokenizer, one.references[0]) for one in examples],
             limits=limits,
@@ -102,14 +111,14 @@ def trials(
             where = f"{split} of task {task.name!r}"
             _check_inputs(inputs, limits, where, say)
             _check_references(examples, limits, where, tokenizer, say)
-            cut = [mixture.cut(ids, limits.input_length).tolist() for ids in inputs]
+            cut = [truncate_ids(ids, limits.input_length).tolist() for ids in inputs]
             found.append(Trial(task, split, examples, cut))
     return found
 
 
 def digest(pairs: Mapping[str, Pairs], trials: Sequence[Trial]) -> str:
     """What tells the data of one run from another's: training and validation, not the test."""
-    found = hashlib.sha256(mixture.digest(pairs).encode())
+    found = hashlib.sha256(pairs_digest(pairs).encode())
     for one in trials:
         if one.split == "validation":
             found.update(f"{one.task.name} {list(one.examples)!r}\n".encode())
@@ -166,7 +175,7 @@ def _check_references(
         )
 
 
-def _account(counts: Counts, limits: PairLimits) -> Iterator[str]:
+def _account(counts: LimitCounts, limits: PairLimits) -> Iterator[str]:
     """What was not as it should be, and what became of it."""
     done = {"drop": "dropped", "truncate": "truncated", "keep": "kept", "error": "refused"}
     for count, what, policy in (

@@ -7,10 +7,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5jax import baselines, batches, corpus, infill, ingredients, runfolder, runs, train
+from t5jax import baselines, infill, ingredients, runfolder, runs, train
 from t5jax import fit as fitting
-from t5jax.corpus import DataConfig
-from t5jax.denoise import SpanCorruption
+from t5jax.data import (
+    Batch,
+    Chunks,
+    DataConfig,
+    ExampleSource,
+    TokenStream,
+    batch_chunks,
+    corpus_documents,
+    evaluation_batches,
+    read_corpus,
+    tokenize_dataset,
+    training_batches,
+)
+from t5jax.data.objectives import SpanCorruption, span_corruption_example
 from t5jax.model import stacked
 from t5jax.optim import OptimizerConfig, ScheduleConfig, make_optimizer
 from t5jax.parallel import (
@@ -91,9 +103,9 @@ class _Prepared(runs.Prepared):
     """What pre-training needs, with its text."""
 
     heldout_texts: Any
-    chunks: batches.Source
-    heldout: batches.Source
-    example: Callable[[np.ndarray, np.random.Generator], batches.Batch]
+    chunks: ExampleSource
+    heldout: ExampleSource
+    example: Callable[[np.ndarray, np.random.Generator], Batch]
 
 
 def _prepare(config: PretrainConfig) -> _Prepared:
@@ -105,10 +117,10 @@ def _prepare(config: PretrainConfig) -> _Prepared:
     train.check_batch_size(config.batch_size, mesh=mesh, accumulate=config.step.accumulate)
     inputs, targets = config.lengths
     train.check_lengths({"inputs": inputs, "targets": targets}, mesh=mesh)
-    texts, heldout_texts = corpus.read(config.data)
+    texts, heldout_texts = read_corpus(config.data)
     tokenizer = ingredients.tokenizer(
         config.folder,
-        lambda: corpus.documents(texts),
+        lambda: corpus_documents(texts),
         source=config.tokenizer,
         vocab_size=config.vocab_size or 4000,
         say=print_once,
@@ -121,12 +133,12 @@ def _prepare(config: PretrainConfig) -> _Prepared:
     )
 
     length = config.corruption.raw_length(config.input_length)
-    chunks = batches.Chunks(batches.TokenStream(batches.tokenize(texts, tokenizer)), length)
-    heldout_stream = batches.TokenStream(batches.tokenize(heldout_texts, tokenizer))
-    heldout = batches.Chunks(heldout_stream, length, name="held-out text")
+    chunks = Chunks(TokenStream(tokenize_dataset(texts, tokenizer)), length)
+    heldout_stream = TokenStream(tokenize_dataset(heldout_texts, tokenizer))
+    heldout = Chunks(heldout_stream, length, name="held-out text")
 
-    def example(tokens: np.ndarray, rng: np.random.Generator) -> batches.Batch:
-        return batches.span_corruption_example(
+    def example(tokens: np.ndarray, rng: np.random.Generator) -> Batch:
+        return span_corruption_example(
             tokens,
             tokenizer=tokenizer,
             corruption=config.corruption,
@@ -163,12 +175,12 @@ def _run(config: PretrainConfig) -> Text2Text:
         made = _prepare(config)
     mesh = made.mesh
     rows = local_rows(config.batch_size, mesh=mesh)
-    data = batches.training(
+    data = training_batches(
         made.chunks, made.example, batch_size=config.batch_size, seed=config.seed, rows=rows
     )
 
-    def eval_batches(rows: Sequence[int] | np.ndarray | None) -> list[batches.Batch]:
-        found = batches.evaluation(
+    def eval_batches(rows: Sequence[int] | np.ndarray | None) -> list[Batch]:
+        found = evaluation_batches(
             made.heldout,
             made.example,
             batch_size=config.batch_size,
@@ -190,7 +202,7 @@ def _run(config: PretrainConfig) -> Text2Text:
         evaluate=lambda params, step: train.evaluate(eval_step, params, measured, mesh=mesh),
         lengths=config.lengths,
         past=run.past(state),
-        locate=lambda step: batches.chunk_numbers(
+        locate=lambda step: batch_chunks(
             len(made.chunks), step - 1, batch_size=config.batch_size, seed=config.seed
         ),
     )
@@ -207,7 +219,7 @@ def _show(
     made: _Prepared,
     t5: Text2Text,
     evaluation: dict[str, float],
-    eval_batches: Sequence[batches.Batch],
+    eval_batches: Sequence[Batch],
 ) -> None:
     """Prints what came out, beside guesses that read nothing, and sentences."""
     counts = baselines.count_targets(made.chunks, made.example, made.model.vocab_size)
@@ -218,7 +230,7 @@ def _show(
         f"by token frequency {unigram:.3f}"
     )
     print_once("\nheld-out sentences, [what stood there -> what the model fills in]:")
-    sentences = infill.sentences(corpus.documents(made.heldout_texts), count=6)
+    sentences = infill.sentences(corpus_documents(made.heldout_texts), count=6)
     for line in infill.show(t5, sentences, seed=config.seed):
         print_once(f"  {line}")
     print_once(f"\nuse it:  import t5jax; t5 = t5jax.load({str(config.folder)!r})")

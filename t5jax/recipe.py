@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from t5jax.checkpoint import CheckpointChoice
-from t5jax.mixture import Empty, PairLimits, TooLong
+from t5jax.data import Empty, PairLimits, TooLong
 from t5jax.optim import OptimizerConfig, ScheduleConfig
 from t5jax.options import Options
 from t5jax.runs import RunConfig

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from t5jax import batches
 from t5jax.config import HOW_TO_COMPUTE, T5Config
+from t5jax.data import ExampleSource
 from t5jax.fileio import is_temporary, write_atomically
 from t5jax.fit import FitConfig
 from t5jax.loading import resolve_dtype
@@ -132,7 +132,7 @@ def claim(
     write_atomically(folder / CONFIG_FILE, model.to_json())
 
 
-def digest(chunks: batches.Source) -> str:
+def digest(chunks: ExampleSource) -> str:
     """What tells one corpus from another: its length, and up to 64 evenly spaced chunks."""
     found = hashlib.sha256(str(len(chunks)).encode())
     for i in range(0, len(chunks), -(-len(chunks) // 64)):

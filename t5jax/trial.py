@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from t5jax.data import Example, Split, Task
 from t5jax.evaluation.metrics import METRICS, compute_metrics, used_options
 from t5jax.fileio import write_atomically
 from t5jax.options import Options
-from t5jax.tasks import Example, Split, Task
 from t5jax.text2text import Text2Text
 
 

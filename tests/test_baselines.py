@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from t5jax import baselines, batches
+from t5jax import baselines
+from t5jax.data.batch import Batch
 
 
 def test_baselines_are_those_of_the_counts():
     counts = np.array([0, 3, 5, 0])
-    batch: batches.Batch = {
+    batch: Batch = {
         "decoder_target_tokens": np.array([[1, 2], [3, 0]]),
         "decoder_loss_weights": np.array([[1.0, 1.0], [1.0, 0.0]]),
     }
@@ -18,7 +19,7 @@ def test_baselines_are_those_of_the_counts():
 
 
 def test_count_targets_counts_each_id_of_the_first_chunks():
-    def example(chunk: np.ndarray, rng: np.random.Generator) -> batches.Batch:
+    def example(chunk: np.ndarray, rng: np.random.Generator) -> Batch:
         return {"decoder_target_tokens": chunk}
 
     chunks = [np.array([1, 1, 4]), np.array([0, 4, 2]), np.array([3, 3, 3])]

@@ -14,9 +14,10 @@ import jax
 import numpy as np
 import pytest
 
-from t5jax import pydocs, tasks
 from t5jax.answers import Answer
 from t5jax.config import T5Config
+from t5jax.data import pydocs
+from t5jax.data.tasks import read_split
 from t5jax.finetuning import FinetuneConfig
 from t5jax.model import init_params
 from t5jax.runlog import read_metrics
@@ -171,7 +172,7 @@ def test_tasks_of_one_mixture_are_not_tested_on_what_another_learns(multi_task):
     config = multi_task.Config(packages=("numpy", "jax"), quick=True)
     known, tested = set(), set()
     for task, baselines in multi_task.prepare(config):
-        assert {len(answers) for answers in baselines.values()} == {len(tasks.read(task, "test"))}
+        assert {len(answers) for answers in baselines.values()} == {len(read_split(task, "test"))}
         for rows, texts in ((task.train, known), (task.test + task.validation, tested)):
             assert rows
             texts |= {row["summary"] if "summary" in row else row["word"] for row in rows}
@@ -311,12 +312,12 @@ def test_g2p_shows_entries_of_training_alone_and_never_the_word(g2p_cmudict, tmp
     task = g2p_cmudict.task(str(tmp_path))
     learnt = {row["word"] for row in task.train}
     for split in ("train", "validation", "test"):
-        for one in tasks.read(task, split):
+        for one in read_split(task, split):
             word, *beside = one.input.split()
             assert len(beside) == 4
             assert word not in beside[::2]
             assert set(beside[::2]) <= learnt
-    examples = [one for split in ("train", "validation") for one in tasks.read(task, split)]
+    examples = [one for split in ("train", "validation") for one in read_split(task, split)]
     assert len({one.input for one in examples if one.input.startswith(words[0])}) == 1
 
 
@@ -472,8 +473,8 @@ def test_g2p_learns_what_it_is_taught_but_no_held_out_word(g2p_cmudict, tmp_path
     assert taught.train == [*alone.train, {"word": more, "letters": "zIks"}]
     # It would be shown beside a word if it were an entry.
     assert more in g2p_cmudict.Lexicon(taught.train).inputs(words[0])[0]
-    before = [one.input for one in tasks.read(alone, "train")]
-    assert [one.input for one in tasks.read(taught, "train")] == [
+    before = [one.input for one in read_split(alone, "train")]
+    assert [one.input for one in read_split(taught, "train")] == [
         *before,
         *lexicon.inputs(more)[:1],
     ]

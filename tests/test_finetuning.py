@@ -14,13 +14,13 @@ from helpers import launched_runs
 import t5jax as package
 from t5jax import runlog, trial
 from t5jax.checkpoint.manager import complete_steps, load_checkpoint_tree
+from t5jax.data.tasks import Task
 from t5jax.evaluation.metrics.registry import MetricOptions
 from t5jax.finetuning import FinetuneConfig, finetune
 from t5jax.fit import FitConfig
 from t5jax.optim.optimizer import OptimizerConfig
 from t5jax.optim.schedules import ScheduleConfig
 from t5jax.parallel.mesh import MeshConfig
-from t5jax.tasks import Task
 from t5jax.train import StepConfig
 
 ARCHITECTURE = {

@@ -4,7 +4,7 @@ import pytest
 from helpers.small_runs import TINY
 
 from t5jax import ingredients
-from t5jax.denoise import SpanCorruption
+from t5jax.data.objectives.span_corruption import SpanCorruption
 from t5jax.tokenizers.byte import ByteTokenizer
 
 BYTES = ByteTokenizer()

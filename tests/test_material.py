@@ -3,8 +3,8 @@
 import pytest
 
 from t5jax import material
-from t5jax.mixture import PairLimits
-from t5jax.tasks import Task
+from t5jax.data.packing import PairLimits
+from t5jax.data.tasks import Task
 from t5jax.tokenizers.byte import ByteTokenizer
 
 BYTES = ByteTokenizer()

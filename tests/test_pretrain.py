@@ -17,7 +17,7 @@ from helpers.small_runs import TINY, training_losses, write_inputs
 import t5jax
 from t5jax import ingredients, pretrain, runfolder
 from t5jax.checkpoint.manager import load_checkpoint_tree
-from t5jax.corpus import DataConfig
+from t5jax.data.corpus import DataConfig
 from t5jax.fit import FitConfig
 from t5jax.model import abstract_params
 from t5jax.optim.optimizer import OptimizerConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from t5jax import corpus
+from t5jax.data.corpus import DataConfig
 from t5jax.tokenizers.load import load_tokenizer
 from t5jax.tokenizers.sentencepiece import train_tokenizer
 
@@ -38,7 +38,7 @@ def script():
 
 
 def config(script, text_file, output, **changes):
-    data = corpus.DataConfig(path=str(text_file))
+    data = DataConfig(path=str(text_file))
     return script.Config(data=data, output=output, **{"vocab_size": 50, **changes})
 
 

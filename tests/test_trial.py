@@ -6,7 +6,7 @@ import math
 import pytest
 
 from t5jax import trial
-from t5jax.tasks import Example, Task
+from t5jax.data.tasks import Example, Task
 from t5jax.trial import Trial
 
 

@@ -12,8 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5jax import mixture, train
-from t5jax.mixture import Batches, Counts, Pair, PairLimits, Pairs
+from t5jax import train
+from t5jax.data.mixture import MixtureBatches, heldout_batches, mixing_rates, mixture_stream
+from t5jax.data.packing import (
+    LimitCounts,
+    Pair,
+    PairLimits,
+    Pairs,
+    apply_limits,
+    pack_pairs,
+    pairs_digest,
+    stack_rows,
+    truncate_ids,
+)
 from t5jax.parallel.mesh import MeshConfig, make_mesh
 
 EOS, PAD, START = 1, 0, 2
@@ -111,11 +122,11 @@ def test_pairs_hash_tells_ids_and_their_bounds():
 def test_digest_tells_tasks_and_their_data():
     one, two = Pairs(some_pairs(3)), Pairs(some_pairs(4))
     found = [
-        mixture.digest(tasks)
+        pairs_digest(tasks)
         for tasks in ({"a": one, "b": two}, {"b": two, "a": one}, {"a": two, "b": one}, {"a": one})
     ]
     assert len(set(found)) == 4
-    assert mixture.digest({"a": Pairs(some_pairs(3))}) == found[-1]
+    assert pairs_digest({"a": Pairs(some_pairs(3))}) == found[-1]
 
 
 # Limits
@@ -128,7 +139,7 @@ LENGTHS = [(8, 6), (9, 6), (3, 7), (12, 20), (2, 1), (10, 1), (1, 2)]
 @pytest.mark.parametrize("empty_targets", ["drop", "keep"])
 def test_limit_does_what_it_is_told_and_counts(too_long, empty_targets):
     inputs, targets = ([ids_of(n, 10 * n) for n in side] for side in zip(*LENGTHS, strict=True))
-    pairs, counts = mixture.limit(
+    pairs, counts = apply_limits(
         inputs,
         targets,
         limits=limits(too_long=too_long, empty_targets=empty_targets),
@@ -142,14 +153,14 @@ def test_limit_does_what_it_is_told_and_counts(too_long, empty_targets):
             continue
         expected.append((x if len(x) <= 8 else [*x[:7], EOS], y if len(y) <= 6 else [*y[:5], EOS]))
     assert plain(pairs) == expected
-    assert counts == Counts(long_inputs=3, long_targets=2, empty_targets=2, dropped=dropped)
+    assert counts == LimitCounts(long_inputs=3, long_targets=2, empty_targets=2, dropped=dropped)
 
 
 def test_limit_leaves_alone_what_keeps_the_limits():
     inputs, targets = [ids_of(8), ids_of(1)], [ids_of(6), ids_of(2)]
-    pairs, counts = mixture.limit(inputs, targets, limits=limits(), name="t")
+    pairs, counts = apply_limits(inputs, targets, limits=limits(), name="t")
     assert plain(pairs) == list(zip(inputs, targets, strict=True))
-    assert counts == Counts(0, 0, 0, 0)
+    assert counts == LimitCounts(0, 0, 0, 0)
 
 
 NONE_LEFT = (
@@ -183,7 +194,7 @@ EMPTY = (
 def test_limit_says_how_many_do_not_keep_them(lengths, policies, message):
     inputs, targets = ([ids_of(pair[side]) for pair in lengths] for side in (0, 1))
     with pytest.raises(ValueError, match=re.escape(message)):
-        mixture.limit(inputs, targets, limits=limits(**policies), name="mine")
+        apply_limits(inputs, targets, limits=limits(**policies), name="mine")
 
 
 @pytest.mark.parametrize("name", ["input_length", "target_length"])
@@ -194,7 +205,7 @@ def test_limits_have_room_for_eos(name):
 
 @given(st.lists(st.integers(3, 99), max_size=9), st.integers(1, 12))
 def test_cut_keeps_the_beginning_and_eos(ids, length):
-    found = mixture.cut([*ids, EOS], length)
+    found = truncate_ids([*ids, EOS], length)
     assert found.dtype == np.int32
     assert found.tolist() == [*ids[: length - 1], EOS]
 
@@ -206,7 +217,7 @@ def test_rates_are_the_papers():
     # r_m = min(e_m, K) / sum of min(e_n, K), in fractions.
     sizes = {"a": 392_702, "b": 5, "c": 2**19, "d": 2**19 + 1, "e": 10**9}
     for limit in (1, 7, 2**19, 2**21, 10**10):
-        found = mixture.rates(sizes, dict.fromkeys(sizes), size_limit=limit)
+        found = mixing_rates(sizes, dict.fromkeys(sizes), size_limit=limit)
         total = sum(min(size, limit) for size in sizes.values())
         for name, size in sizes.items():
             expected = fractions.Fraction(min(size, limit), total)
@@ -215,14 +226,14 @@ def test_rates_are_the_papers():
 
 
 def test_rates_by_weights_do_not_look_at_sizes():
-    found = mixture.rates({"a": 9, "b": 10**6}, {"a": 3.0, "b": 1.0}, size_limit=5)
+    found = mixing_rates({"a": 9, "b": 10**6}, {"a": 3.0, "b": 1.0}, size_limit=5)
     assert found == {"a": 0.75, "b": 0.25}
-    assert mixture.rates({"a": 9}, {"a": 0.1}, size_limit=5) == {"a": 1.0}
+    assert mixing_rates({"a": 9}, {"a": 0.1}, size_limit=5) == {"a": 1.0}
 
 
 def test_rates_refuse_weights_for_some():
     with pytest.raises(ValueError, match=r"all tasks must have a weight.*none for b, d\."):
-        mixture.rates(
+        mixing_rates(
             dict.fromkeys("abcd", 5), {"a": 1.0, "b": None, "c": 2.0, "d": None}, size_limit=9
         )
 
@@ -252,7 +263,7 @@ ROOM = st.tuples(st.integers(8, 20), st.integers(6, 15))
 def test_fill_puts_each_pair_in_the_first_row_with_room(lengths, batch_size, room):
     pairs = [pair_of(i, *both) for i, both in enumerate(lengths)]
     numbers = {id(pair): i for i, pair in enumerate(pairs)}
-    found = mixture.fill(iter(pairs), batch_size=batch_size, lengths=room, most=None)
+    found = pack_pairs(iter(pairs), batch_size=batch_size, lengths=room, most=None)
     expected = first_fit(lengths, batch_size=batch_size, room=room)
     assert [[numbers[id(pair)] for pair in row] for row in found] == expected
     # Whoever goes on behind the number of pairs that were placed leaves none out.
@@ -262,14 +273,14 @@ def test_fill_puts_each_pair_in_the_first_row_with_room(lengths, batch_size, roo
 @pytest.mark.parametrize("most", [1, 2])
 def test_fill_takes_no_more_than_it_may(most):
     pairs = iter(some_pairs(3 * most + 2))
-    found = mixture.fill(pairs, batch_size=3, lengths=(100, 100), most=most)
+    found = pack_pairs(pairs, batch_size=3, lengths=(100, 100), most=most)
     expected = some_pairs(3 * most)
     assert [plain(row) for row in found] == [
         plain(expected[i * most : (i + 1) * most]) for i in range(3)
     ]
     assert len(list(pairs)) == 2
     (one, two), three = some_pairs(2), []
-    found = mixture.fill(iter([one, two]), batch_size=3, lengths=(8, 6), most=1)
+    found = pack_pairs(iter([one, two]), batch_size=3, lengths=(8, 6), most=1)
     assert [plain(row) for row in found] == [plain([one]), plain([two]), three]
 
 
@@ -280,8 +291,8 @@ def test_fill_takes_no_more_than_it_may(most):
 @given(LIST_OF_LENGTHS, st.integers(1, 3), ROOM)
 def test_stack_keeps_every_pair_to_be_read_back(lengths, batch_size, room):
     pairs = [pair_of(i, *both) for i, both in enumerate(lengths)]
-    rows = mixture.fill(iter(pairs), batch_size=batch_size, lengths=room, most=None)
-    batch = mixture.stack(rows, lengths=room, pad_id=PAD, decoder_start_id=START, packed=True)
+    rows = pack_pairs(iter(pairs), batch_size=batch_size, lengths=room, most=None)
+    batch = stack_rows(rows, lengths=room, pad_id=PAD, decoder_start_id=START, packed=True)
     for name, value in batch.items():
         assert value.shape == (batch_size, room[0 if "encoder" in name else 1])
         assert value.dtype == (np.float32 if name == "decoder_loss_weights" else np.int32)
@@ -307,7 +318,7 @@ def test_stack_keeps_every_pair_to_be_read_back(lengths, batch_size, room):
 
 def test_stack_by_hand():
     a, b = Pair([5, 6, EOS], [7, EOS]), Pair([8, EOS], [9, 3, EOS])
-    packed = mixture.stack(
+    packed = stack_rows(
         [[a, b], []], lengths=(6, 7), pad_id=PAD, decoder_start_id=START, packed=True
     )
     expected = {
@@ -319,9 +330,7 @@ def test_stack_by_hand():
         "decoder_loss_weights": [[1, 1, 1, 1, 1, 0, 0], [0] * 7],
     }
     assert {name: value.tolist() for name, value in packed.items()} == expected
-    single = mixture.stack(
-        [[b], []], lengths=(3, 4), pad_id=-1, decoder_start_id=START, packed=False
-    )
+    single = stack_rows([[b], []], lengths=(3, 4), pad_id=-1, decoder_start_id=START, packed=False)
     expected = {
         "encoder_input_tokens": [[8, 1, -1], [-1] * 3],
         "decoder_input_tokens": [[2, 9, 3, -1], [-1] * 4],
@@ -344,7 +353,7 @@ SIZES = [13, 40, 1]
 
 
 def make_stream(shares=(0.5, 0.3, 0.2), *, seed=0, sizes=SIZES):
-    return mixture.stream([Pairs(some_pairs(size)) for size in sizes], shares, seed=seed)
+    return mixture_stream([Pairs(some_pairs(size)) for size in sizes], shares, seed=seed)
 
 
 def test_stream_gives_every_example_once_an_epoch():
@@ -398,7 +407,7 @@ def test_stream_shuffles_tasks_of_one_size_differently():
 
 
 def make_batches(*, pack=True, rows=None, seed=0, batch_size=4):
-    return Batches(
+    return MixtureBatches(
         make_stream(seed=seed),
         batch_size=batch_size,
         limits=limits(16, 12),
@@ -427,7 +436,7 @@ def test_batches_hold_the_stream_in_order_and_leave_out_nothing():
 def test_batches_that_are_not_packed_hold_one_pair_in_a_row():
     found, stream = make_batches(pack=False), make_stream()
     for number, batch in enumerate(take(found, 5)):
-        expected = mixture.stack(
+        expected = stack_rows(
             [[stream[4 * number + row][1]] for row in range(4)],
             lengths=(16, 12),
             pad_id=PAD,
@@ -470,7 +479,7 @@ def test_batches_of_some_rows_are_parts_of_the_whole(pack):
 def test_heldout_gives_all_pairs_once_and_in_order(count, rows):
     pairs = some_pairs(count)
     found = list(
-        mixture.heldout(
+        heldout_batches(
             Pairs(pairs),
             batch_size=3,
             lengths=(8, 6),
@@ -484,9 +493,7 @@ def test_heldout_gives_all_pairs_once_and_in_order(count, rows):
         expected = [pairs[3 * number + row : 3 * number + row + 1] for row in rows or range(3)]
         assert_same(
             batch,
-            mixture.stack(
-                expected, lengths=(8, 6), pad_id=PAD, decoder_start_id=START, packed=False
-            ),
+            stack_rows(expected, lengths=(8, 6), pad_id=PAD, decoder_start_id=START, packed=False),
         )
     if rows is None:
         total = sum(int(batch["decoder_loss_weights"].sum()) for batch in found)
@@ -508,10 +515,10 @@ def test_packed_pairs_have_the_loss_of_pairs_alone(tiny_config, tiny_params):
     shape = {"pad_id": tiny_config.pad_id, "decoder_start_id": tiny_config.decoder_start_id}
 
     def loss(rows, lengths, *, packed):
-        batch = mixture.stack(rows, lengths=lengths, **shape, packed=packed)
+        batch = stack_rows(rows, lengths=lengths, **shape, packed=packed)
         return step(tiny_params, train.device_batch(batch, mesh=mesh))
 
-    rows = mixture.fill(iter(pairs), batch_size=4, lengths=(17, 13), most=None)
+    rows = pack_pairs(iter(pairs), batch_size=4, lengths=(17, 13), most=None)
     counts = list(map(len, rows))
     assert sum(counts) == len(pairs)
     assert max(counts) >= 2

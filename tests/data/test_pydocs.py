@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from t5jax import pydocs
+from t5jax.data import pydocs
+from t5jax.data.pydocs import DOCUMENT_CHARS, PACKAGES, documented, fingerprint, installed
 
 MODULE = '''\
 # -*- coding: latin-1 -*-
@@ -103,7 +104,7 @@ def test_docstrings_are_those_that_inspect_finds(tmp_path):
 def test_documented_tells_kinds_and_names(tmp_path):
     path = tmp_path / "module.py"
     path.write_bytes(MODULE.encode("latin-1"))
-    names = [(kind, name) for kind, name, _ in pydocs.documented(path)]
+    names = [(kind, name) for kind, name, _ in documented(path)]
     assert names == [
         ("module", ""),
         ("class", "Outer"),
@@ -168,7 +169,7 @@ def test_documents_are_runs_of_one_module_in_order(package):
         assert "\n\n".join(documents) == "\n\n".join(expected)
         for document in documents[:-1]:
             lengths = [len(text) for text in document.split("\n\n")]
-            assert sum(lengths[:-1]) < pydocs.DOCUMENT_CHARS <= sum(lengths)
+            assert sum(lengths[:-1]) < DOCUMENT_CHARS <= sum(lengths)
 
 
 def test_sources_leaves_out_tests_and_copies_of_other_packages(package):
@@ -215,27 +216,27 @@ def test_sources_come_in_the_same_order_on_every_machine(tmp_path):
 
 
 def test_fingerprint_changes_with_the_modules_and_not_with_their_place(tmp_path, package):
-    before = pydocs.fingerprint(package({"a.py": "", "b.py": ""}))
-    assert pydocs.fingerprint(package({})) == before
+    before = fingerprint(package({"a.py": "", "b.py": ""}))
+    assert fingerprint(package({})) == before
     (tmp_path / "package").rename(tmp_path / "moved")
     moved = pydocs.sources({"package": tmp_path / "moved"})
-    assert pydocs.fingerprint(moved) == before
+    assert fingerprint(moved) == before
     seen = {before}
     for name, text in (("a.py", "1"), ("c.py", ""), ("c.py", "1")):
         (tmp_path / "moved" / name).write_text(text)
-        seen.add(pydocs.fingerprint(pydocs.sources({"package": tmp_path / "moved"})))
+        seen.add(fingerprint(pydocs.sources({"package": tmp_path / "moved"})))
     (tmp_path / "moved" / "c.py").rename(tmp_path / "moved" / "d.py")
-    seen.add(pydocs.fingerprint(pydocs.sources({"package": tmp_path / "moved"})))
+    seen.add(fingerprint(pydocs.sources({"package": tmp_path / "moved"})))
     (tmp_path / "moved" / "b.py").unlink()
-    seen.add(pydocs.fingerprint(pydocs.sources({"package": tmp_path / "moved"})))
+    seen.add(fingerprint(pydocs.sources({"package": tmp_path / "moved"})))
     assert len(seen) == 6
 
 
 def test_roots_are_where_python_finds_the_packages():
     roots = pydocs.roots()
-    assert list(roots) == ["python", *pydocs.PACKAGES]
+    assert list(roots) == ["python", *PACKAGES]
     assert roots["python"].samefile(importlib.util.find_spec("inspect").origin.rpartition("/")[0])
-    for package in pydocs.PACKAGES:
+    for package in PACKAGES:
         assert (roots[package] / "__init__.py").samefile(importlib.util.find_spec(package).origin)
 
 
@@ -250,7 +251,7 @@ def test_roots_of_other_packages_are_those_asked_for():
 
 
 def test_installed_are_what_pip_installed():
-    packages = pydocs.installed()
+    packages = installed()
     assert {"numpy", "jax", "pandas", "pytest", "_pytest"} <= set(packages)
     assert not {"inspect", "os", "numpy.linalg", "dist-packages"} & set(packages)
     assert packages == sorted(set(packages))

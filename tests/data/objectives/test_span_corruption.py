@@ -9,8 +9,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5jax import denoise
-from t5jax.denoise import SpanCorruption
+from t5jax.data.objectives.span_corruption import SpanCorruption, corrupt_spans, noise_mask
 
 T5 = SpanCorruption()
 EOS = 1
@@ -65,7 +64,7 @@ def test_counts_are_the_rounded_fractions_within_what_is_possible(corruption, le
 @unhurried
 @given(corruption=corruptions, length=st.integers(2, 400), seed=seeds)
 def test_noise_mask_hides_the_counted_tokens_in_the_counted_spans(corruption, length, seed):
-    mask = denoise.noise_mask(length, corruption=corruption, rng=np.random.default_rng(seed))
+    mask = noise_mask(length, corruption=corruption, rng=np.random.default_rng(seed))
     assert mask.shape == (length,)
     assert mask.dtype == bool
     assert not mask[0]
@@ -76,8 +75,7 @@ def test_noise_mask_hides_the_counted_tokens_in_the_counted_spans(corruption, le
 
 def test_noise_mask_depends_on_the_generator_alone():
     first, again, other = (
-        denoise.noise_mask(100, corruption=T5, rng=np.random.default_rng(seed))
-        for seed in (0, 0, 1)
+        noise_mask(100, corruption=T5, rng=np.random.default_rng(seed)) for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -96,7 +94,7 @@ def test_noise_mask_draws_every_division_equally_often():
     rng = np.random.default_rng(0)
     draws = 3000
     found = Counter(
-        tuple(denoise.noise_mask(10, corruption=corruption, rng=rng).tolist()) for _ in range(draws)
+        tuple(noise_mask(10, corruption=corruption, rng=rng).tolist()) for _ in range(draws)
     )
     assert set(found) == possible
     expected = draws / len(possible)
@@ -110,7 +108,7 @@ def test_corrupt_equals_the_example_of_the_paper():
     ids = {word: 10 + i for i, word in enumerate(words)}
     tokens = np.array([ids[word] for word in words])
     mask = np.array([word in ("for", "inviting", "last") for word in words])
-    inputs, targets = denoise.corrupt(tokens, mask, sentinels=SENTINELS, eos_id=EOS)
+    inputs, targets = corrupt_spans(tokens, mask, sentinels=SENTINELS, eos_id=EOS)
     names = {v: k for k, v in ids.items()} | {32099: "<0>", 32098: "<1>", EOS: "</s>"}
     assert " ".join(names[i] for i in inputs) == "Thank you <0> me to your party <1> week </s>"
     assert " ".join(names[i] for i in targets) == "<0> for inviting <1> last </s>"
@@ -124,7 +122,7 @@ def test_corrupt_loses_nothing(data, length):
     tokens = np.array(data.draw(st.lists(st.integers(2, 999), min_size=length, max_size=length)))
     mask = np.array(data.draw(st.lists(st.booleans(), min_size=length, max_size=length)))
     before = tokens.copy()
-    inputs, targets = denoise.corrupt(tokens, mask, sentinels=SENTINELS, eos_id=EOS)
+    inputs, targets = corrupt_spans(tokens, mask, sentinels=SENTINELS, eos_id=EOS)
     np.testing.assert_array_equal(tokens, before)
     assert inputs[-1] == targets[-1] == EOS
 
@@ -147,17 +145,17 @@ def test_corrupt_loses_nothing(data, length):
 @unhurried
 @given(length=st.integers(2, 600), corruption=corruptions, seed=seeds)
 def test_corrupt_of_noise_mask_has_the_promised_lengths(length, corruption, seed):
-    mask = denoise.noise_mask(length, corruption=corruption, rng=np.random.default_rng(seed))
+    mask = noise_mask(length, corruption=corruption, rng=np.random.default_rng(seed))
     sentinels = np.arange(5000, 5000 + length)
-    inputs, targets = denoise.corrupt(np.full(length, 7), mask, sentinels=sentinels, eos_id=EOS)
+    inputs, targets = corrupt_spans(np.full(length, 7), mask, sentinels=sentinels, eos_id=EOS)
     assert (len(inputs), len(targets)) == corruption.lengths(length)
 
 
 def test_corrupt_refuses_more_spans_than_sentinels():
     tokens, mask = np.arange(2, 8), np.array([False, True] * 3)
-    assert len(denoise.corrupt(tokens, mask, sentinels=SENTINELS[:3], eos_id=EOS)[0]) == 7
+    assert len(corrupt_spans(tokens, mask, sentinels=SENTINELS[:3], eos_id=EOS)[0]) == 7
     with pytest.raises(ValueError, match=r"3 hidden spans .* only 2 sentinels; use a shorter"):
-        denoise.corrupt(tokens, mask, sentinels=SENTINELS[:2], eos_id=EOS)
+        corrupt_spans(tokens, mask, sentinels=SENTINELS[:2], eos_id=EOS)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +175,7 @@ def test_span_corruption_refuses(options, message):
 
 def test_noise_mask_refuses_single_token():
     with pytest.raises(ValueError, match=r"length must be at least 2 tokens, got 1; join short"):
-        denoise.noise_mask(1, corruption=T5, rng=np.random.default_rng(0))
+        noise_mask(1, corruption=T5, rng=np.random.default_rng(0))
 
 
 def test_raw_length_refuses_too_short_input():

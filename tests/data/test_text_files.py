@@ -9,7 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from t5jax import textfiles
+from t5jax.data.text_files import (
+    CorpusError,
+    file_ending,
+    read_records,
+    read_rows,
+    read_texts,
+    same_format,
+)
 
 DOCUMENTS = [
     "One, two; three.",
@@ -75,16 +82,16 @@ def save(tmp_path):
 
 
 def read(file, column="text"):
-    return list(textfiles.texts(file, column))
+    return list(read_texts(file, column))
 
 
 def column(file, name="text"):
-    return [record[name] for record in textfiles.records(file, [name])]
+    return [record[name] for record in read_records(file, [name])]
 
 
 def failure(file, column="text"):
     """The message of the one error that reading must raise: a single line that names the file."""
-    with pytest.raises(textfiles.CorpusError) as caught:
+    with pytest.raises(CorpusError) as caught:
         read(file, column)
     message = str(caught.value)
     assert "\n" not in message
@@ -260,35 +267,35 @@ def test_records_have_the_columns_asked_for_or_all(save, ending):
     file = save(f"corpus{ending}", WRITE[ending](DOCUMENTS))
     number = str if ending in (".csv", ".tsv") else int
     expected = [{"text": text, "id": number(i)} for i, text in enumerate(DOCUMENTS)]
-    found = list(textfiles.records(file, ["text", "id"]))
-    assert found == list(textfiles.records(file)) == expected
+    found = list(read_records(file, ["text", "id"]))
+    assert found == list(read_records(file)) == expected
     assert list(found[0]) == ["text", "id"]
-    assert list(textfiles.records(file, ["id"])) == [{"id": row["id"]} for row in expected]
+    assert list(read_records(file, ["id"])) == [{"id": row["id"]} for row in expected]
 
 
 def test_records_of_all_columns_may_lack_some_but_not_those_asked_for(save):
     rows = [{"text": "one"}, {"text": None}, {"id": 3}]
     file = save("corpus.jsonl", "\n\n".join(map(json.dumps, rows)).encode())
-    assert list(textfiles.records(file)) == rows
-    assert list(textfiles.rows(file, "text")) == ["one", "", ""]
-    with pytest.raises(textfiles.CorpusError, match=r"row 5 of .* must have the column 'text'"):
+    assert list(read_records(file)) == rows
+    assert list(read_rows(file, "text")) == ["one", "", ""]
+    with pytest.raises(CorpusError, match=r"row 5 of .* must have the column 'text'"):
         column(file)
 
 
 def test_records_take_parquet_columns_whose_names_begin_alike(save):
     stream = io.BytesIO()
     pq.write_table(pa.table({"a.b": ["wrong"], "a": ["right"]}), stream)
-    assert list(textfiles.records(save("a.parquet", stream.getvalue()), ["a"])) == [{"a": "right"}]
+    assert list(read_records(save("a.parquet", stream.getvalue()), ["a"])) == [{"a": "right"}]
 
 
 def test_records_notice_what_is_damaged(save):
     for data, reason in ((b'{"text": ["\\ud800"]}', "surrogates"), (b'{"text": ', "Expecting")):
-        with pytest.raises(textfiles.CorpusError, match=f"in row 1: .*{reason}"):
+        with pytest.raises(CorpusError, match=f"in row 1: .*{reason}"):
             column(save("bad.jsonl", data))
-        with pytest.raises(textfiles.CorpusError, match=f"in row 1: .*{reason}"):
-            list(textfiles.records(save("bad.jsonl", data)))
-    with pytest.raises(textfiles.CorpusError, match="did you mean 'text'"):
-        list(textfiles.records(save("good.jsonl", jsonl_bytes(DOCUMENTS)), ["tex"]))
+        with pytest.raises(CorpusError, match=f"in row 1: .*{reason}"):
+            list(read_records(save("bad.jsonl", data)))
+    with pytest.raises(CorpusError, match="did you mean 'text'"):
+        list(read_records(save("good.jsonl", jsonl_bytes(DOCUMENTS)), ["tex"]))
 
 
 def test_texts_passes_on_errors_of_the_system(tmp_path):
@@ -315,10 +322,10 @@ def test_texts_of_an_empty_corpus_are_none(save, ending):
     ],
 )
 def test_ending_leaves_out_the_compression(file, expected):
-    assert textfiles.ending(file) == expected
+    assert file_ending(file) == expected
 
 
 def test_same_format_tells_json_from_csv():
-    assert textfiles.same_format([".json", ".jsonl", ".json"])
-    assert not textfiles.same_format([".jsonl", ".txt"])
-    assert not textfiles.same_format([".csv", ".tsv"])
+    assert same_format([".json", ".jsonl", ".json"])
+    assert not same_format([".jsonl", ".txt"])
+    assert not same_format([".csv", ".tsv"])

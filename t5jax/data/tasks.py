@@ -10,15 +10,22 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from t5jax import corpus, textfiles
+from t5jax.data import corpus, text_files
 from t5jax.errors import suggest
 from t5jax.evaluation.metrics import MetricOptions, check_metrics
 
 _NAME = string.ascii_letters + string.digits + "-_."
 
+
 Split = Literal["train", "validation", "test"]
+
+
 SPLITS: tuple[Split, ...] = get_args(Split)
+
+
 Row = Mapping[str, str | int | float | Sequence[str | int | float] | None]
+
+
 Source = str | Sequence[Row]
 
 
@@ -86,7 +93,7 @@ class Example(NamedTuple):
     references: list[str]
 
 
-def load(path: str | Path) -> list[Task]:
+def load_tasks(path: str | Path) -> list[Task]:
     """Tasks from a JSON file: a list of objects with the fields of `Task`, or one object.
 
     Paths in it are relative to the file.
@@ -108,7 +115,7 @@ def load(path: str | Path) -> list[Task]:
     return [_task(path, number, one) for number, one in enumerate(listed, start=1)]
 
 
-def read(task: Task, split: Split) -> list[Example]:
+def read_split(task: Task, split: Split) -> list[Example]:
     """The examples of a split; none if the task has no such split.
 
     Raises:
@@ -138,7 +145,7 @@ class Overlap(NamedTuple):
     """Those of them whose target is that of training, too."""
 
 
-def overlap(train: Sequence[Example], heldout: Sequence[Example]) -> Overlap:
+def split_overlap(train: Sequence[Example], heldout: Sequence[Example]) -> Overlap:
     """Counts the examples of `heldout` that are in `train`."""
     inputs = {one.input for one in heldout}
     targets: dict[str, set[str]] = {}
@@ -150,7 +157,7 @@ def overlap(train: Sequence[Example], heldout: Sequence[Example]) -> Overlap:
     return Overlap(len(known), pairs)
 
 
-def check_names(tasks: Sequence[Task]) -> None:
+def check_task_names(tasks: Sequence[Task]) -> None:
     """Raises ValueError unless there are tasks, each with a name of its own."""
     if not tasks:
         raise ValueError("there must be at least one task, got none.")
@@ -297,12 +304,12 @@ def _class_name(value: Any, names: Sequence[str] | None) -> Any:
 
 
 def _file_rows(path: str, columns: list[str] | None) -> Iterator[Row]:
-    if not textfiles.ending(path) or textfiles.ending(path) == ".txt":
+    if not text_files.file_ending(path) or text_files.file_ending(path) == ".txt":
         raise ValueError(
             f"{path} must have columns, as .jsonl, .json, .csv, .tsv and .parquet files have; "
             "write it in one of these."
         )
-    yield from textfiles.records(path, columns)
+    yield from text_files.read_records(path, columns)
 
 
 def _check_columns(where: str, columns: Sequence[str], row: Mapping[str, Any]) -> None:

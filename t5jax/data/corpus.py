@@ -15,13 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from t5jax import pydocs, textfiles
-from t5jax.textfiles import CorpusError
+from t5jax.data import pydocs, text_files
+from t5jax.data.text_files import CorpusError
 
 if TYPE_CHECKING:
     import datasets
 
+
 _QUIET_BYTES = 100_000_000  # files of this size are read in seconds, without a progress bar
+
+
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -77,7 +80,7 @@ class DataConfig:
             )
 
 
-def read(config: DataConfig) -> "tuple[datasets.Dataset, datasets.Dataset]":
+def read_corpus(config: DataConfig) -> "tuple[datasets.Dataset, datasets.Dataset]":
     """Read a corpus, or find it in the cache.
 
     Documents stand in the order of their file names and of their place in the file; those without
@@ -113,8 +116,8 @@ def read(config: DataConfig) -> "tuple[datasets.Dataset, datasets.Dataset]":
     return train.select(range(num_train)), train.select(range(num_train, len(train)))
 
 
-def documents(dataset: "datasets.Dataset") -> Iterator[str]:
-    """Iterate over the texts of a data set that `read` returned, some at a time from disk."""
+def corpus_documents(dataset: "datasets.Dataset") -> Iterator[str]:
+    """Iterate over the texts of a data set that `read_corpus` returned, some at a time from disk."""
     for batch in dataset.iter(batch_size=1000):
         yield from cast("dict[str, list[str]]", batch)["text"]
 
@@ -126,7 +129,7 @@ def _find(path: str | None) -> list[str]:
     here = os.path.abspath(os.path.expanduser(path))
     if os.path.isdir(here):
         below = glob.glob(os.path.join(glob.escape(here), "**", "*"), recursive=True)
-        files = [file for file in below if textfiles.ending(file) and os.path.isfile(file)]
+        files = [file for file in below if text_files.file_ending(file) and os.path.isfile(file)]
     elif os.path.exists(here):
         files = [here]
     elif glob.has_magic(here):
@@ -141,16 +144,16 @@ def _find(path: str | None) -> list[str]:
     if not files:
         raise FileNotFoundError(
             f"path must match a file of a known format, got {path!r}, which matches none; known "
-            f"are {textfiles.KNOWN_ENDINGS}."
+            f"are {text_files.KNOWN_ENDINGS}."
         )
     for file in files:
-        if not textfiles.ending(file):
+        if not text_files.file_ending(file):
             raise ValueError(
                 f"files must have a known ending, got {file!r}; known are "
-                f"{textfiles.KNOWN_ENDINGS}: rename it, or leave it out by a narrower glob."
+                f"{text_files.KNOWN_ENDINGS}: rename it, or leave it out by a narrower glob."
             )
-    counts = Counter(textfiles.ending(file) for file in files)
-    if not textfiles.same_format(counts):
+    counts = Counter(text_files.file_ending(file) for file in files)
+    if not text_files.same_format(counts):
         raise ValueError(
             "files of one corpus must have one format, got "
             f"{', '.join(f'{count} {ending}' for ending, count in sorted(counts.items()))} in "
@@ -187,13 +190,13 @@ def _load(
 
 def _load_pydocs(column: str) -> "datasets.Dataset":
     if column != "text":
-        raise textfiles.missing_column("the documentation on this machine", column, ["text"])
+        raise text_files.missing_column_error("the documentation on this machine", column, ["text"])
     sources = pydocs.sources(pydocs.roots())
     return _store(functools.partial(pydocs.documents, sources), key=pydocs.fingerprint(sources))
 
 
 def _load_files(path: str, files: list[str], *, column: str) -> "datasets.Dataset":
-    key = hashlib.sha256(f"reader {textfiles.VERSION}\n{column}".encode())
+    key = hashlib.sha256(f"reader {text_files.VERSION}\n{column}".encode())
     size = 0
     for file in files:
         status = os.stat(file)
@@ -206,7 +209,7 @@ def _load_files(path: str, files: list[str], *, column: str) -> "datasets.Datase
 def _texts(path: str, files: list[str], column: str) -> Iterator[str]:
     empty = True
     for file in files:
-        for text in textfiles.texts(file, column):
+        for text in text_files.read_texts(file, column):
             empty = False
             yield text
     if empty:
@@ -250,7 +253,7 @@ def _progress_bars(shown: bool) -> Iterator[None]:
 
 def is_hub_name(text: str) -> bool:
     """Whether a text has the form 'owner/name'."""
-    return _HUB_NAME.fullmatch(text) is not None and not textfiles.ending(text)
+    return _HUB_NAME.fullmatch(text) is not None and not text_files.file_ending(text)
 
 
 def hub_rows(path: str, name: str | None, *, split: str) -> "datasets.Dataset":
@@ -289,7 +292,7 @@ def _load_hub(path: str, name: str | None, *, split: str, column: str) -> "datas
 
     dataset = hub_rows(path, name, split=split)
     if column not in dataset.column_names:
-        raise textfiles.missing_column(f"data set {path!r}", column, dataset.column_names)
+        raise text_files.missing_column_error(f"data set {path!r}", column, dataset.column_names)
     feature = dataset.features[column]
     if getattr(feature, "dtype", None) not in ("string", "large_string", "string_view"):
         raise CorpusError(

@@ -9,9 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from t5jax import corpus, tasks
+from t5jax.data import corpus
+from t5jax.data.tasks import (
+    Example,
+    Overlap,
+    Task,
+    check_task_names,
+    load_tasks,
+    read_split,
+    split_overlap,
+)
 from t5jax.evaluation.metrics.registry import MetricOptions
-from t5jax.tasks import Example, Overlap, Task
 
 ROWS = [
     {"en": "a house, red", "de": "ein Haus", "id": "1"},
@@ -26,7 +34,7 @@ def make(rows=ROWS, **fields):
 
 
 def read_one(row, **fields):
-    (found,) = tasks.read(make([row], **fields), "train")
+    (found,) = read_split(make([row], **fields), "train")
     return found
 
 
@@ -106,10 +114,10 @@ def test_task_refuses_unknown_metrics_and_options_nobody_takes():
 
 
 def test_check_names_wants_tasks_with_names_of_their_own():
-    tasks.check_names([make(name="a"), make(name="b")])
-    assert "at least one task" in refusal(tasks.check_names, [])
+    check_task_names([make(name="a"), make(name="b")])
+    assert "at least one task" in refusal(check_task_names, [])
     twice = [make(name="a"), make(name="b"), make(name="a")]
-    assert "got 'a' twice" in refusal(tasks.check_names, twice)
+    assert "got 'a' twice" in refusal(check_task_names, twice)
 
 
 # Rows
@@ -163,49 +171,49 @@ def source(request, tmp_path):
 def test_read_takes_rows_from_anywhere(source):
     task = make(source(ROWS), input="translate: {en}", target="{de}!", test=source(ROWS[1:], "b"))
     expected = [Example(f"translate: {row['en']}", [f"{row['de']}!"]) for row in ROWS]
-    assert tasks.read(task, "train") == tasks.read(task, "validation") == expected
-    assert tasks.read(task, "test") == expected[1:]
+    assert read_split(task, "train") == read_split(task, "validation") == expected
+    assert read_split(task, "test") == expected[1:]
 
 
 def test_read_names_the_column_that_is_missing(source):
-    message = refusal(tasks.read, make(source(ROWS), target="{dee}"), "train")
+    message = refusal(read_split, make(source(ROWS), target="{dee}"), "train")
     assert "must have" in message
     assert "column 'dee'" in message
     assert "got en, de, id" in message
     assert message.endswith("did you mean 'de'?")
-    message = refusal(tasks.read, make(source(ROWS), input="{something else}"), "train")
+    message = refusal(read_split, make(source(ROWS), input="{something else}"), "train")
     assert message.endswith(".")
 
 
 def test_read_names_the_row_of_a_list_that_lacks_a_column():
     rows = [*ROWS, {"en": "without"}]
     assert "row 4 of train of task 't' must have the column 'de'" in refusal(
-        tasks.read, make(rows), "train"
+        read_split, make(rows), "train"
     )
 
 
 @pytest.mark.parametrize("rows", [["en", "de"], [["en", "de"]], [5]])
 def test_read_refuses_rows_that_are_no_dicts(own_checks, rows):
-    assert "row 1 of train of task 't' must be a dict" in refusal(tasks.read, make(rows), "train")
+    assert "row 1 of train of task 't' must be a dict" in refusal(read_split, make(rows), "train")
 
 
 def test_read_of_a_split_that_is_not_there_is_empty():
-    assert tasks.read(make(), "test") == []
+    assert read_split(make(), "test") == []
 
 
 def test_read_refuses_a_split_without_rows(tmp_path):
     (tmp_path / "empty.jsonl").touch()
     for empty in ([], str(tmp_path / "empty.jsonl")):
-        message = refusal(tasks.read, make(validation=empty), "validation")
+        message = refusal(read_split, make(validation=empty), "validation")
         assert "validation of task 't' must have at least one row" in message
 
 
 def test_read_refuses_files_without_columns_and_damaged_ones(tmp_path):
     for name in ("lines.txt", "lines.txt.gz", "model.bin"):
         (tmp_path / name).write_text("a\tb\n")
-        assert "must have columns" in refusal(tasks.read, make(str(tmp_path / name)), "train")
+        assert "must have columns" in refusal(read_split, make(str(tmp_path / name)), "train")
     (tmp_path / "bad.jsonl").write_text('{"en": "a", "de": "b"}\n{"en": \n')
-    message = refusal(tasks.read, make(str(tmp_path / "bad.jsonl")), "train")
+    message = refusal(read_split, make(str(tmp_path / "bad.jsonl")), "train")
     assert "bad.jsonl must be a complete .jsonl file" in message
     assert "row 2" in message
 
@@ -213,13 +221,13 @@ def test_read_refuses_files_without_columns_and_damaged_ones(tmp_path):
 def test_read_finds_files_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_jsonl(tmp_path / "rows.jsonl", ROWS)
-    assert len(tasks.read(make("~/rows.jsonl"), "train")) == len(ROWS)
+    assert len(read_split(make("~/rows.jsonl"), "train")) == len(ROWS)
 
 
 @pytest.mark.parametrize("name", ["glue", "rows.jsonl", "folder/rows.csv", "a/b/c"])
 def test_read_refuses_what_is_neither_file_nor_hub_name(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    message = refusal(tasks.read, make(name), "train", kind=FileNotFoundError)
+    message = refusal(read_split, make(name), "train", kind=FileNotFoundError)
     assert "train of task 't' must be a file or a hub name 'owner/name'" in message
     assert str(tmp_path / name) in message
 
@@ -236,15 +244,15 @@ def test_read_takes_a_list_of_targets_as_references(tmp_path, kind):
         WRITE[kind](tmp_path / f"rows{kind}", rows)
     task = make(source, input="question: {q}", target="{a}")
     expected = [Example("question: one", ["x", "y", "x"]), Example("question: two", ["z"])]
-    assert tasks.read(task, "validation") == expected
+    assert read_split(task, "validation") == expected
     # Training takes the first of them.
-    assert [one.references[0] for one in tasks.read(task, "train")] == ["x", "z"]
+    assert [one.references[0] for one in read_split(task, "train")] == ["x", "z"]
 
 
 def test_read_takes_lists_in_rows_among_texts():
     values = ["x", ("y", "z"), ["u", 3]]
     task = make([{"q": "?", "a": value} for value in values], input="{q}", target="{a}")
-    found = tasks.read(task, "train")
+    found = read_split(task, "train")
     assert [one.references for one in found] == [["x"], ["y", "z"], ["u", "3"]]
 
 
@@ -261,7 +269,7 @@ def test_read_takes_the_list_of_the_target_wherever_its_column_stands():
 )
 def test_read_refuses_a_list_that_is_not_all_of_the_target(reads, writes):
     rows = [{"q": "x", "a": "one"}, {"q": "x", "a": ["one", "two"]}]
-    message = refusal(tasks.read, make(rows, input=reads, target=writes), "train")
+    message = refusal(read_split, make(rows, input=reads, target=writes), "train")
     assert "column 'a' must hold one text, got ['one', 'two'] in row 2 of train" in message
 
 
@@ -272,7 +280,7 @@ def test_read_refuses_an_empty_list_and_what_is_no_text_in_one():
         ([["x"]], "column 'a' must hold one text, got ['x'] in row 1"),
     ):
         task = make([{"q": "x", "a": values}], input="{q}", target="{a}")
-        assert expected in refusal(tasks.read, task, "train")
+        assert expected in refusal(read_split, task, "train")
 
 
 @pytest.mark.parametrize(
@@ -304,7 +312,7 @@ def test_read_writes_numbers_as_text_and_null_as_none(own_checks, value, expecte
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), b"bytes", {"text": "x"}])
 def test_read_refuses_what_is_no_text(own_checks, value):
     task = make([{"x": value}], name="mine", input="{x}", target="{x}")
-    message = refusal(tasks.read, task, "train")
+    message = refusal(read_split, task, "train")
     assert f"column 'x' must hold text or numbers, got {value!r} in row 1 of train" in message
     assert "task 'mine'" in message
 
@@ -316,7 +324,7 @@ def test_read_takes_numbers_and_null_from_files(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "rows.parquet")
     for name in ("rows.jsonl", "rows.parquet"):
         task = make(str(tmp_path / name), input="{n}: {q}", target="{score}")
-        assert tasks.read(task, "train") == [Example("1: a", ["2.6"]), Example("2: ", ["5.0"])]
+        assert read_split(task, "train") == [Example("1: a", ["2.6"]), Example("2: ", ["5.0"])]
 
 
 @pytest.mark.parametrize("write", [write_jsonl, write_json])
@@ -324,14 +332,14 @@ def test_read_tells_a_missing_key_from_null(tmp_path, write):
     path = tmp_path / "rows.json"
     rows = [{"en": "a", "de": "b"}, {"en": "c", "de": None}]
     write(path, rows)
-    assert tasks.read(make(str(path)), "train") == [Example("a", ["b"]), Example("c", [""])]
+    assert read_split(make(str(path)), "train") == [Example("a", ["b"]), Example("c", [""])]
     # Row 3 of the array, but line 5 of the lines: blank lines are numbered.
     write(path, [*rows, {"en": "d"}])
-    message = refusal(tasks.read, make(str(path)), "train")
+    message = refusal(read_split, make(str(path)), "train")
     number = 3 if write is write_json else 5
     assert f"row {number} of {path} must have the column 'de', got en;" in message
     write(path, [{}, *rows])
-    assert "row 1 of" in refusal(tasks.read, make(str(path)), "train")
+    assert "row 1 of" in refusal(read_split, make(str(path)), "train")
 
 
 # Preprocessing
@@ -347,7 +355,7 @@ def test_read_gives_preprocess_all_columns_and_takes_what_it_makes(source):
     task = make(rows, input="say: {both}", target="{de}", preprocess=turn)
     expected = [Example(f"say: {r['en']} {r['id']}", [r["de"]]) for r in (ROWS[0], ROWS[2])]
     # Twice: rows in memory stay as they were.
-    assert tasks.read(task, "train") == tasks.read(task, "train") == expected
+    assert read_split(task, "train") == read_split(task, "train") == expected
 
 
 def test_read_lets_preprocess_open_what_is_nested_and_rows_lack_keys(tmp_path):
@@ -359,7 +367,7 @@ def test_read_lets_preprocess_open_what_is_nested_and_rows_lack_keys(tmp_path):
 
     for given in (rows, str(tmp_path / "rows.jsonl")):
         task = make(given, input="{q}", target="{a}", preprocess=flat)
-        assert tasks.read(task, "validation") == [
+        assert read_split(task, "validation") == [
             Example("a", ["x", "y"]),
             Example("b", ["none"]),
         ]
@@ -368,15 +376,15 @@ def test_read_lets_preprocess_open_what_is_nested_and_rows_lack_keys(tmp_path):
 def test_read_checks_what_preprocess_makes(source):
     rows = source(ROWS)
     task = make(rows, preprocess=lambda row: {"en": row["en"]} if row["id"] == "2" else row)
-    message = refusal(tasks.read, task, "train")
+    message = refusal(read_split, task, "train")
     assert "row 2 of train of task 't' must have the column 'de'" in message
     task = make(rows, preprocess=lambda row: None)
-    assert "must have at least one row" in refusal(tasks.read, task, "train")
+    assert "must have at least one row" in refusal(read_split, task, "train")
 
 
 def test_read_refuses_what_preprocess_makes_that_is_no_row(own_checks):
     task = make(preprocess=lambda row: row["en"])
-    message = refusal(tasks.read, task, "train")
+    message = refusal(read_split, task, "train")
     assert "preprocess of task 't' must return a dict from column to text, or None" in message
     assert "got 'a house, red' for row 1 of train of task 't'" in message
 
@@ -397,9 +405,9 @@ SEVERAL = [
 def test_read_joins_several_targets_but_not_to_train():
     task = make(SEVERAL, several_targets=True, test=SEVERAL)
     expected = [Example("b", ["2", "0", "1"]), Example("a", ["1"]), Example("c", ["2"])]
-    assert tasks.read(task, "validation") == tasks.read(task, "test") == expected
-    one_by_one = tasks.read(dataclasses.replace(task, several_targets=False), "validation")
-    assert tasks.read(task, "train") == one_by_one
+    assert read_split(task, "validation") == read_split(task, "test") == expected
+    one_by_one = read_split(dataclasses.replace(task, several_targets=False), "validation")
+    assert read_split(task, "train") == one_by_one
     assert [one.input for one in one_by_one] == list("babacb")
 
 
@@ -420,7 +428,7 @@ def test_overlap_counts_as_loops_do():
             same = [other for other in train if other.input == one.input]
             inputs += bool(same)
             pairs += any(text in other.references for other in same for text in one.references)
-        assert tasks.overlap(train, heldout) == Overlap(inputs, pairs)
+        assert split_overlap(train, heldout) == Overlap(inputs, pairs)
         seen.add((inputs, pairs))
     assert len(seen) > 3
 
@@ -448,7 +456,7 @@ def load(tmp_path):
     def load(content):
         path = tmp_path / "tasks.json"
         path.write_text(content if isinstance(content, str) else json.dumps(content))
-        return tasks.load(path)
+        return load_tasks(path)
 
     return load
 
@@ -488,10 +496,10 @@ def test_load_finds_paths_beside_the_file(load, tmp_path, monkeypatch):
     assert task.source("train") == str(here / "data" / "a.jsonl")
     assert task.source("validation") == absolute
     assert task.source("test") == "o/n:v"
-    assert len(tasks.read(task, "train")) == len(ROWS)
+    assert len(read_split(task, "train")) == len(ROWS)
     # Not what happens to lie in the working folder; and a file goes before the hub.
     (task,) = load({**FIELDS, "train": "b.jsonl", "validation": "own/set"})
-    message = refusal(tasks.read, task, "train", kind=FileNotFoundError)
+    message = refusal(read_split, task, "train", kind=FileNotFoundError)
     assert str(here / "b.jsonl") in message
     assert task.source("validation") == str(here / "own" / "set")
 
@@ -560,9 +568,9 @@ def test_load_refuses_what_holds_no_tasks(load, content, message):
 
 def test_load_refuses_a_file_that_is_not_there_or_not_in_utf8(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"tasks\.json"):
-        tasks.load(tmp_path / "tasks.json")
+        load_tasks(tmp_path / "tasks.json")
     (tmp_path / "latin.json").write_bytes('{"name": "é"}'.encode("latin-1"))
-    assert "must be JSON" in refusal(tasks.load, tmp_path / "latin.json")
+    assert "must be JSON" in refusal(load_tasks, tmp_path / "latin.json")
 
 
 # The hub
@@ -604,19 +612,19 @@ def test_read_takes_splits_of_the_hub(hub):
     held["o/n", "sst2", "dev[:2]"] = data.select(range(2))
     task = make("o/n", validation="o/n:dev[:2]", subset="sst2", input="{sentence}")
     labels = dataclasses.replace(task, target="{label}")
-    assert tasks.read(labels, "train") == [
+    assert read_split(labels, "train") == [
         Example("a", ["good"]),
         Example("b", ["bad"]),
         Example("", [""]),  # what is hidden has class -1, which is not the last one
     ]
     scores = dataclasses.replace(task, input="{label}: {sentence}", target="{score}")
-    assert tasks.read(scores, "validation") == [
+    assert read_split(scores, "validation") == [
         Example("good: a", ["2.6"]),
         Example("bad: b", ["0.2"]),
     ]
     answers = dataclasses.replace(task, target="{answers}")
-    assert [one.references for one in tasks.read(answers, "train")] == columns["answers"]
-    message = refusal(tasks.read, dataclasses.replace(task, target="{lable}"), "train")
+    assert [one.references for one in read_split(answers, "train")] == columns["answers"]
+    message = refusal(read_split, dataclasses.replace(task, target="{lable}"), "train")
     assert "data set 'o/n' must have the column 'lable'" in message
     assert message.endswith("did you mean 'label'?")
     train, dev = ("o/n", "sst2", "train"), ("o/n", "sst2", "dev[:2]")
@@ -626,12 +634,12 @@ def test_read_takes_splits_of_the_hub(hub):
         return {"in": f"{row['unused']} {row['sentence']}", "out": row["label"]}
 
     made = dataclasses.replace(task, preprocess=known, input="{in}", target="{out}")
-    assert tasks.read(made, "validation") == [Example("1 a", ["good"]), Example("2 b", ["bad"])]
+    assert read_split(made, "validation") == [Example("1 a", ["good"]), Example("2 b", ["bad"])]
 
 
 def test_read_takes_a_file_before_the_hub(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "o").mkdir()
     write_jsonl(tmp_path / "o" / "n.jsonl", ROWS)
-    assert len(tasks.read(make("o/n.jsonl"), "train")) == len(ROWS)
+    assert len(read_split(make("o/n.jsonl"), "train")) == len(ROWS)
     assert hub[1] == []

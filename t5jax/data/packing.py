@@ -11,11 +11,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from t5jax import batches
-from t5jax.batches import Batch
+from t5jax.data.batch import Batch, shift_right
 
 Ids = Int[np.ndarray, " _"]
+
+
 TooLong = Literal["error", "drop", "truncate"]
+
+
 Empty = Literal["error", "drop", "keep"]
 
 
@@ -83,8 +86,8 @@ class Pairs:
         return len(self._ids[0]), len(self._ids[1])
 
 
-class Counts(NamedTuple):
-    """What `limit` found."""
+class LimitCounts(NamedTuple):
+    """What `apply_limits` found."""
 
     long_inputs: int
     long_targets: int
@@ -92,13 +95,13 @@ class Counts(NamedTuple):
     dropped: int
 
 
-def limit(
+def apply_limits(
     inputs: Sequence[Sequence[int]],
     targets: Sequence[Sequence[int]],
     *,
     limits: PairLimits,
     name: str,
-) -> tuple[Pairs, Counts]:
+) -> tuple[Pairs, LimitCounts]:
     """Pairs that keep the limits, and how many there were that do not.
 
     Args:
@@ -131,7 +134,7 @@ def limit(
         gone |= long[0] | long[1]
     if limits.empty_targets == "drop":
         gone |= empty
-    counts = Counts(*(int(x.sum()) for x in (*long, empty, gone)))
+    counts = LimitCounts(*(int(x.sum()) for x in (*long, empty, gone)))
     if gone.all():
         raise ValueError(
             f"task {name!r} must have an example within its limits, got {len(gone)} of which "
@@ -139,113 +142,14 @@ def limit(
             f"{counts.empty_targets} empty targets; raise the lengths, or mend the data."
         )
     kept = [
-        Pair(cut(inputs[i], most[0]), cut(targets[i], most[1]))
+        Pair(truncate_ids(inputs[i], most[0]), truncate_ids(targets[i], most[1]))
         for i in range(len(gone))
         if not gone[i]
     ]
     return Pairs(kept), counts
 
 
-def rates(
-    sizes: Mapping[str, int], weights: Mapping[str, float | None], *, size_limit: int
-) -> dict[str, float]:
-    """Shares of tasks in a mixture, which add up to 1.
-
-    A task without a weight has its number of examples for one, at most `size_limit`, so that large
-    tasks do not crowd out small ones.  (arXiv:1910.10683, section 3.5.2)
-
-    Args:
-      sizes: examples of each task.
-      weights: of each task, or None.
-      size_limit: the artificial limit on the size of a task, K in the paper.
-    """
-    if len({weight is None for weight in weights.values()}) > 1:
-        without = [name for name, weight in weights.items() if weight is None]
-        raise ValueError(
-            f"all tasks must have a weight, or none, got none for {', '.join(without)}."
-        )
-    found = {
-        name: float(min(size, size_limit)) if weights[name] is None else float(weights[name] or 0)
-        for name, size in sizes.items()
-    }
-    total = sum(found.values())
-    return {name: rate / total for name, rate in found.items()}
-
-
-def stream(tasks: Sequence[Pairs], shares: Sequence[float], *, seed: int) -> Any:
-    """The endless sequence of examples of a mixture, by number: (place of the task, `Pair`).
-
-    Each task is shuffled anew in each of its epochs.
-    """
-    import grain
-
-    parts = []
-    for place, pairs in enumerate(tasks):
-        part: Any = grain.MapDataset.range(len(pairs)).shuffle(seed=seed + place).repeat()
-        parts.append(part.map(lambda i, place=place, pairs=pairs: (place, pairs[int(i)])))
-    return grain.MapDataset.mix(parts, weights=list(shares)) if len(parts) > 1 else parts[0]
-
-
-class Batches:
-    """Endless batches of a mixture; `get_state` and `set_state` save the position.
-
-    Packed, a row holds as many pairs as fit, numbered by `encoder_segment_ids` and
-    `decoder_segment_ids` from 1; a batch ends with the first pair that fits in none of its rows.
-    The position counts examples, so it is the same in every process.
-    """
-
-    def __init__(
-        self,
-        examples: Any,
-        *,
-        batch_size: int,
-        limits: PairLimits,
-        pack: bool,
-        pad_id: int,
-        decoder_start_id: int,
-        rows: Sequence[int] | np.ndarray | None = None,
-    ):
-        """`rows` of the `batch_size` rows are those to make; all, unless given."""
-        self._examples = examples
-        self._batch_size = batch_size
-        self._lengths = limits.lengths
-        self._most = None if pack else 1
-        self._pad_id, self._start_id = pad_id, decoder_start_id
-        self._rows = range(batch_size) if rows is None else [int(row) for row in rows]
-        self._next = 0
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        filled = fill(
-            self._upcoming(), batch_size=self._batch_size, lengths=self._lengths, most=self._most
-        )
-        self._next += sum(map(len, filled))
-        return stack(
-            [filled[row] for row in self._rows],
-            lengths=self._lengths,
-            pad_id=self._pad_id,
-            decoder_start_id=self._start_id,
-            packed=self._most is None,
-        )
-
-    def _upcoming(self) -> Iterator[Pair]:
-        number = self._next
-        while True:
-            yield self._examples[number][1]
-            number += 1
-
-    def get_state(self) -> dict[str, int]:
-        """Where the next batch begins."""
-        return {"next_example": self._next}
-
-    def set_state(self, state: Mapping[str, int]) -> None:
-        """Goes where `get_state` was called."""
-        self._next = int(state["next_example"])
-
-
-def fill(
+def pack_pairs(
     pairs: Iterator[Pair], *, batch_size: int, lengths: tuple[int, int], most: int | None
 ) -> list[list[Pair]]:
     """Puts pairs into rows, each in the first where it fits, until one fits in none.
@@ -274,7 +178,7 @@ def fill(
     return rows
 
 
-def stack(
+def stack_rows(
     rows: Sequence[Sequence[Pair]],
     *,
     lengths: tuple[int, int],
@@ -294,9 +198,7 @@ def stack(
             read = slice(at[0], at[0] + len(pair.input))
             write = slice(at[1], at[1] + len(pair.target))
             inputs[row, read], targets[row, write] = pair.input, pair.target
-            shifted[row, write] = batches.shift_right(
-                np.asarray(pair.target), start_id=decoder_start_id
-            )
+            shifted[row, write] = shift_right(np.asarray(pair.target), start_id=decoder_start_id)
             segments[0][row, read] = segments[1][row, write] = number
             at = [read.stop, write.stop]
     batch = {
@@ -310,34 +212,13 @@ def stack(
     return batch
 
 
-def heldout(
-    pairs: Pairs,
-    *,
-    batch_size: int,
-    lengths: tuple[int, int],
-    pad_id: int,
-    decoder_start_id: int,
-    rows: Sequence[int] | np.ndarray | None = None,
-) -> Iterator[Batch]:
-    """All pairs once, in order, in batches of one shape, the last filled up with padding.
-
-    `rows` are those of each batch to make; all, unless given.
-    """
-    numbers = range(batch_size) if rows is None else [int(row) for row in rows]
-    for start in range(0, len(pairs), batch_size):
-        chosen = [[pairs[start + i]] if start + i < len(pairs) else [] for i in numbers]
-        yield stack(
-            chosen, lengths=lengths, pad_id=pad_id, decoder_start_id=decoder_start_id, packed=False
-        )
-
-
-def cut(ids: Sequence[int], length: int) -> Ids:
+def truncate_ids(ids: Sequence[int], length: int) -> Ids:
     """Ids as int32, at most `length` ids, EOS still the last."""
     kept = ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
     return np.array(kept, np.int32)
 
 
-def digest(tasks: Mapping[str, Pairs]) -> str:
+def pairs_digest(tasks: Mapping[str, Pairs]) -> str:
     """What tells the training data of one run from another's."""
     found = hashlib.sha256()
     for name, pairs in tasks.items():

@@ -19,7 +19,11 @@ from typing import Any
 from t5jax.errors import suggest
 
 Record = dict[str, Any] | None  # None is a line that is no record
+
+
 _BLANK = object()  # such a line among values of JSON, of which null is one
+
+
 VERSION = 1  # of what is read from a file; raise it when a change here changes that, for caches
 
 
@@ -27,7 +31,7 @@ class CorpusError(ValueError):
     """A source of text was found, but its content cannot be used."""
 
 
-def ending(file: str) -> str:
+def file_ending(file: str) -> str:
     """Find the format of a file by its name.
 
     Returns:
@@ -45,12 +49,12 @@ def same_format(endings: Iterable[str]) -> bool:
     return len({_FORMATS[ending] for ending in endings}) <= 1
 
 
-def texts(file: str, column: str) -> Iterator[str]:
-    """Read the documents of a file: `rows` that have any text."""
-    return (text for text in rows(file, column) if text.strip())
+def read_texts(file: str, column: str) -> Iterator[str]:
+    """Read the documents of a file: `read_rows` that have any text."""
+    return (text for text in read_rows(file, column) if text.strip())
 
 
-def rows(file: str, column: str) -> Iterator[str]:
+def read_rows(file: str, column: str) -> Iterator[str]:
     """Read a file row by row.
 
     Args:
@@ -72,8 +76,8 @@ def rows(file: str, column: str) -> Iterator[str]:
         yield value or ""
 
 
-def records(file: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Read a file row by row as `rows` does, several columns at once, whatever they hold.
+def read_records(file: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Read a file row by row as `read_rows` does, several columns at once, whatever they hold.
 
     Args:
       file: path with a known ending.
@@ -96,7 +100,7 @@ def records(file: str, columns: Sequence[str] | None = None) -> Iterator[dict[st
 
 def _numbered(file: str, columns: Sequence[str] | None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Records, each with the number of its row; blank lines are numbered, and left out."""
-    read = _FORMATS[ending(file)]
+    read = _FORMATS[file_ending(file)]
     row = 0
     try:
         for row, record in enumerate(read(file, columns), start=1):
@@ -116,7 +120,7 @@ def _numbered(file: str, columns: Sequence[str] | None) -> Iterator[tuple[int, d
         elif isinstance(error, UnicodeEncodeError):  # of a row that was read
             line = row
         raise CorpusError(
-            f"{file} must be a complete {ending(file)} file in UTF-8, got an error in row {line}: "
+            f"{file} must be a complete {file_ending(file)} file in UTF-8, got an error in row {line}: "
             f"{reason}; repair the file or take it away."
         ) from error
 
@@ -128,7 +132,7 @@ def _check_text(value: object) -> None:
             text.encode()
 
 
-def missing_column(where: str, column: str, columns: Iterable[str]) -> CorpusError:
+def missing_column_error(where: str, column: str, columns: Iterable[str]) -> CorpusError:
     """Make the error for a column that is not there; it lists those that are."""
     columns = list(columns)
     hint = suggest(column, columns, "choose one of these.")
@@ -138,7 +142,7 @@ def missing_column(where: str, column: str, columns: Iterable[str]) -> CorpusErr
 def _check_columns(file: str, columns: Sequence[str] | None, there: Iterable[str]) -> None:
     for column in columns or ():
         if column not in there:
-            raise missing_column(file, column, there)
+            raise missing_column_error(file, column, there)
 
 
 def _read_lines(file: str, columns: Sequence[str] | None) -> Iterator[Record]:
@@ -222,10 +226,14 @@ _FORMATS: dict[str, Callable[[str, Sequence[str] | None], Iterator[Record]]] = {
     ".tsv": functools.partial(_read_csv, delimiter="\t"),
     ".parquet": _read_parquet,
 }
+
+
 _COMPRESSIONS: dict[str, Callable[[str], Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,
     ".zst": _open_zstd,
 }
+
+
 KNOWN_ENDINGS = f"{', '.join(_FORMATS)}, and {', '.join(_COMPRESSIONS)} behind all but .parquet"

@@ -4,9 +4,16 @@ Everything here is numpy on token ids, and random only through the generator tha
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Int
+
+from t5jax.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    pass
+from t5jax.data.batch import Batch, shift_right
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +93,7 @@ def noise_mask(
     return np.repeat(np.arange(2 * spans) % 2 == 1, span_lengths)
 
 
-def corrupt(
+def corrupt_spans(
     tokens: Int[np.ndarray, " S"],
     mask: Bool[np.ndarray, " S"],
     *,
@@ -129,3 +136,23 @@ def _partition(total: int, parts: int, rng: np.random.Generator) -> Int[np.ndarr
     """Divides `total` into `parts` positive summands, all divisions equally likely."""
     cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
     return np.diff(cuts, prepend=0, append=total)
+
+
+def span_corruption_example(
+    tokens: Int[np.ndarray, " S"],
+    *,
+    tokenizer: Tokenizer,
+    corruption: SpanCorruption,
+    decoder_start_id: int,
+    rng: np.random.Generator,
+) -> Batch:
+    """One corrupted chunk with T5X's keys, without a batch axis."""
+    sentinels = np.array([tokenizer.sentinel_id(k) for k in range(tokenizer.num_sentinels)])
+    mask = noise_mask(len(tokens), corruption=corruption, rng=rng)
+    inputs, targets = corrupt_spans(tokens, mask, sentinels=sentinels, eos_id=tokenizer.eos_id)
+    return {
+        "encoder_input_tokens": inputs,
+        "decoder_input_tokens": shift_right(targets, start_id=decoder_start_id),
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": np.ones(targets.shape, np.float32),
+    }

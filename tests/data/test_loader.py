@@ -6,11 +6,18 @@ import datasets
 import numpy as np
 import pytest
 
-from t5jax import batches, denoise
+from t5jax.data.batch import Batch, pad_sequences, shift_right
+from t5jax.data.loader import batch_chunks, evaluation_batches, training_batches
+from t5jax.data.objectives.span_corruption import (
+    SpanCorruption,
+    noise_mask,
+    span_corruption_example,
+)
+from t5jax.data.token_stream import Chunks, TokenStream, tokenize_dataset
 from t5jax.tokenizers.byte import ByteTokenizer
 
 BYTES = ByteTokenizer()
-CORRUPTION = denoise.SpanCorruption()
+CORRUPTION = SpanCorruption()
 
 
 @pytest.fixture
@@ -20,8 +27,8 @@ def documents(tmp_path, monkeypatch) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"text": texts})
 
 
-def make_example(tokens: np.ndarray, rng: np.random.Generator) -> batches.Batch:
-    return batches.span_corruption_example(
+def make_example(tokens: np.ndarray, rng: np.random.Generator) -> Batch:
+    return span_corruption_example(
         tokens, tokenizer=BYTES, corruption=CORRUPTION, decoder_start_id=0, rng=rng
     )
 
@@ -34,7 +41,7 @@ def expected_ids(documents: datasets.Dataset) -> list[int]:
 
 
 def test_token_stream_joins_documents_with_eos(documents):
-    stream = batches.TokenStream(batches.tokenize(documents, BYTES))
+    stream = TokenStream(tokenize_dataset(documents, BYTES))
     expected = expected_ids(documents)
     assert len(stream) == len(expected)
     for start, stop in [(0, 1), (0, len(expected)), (13, 57), (len(expected) - 3, len(expected))]:
@@ -43,8 +50,8 @@ def test_token_stream_joins_documents_with_eos(documents):
 
 def test_token_stream_slices_across_arrow_pieces(documents):
     parts = [documents.select(range(0, 9)), documents.select(range(9, 40))]
-    joined = datasets.concatenate_datasets([batches.tokenize(part, BYTES) for part in parts])
-    stream = batches.TokenStream(joined)
+    joined = datasets.concatenate_datasets([tokenize_dataset(part, BYTES) for part in parts])
+    stream = TokenStream(joined)
     assert stream.slice(0, len(stream)).tolist() == expected_ids(documents)
     end_of_first = sum(len(text) + 1 for text in parts[0]["text"])
     window = slice(end_of_first - 4, end_of_first + 5)
@@ -52,15 +59,15 @@ def test_token_stream_slices_across_arrow_pieces(documents):
 
 
 def test_tokenize_is_cached_by_text_and_tokenizer(documents):
-    first = batches.tokenize(documents, BYTES)
-    assert batches.tokenize(documents, BYTES)._fingerprint == first._fingerprint
+    first = tokenize_dataset(documents, BYTES)
+    assert tokenize_dataset(documents, BYTES)._fingerprint == first._fingerprint
     shorter = documents.select(range(3))
-    assert batches.tokenize(shorter, BYTES)._fingerprint != first._fingerprint
+    assert tokenize_dataset(shorter, BYTES)._fingerprint != first._fingerprint
 
 
 def test_chunks_are_equal_and_leave_out_the_rest(documents):
-    stream = batches.TokenStream(batches.tokenize(documents, BYTES))
-    chunks = batches.Chunks(stream, 37)
+    stream = TokenStream(tokenize_dataset(documents, BYTES))
+    chunks = Chunks(stream, 37)
     ids = expected_ids(documents)
     assert len(chunks) == len(ids) // 37
     for i in (0, 1, len(chunks) - 1):
@@ -68,21 +75,21 @@ def test_chunks_are_equal_and_leave_out_the_rest(documents):
 
 
 def test_chunks_refuse_a_corpus_below_one_chunk(documents):
-    stream = batches.TokenStream(batches.tokenize(documents, BYTES))
+    stream = TokenStream(tokenize_dataset(documents, BYTES))
     with pytest.raises(ValueError, match=rf"at least one chunk of 5000 tokens, got {len(stream)}"):
-        batches.Chunks(stream, 5000)
+        Chunks(stream, 5000)
 
 
 def numbered_chunks(count: int, length: int = 20) -> list[np.ndarray]:
     return [np.full(length, 3 + i, np.int32) for i in range(count)]
 
 
-def first_token(batch: batches.Batch) -> list[int]:
+def first_token(batch: Batch) -> list[int]:
     return batch["encoder_input_tokens"][:, 0].tolist()
 
 
 def test_training_sees_every_chunk_once_an_epoch_in_new_order():
-    iterator = batches.training(numbered_chunks(12), make_example, batch_size=4, seed=7)
+    iterator = training_batches(numbered_chunks(12), make_example, batch_size=4, seed=7)
     seen = [first_token(next(iterator)) for _ in range(6)]
     epochs = [list(itertools.chain(*seen[:3])), list(itertools.chain(*seen[3:]))]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(3, 15))
@@ -91,28 +98,28 @@ def test_training_sees_every_chunk_once_an_epoch_in_new_order():
 
 def test_training_masks_anew_every_epoch():
     def keep_mask(tokens, rng):
-        return {"mask": denoise.noise_mask(len(tokens), corruption=CORRUPTION, rng=rng)}
+        return {"mask": noise_mask(len(tokens), corruption=CORRUPTION, rng=rng)}
 
-    iterator = batches.training(numbered_chunks(1, length=60), keep_mask, batch_size=1, seed=7)
+    iterator = training_batches(numbered_chunks(1, length=60), keep_mask, batch_size=1, seed=7)
     masks = [next(iterator)["mask"].tobytes() for _ in range(8)]
     assert len(set(masks)) > 4
 
 
 def test_training_example_depends_on_seed_epoch_and_index_alone():
     chunks = numbered_chunks(6)
-    one = batches.training(chunks, make_example, batch_size=2, seed=3)
-    other = batches.training(chunks, make_example, batch_size=3, seed=3)
+    one = training_batches(chunks, make_example, batch_size=2, seed=3)
+    other = training_batches(chunks, make_example, batch_size=3, seed=3)
     rows_one = np.concatenate([next(one)["encoder_input_tokens"] for _ in range(6)])
     rows_other = np.concatenate([next(other)["encoder_input_tokens"] for _ in range(4)])
     np.testing.assert_array_equal(rows_one, rows_other)
-    changed = batches.training(chunks, make_example, batch_size=2, seed=4)
+    changed = training_batches(chunks, make_example, batch_size=2, seed=4)
     rows_changed = np.concatenate([next(changed)["encoder_input_tokens"] for _ in range(6)])
     assert (rows_one != rows_changed).any()
 
 
 def test_training_continues_from_a_saved_position():
     def iterator():
-        return batches.training(numbered_chunks(7), make_example, batch_size=3, seed=1)
+        return training_batches(numbered_chunks(7), make_example, batch_size=3, seed=1)
 
     straight = iterator()
     expected = [next(straight) for _ in range(9)]
@@ -130,7 +137,7 @@ def test_training_continues_from_a_saved_position():
 
 def test_training_makes_the_rows_asked_for_and_has_one_position_for_all():
     def iterator(rows=None):
-        return batches.training(numbered_chunks(7), make_example, batch_size=6, seed=1, rows=rows)
+        return training_batches(numbered_chunks(7), make_example, batch_size=6, seed=1, rows=rows)
 
     whole, part = iterator(), iterator(rows=np.array([0, 1, 4]))
     for _ in range(5):
@@ -147,25 +154,25 @@ def test_training_makes_the_rows_asked_for_and_has_one_position_for_all():
 
 def test_training_continues_from_positions_of_t5jax_0_1():
     """Which batched inside Grain, and saved this."""
-    straight = batches.training(numbered_chunks(7), make_example, batch_size=3, seed=1)
+    straight = training_batches(numbered_chunks(7), make_example, batch_size=3, seed=1)
     for _ in range(4):
         next(straight)
-    resumed = batches.training(numbered_chunks(7), make_example, batch_size=3, seed=1)
+    resumed = training_batches(numbered_chunks(7), make_example, batch_size=3, seed=1)
     resumed.set_state({"next_index": 4})
     assert first_token(next(resumed)) == first_token(next(straight))
 
 
 def test_chunk_numbers_are_those_of_the_batch():
-    iterator = batches.training(numbered_chunks(7), make_example, batch_size=4, seed=5)
+    iterator = training_batches(numbered_chunks(7), make_example, batch_size=4, seed=5)
     for number in range(6):
         expected = [token - 3 for token in first_token(next(iterator))]
-        assert batches.chunk_numbers(7, number, batch_size=4, seed=5) == expected
+        assert batch_chunks(7, number, batch_size=4, seed=5) == expected
 
 
 def test_evaluation_makes_the_rows_asked_for():
     options = {"batch_size": 4, "seed": 0, "max_examples": 100}
-    whole = batches.evaluation(numbered_chunks(7), make_example, **options)
-    part = batches.evaluation(numbered_chunks(7), make_example, rows=[2, 3], **options)
+    whole = evaluation_batches(numbered_chunks(7), make_example, **options)
+    part = evaluation_batches(numbered_chunks(7), make_example, rows=[2, 3], **options)
     for expected, found in zip(whole, part, strict=True):
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name], value[2:])
@@ -176,7 +183,7 @@ def test_evaluation_counts_every_example_once_and_repeats_itself():
 
     def run():
         return list(
-            batches.evaluation(chunks, make_example, batch_size=4, seed=0, max_examples=100)
+            evaluation_batches(chunks, make_example, batch_size=4, seed=0, max_examples=100)
         )
 
     found = run()
@@ -190,7 +197,7 @@ def test_evaluation_counts_every_example_once_and_repeats_itself():
 
 
 def test_evaluation_stops_at_max_examples():
-    found = batches.evaluation(
+    found = evaluation_batches(
         numbered_chunks(9), make_example, batch_size=2, seed=0, max_examples=4
     )
     assert len(list(found)) == 2
@@ -211,15 +218,15 @@ def test_span_corruption_example_has_the_lengths_of_its_config():
 
 def test_shift_right_starts_with_the_start_id():
     targets = np.array([[5, 6, 1], [7, 1, 0]], np.int32)
-    shifted = batches.shift_right(targets, start_id=9)
+    shifted = shift_right(targets, start_id=9)
     assert shifted.tolist() == [[9, 5, 6], [9, 7, 1]]
 
 
 def test_pad_fills_on_the_right_and_refuses_what_is_longer():
-    assert batches.pad([[4, 5], [], [6]], length=3, pad_id=8).tolist() == [
+    assert pad_sequences([[4, 5], [], [6]], length=3, pad_id=8).tolist() == [
         [4, 5, 8],
         [8, 8, 8],
         [6, 8, 8],
     ]
     with pytest.raises(ValueError, match="sequence 1 must have at most 2 tokens, got 3"):
-        batches.pad([[1], [1, 2, 3]], length=2, pad_id=0)
+        pad_sequences([[1], [1, 2, 3]], length=2, pad_id=0)

@@ -8,8 +8,9 @@ import sys
 import datasets
 import pytest
 
-from t5jax import corpus, pydocs, textfiles
-from t5jax.corpus import DataConfig
+from t5jax.data import pydocs, text_files
+from t5jax.data.corpus import DataConfig, corpus_documents, read_corpus
+from t5jax.data.text_files import CorpusError
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def texts(dataset):
 def failure(kind, **options):
     """The message of the one error that reading must raise: a single line."""
     with pytest.raises(kind) as caught:
-        corpus.read(DataConfig(**options))
+        read_corpus(DataConfig(**options))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -76,7 +77,7 @@ def test_config_can_be_written_as_json():
 
 
 def test_read_keeps_the_order_of_the_files_and_holds_out_the_end(folder):
-    train, heldout = corpus.read(DataConfig(path=str(folder), holdout=0.3))
+    train, heldout = read_corpus(DataConfig(path=str(folder), holdout=0.3))
     assert texts(train) == numbered(0, 7)
     assert texts(heldout) == numbered(7, 10)
 
@@ -87,7 +88,7 @@ def test_read_keeps_the_order_of_the_files_and_holds_out_the_end(folder):
 )
 def test_read_leaves_documents_on_both_sides(tmp_path, num_documents, holdout, num_heldout):
     path = write(tmp_path / "a.jsonl", numbered(0, num_documents))
-    train, heldout = corpus.read(DataConfig(path=path, holdout=holdout))
+    train, heldout = read_corpus(DataConfig(path=path, holdout=holdout))
     assert (len(train), len(heldout)) == (num_documents - num_heldout, num_heldout)
 
 
@@ -95,9 +96,9 @@ def test_read_finds_files_by_glob(folder):
     nested = folder / "more" / "deep"
     nested.mkdir(parents=True)
     write(nested / "c.jsonl", ["nested"] * 2)
-    train, heldout = corpus.read(DataConfig(path=f"{folder}/[a]*.jsonl", holdout=0.5))
+    train, heldout = read_corpus(DataConfig(path=f"{folder}/[a]*.jsonl", holdout=0.5))
     assert texts(train) + texts(heldout) == numbered(0, 6)
-    train, heldout = corpus.read(DataConfig(path=f"{folder}/**/*.jsonl", holdout=0.5))
+    train, heldout = read_corpus(DataConfig(path=f"{folder}/**/*.jsonl", holdout=0.5))
     assert texts(train) + texts(heldout) == [*numbered(0, 10), "nested", "nested"]
 
 
@@ -108,7 +109,7 @@ def test_read_of_a_folder_takes_known_files_below_it(folder):
     (folder / "folder.jsonl").mkdir()
     (folder / ".hidden").mkdir()
     write(folder / ".hidden" / "d.jsonl", ["hidden"])
-    train, heldout = corpus.read(DataConfig(path=str(folder), holdout=0.5))
+    train, heldout = read_corpus(DataConfig(path=str(folder), holdout=0.5))
     assert texts(train) + texts(heldout) == [*numbered(0, 10), "nested"]
 
 
@@ -117,32 +118,32 @@ def test_read_takes_special_characters_in_existing_names_literally(tmp_path):
     folder.mkdir()
     path = write(folder / "c?.jsonl", numbered(0, 2))
     for given in (str(folder), path):
-        train, heldout = corpus.read(DataConfig(path=given))
+        train, heldout = read_corpus(DataConfig(path=given))
         assert texts(train) + texts(heldout) == numbered(0, 2)
 
 
 def test_read_understands_relative_and_home_paths(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HOME", str(folder))
-    assert len(corpus.read(DataConfig(path="a.jsonl"))[0]) == 5
-    assert len(corpus.read(DataConfig(path="~/b.jsonl"))[0]) == 3
+    assert len(read_corpus(DataConfig(path="a.jsonl"))[0]) == 5
+    assert len(read_corpus(DataConfig(path="~/b.jsonl"))[0]) == 3
 
 
 def test_read_of_plain_text_has_one_document_per_line(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\n  \ntwo\nthree")
-    train, heldout = corpus.read(DataConfig(path=str(tmp_path / "a.txt")))
+    train, heldout = read_corpus(DataConfig(path=str(tmp_path / "a.txt")))
     assert texts(train) == ["one", "two"]
     assert texts(heldout) == ["three"]
 
 
 def test_read_names_every_column_text(tmp_path):
     (tmp_path / "a.csv").write_text("id,body\n1,one\n2,two\n")
-    train, heldout = corpus.read(DataConfig(path=str(tmp_path / "a.csv"), column="body"))
+    train, heldout = read_corpus(DataConfig(path=str(tmp_path / "a.csv"), column="body"))
     assert texts(train) + texts(heldout) == ["one", "two"]
 
 
 def test_read_holds_nothing_out_of_path_when_eval_path_is_given(folder):
-    train, heldout = corpus.read(
+    train, heldout = read_corpus(
         DataConfig(path=f"{folder}/a.jsonl", eval_path=f"{folder}/b.jsonl")
     )
     assert texts(train) == numbered(0, 6)
@@ -161,41 +162,41 @@ def test_read_refuses_an_evaluation_file_that_is_also_trained_on(folder):
 
 
 def test_read_finds_what_it_read_before(folder, monkeypatch):
-    first = corpus.read(DataConfig(path=str(folder)))
-    monkeypatch.setattr(textfiles, "texts", lambda file, column: pytest.fail("read again"))
-    second = corpus.read(DataConfig(path=str(folder)))
+    first = read_corpus(DataConfig(path=str(folder)))
+    monkeypatch.setattr(text_files, "read_texts", lambda file, column: pytest.fail("read again"))
+    second = read_corpus(DataConfig(path=str(folder)))
     for before, after in zip(first, second, strict=True):
         assert texts(before) == texts(after)
         assert before._fingerprint == after._fingerprint
 
 
 def test_read_leaves_the_text_on_disk(folder, cache):
-    for dataset in corpus.read(DataConfig(path=str(folder))):
+    for dataset in read_corpus(DataConfig(path=str(folder))):
         assert dataset.cache_files
         assert all(file["filename"].startswith(str(cache)) for file in dataset.cache_files)
 
 
 def test_read_notices_a_changed_file(folder):
     config = DataConfig(path=str(folder), holdout=0.1)
-    corpus.read(config)
+    read_corpus(config)
     path = folder / "a.jsonl"
     before = path.stat()
     path.write_text(path.read_text().replace("document 0", "DOCUMENT 0"))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    assert texts(corpus.read(config)[0])[0] == "DOCUMENT 0"
+    assert texts(read_corpus(config)[0])[0] == "DOCUMENT 0"
     path.write_text(path.read_text().replace("DOCUMENT 0", "first document"))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    assert texts(corpus.read(config)[0])[0] == "first document"
+    assert texts(read_corpus(config)[0])[0] == "first document"
 
 
 def test_read_notices_a_new_file_and_another_column(folder):
-    corpus.read(DataConfig(path=str(folder)))
+    read_corpus(DataConfig(path=str(folder)))
     (folder / "0.jsonl").write_text('{"text": "new", "body": "other"}\n')
-    assert texts(corpus.read(DataConfig(path=str(folder)))[0])[0] == "new"
+    assert texts(read_corpus(DataConfig(path=str(folder)))[0])[0] == "new"
     path = folder / "c.jsonl"
     path.write_text('{"text": "one", "body": "two"}\n' * 2)
-    assert texts(corpus.read(DataConfig(path=str(path)))[0]) == ["one"]
-    assert texts(corpus.read(DataConfig(path=str(path), column="body"))[0]) == ["two"]
+    assert texts(read_corpus(DataConfig(path=str(path)))[0]) == ["one"]
+    assert texts(read_corpus(DataConfig(path=str(path), column="body"))[0]) == ["two"]
 
 
 def test_read_starts_over_after_an_interruption(folder, monkeypatch):
@@ -204,10 +205,10 @@ def test_read_starts_over_after_an_interruption(folder, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(textfiles, "texts", interrupted)
+        patch.setattr(text_files, "read_texts", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            corpus.read(DataConfig(path=str(folder)))
-    train, heldout = corpus.read(DataConfig(path=str(folder)))
+            read_corpus(DataConfig(path=str(folder)))
+    train, heldout = read_corpus(DataConfig(path=str(folder)))
     assert texts(train) + texts(heldout) == numbered(0, 10)
 
 
@@ -216,9 +217,9 @@ def test_read_leaves_progress_bars_as_they_were(folder, bars, capfd):
     (folder / "bad.jsonl").write_text("{")
     (datasets.enable_progress_bars if bars else datasets.disable_progress_bars)()
     try:
-        corpus.read(DataConfig(path=f"{folder}/a.jsonl"))
-        with pytest.raises(textfiles.CorpusError):
-            corpus.read(DataConfig(path=f"{folder}/bad.jsonl"))
+        read_corpus(DataConfig(path=f"{folder}/a.jsonl"))
+        with pytest.raises(CorpusError):
+            read_corpus(DataConfig(path=f"{folder}/bad.jsonl"))
         assert datasets.utils.are_progress_bars_disabled() is not bars
     finally:
         datasets.enable_progress_bars()
@@ -227,8 +228,8 @@ def test_read_leaves_progress_bars_as_they_were(folder, bars, capfd):
 
 def test_documents_yields_the_texts_in_order(tmp_path):
     path = write(tmp_path / "a.jsonl", numbered(0, 2502))
-    train, _ = corpus.read(DataConfig(path=path, holdout=0.0001))
-    assert list(corpus.documents(train)) == numbered(0, 2501)
+    train, _ = read_corpus(DataConfig(path=path, holdout=0.0001))
+    assert list(corpus_documents(train)) == numbered(0, 2501)
 
 
 def test_read_without_a_path_reads_the_documentation(tmp_path, monkeypatch):
@@ -237,12 +238,12 @@ def test_read_without_a_path_reads_the_documentation(tmp_path, monkeypatch):
     for letter in "abc":
         (package / f"{letter}.py").write_text(f'"""This module is only here for its {letter}."""')
     monkeypatch.setattr(pydocs, "roots", lambda: {"package": package})
-    train, heldout = corpus.read(DataConfig(holdout=0.4))
+    train, heldout = read_corpus(DataConfig(holdout=0.4))
     assert len(train) == 2
     found = sorted(texts(train) + texts(heldout))
     assert found == [f"This module is only here for its {letter}." for letter in "abc"]
     monkeypatch.setattr(pydocs, "documents", lambda sources: pytest.fail("read again"))
-    assert texts(corpus.read(DataConfig(holdout=0.4))[0]) == texts(train)
+    assert texts(read_corpus(DataConfig(holdout=0.4))[0]) == texts(train)
     assert "must have a column 'body', got text" in failure(ValueError, column="body")
 
 
@@ -295,7 +296,7 @@ def test_read_says_which_file_is_damaged(folder):
     message = failure(ValueError, path=str(folder))
     assert f"{folder}/c.jsonl must be a complete .jsonl file" in message
     assert "in row 2: Unterminated string" in message
-    assert len(corpus.read(DataConfig(path=f"{folder}/[ab].jsonl"))[0]) == 9
+    assert len(read_corpus(DataConfig(path=f"{folder}/[ab].jsonl"))[0]) == 9
 
 
 def test_read_suggests_the_nearest_column(folder):
@@ -342,15 +343,15 @@ def hub(monkeypatch):
 
 
 def test_read_of_a_hub_name_gives_the_same_column_as_files_do(hub):
-    train, heldout = corpus.read(DataConfig(path="owner/name", column="body"))
+    train, heldout = read_corpus(DataConfig(path="owner/name", column="body"))
     assert texts(train) == ["one", "two"]
     assert texts(heldout) == ["three"]
-    train, heldout = corpus.read(DataConfig(path="owner/name", column="clean"))
+    train, heldout = read_corpus(DataConfig(path="owner/name", column="clean"))
     assert texts(train) + texts(heldout) == numbered(0, 6)
 
 
 def test_read_of_a_hub_name_passes_on_name_and_splits(hub):
-    corpus.read(
+    read_corpus(
         DataConfig(path="owner/a", name="en", split="train[:5]", eval_path="owner/b", column="body")
     )
     assert hub == [("owner/a", "en", "train[:5]"), ("owner/b", "en", "validation")]
@@ -360,7 +361,7 @@ def test_read_prefers_a_folder_to_a_hub_name(hub, tmp_path, monkeypatch):
     (tmp_path / "owner" / "name").mkdir(parents=True)
     write(tmp_path / "owner" / "name" / "a.jsonl", numbered(0, 2))
     monkeypatch.chdir(tmp_path)
-    assert texts(corpus.read(DataConfig(path="owner/name"))[0]) == ["document 0"]
+    assert texts(read_corpus(DataConfig(path="owner/name"))[0]) == ["document 0"]
     assert hub == []
 
 
