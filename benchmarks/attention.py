@@ -14,8 +14,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from t5jax import model
-from t5jax.config import T5Config
+from t5jax.models import T5Config, abstract_params, bind, init_params
 
 WAYS = ("plain", "blockwise")
 
@@ -25,16 +24,16 @@ def gradient(way: str, *, length: int, batch: int, remat: str):
     config = T5Config.preset("t5-small", num_decoder_layers=0, attention=way, remat=remat)
 
     def total(params, tokens):
-        states = model.bind(config, params).encode(tokens, encoder_mask=tokens != config.pad_id)
+        states = bind(config, params).encode(tokens, encoder_mask=tokens != config.pad_id)
         return jnp.sum(jnp.square(states))
 
     tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
-    return config, jax.jit(jax.grad(total)).lower(model.abstract_params(config), tokens).compile()
+    return config, jax.jit(jax.grad(total)).lower(abstract_params(config), tokens).compile()
 
 
 def medians(runs: dict, *, config: T5Config, length: int, batch: int, rounds: int) -> dict:
     """Seconds a call."""
-    params = model.init_params(config, jax.random.key(0))
+    params = init_params(config, jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (batch, length), 3, 32000, jnp.int32)
     seconds = {way: [] for way in runs}
     for i in range(rounds + 1):

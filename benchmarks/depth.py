@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from t5jax.config import T5Config
+from t5jax.models import T5Config
 from t5jax.parallel import MeshConfig
 from t5jax.workload import Workload, lower, slice_devices
 

@@ -57,8 +57,7 @@ def main() -> None:
 
 def write_model(folder: Path) -> Path:
     """A T5 of t5-large's shape, in Hugging Face's layout."""
-    from t5jax.config import T5Config
-    from t5jax.model import abstract_params
+    from t5jax.models import T5Config, abstract_params
     from t5jax.pretrained import hf_save
     from t5jax.pretrained.source import Weights
 

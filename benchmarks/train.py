@@ -26,8 +26,8 @@ import numpy as np
 import torch
 import transformers
 
-from t5jax import model, train
-from t5jax.config import T5Config
+from t5jax import train
+from t5jax.models import T5Config, is_stacked
 from t5jax.optim import OptimizerConfig, ScheduleConfig, learning_rate_schedule, make_optimizer
 from t5jax.parallel import MeshConfig, make_mesh
 from t5jax.runtime import keep_memory
@@ -57,7 +57,7 @@ def ours(options: argparse.Namespace, dtype: str) -> Callable[[], float]:
     adafactor = make_optimizer(
         OptimizerConfig(name="adafactor", schedule=rate),
         total_steps=100,
-        stacked=model.stacked,
+        stacked=is_stacked,
     )
     step_options = train.StepConfig(vocab_chunks=options.vocab_chunks)
     step = train.make_train_step(

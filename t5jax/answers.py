@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from t5jax import buckets, pieces, score
-from t5jax.config import T5Config
-from t5jax.model import Params
+from t5jax.models import Params, T5Config
 from t5jax.options import Options
 from t5jax.tokenizers import Tokenizer
 from t5jax.writer import FinishReason, Written

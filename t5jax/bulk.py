@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal
 import filelock
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
-from t5jax import answers, loading
+from t5jax import answers
 from t5jax.constraints import Ids
 from t5jax.data import KNOWN_ENDINGS, file_ending, read_rows
 from t5jax.decoding import Automaton
 from t5jax.fileio import write_atomically
+from t5jax.loading import load
+from t5jax.models import resolve_dtype
 from t5jax.options import Options
 from t5jax.runtime import enable_compilation_cache
 from t5jax.text2text import Text2Text
@@ -98,7 +100,7 @@ def _run(options: Generate, output: Path) -> dict[str, int]:
     header = {"command": _fingerprint(options, texts), "inputs": len(texts)}
     done = _read(partial, header, anew=options.overwrite)
     resumed = len(done)
-    t5 = loading.load(
+    t5 = load(
         options.model,
         dtype=options.dtype,
         weights=options.weights,
@@ -164,7 +166,7 @@ def _fingerprint(options: Generate, texts: list[str]) -> str:
     fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
     for name in ("input", "column", "output", "overwrite", "batch_size"):
         del fields[name]
-    fields["dtype"] = loading.resolve_dtype(options.dtype)
+    fields["dtype"] = resolve_dtype(options.dtype)
     model = Path(options.model).expanduser()
     if model.exists():
         found = sorted(model.rglob("*")) if model.is_dir() else [model]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from t5jax.config import T5Config
 from t5jax.decoding import Automaton, LogitsProcessors, check_automaton, matcher, trie
+from t5jax.models import T5Config
 from t5jax.tokenizers import Tokenizer
 
 Ids = Sequence[int]

@@ -14,7 +14,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from t5jax import pretrained
 from t5jax.fileio import write_atomically
-from t5jax.model import Params
+from t5jax.models import Params
 from t5jax.pretrained import arrays, hf_save, t5x_save
 from t5jax.pretrained.source import Progress, Source, Weights, Written
 

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from t5jax import fit as fitting
 from t5jax import ingredients, material, pretrained, recipe, runfolder, runlog, runs, train, trial
 from t5jax.checkpoint import average_checkpoints, choose_checkpoints, is_best
-from t5jax.config import T5Config
 from t5jax.data import (
     Batch,
     MixtureBatches,
@@ -26,9 +25,8 @@ from t5jax.data import (
     mixture_stream,
     truncate_ids,
 )
-from t5jax.loading import resolve_dtype
 from t5jax.material import Texts
-from t5jax.model import Params, stacked
+from t5jax.models import Params, T5Config, is_stacked, resolve_dtype
 from t5jax.optim import make_optimizer
 from t5jax.parallel import (
     abort_together,
@@ -247,7 +245,7 @@ def _prepare(
     trials = material.trials(tasks, texts, tokenizer=tokenizer, limits=config.limits, say=say)
     for one in trials:
         one.check()
-    tx = make_optimizer(config.optimizer, total_steps=config.fit.steps, stacked=stacked)
+    tx = make_optimizer(config.optimizer, total_steps=config.fit.steps, stacked=is_stacked)
     abstract = train.abstract_state(model, tx, mesh=mesh, options=config.step)
     runfolder.claim(
         config.folder,

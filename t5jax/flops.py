@@ -5,7 +5,7 @@ norms, biases and lookups are not, nor what is computed twice to save memory.  A
 every query with every key, masked or not.  (arXiv:2204.02311, appendix B, does the same.)
 """
 
-from t5jax.config import T5Config
+from t5jax.models import T5Config
 
 
 def train_step(

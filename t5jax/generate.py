@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from t5jax import model
-from t5jax.config import T5Config
 from t5jax.decoding import (
     Beams,
     LogitsProcessors,
@@ -26,27 +24,27 @@ from t5jax.decoding import (
     top_p,
     typical,
 )
-from t5jax.stepper import Cache, Step, Stepper
+from t5jax.models import DecoderCache, DecodeStep, IncrementalDecoder, Params, T5Config, bind
 from t5jax.strategy import EarlyStopping
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def prepare(params: model.Params, *, config: T5Config) -> Stepper:
+def prepare(params: Params, *, config: T5Config) -> IncrementalDecoder:
     """The decoder's weights as a loop wants them, to be kept between calls."""
-    return model.bind(config, params).stepper()
+    return bind(config, params).stepper()
 
 
 @functools.partial(jax.jit, static_argnames=("config", "max_len", "num_beams"))
 def read(
-    params: model.Params,
-    stepper: Stepper,
+    params: Params,
+    stepper: IncrementalDecoder,
     encoder_tokens: Int[Array, "B S"],
     encoder_mask: Bool[Array, "B S"],
     *,
     config: T5Config,
     max_len: int,
     num_beams: int,
-) -> tuple[Step, Cache]:
+) -> tuple[DecodeStep, DecoderCache]:
     """What a loop needs to write behind some inputs.
 
     The encoder, and the keys and values that all rows of an input read, are computed once an input.
@@ -60,13 +58,13 @@ def read(
       max_len: most tokens that will be fed.
       num_beams: rows of the loop for each input.
     """
-    states = model.bind(config, params).encode(encoder_tokens, encoder_mask=encoder_mask)
+    states = bind(config, params).encode(encoder_tokens, encoder_mask=encoder_mask)
     return stepper.start(states, encoder_mask=encoder_mask, max_len=max_len, num_beams=num_beams)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "max_len"), donate_argnames=("cache",))
 def start(
-    cache: Cache,
+    cache: DecoderCache,
     rows: Int[Array, " B"],
     prefix: Int[Array, "B P"],
     *,
@@ -94,7 +92,7 @@ def start(
 
 @functools.partial(jax.jit, static_argnames=("most_k",), donate_argnames=("state",))
 def advance(
-    step: Step,
+    step: DecodeStep,
     state: LoopState,
     rows: Int[Array, " B"],
     samples: Int[Array, " B"],
@@ -162,8 +160,8 @@ def _truncate(logits: Float[Array, "B V"], *, draws: Mapping[str, Array], most_k
     static_argnames=("max_len", "num_beams", "penalty_form", "early_stopping"),
 )
 def search(
-    step: Step,
-    cache: Cache,
+    step: DecodeStep,
+    cache: DecoderCache,
     rows: Int[Array, " B"],
     prefix: Int[Array, "B P"],
     prefix_lens: Int[Array, " B"],

@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from t5jax.config import T5Config, pad_vocab
 from t5jax.data.objectives import SpanCorruption
-from t5jax.loading import resolve_dtype
+from t5jax.models import T5Config, pad_vocab, resolve_dtype
 from t5jax.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer, train_tokenizer
 
 # The name of ByT5's tokenizer, which needs no files.

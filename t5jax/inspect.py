@@ -8,7 +8,7 @@ import numpy as np
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from t5jax import pretrained
-from t5jax.config import HOW_TO_COMPUTE, T5Config, presets
+from t5jax.models import COMPUTE_FIELDS, T5Config, preset_fields
 from t5jax.pretrained.source import Source
 from t5jax.tokenizers import Tokenizer
 
@@ -98,11 +98,11 @@ def family(config: T5Config) -> str:
     shape = dataclasses.asdict(config)
     names = [
         name
-        for name, fields in presets().items()
+        for name, fields in preset_fields().items()
         if all(
             shape[key] == value
             for key, value in dataclasses.asdict(T5Config(**fields)).items()
-            if key not in ("dropout_rate", "dtype", *HOW_TO_COMPUTE)
+            if key not in ("dropout_rate", "dtype", *COMPUTE_FIELDS)
         )
     ]
     if names:

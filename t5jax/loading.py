@@ -3,12 +3,13 @@
 import os
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from t5jax import pretrained, quantize
+from t5jax import pretrained
+from t5jax.models import check_saveable, quantize_params
+from t5jax.models.t5 import resolve_dtype
 from t5jax.pretrained import hf_save
 from t5jax.pretrained.source import Weights
 from t5jax.text2text import Text2Text
@@ -38,7 +39,7 @@ def load(
         memory and the fastest on a CPU.  What that does to logits is measured, and lies in
         `logit_error`.  Such a model cannot be saved.
       encoder_only: leave the decoder where it is, and load a model that encodes and embeds.
-      mesh: to divide parameters over, by `model.PARTITION_RULES`; no host holds more than its part.
+      mesh: to divide parameters over, by `PARTITION_RULES`; no host holds more than its part.
         Without one they lie on the first device.
       tokenizer: instead of the model's own.
       revision: branch, tag or commit on the hub.
@@ -64,7 +65,7 @@ def load(
     config = config.replace(dtype=compute_dtype)
     error = None
     if weights == "int8":
-        params, error = quantize.to_int8(params, config)
+        params, error = quantize_params(params, config)
     return Text2Text(config, params, tokenizer or found, logit_error=error)
 
 
@@ -78,17 +79,5 @@ def export_hf(t5: Text2Text, folder: str | os.PathLike, *, overwrite: bool = Fal
     Raises:
       ValueError: weights that were rounded when they were loaded.
     """
-    quantize.check_saveable(t5.params)
+    check_saveable(t5.params)
     hf_save.save(folder, t5.config, Weights.of(t5.params), t5.tokenizer, overwrite=overwrite)
-
-
-def resolve_dtype(dtype: str) -> str:
-    """What "auto" means on the devices at hand; other names are checked and returned."""
-    if dtype == "auto":
-        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(
-            f"dtype must be 'auto', 'float32' or 'bfloat16', got {dtype!r}; "
-            "float16 is too narrow for T5."
-        )
-    return dtype

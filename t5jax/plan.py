@@ -10,8 +10,8 @@ import tyro
 from tyro.conf import FlagCreatePairsOff
 
 from t5jax import chips, estimate, search, workload
-from t5jax.config import ComputeDtype, Remat, T5Config
 from t5jax.estimate import OutOfMemory, gib
+from t5jax.models import ComputeDtype, Remat, T5Config
 from t5jax.optim import OptimizerName
 from t5jax.parallel import MeshConfig
 from t5jax.workload import Workload

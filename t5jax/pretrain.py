@@ -23,7 +23,7 @@ from t5jax.data import (
     training_batches,
 )
 from t5jax.data.objectives import SpanCorruption, span_corruption_example
-from t5jax.model import stacked
+from t5jax.models import is_stacked
 from t5jax.optim import OptimizerConfig, ScheduleConfig, make_optimizer
 from t5jax.parallel import (
     abort_together,
@@ -146,7 +146,7 @@ def _prepare(config: PretrainConfig) -> _Prepared:
             rng=rng,
         )
 
-    tx = make_optimizer(config.optimizer, total_steps=config.fit.steps, stacked=stacked)
+    tx = make_optimizer(config.optimizer, total_steps=config.fit.steps, stacked=is_stacked)
     abstract = train.abstract_state(model_config, tx, mesh=mesh, options=config.step)
     runfolder.claim(
         config.folder,

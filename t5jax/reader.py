@@ -11,10 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from t5jax import buckets, score
-from t5jax.config import T5Config
-from t5jax.model import T5, Params, bind
+from t5jax.models import T5, LogitError, Params, T5Config, bind
 from t5jax.ops import is_kernel
-from t5jax.quantize import LogitError
 from t5jax.tokenizers import Tokenizer
 
 

@@ -7,11 +7,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from t5jax.config import HOW_TO_COMPUTE, T5Config
 from t5jax.data import ExampleSource
 from t5jax.fileio import is_temporary, write_atomically
 from t5jax.fit import FitConfig
-from t5jax.loading import resolve_dtype
+from t5jax.models import COMPUTE_FIELDS, T5Config, resolve_dtype
 from t5jax.parallel import is_main_process, process_index
 from t5jax.pretrained.folder import CONFIG_FILE
 from t5jax.runs import RunConfig
@@ -115,7 +114,7 @@ def claim(
             before = T5Config.from_file(folder / CONFIG_FILE)
             for field in dataclasses.fields(model):
                 old, new = getattr(before, field.name), getattr(model, field.name)
-                if old != new and field.name not in HOW_TO_COMPUTE:
+                if old != new and field.name not in COMPUTE_FIELDS:
                     raise ValueError(
                         f"{folder} holds another run: its model has {field.name} = {old!r}, and "
                         f"{new!r} was asked for; choose another --output."

@@ -15,9 +15,8 @@ from jax.sharding import Mesh
 from t5jax import fit as fitting
 from t5jax import flops, runlog, train
 from t5jax.checkpoint import CheckpointManager
-from t5jax.config import Remat, T5Config
 from t5jax.fit import FitConfig
-from t5jax.model import Params
+from t5jax.models import Params, Remat, T5Config
 from t5jax.optim import OptimizerConfig, learning_rate_schedule
 from t5jax.parallel import HostsConfig, MeshConfig, print_once, process_count, process_index
 from t5jax.pretrained.folder import CHECKPOINTS

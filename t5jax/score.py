@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from t5jax import model
-from t5jax.config import T5Config
+from t5jax.models import Params, T5Config, bind
 
 # Positions whose logits are held at a time: all of them would be too large for a big vocabulary.
 _CHUNK = 8
@@ -26,26 +25,26 @@ class Judged(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def encode(
-    params: model.Params,
+    params: Params,
     encoder_tokens: Int[Array, "B S"],
     encoder_mask: Bool[Array, "B S"],
     *,
     config: T5Config,
 ) -> Float[Array, "B S D"]:
     """Final encoder states."""
-    return model.bind(config, params).encode(encoder_tokens, encoder_mask=encoder_mask)
+    return bind(config, params).encode(encoder_tokens, encoder_mask=encoder_mask)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def embed(
-    params: model.Params,
+    params: Params,
     encoder_tokens: Int[Array, "B S"],
     encoder_mask: Bool[Array, "B S"],
     *,
     config: T5Config,
 ) -> Float[Array, "B E"]:
     """Mean of the final encoder states, projected if the model has a projection, of length 1."""
-    bound = model.bind(config, params)
+    bound = bind(config, params)
     states = bound.encode(encoder_tokens, encoder_mask=encoder_mask).astype(jnp.float32)
     weights = encoder_mask.astype(jnp.float32)[..., None]
     mean = jnp.sum(states * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
@@ -56,7 +55,7 @@ def embed(
 
 @functools.partial(jax.jit, static_argnames=("config", "num_best"))
 def judge(
-    params: model.Params,
+    params: Params,
     encoder_tokens: Int[Array, "B S"],
     encoder_mask: Bool[Array, "B S"],
     targets: Int[Array, "R T"],
@@ -74,7 +73,7 @@ def judge(
       config: of the model.
       num_best: how many of the likeliest tokens to return.
     """
-    bound = model.bind(config, params)
+    bound = bind(config, params)
     encoded = bound.encode(encoder_tokens, encoder_mask=encoder_mask)
     states = bound.decode_states(shifted(targets, config), encoded, encoder_mask=encoder_mask)
 
@@ -103,7 +102,7 @@ def shifted(targets: Int[Array, "R T"], config: T5Config) -> Int[Array, "R T"]:
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def cross_weights(
-    params: model.Params,
+    params: Params,
     encoder_tokens: Int[Array, "B S"],
     encoder_mask: Bool[Array, "B S"],
     targets: Int[Array, "B T"],
@@ -111,14 +110,14 @@ def cross_weights(
     config: T5Config,
 ) -> Float[Array, "L B N T S"]:
     """How much each target reads from each input token when it is written."""
-    return model.bind(config, params).cross_weights(
+    return bind(config, params).cross_weights(
         encoder_tokens, shifted(targets, config), encoder_mask=encoder_mask
     )
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def logits(
-    params: model.Params,
+    params: Params,
     encoder_tokens: Int[Array, "B S"],
     encoder_mask: Bool[Array, "B S"],
     targets: Int[Array, "B T"],
@@ -126,5 +125,5 @@ def logits(
     config: T5Config,
 ) -> Float[Array, "B T V"]:
     """Logits in the place of every target token."""
-    bound = model.bind(config, params)
+    bound = bind(config, params)
     return bound(encoder_tokens, shifted(targets, config), encoder_mask=encoder_mask)

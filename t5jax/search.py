@@ -8,8 +8,8 @@ import tqdm
 
 from t5jax import estimate, workload
 from t5jax.chips import Chip
-from t5jax.config import Remat
 from t5jax.estimate import OutOfMemory, gib
+from t5jax.models import Remat
 from t5jax.parallel import MeshConfig
 from t5jax.workload import Workload
 

@@ -9,9 +9,10 @@ from typing import NamedTuple, Unpack
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from t5jax import answers, buckets, pretrained, quantize
+from t5jax import answers, buckets, pretrained
 from t5jax.answers import Answer
 from t5jax.decoding import LogitsProcessors
+from t5jax.models import check_saveable
 from t5jax.options import Given, Options, shown
 from t5jax.pieces import Pieces
 from t5jax.reader import Reader, check_positive
@@ -244,7 +245,7 @@ class Text2Text(Reader):
         Raises:
           ValueError: weights that were rounded when they were loaded.
         """
-        quantize.check_saveable(self.params)
+        check_saveable(self.params)
         pretrained.save(folder, self.config, self.params, self.tokenizer, overwrite=overwrite)
 
     def _write(self, name: str, texts: Sequence[str], options: Options, count: int):

@@ -14,9 +14,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
 from t5jax import freeze, guard, loss
-from t5jax.config import T5Config
 from t5jax.data import Batch
-from t5jax.model import PARTITION_RULES, Params, bind, init_params
+from t5jax.models import PARTITION_RULES, Params, T5Config, bind, init_params
 from t5jax.parallel import (
     BATCH_AXES,
     BATCH_SPEC,

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from t5jax import chips, flops, generate, model, train
-from t5jax.config import T5Config
+from t5jax import chips, flops, generate, train
+from t5jax.models import PARTITION_RULES, T5Config, abstract_params, is_stacked
 from t5jax.optim import (
     OptimizerConfig,
     OptimizerName,
@@ -129,7 +129,7 @@ def bytes_per_device(tree: Any) -> int:
 def _training(workload: Workload, mesh: Mesh) -> Lowered:
     config = workload.config
     options = OptimizerConfig(name=workload.optimizer, schedule=_SCHEDULE)
-    tx = make_optimizer(options, total_steps=_STEPS, stacked=model.stacked)
+    tx = make_optimizer(options, total_steps=_STEPS, stacked=is_stacked)
     step_options = train.StepConfig(accumulate=workload.accumulate)
     state = train.abstract_state(config, tx, mesh=mesh, options=step_options)
     step = train.make_train_step(
@@ -163,8 +163,8 @@ def _decoding(workload: Workload, mesh: Mesh) -> Lowered:
     config = workload.config
     if not config.num_decoder_layers:
         raise ValueError("a model must have a decoder to write, got an encoder alone.")
-    params = model.abstract_params(config)
-    where = infer_shardings(params, mesh=mesh, rules=model.PARTITION_RULES)
+    params = abstract_params(config)
+    where = infer_shardings(params, mesh=mesh, rules=PARTITION_RULES)
     params = with_shardings(params, where)
     rows = NamedSharding(mesh, BATCH_SPEC)
     shape = (workload.batch_size, workload.input_length)

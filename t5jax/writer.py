@@ -7,11 +7,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from t5jax import buckets, generate
-from t5jax.config import T5Config
 from t5jax.decoding import DEAD_END, EOS, GOING_ON, LIMIT, STOP, LogitsProcessors, LoopState
-from t5jax.model import Params
+from t5jax.models import DecoderCache, DecodeStep, IncrementalDecoder, Params, T5Config
 from t5jax.options import Options
-from t5jax.stepper import Cache, Step, Stepper
 
 FinishReason = Literal["eos", "length", "stop", "dead_end"]
 _REASONS: dict[int, FinishReason] = {
@@ -47,7 +45,7 @@ class Writer:
         self.params = params
 
     @functools.cached_property
-    def stepper(self) -> Stepper:
+    def stepper(self) -> IncrementalDecoder:
         """The decoder's weights, laid out for writing at the first call."""
         return generate.prepare(self.params, config=self.config)
 
@@ -123,7 +121,9 @@ class Writer:
                         del open_rows[i]
                 yield grown
 
-    def _read(self, batch: "_Batch", tokens, mask, num_beams: int) -> tuple[Step, Cache]:
+    def _read(
+        self, batch: "_Batch", tokens, mask, num_beams: int
+    ) -> tuple[DecodeStep, DecoderCache]:
         return generate.read(
             self.params,
             self.stepper,
@@ -134,7 +134,7 @@ class Writer:
             num_beams=num_beams,
         )
 
-    def _start(self, batch: "_Batch", tokens, mask) -> tuple[Step, LoopState]:
+    def _start(self, batch: "_Batch", tokens, mask) -> tuple[DecodeStep, LoopState]:
         step, cache = self._read(batch, tokens, mask, batch.per_input)
         state = generate.start(
             cache, batch.rows, batch.prefix, config=self.config, max_len=batch.max_len

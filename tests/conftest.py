@@ -24,8 +24,8 @@ import numpy as np
 import pytest
 
 from t5jax import cli
-from t5jax.config import T5Config
-from t5jax.model import abstract_params
+from t5jax.models.config import T5Config
+from t5jax.models.t5 import abstract_params
 from t5jax.text2text import Text2Text
 from t5jax.tokenizers.sentencepiece import train_tokenizer
 

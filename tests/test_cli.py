@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from t5jax import cli, convert
-from t5jax.config import T5Config
+from t5jax.models.config import T5Config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,10 @@ from helpers import torch_pickles as pickles
 from helpers.trees import assert_same_bits
 from safetensors.numpy import load_file, save_file
 
-from t5jax import convert, model, pretrained
+from t5jax import convert, pretrained
 from t5jax.checkpoint.trees import load_tree
-from t5jax.config import T5Config
+from t5jax.models.config import T5Config
+from t5jax.models.t5 import abstract_params
 from t5jax.pretrained import folder, source
 from t5jax.tokenizers.sentencepiece import train_tokenizer
 
@@ -54,7 +55,7 @@ def shapes_once():
     """Tracing the same few models again and again would be half of the time."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (source, folder):
-            patch.setattr(module, "abstract_params", functools.cache(model.abstract_params))
+            patch.setattr(module, "abstract_params", functools.cache(abstract_params))
         yield
 
 
@@ -191,7 +192,7 @@ def stored_tensors(path, to) -> dict[str, np.ndarray]:
             name = array.name.removeprefix("target.").replace(".", "/")
             found[name] = np.asarray(tensorstore.open(spec).result().read().result())
         return found
-    abstract = model.abstract_params(T5Config.from_file(path / "config.json"))
+    abstract = abstract_params(T5Config.from_file(path / "config.json"))
     params = load_tree(path / "params", abstract)
     return {"/".join(k): np.asarray(v) for k, v in flax.traverse_util.flatten_dict(params).items()}
 

@@ -7,8 +7,8 @@ import datasets
 import jax
 import pytest
 
-from t5jax.config import T5Config
-from t5jax.model import init_params
+from t5jax.models.config import T5Config
+from t5jax.models.t5 import init_params
 from t5jax.pretrained import hf_save, hub
 from t5jax.pretrained.source import Weights
 from t5jax.tokenizers.sentencepiece import train_tokenizer

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5jax.checkpoint.trees import shapes_by_path
-from t5jax.config import T5Config, presets
-from t5jax.model import abstract_params
+from t5jax.models.config import T5Config
+from t5jax.models.presets import preset_fields
+from t5jax.models.t5 import abstract_params
 from t5jax.pretrained import evidence, hf
 from t5jax.pretrained.arrays import Region
 from t5jax.pretrained.names import Leaf
@@ -48,7 +49,7 @@ def tiny_shapes(tiny_config):
     return shapes_of(tiny_config)
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("name", preset_fields())
 def test_fields_recover_every_preset(name):
     config = T5Config.preset(name)
     found = evidence.fields(shapes_of(config), source="file")

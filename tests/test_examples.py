@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from t5jax.answers import Answer
-from t5jax.config import T5Config
 from t5jax.data import pydocs
 from t5jax.data.tasks import read_split
 from t5jax.finetuning import FinetuneConfig
-from t5jax.model import init_params
+from t5jax.models.config import T5Config
+from t5jax.models.t5 import init_params
 from t5jax.runlog import read_metrics
 from t5jax.text2text import Text2Text
 from t5jax.tokenizers.byte import ByteTokenizer

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from t5jax import flops, model
-from t5jax.config import T5Config
+from t5jax import flops
+from t5jax.models.config import T5Config
+from t5jax.models.t5 import abstract_params, bind
 
 SMALL = T5Config(
     vocab_size=11,
@@ -89,12 +90,12 @@ def test_counts_are_xlas_of_a_model_without_loops(what, optimised):
     """Within 4 %: XLA also counts softmax, norms and activations.  One layer: it counts a loop's
     body once."""
     sizes = {"batch_size": 2, "input_length": 48, "target_length": 33}
-    abstract = model.abstract_params(WIDE)
+    abstract = abstract_params(WIDE)
     inputs = jax.ShapeDtypeStruct((2, 48), jnp.int32)
     targets = jax.ShapeDtypeStruct((2, 33), jnp.int32)
 
     def loss(params, inputs, targets):
-        logits = model.bind(WIDE, params)(inputs, targets, encoder_mask=inputs != 0)
+        logits = bind(WIDE, params)(inputs, targets, encoder_mask=inputs != 0)
         return jnp.sum(jax.nn.log_softmax(logits)[..., 0])
 
     function, counted = loss, flops.forward(WIDE, **sizes)
@@ -106,12 +107,12 @@ def test_counts_are_xlas_of_a_model_without_loops(what, optimised):
 
 def test_decode_step_counts_are_xlas(optimised, own_checks):
     """Within 4 %, as above."""
-    params = model.abstract_params(WIDE)
+    params = abstract_params(WIDE)
     states = jax.ShapeDtypeStruct((16, 48, 256), jnp.float32)
     mask = jax.ShapeDtypeStruct((16, 48), jnp.bool_)
 
     def start(params, states, mask):
-        decoding = model.bind(WIDE, params).decoding
+        decoding = bind(WIDE, params).decoding
         return decoding(states, encoder_mask=mask, max_len=20)
 
     step, cache = jax.eval_shape(start, params, states, mask)

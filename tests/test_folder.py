@@ -13,8 +13,8 @@ from helpers.trees import assert_same_bits
 
 from t5jax import pretrained
 from t5jax.checkpoint.manager import CheckpointManager
-from t5jax.config import T5Config
-from t5jax.model import abstract_params
+from t5jax.models.config import T5Config
+from t5jax.models.t5 import abstract_params
 from t5jax.pretrained import folder
 from t5jax.tokenizers.sentencepiece import train_tokenizer
 

@@ -6,7 +6,7 @@ import pytest
 from helpers.forced_decoding import counting_compilations
 
 from t5jax import buckets
-from t5jax.model import abstract_params
+from t5jax.models.t5 import abstract_params
 from t5jax.text2text import Text2Text
 
 

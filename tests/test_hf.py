@@ -16,7 +16,7 @@ from helpers import hf_folders
 from helpers.trees import assert_same_bits, flat
 from safetensors.numpy import load_file
 
-from t5jax.config import T5Config
+from t5jax.models.config import T5Config
 from t5jax.pretrained import hf, hf_save
 from t5jax.pretrained.source import Weights
 from t5jax.tokenizers.load import load_tokenizer

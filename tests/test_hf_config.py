@@ -5,7 +5,7 @@ import json
 import pytest
 from helpers import hf_folders
 
-from t5jax.config import T5Config
+from t5jax.models.config import T5Config
 from t5jax.pretrained import hf_config
 
 

@@ -14,8 +14,8 @@ import pytest
 from helpers import hf_folders
 from safetensors.numpy import load_file
 
-from t5jax.config import T5Config
-from t5jax.model import abstract_params
+from t5jax.models.config import T5Config
+from t5jax.models.t5 import abstract_params
 from t5jax.pretrained import hf, hf_save, safetensors_file
 from t5jax.pretrained.source import Weights, Written
 from t5jax.tokenizers.byte import ByteTokenizer

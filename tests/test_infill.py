@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from t5jax import infill
-from t5jax.config import T5Config
-from t5jax.model import init_params
+from t5jax.models.config import T5Config
+from t5jax.models.t5 import init_params
 from t5jax.text2text import Text2Text
 from t5jax.tokenizers.byte import ByteTokenizer
 

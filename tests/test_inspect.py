@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from helpers import hf_folders
 
-from t5jax import config, inspect, model, pretrained
-from t5jax.config import T5Config
+from t5jax import inspect, pretrained
+from t5jax.models.config import T5Config
+from t5jax.models.presets import preset_fields
+from t5jax.models.t5 import abstract_params
 from t5jax.pretrained import arrays, safetensors_file, source, tf_bundle, zarr_folder
 from t5jax.tokenizers.sentencepiece import train_tokenizer
 
@@ -56,7 +58,7 @@ COUNTS = {  # as their model cards and papers say, to the last one
 def shapes_once():
     """Tracing every model twice would be half of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "abstract_params", functools.cache(model.abstract_params))
+        patch.setattr(source, "abstract_params", functools.cache(abstract_params))
         yield
 
 
@@ -264,7 +266,7 @@ def test_run_refuses_what_is_no_model(tmp_path):
 
 
 def test_family_names_every_preset():
-    for name, fields in config.presets().items():
+    for name, fields in preset_fields().items():
         assert name in inspect.family(T5Config(**fields)).split(", ")
 
 

@@ -13,7 +13,7 @@ import pytest
 from helpers.trees import assert_same_bits, flat
 
 from t5jax import pretrained
-from t5jax.config import T5Config
+from t5jax.models.config import T5Config
 from t5jax.pretrained import mesh_tf, tf_bundle
 
 DATA = Path(__file__).parent / "fixtures" / "mesh_tf"

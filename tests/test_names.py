@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from t5jax import model
 from t5jax.checkpoint.trees import shapes_by_path
+from t5jax.models.t5 import abstract_params
 from t5jax.pretrained import evidence, hf, mesh_tf, t5x
 from t5jax.pretrained.names import Leaf, Naming, Rule
 
@@ -140,7 +140,7 @@ def to_ours(path, values, form):
 def test_namings_write_and_read_every_parameter_by_the_tables(tiny_config, form, family):
     config = tiny_config.replace(**family)
     naming = naming_of(form, gated=config.gated_ff)
-    paths = shapes_by_path(model.abstract_params(config))
+    paths = shapes_by_path(abstract_params(config))
     expected = {path: names_of(path, form, config) for path in paths}
     for path in paths:
         layers = getattr(config, f"num_{path.split('/')[0]}_layers", 1)
@@ -168,7 +168,7 @@ def test_namings_turn_axes_as_the_formats_describe(tiny_config, form, family):
     config = tiny_config.replace(**FAMILIES[family])
     naming = naming_of(form, gated=config.gated_ff)
     rng = np.random.default_rng(0)
-    for path, shape in shapes_by_path(model.abstract_params(config)).items():
+    for path, shape in shapes_by_path(abstract_params(config)).items():
         leaf = naming.leaf(path, shape[0])
         one = shape[1:] if leaf.per_layer else shape
         theirs = rng.normal(size=leaf.to_theirs(one))

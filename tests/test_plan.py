@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from t5jax import plan
-from t5jax.config import T5Config
 from t5jax.estimate import OutOfMemory
+from t5jax.models.config import T5Config
 from t5jax.parallel.mesh import MeshConfig
 from t5jax.workload import Workload
 

@@ -19,7 +19,7 @@ from t5jax import ingredients, pretrain, runfolder
 from t5jax.checkpoint.manager import load_checkpoint_tree
 from t5jax.data.corpus import DataConfig
 from t5jax.fit import FitConfig
-from t5jax.model import abstract_params
+from t5jax.models.t5 import abstract_params
 from t5jax.optim.optimizer import OptimizerConfig
 from t5jax.optim.schedules import ScheduleConfig
 from t5jax.parallel import sharding

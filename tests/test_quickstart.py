@@ -13,8 +13,8 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
-from t5jax.config import T5Config
-from t5jax.model import init_params
+from t5jax.models.config import T5Config
+from t5jax.models.t5 import init_params
 from t5jax.text2text import Text2Text
 
 ROOT = Path(__file__).parents[1]

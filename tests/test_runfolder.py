@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from t5jax import runfolder
-from t5jax.config import T5Config
+from t5jax.models.config import T5Config
 from t5jax.tokenizers.byte import ByteTokenizer
 from t5jax.tokenizers.load import load_tokenizer
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5jax import model, score
+from t5jax import score
+from t5jax.models.t5 import bind
 
 S, T = 9, 16
 LENGTHS = (9, 5, 1)
@@ -35,7 +36,7 @@ def log_probs(tiny):
     """[R, T, V] float64 of the module's logits, inputs repeated and targets shifted by hand."""
     decoder_tokens = np.concatenate([np.full((6, 1), 3), TARGETS[:, :-1]], axis=1)
     logits = forward(
-        model.bind(*tiny),
+        bind(*tiny),
         TOKENS.repeat(NUM_TARGETS, axis=0),
         MASK.repeat(NUM_TARGETS, axis=0),
         decoder_tokens.astype(np.int32),
@@ -134,6 +135,6 @@ def test_cross_weights_are_the_module_s_for_shifted_targets(tiny):
     targets = jnp.asarray(TARGETS[::NUM_TARGETS])
     found = score.cross_weights(params, TOKENS, MASK, targets, config=config)
     run = jax.jit(lambda bound, tokens, mask, x: bound.cross_weights(tokens, x, encoder_mask=mask))
-    expected = run(model.bind(config, params), TOKENS, MASK, score.shifted(targets, config))
+    expected = run(bind(config, params), TOKENS, MASK, score.shifted(targets, config))
     assert found.shape == (3, 3, 3, T, S)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import t5jax
 from t5jax import pretrained
-from t5jax.model import abstract_params
+from t5jax.models.t5 import abstract_params
 from t5jax.pretrained import sentence, t5x_save
 from t5jax.pretrained.source import Weights
 from t5jax.tokenizers.sentencepiece import train_tokenizer

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from helpers.trees import assert_same_bits, flat
 
-from t5jax import model
 from t5jax.checkpoint.trees import shapes_by_path
-from t5jax.config import T5Config
+from t5jax.models import t5
+from t5jax.models.config import T5Config
+from t5jax.models.t5 import PARTITION_RULES
 from t5jax.parallel.mesh import MeshConfig, make_mesh
 from t5jax.parallel.sharding import infer_shardings
 from t5jax.pretrained import arrays, hf, t5x
@@ -50,7 +51,7 @@ NAMINGS = {
 QUERY = "encoder/layers/attention/query"
 
 
-abstract_params = functools.cache(model.abstract_params)
+abstract_params = functools.cache(t5.abstract_params)
 SHAPES = shapes_by_path(abstract_params(CONFIG))
 FULL_SHAPES = shapes_by_path(abstract_params(FULL))
 
@@ -215,7 +216,7 @@ def test_params_of_a_mesh_give_every_device_its_part(tmp_path, form, mesh):
     values = random_values(BFLOAT16, FULL_SHAPES)
     source, counts = recorded(stored(tmp_path / "x", values, form, config=FULL))
     params = source.params(mesh=mesh)
-    rules = model.PARTITION_RULES
+    rules = PARTITION_RULES
     wanted = infer_shardings(abstract_params(FULL), mesh=mesh, rules=rules)
     leaves = zip(flat(params), jax.tree.leaves(params), jax.tree.leaves(wanted), strict=True)
     for path, leaf, where in leaves:

@@ -16,7 +16,7 @@ from helpers import hf_folders, t5x_folders
 from helpers.trees import assert_same_bits, flat
 
 import t5jax
-from t5jax.config import T5Config
+from t5jax.models.config import T5Config
 from t5jax.pretrained import arrays, t5x
 
 # What differs between published T5: 1.0, 1.1, umT5, and the encoder of one.

@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from t5jax import loss, model, train
-from t5jax.config import T5Config
+from t5jax import loss, train
+from t5jax.models.config import T5Config
+from t5jax.models.t5 import bind, is_stacked
 from t5jax.optim.optimizer import OptimizerConfig, make_optimizer
 from t5jax.optim.schedules import ScheduleConfig, learning_rate_schedule
 from t5jax.parallel.mesh import MeshConfig
@@ -29,7 +30,7 @@ SCHEDULE = ScheduleConfig(name="constant", learning_rate=0.003, warmup_steps=0)
 OPTIMIZER = make_optimizer(
     OptimizerConfig(name="adafactor", schedule=SCHEDULE),
     total_steps=10,
-    stacked=model.stacked,
+    stacked=is_stacked,
 )
 
 
@@ -252,7 +253,7 @@ def test_train_step_equals_grad_and_optax():
     arrays = jax.tree.map(jnp.asarray, batch)
 
     def mean_loss(params):
-        logits = model.bind(CONFIG, params)(
+        logits = bind(CONFIG, params)(
             arrays["encoder_input_tokens"],
             arrays["decoder_input_tokens"],
             encoder_mask=arrays["encoder_input_tokens"] != 0,
@@ -288,7 +289,7 @@ def test_train_step_smooths_targets_and_evaluations_do_not(axes):
     targets, weights = arrays["decoder_target_tokens"], arrays["decoder_loss_weights"]
 
     def mean_losses(params):
-        logits = model.bind(CONFIG, params)(
+        logits = bind(CONFIG, params)(
             arrays["encoder_input_tokens"],
             arrays["decoder_input_tokens"],
             encoder_mask=arrays["encoder_input_tokens"] != 0,

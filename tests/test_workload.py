@@ -5,7 +5,7 @@ import jax
 import pytest
 
 from t5jax import workload
-from t5jax.model import abstract_params
+from t5jax.models.t5 import abstract_params
 from t5jax.parallel.mesh import MeshConfig
 from t5jax.workload import Workload
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from t5jax.config import T5Config
-from t5jax.model import Params
+from t5jax.models import Params, T5Config
 from t5jax.pretrained import folder, hf, hub, mesh_tf, sentence, t5x
 from t5jax.pretrained.source import Progress, Source
 from t5jax.tokenizers import Tokenizer, load_tokenizer

@@ -25,8 +25,7 @@ from t5jax.checkpoint import (
     save_tree,
     shapes_by_path,
 )
-from t5jax.config import T5Config
-from t5jax.model import Params, abstract_params
+from t5jax.models import Params, T5Config, abstract_params
 from t5jax.pretrained import evidence, zarr_folder
 from t5jax.pretrained.names import Leaf
 from t5jax.pretrained.source import Progress, Source

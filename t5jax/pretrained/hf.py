@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from t5jax.config import T5Config
+from t5jax.models import T5Config
 from t5jax.pretrained import (
     arrays,
     evidence,

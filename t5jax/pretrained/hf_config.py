@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from t5jax.config import T5Config
 from t5jax.fileio import read_json_object, write_json
+from t5jax.models import T5Config
 from t5jax.pretrained import evidence
 
 FILE = "config.json"

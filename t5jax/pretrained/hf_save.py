@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from t5jax.config import T5Config
 from t5jax.fileio import write_json
+from t5jax.models import T5Config
 from t5jax.pretrained import hf, hf_config, safetensors_file, sentence
 from t5jax.pretrained.folder import new_folder
 from t5jax.pretrained.names import Leaf

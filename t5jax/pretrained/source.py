@@ -14,8 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t5jax.checkpoint import shapes_by_path
-from t5jax.config import T5Config
-from t5jax.model import PARTITION_RULES, Params, abstract_params
+from t5jax.models import PARTITION_RULES, Params, T5Config, abstract_params
 from t5jax.parallel import infer_shardings, path_name
 from t5jax.pretrained.arrays import DTYPES, Array, Index, Region, relative, whole
 from t5jax.pretrained.names import Leaf, Naming
@@ -142,7 +141,7 @@ class Source:
 
         Args:
           dtype: to hold them in; None keeps every one as it is in the file.
-          mesh: to divide them over, by `model.PARTITION_RULES`; None puts them on one device.
+          mesh: to divide them over, by `PARTITION_RULES`; None puts them on one device.
           progress: told as pieces arrive.
         Raises:
           ValueError: a file is damaged.

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from t5jax.config import T5Config
 from t5jax.fileio import read_json_object
+from t5jax.models import T5Config
 from t5jax.pretrained import evidence, hf_config, msgpack_file, zarr_folder
 from t5jax.pretrained.arrays import Array, Joined, Region
 from t5jax.pretrained.names import Naming, Rule

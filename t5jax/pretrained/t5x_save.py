@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from t5jax.config import T5Config
+from t5jax.models import T5Config
 from t5jax.pretrained import sentence, t5x, zarr_folder
 from t5jax.pretrained.folder import new_folder
 from t5jax.pretrained.source import Weights, Written, num_layers

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from t5jax.config import T5Config
+from t5jax.models.config import T5Config
 from t5jax.runlog import read_metrics
 from t5jax.tokenizers.byte import ByteTokenizer
 

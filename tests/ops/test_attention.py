@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers.dense_attention import example, with_gradients
 
-from t5jax import model
+from t5jax.models.t5 import abstract_params, bind
 from t5jax.ops import attention, blockwise_attention
 from t5jax.ops.attention import shard_kernel, uses_blocks
 from t5jax.ops.blockwise_attention import blockwise_attend
@@ -86,7 +86,7 @@ def test_t5_in_blocks_equals_plain_with_dropout_and_all_gradients(
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: jnp.asarray(rng.normal(size=x.shape) / 3 + 0.1, x.dtype),
-        model.abstract_params(config),
+        abstract_params(config),
     )
     tokens = jnp.asarray(rng.integers(3, 97, (2, S)), jnp.int32)
     targets = jnp.asarray(rng.integers(3, 97, (2, T)), jnp.int32)
@@ -95,7 +95,7 @@ def test_t5_in_blocks_equals_plain_with_dropout_and_all_gradients(
 
     def value_and_gradient(kind):
         def loss(params):
-            logits = model.bind(config.replace(attention=kind), params)(
+            logits = bind(config.replace(attention=kind), params)(
                 tokens,
                 targets,
                 encoder_mask=segments > 0,

@@ -9,8 +9,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t5jax import loss, model
-from t5jax.config import T5Config
+from t5jax import loss
+from t5jax.models.config import T5Config
+from t5jax.models.t5 import PARTITION_RULES, abstract_params, bind, is_stacked
 from t5jax.optim.optimizer import OptimizerConfig, make_optimizer
 from t5jax.optim.schedules import ScheduleConfig
 from t5jax.parallel.mesh import MeshConfig, make_mesh
@@ -160,10 +161,10 @@ def test_shardings_refuse_path_without_rule(cube):
 
 
 def test_shardings_refuse_axis_that_mesh_does_not_divide(tiny_config, cube):
-    params = model.abstract_params(tiny_config)
+    params = abstract_params(tiny_config)
     message = r"mesh axis tensor = 2 .* has shape \(.*15.*\); choose a divisor of 15"
     with pytest.raises(ValueError, match=message):
-        infer_shardings(params, mesh=cube, rules=model.PARTITION_RULES)
+        infer_shardings(params, mesh=cube, rules=PARTITION_RULES)
 
 
 def test_shardings_refuse_rule_of_more_axes_than_array(cube):
@@ -192,16 +193,14 @@ WIDE = T5Config(
 def test_shardings_of_moments_follow_their_parameters(cube, name, moments):
     constant = ScheduleConfig(name="constant", learning_rate=1e-3, warmup_steps=0)
     config = OptimizerConfig(name=name, schedule=constant)
-    tx = make_optimizer(config, total_steps=1, stacked=model.stacked)
-    params = model.abstract_params(WIDE)
+    tx = make_optimizer(config, total_steps=1, stacked=is_stacked)
+    params = abstract_params(WIDE)
     state = jax.eval_shape(tx.init, params)
-    found = infer_shardings({"opt_state": state}, mesh=cube, rules=model.PARTITION_RULES)[
-        "opt_state"
-    ]
+    found = infer_shardings({"opt_state": state}, mesh=cube, rules=PARTITION_RULES)["opt_state"]
     assert found.count.is_equivalent_to(NamedSharding(cube, P()), 0)
 
     kinds = set()
-    of_params = infer_shardings(params, mesh=cube, rules=model.PARTITION_RULES)
+    of_params = infer_shardings(params, mesh=cube, rules=PARTITION_RULES)
     for path, leaf in jax.tree.leaves_with_path(state.moments):
         *parameter, name = (key.key for key in path)
         kinds.add(name)
@@ -221,7 +220,7 @@ def test_sharded_model_equals_one_device(cube):
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32),
-        model.abstract_params(config),
+        abstract_params(config),
     )
     encoder_tokens = rng.integers(2, 64, (8, 9)).astype(np.int32)
     targets = rng.integers(2, 64, (8, 7)).astype(np.int32)
@@ -230,12 +229,12 @@ def test_sharded_model_equals_one_device(cube):
     batch = (encoder_tokens, np.roll(targets, 1, axis=1), mask, targets, weights)
 
     def compute(params, encoder_tokens, decoder_tokens, mask, targets, weights):
-        logits = model.bind(config, params)(encoder_tokens, decoder_tokens, encoder_mask=mask)
+        logits = bind(config, params)(encoder_tokens, decoder_tokens, encoder_mask=mask)
         return logits, loss.cross_entropy(
             logits, targets, weights, z_loss=1e-4, label_smoothing=0.0
         )
 
-    where = infer_shardings(params, mesh=cube, rules=model.PARTITION_RULES)
+    where = infer_shardings(params, mesh=cube, rules=PARTITION_RULES)
     of_batch = NamedSharding(cube, BATCH_SPEC)
     placed = jax.device_put(params, where), jax.device_put(batch, of_batch)
     wi = placed[0]["decoder"]["layers"]["mlp"]["wi"]

@@ -12,14 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from t5jax.blocks import DecoderBlock
-from t5jax.config import T5Config
-from t5jax.layers import Embedder, RelativeBias, RMSNorm
+from t5jax.models.config import T5Config
+from t5jax.models.layers import Embedder, RelativeBias, RMSNorm
+from t5jax.models.transformer import Decoder, DecoderBlock
 from t5jax.ops import Kernel, concatenate_kernels, is_kernel, matmul_f32
-from t5jax.stacks import Decoder
 
 
-class Cache(NamedTuple):
+class DecoderCache(NamedTuple):
     """What a decoding loop carries from token to token; one entry a layer in each list."""
 
     position: Int[Array, ""]
@@ -29,7 +28,7 @@ class Cache(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Stepper:
+class IncrementalDecoder:
     """Weights of a decoder, one block after the other: made once, used for every request.
 
     Attributes:
@@ -51,7 +50,7 @@ class Stepper:
     @classmethod
     def of(
         cls, config: T5Config, decoder: Decoder, embedder: Embedder, output: Kernel
-    ) -> "Stepper":
+    ) -> "IncrementalDecoder":
         """Slices stacked layers; arrays that need no change are shared with the model."""
         blocks = [_block(decoder.layers, i, config.dtype) for i in range(config.num_decoder_layers)]
         biases = [
@@ -67,7 +66,7 @@ class Stepper:
         encoder_mask: Bool[Array, "I S"],
         max_len: int,
         num_beams: int,
-    ) -> tuple["Step", Cache]:
+    ) -> tuple["DecodeStep", DecoderCache]:
         """What a decoding loop needs; see `T5.decoding`."""
         cross = [block.cross_attention.keys_values(states) for block in self.blocks]
         biases = [bias.by_offset(max_len) for bias in self.biases]
@@ -76,13 +75,13 @@ class Stepper:
         rows = (len(states) * num_beams,) if len(states) * num_beams > 1 else ()
         shape = (*rows, config.num_heads, max_len, config.d_kv)
         empty = [jnp.zeros(shape, states.dtype) for _ in self.blocks]
-        step = Step(self, cross, encoder_mask[:, None, None, :], biases)
-        return step, Cache(jnp.zeros((), jnp.int32), empty, list(empty))
+        step = DecodeStep(self, cross, encoder_mask[:, None, None, :], biases)
+        return step, DecoderCache(jnp.zeros((), jnp.int32), empty, list(empty))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Step:
+class DecodeStep:
     """`step(tokens, cache) -> (logits, cache)` for inputs that have been read.
 
     Attributes:
@@ -92,12 +91,14 @@ class Step:
       biases: for each layer, the bias of every offset between two positions of the cache.
     """
 
-    stepper: Stepper
+    stepper: IncrementalDecoder
     cross: list[tuple[Float[Array, "I N S H"], Float[Array, "I N S H"]]]
     cross_mask: Bool[Array, "I 1 1 S"]
     biases: list[Float[Array, "N offsets"]]
 
-    def __call__(self, tokens: Int[Array, " B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+    def __call__(
+        self, tokens: Int[Array, " B"], cache: DecoderCache
+    ) -> tuple[Float[Array, "B V"], DecoderCache]:
         """Logits behind one more token of every row."""
         stepper, position = self.stepper, cache.position
         max_len, head_dim = cache.keys[0].shape[-2:]
@@ -121,10 +122,14 @@ class Step:
                 bias=bias[None, :, None, :],
             )
         x = stepper.final_norm(x)[:, 0]
-        return logits(x, stepper.output, stepper.config), Cache(position + 1, keys, values)
+        return project_logits(x, stepper.output, stepper.config), DecoderCache(
+            position + 1, keys, values
+        )
 
 
-def logits(x: Float[Array, "*A D"], output: Kernel, config: T5Config) -> Float[Array, "*A V"]:
+def project_logits(
+    x: Float[Array, "*A D"], output: Kernel, config: T5Config
+) -> Float[Array, "*A V"]:
     """Decoder states to logits: float32 even under bfloat16, for they are exponentiated."""
     return matmul_f32(x, output) * config.logit_scale
 

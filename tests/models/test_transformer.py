@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5jax import blocks, model
+from t5jax.models.t5 import bind
+from t5jax.models.transformer import split_key
 
 S, T = 9, 5
 # Sums of some twenty products of float32 numbers of size 1 to 10.
@@ -45,12 +46,12 @@ def feed_forward(x, weights):
 @pytest.fixture(scope="module")
 def encoder(tiny_config, tiny_params):
     """The second block of the stack, and its weights in float64."""
-    return pick(model.bind(tiny_config, tiny_params).encoder, tiny_params["encoder"])
+    return pick(bind(tiny_config, tiny_params).encoder, tiny_params["encoder"])
 
 
 @pytest.fixture(scope="module")
 def decoder(tiny_config, tiny_params):
-    return pick(model.bind(tiny_config, tiny_params).decoder, tiny_params["decoder"])
+    return pick(bind(tiny_config, tiny_params).decoder, tiny_params["decoder"])
 
 
 def pick(stack, params):
@@ -122,9 +123,9 @@ def test_cross_queries_of_one_input_lie_next_to_one_another(decoder):
 
 
 def test_blocks_drop_with_a_key_and_without_one_do_not(tiny_config, tiny_params):
-    bound = model.bind(tiny_config.replace(dropout_rate=0.5), tiny_params)
+    bound = bind(tiny_config.replace(dropout_rate=0.5), tiny_params)
     block, _ = pick(bound.encoder, tiny_params["encoder"])
-    plain, _ = pick(model.bind(tiny_config, tiny_params).encoder, tiny_params["encoder"])
+    plain, _ = pick(bind(tiny_config, tiny_params).encoder, tiny_params["encoder"])
     run = jax.jit(lambda block, key: block(STATES, mask=MASK, bias=BIAS, dropout_key=key))
     key = jax.random.key(0)
     np.testing.assert_array_equal(run(block, None), run(plain, None))
@@ -133,6 +134,6 @@ def test_blocks_drop_with_a_key_and_without_one_do_not(tiny_config, tiny_params)
 
 
 def test_split_key_gives_as_many_keys_or_nones():
-    assert blocks.split_key(None, 3) == [None, None, None]
-    keys = blocks.split_key(jax.random.key(0), 3)
+    assert split_key(None, 3) == [None, None, None]
+    keys = split_key(jax.random.key(0), 3)
     assert len({np.asarray(jax.random.key_data(key)).tobytes() for key in keys}) == 3

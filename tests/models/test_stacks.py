@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5jax import model
+from t5jax.models.t5 import abstract_params, bind
 
 S, T = 9, 17
 RNG = np.random.default_rng(0)
@@ -21,7 +21,7 @@ def layer_of(stack, i):
 def test_encoder_scan_equals_loop_over_sliced_layers(tiny_config, tiny_params):
     @jax.jit
     def both(params):
-        bound = model.bind(tiny_config, params)
+        bound = bind(tiny_config, params)
         x = bound.token_embedder(TOKENS)
         mask = jnp.asarray(MASK)[:, None, None]
         scanned = bound.encoder(x, mask=mask)
@@ -37,7 +37,7 @@ def test_encoder_scan_equals_loop_over_sliced_layers(tiny_config, tiny_params):
 def test_decoder_scan_equals_loop_over_sliced_layers(tiny_config, tiny_params):
     @jax.jit
     def both(params):
-        bound = model.bind(tiny_config, params)
+        bound = bind(tiny_config, params)
         states = bound.encode(TOKENS, encoder_mask=jnp.asarray(MASK))
         x = bound.token_embedder(TARGETS)
         masks = {
@@ -63,10 +63,10 @@ def test_decoder_scan_equals_loop_over_sliced_layers(tiny_config, tiny_params):
 def test_program_does_not_grow_with_depth(tiny_config):
     def size(num_layers):
         config = tiny_config.replace(num_encoder_layers=num_layers, num_decoder_layers=num_layers)
-        params = model.abstract_params(config)
+        params = abstract_params(config)
 
         def logits(params):
-            bound = model.bind(config, params)
+            bound = bind(config, params)
             return bound(TOKENS, TARGETS, encoder_mask=jnp.asarray(MASK))
 
         return len(str(jax.make_jaxpr(logits)(params)).splitlines())
@@ -81,12 +81,12 @@ def test_cross_weights_are_the_softmax_of_queries_and_keys_in_every_layer(tiny_c
     # No scale is 0, and scores are of size 1.
     params = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 3 + 0.1, leaf.dtype),
-        model.abstract_params(config),
+        abstract_params(config),
     )
 
     @jax.jit
     def run(params):
-        bound = model.bind(config, params)
+        bound = bind(config, params)
         mask = jnp.asarray(MASK)
         found = bound.cross_weights(TOKENS, TARGETS, encoder_mask=mask)
         # What every layer asks, and what it attends to.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5jax import model
+from t5jax.models.t5 import abstract_params, bind
 from t5jax.ops.linear import is_kernel, quantize_kernel
 
 S, T = 9, 7
@@ -23,7 +23,7 @@ TARGETS = RNG.integers(2, 97, (3 * BEAMS, T)).astype(np.int32)
 @functools.partial(jax.jit, static_argnames=("config", "num_beams"))
 def by_steps(config, params, tokens, mask, targets, num_beams):
     """[R, T, V], and the last cache, which has more room than tokens."""
-    bound = model.bind(config, params)
+    bound = bind(config, params)
     states = bound.encode(tokens, encoder_mask=mask)
     step, cache = bound.decoding(states, encoder_mask=mask, max_len=T + 3, num_beams=num_beams)
 
@@ -37,7 +37,7 @@ def by_steps(config, params, tokens, mask, targets, num_beams):
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def at_once(config, params, tokens, mask, targets):
-    return model.bind(config, params)(tokens, targets, encoder_mask=mask)
+    return bind(config, params)(tokens, targets, encoder_mask=mask)
 
 
 @jax.jit
@@ -110,7 +110,7 @@ def test_step_with_int8_kernels_equals_float_kernels_of_their_values(
 
 
 def test_stepper_joins_queries_keys_and_values_of_every_layer(tiny_config, tiny_params):
-    stepper = jax.jit(lambda params: model.bind(tiny_config, params).stepper())(tiny_params)
+    stepper = jax.jit(lambda params: bind(tiny_config, params).stepper())(tiny_params)
     layers = tiny_params["decoder"]["layers"]["self_attention"]
     assert len(stepper.blocks) == len(stepper.biases) == 3
     for i, block in enumerate(stepper.blocks):
@@ -124,7 +124,7 @@ def test_stepper_holds_weights_in_the_type_that_is_computed_in(tiny_config, tiny
     config = tiny_config.replace(dtype="bfloat16")
     rounded = round_kernels(tiny_params)
     for params in (tiny_params, rounded):
-        stepper = jax.jit(lambda params: model.bind(config, params).stepper())(params)
+        stepper = jax.jit(lambda params: bind(config, params).stepper())(params)
         for block in stepper.blocks:
             leaves = jax.tree.leaves(block, is_leaf=is_kernel)
             kinds = {leaf.dtype.name for leaf in leaves if not is_kernel(leaf)}
@@ -138,7 +138,7 @@ def test_step_of_a_decoder_whose_layers_have_biases_of_their_own(tiny_config):
     rng = np.random.default_rng(3)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(0.4 * rng.normal(size=leaf.shape), leaf.dtype),
-        model.abstract_params(config),
+        abstract_params(config),
     )
     inputs = TOKENS.repeat(BEAMS, axis=0), MASK.repeat(BEAMS, axis=0)
     expected = at_once(config, params, *inputs, TARGETS)

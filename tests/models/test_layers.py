@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from t5jax import layers
-from t5jax.config import T5Config
-from t5jax.layers import Attention, FeedForward, RelativeBias, RMSNorm
+from t5jax.models.config import T5Config
+from t5jax.models.layers import (
+    Attention,
+    FeedForward,
+    RelativeBias,
+    RMSNorm,
+    dropout,
+    relative_position_bucket,
+)
 
 # First distance of each bucket of T5's own table (32 buckets, maximal distance 128), as Mesh
 # TensorFlow, T5X and Hugging Face transformers agree on it.
@@ -23,7 +29,7 @@ ABSOLUTE = 5e-6
 
 
 def bucket(offset, **kwargs):
-    return layers.relative_position_bucket(np.asarray(offset), **kwargs)
+    return relative_position_bucket(np.asarray(offset), **kwargs)
 
 
 def from_first_distances(first, distance):
@@ -247,14 +253,14 @@ def test_attention_dropout_is_shared_by_queries(tiny_config, reading):
 
 def test_dropout_without_key_or_rate_is_identity():
     x = jnp.arange(6.0)
-    assert layers.dropout(x, rate=0.5, key=None) is x
-    assert layers.dropout(x, rate=0.0, key=jax.random.key(0)) is x
+    assert dropout(x, rate=0.5, key=None) is x
+    assert dropout(x, rate=0.0, key=jax.random.key(0)) is x
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.7])
 def test_dropout_drops_at_rate_and_scales_the_rest(rate):
     x = jnp.full((300, 301), 3.0)
-    y = np.asarray(layers.dropout(x, rate=rate, key=jax.random.key(1)))
+    y = np.asarray(dropout(x, rate=rate, key=jax.random.key(1)))
     kept = y != 0
     np.testing.assert_allclose(y[kept], 3 / (1 - rate), rtol=1e-6)
     # Six standard deviations of a binomial; the key is fixed, so the outcome is too.
@@ -267,7 +273,7 @@ def test_dropout_drops_at_rate_and_scales_the_rest(rate):
 
 def test_dropout_shares_decisions_along_axis():
     x = jnp.ones((3, 7, 200))
-    y = np.asarray(layers.dropout(x, rate=0.5, key=jax.random.key(2), shared_axis=-2))
+    y = np.asarray(dropout(x, rate=0.5, key=jax.random.key(2), shared_axis=-2))
     np.testing.assert_array_equal(y, y[:, :1].repeat(7, axis=1))
     assert len({row.tobytes() for row in y[:, 0]}) == 3
     assert 0.3 < (y[:, 0] == 0).mean() < 0.7
@@ -276,9 +282,9 @@ def test_dropout_shares_decisions_along_axis():
 def test_dropout_keeps_dtype_and_passes_gradient_of_what_is_kept():
     x = jnp.ones((64,), jnp.bfloat16)
     key = jax.random.key(3)
-    y = layers.dropout(x, rate=0.5, key=key)
+    y = dropout(x, rate=0.5, key=key)
     assert y.dtype == jnp.bfloat16
-    gradient = jax.grad(lambda x: layers.dropout(x, rate=0.5, key=key).sum())(jnp.ones((64,)))
+    gradient = jax.grad(lambda x: dropout(x, rate=0.5, key=key).sum())(jnp.ones((64,)))
     np.testing.assert_array_equal(gradient, np.asarray(y, np.float32))
 
 

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5jax import score
-from t5jax.config import T5Config
-from t5jax.model import Params
+from t5jax.models.config import T5Config
+from t5jax.models.t5 import Params
 from t5jax.ops import is_kernel, quantize_kernel
 
 # Names of the parameters that are multiplied with; embeddings and norms stay as they are.
 _KERNELS = {"query", "key", "value", "out", "wi", "wi_linear", "wo", "kernel"}
+
+
 _SAMPLE_ROWS, _SAMPLE_LENGTH, _SAMPLE_TARGETS = 4, 64, 16
 
 
@@ -30,7 +32,7 @@ class LogitError(NamedTuple):
     """Share of positions with the same likeliest token."""
 
 
-def to_int8(params: Params, config: T5Config) -> tuple[Params, LogitError]:
+def quantize_params(params: Params, config: T5Config) -> tuple[Params, LogitError]:
     """Rounds every kernel to int8, by the largest weight of each output feature.
 
     Args:

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from t5jax.config import T5Config
+from t5jax.models.config import T5Config
 from t5jax.ops import (
     AttentionKind,
     Segments,
@@ -29,8 +29,13 @@ from t5jax.ops import (
 
 # T5X draws attention kernels from a normal and feed-forward kernels from a truncated normal.
 _fan_in_normal = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+
 _fan_in_truncated = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
 _fan_avg_uniform = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+
 
 _ACTIVATIONS = {
     "relu": jax.nn.relu,
@@ -115,7 +120,7 @@ class Embedder(nnx.Module):
         return jnp.take(table, tokens, axis=0, mode="fill")
 
 
-class Output(nnx.Module):
+class OutputLayer(nnx.Module):
     """Decoder states to logits, where the embedding table does not do it."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
@@ -123,7 +128,7 @@ class Output(nnx.Module):
         self.kernel = nnx.Param(_fan_in_truncated(rngs.params(), shape))
 
 
-class Projection(nnx.Module):
+class SentenceProjection(nnx.Module):
     """A sentence's mean encoder state to its embedding.  (arXiv:2108.08877, section 3)"""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):

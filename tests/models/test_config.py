@@ -8,8 +8,9 @@ import math
 import jax
 import pytest
 
-from t5jax import config, model
-from t5jax.config import T5Config
+from t5jax.models.config import T5Config, pad_vocab
+from t5jax.models.presets import preset_fields
+from t5jax.models.t5 import abstract_params
 
 # Parameters of the released checkpoints.
 PARAMETERS = {
@@ -67,11 +68,11 @@ SWITCHES = {
 
 @functools.cache
 def count_parameters(config: T5Config) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.abstract_params(config)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config)))
 
 
 def test_presets_are_those_with_a_published_count():
-    assert set(config.presets()) == set(PARAMETERS)
+    assert set(preset_fields()) == set(PARAMETERS)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -117,7 +118,7 @@ def test_preset_unlike_any_lists_all():
 
 
 def test_presets_hands_out_copies():
-    first, second = config.presets(), config.presets()
+    first, second = preset_fields(), preset_fields()
     assert first is not second
     assert all(first[name] is not second[name] for name in first)
 
@@ -231,4 +232,4 @@ def test_config_replace_leaves_original_and_is_hashable(tiny_config):
     [(32100, 32128), (250100, 250112), (256300, 256384), (259, 384), (384, 384), (385, 512)],
 )
 def test_pad_vocab_gives_released_tables(num_tokens, rows):
-    assert config.pad_vocab(num_tokens) == rows
+    assert pad_vocab(num_tokens) == rows

@@ -12,9 +12,9 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t5jax import config as configs
-from t5jax import model
-from t5jax.config import T5Config
+from t5jax.models.config import T5Config
+from t5jax.models.presets import preset_fields
+from t5jax.models.t5 import PARTITION_RULES, abstract_params, bind, init_params, is_stacked
 from t5jax.parallel.mesh import MeshConfig, make_mesh
 from t5jax.parallel.sharding import infer_shardings
 
@@ -60,7 +60,7 @@ def random_params(config: T5Config):
             values = rng.normal(0, leaf.shape[-2] ** -0.5, leaf.shape)
         return jnp.asarray(values, leaf.dtype)
 
-    return jax.tree.map_with_path(draw, model.abstract_params(config))
+    return jax.tree.map_with_path(draw, abstract_params(config))
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -89,7 +89,7 @@ def batch():
 
 @functools.partial(jit, static_argnames="config")
 def logits_of(config, params, encoder_tokens, decoder_tokens, mask, segments=(None, None)):
-    return model.bind(config, params)(
+    return bind(config, params)(
         encoder_tokens,
         decoder_tokens,
         encoder_mask=mask,
@@ -194,7 +194,7 @@ def test_t5_logits_equal_float64(variant, batch):
 @functools.partial(jit, static_argnames="config")
 def logits_by_steps(config, params, encoder_tokens, decoder_tokens, mask):
     """[B, T, V] and the last cache; it has more room than tokens, as when a loop stops early."""
-    bound = model.bind(config, params)
+    bound = bind(config, params)
     states = bound.encode(encoder_tokens, encoder_mask=mask)
     step, cache = bound.decoding(states, encoder_mask=mask, max_len=T + 3)
 
@@ -283,7 +283,7 @@ def test_t5_packed_examples_have_the_logits_of_separate_ones(tiny):
 
 
 def test_t5_segment_ids_of_one_side_are_refused(tiny, batch):
-    bound = model.bind(*tiny)
+    bound = bind(*tiny)
     with pytest.raises(ValueError, match="segment ids must be given for both"):
         bound.decode(
             jnp.asarray(batch[1]),
@@ -309,7 +309,7 @@ def test_t5_bfloat16_states_and_cache_are_bfloat16(tiny, batch):
     encoder_tokens, _, mask = map(jnp.asarray, batch)
 
     def start(params):
-        bound = model.bind(config, params)
+        bound = bind(config, params)
         states = bound.encode(encoder_tokens, encoder_mask=mask)
         return states, bound.decoding(states, encoder_mask=mask, max_len=4)[1]
 
@@ -339,7 +339,7 @@ def test_t5_negative_id_becomes_nan(tiny, batch, token):
 
 @functools.partial(jit, static_argnames="config")
 def states_and_logits_with_dropout(config, params, encoder_tokens, decoder_tokens, mask, key):
-    bound = model.bind(config, params)
+    bound = bind(config, params)
     states = bound.encode(encoder_tokens, encoder_mask=mask, dropout_key=key)
     return states, bound(encoder_tokens, decoder_tokens, encoder_mask=mask, dropout_key=key)
 
@@ -381,7 +381,7 @@ def test_t5_dropout_differs_between_layers(tiny, batch):
     @jit
     @jax.grad
     def total(params, encoder_tokens, mask, key):
-        bound = model.bind(config, params)
+        bound = bind(config, params)
         return bound.encode(encoder_tokens, encoder_mask=mask, dropout_key=key).sum()
 
     gradient = total(params, encoder_tokens, mask, dropout_key(0))
@@ -410,7 +410,7 @@ def value_and_gradient(config, remat="none"):
     @jit
     @jax.value_and_grad
     def total(params, encoder_tokens, decoder_tokens, mask):
-        logits = model.bind(config, params)(encoder_tokens, decoder_tokens, encoder_mask=mask)
+        logits = bind(config, params)(encoder_tokens, decoder_tokens, encoder_mask=mask)
         return weighted_sum(logits[0])
 
     return total
@@ -466,7 +466,7 @@ def test_t5_remat_keeps_less_for_the_backward_pass(tiny, batch):
 
     def kept(remat):
         def logits(params):
-            bound = model.bind(config.replace(remat=remat), params)
+            bound = bind(config.replace(remat=remat), params)
             return bound(*batch[:2], encoder_mask=batch[2])
 
         backward = jax.eval_shape(lambda params: jax.vjp(logits, params)[1], params)
@@ -490,7 +490,7 @@ def initial():
         num_encoder_layers=3,
         num_decoder_layers=2,
     )
-    init = jit(model.init_params, static_argnums=0)
+    init = jit(init_params, static_argnums=0)
     return config, init(config, jax.random.key(0))
 
 
@@ -557,13 +557,13 @@ def test_init_params_of_v1_1_gives_the_loss_of_a_guess(initial):
 
 
 def test_init_params_of_a_tied_model_has_no_output(tiny_config):
-    assert "output" in model.abstract_params(tiny_config)
-    assert "output" not in model.abstract_params(tiny_config.replace(tie_embeddings=True))
+    assert "output" in abstract_params(tiny_config)
+    assert "output" not in abstract_params(tiny_config.replace(tie_embeddings=True))
 
 
 def test_t5_splits_without_shared_references(variant):
     config, params = variant
-    _, state = nnx.split(model.bind(config, params), graph=False)
+    _, state = nnx.split(bind(config, params), graph=False)
     split = nnx.to_pure_dict(state)
     assert jax.tree.structure(split) == jax.tree.structure(params)
     for given, found in zip(jax.tree.leaves(params), jax.tree.leaves(split), strict=True):
@@ -586,22 +586,22 @@ def changed(params, path, leaf):
 def test_bind_names_missing_parameter_and_its_shape(tiny):
     wrong = changed(tiny[1], "decoder/layers/mlp/wo", None)
     with pytest.raises(ValueError, match=r"decoder/layers/mlp/wo of shape \(3, 24, 16\)"):
-        model.bind(tiny[0], wrong)
+        bind(tiny[0], wrong)
 
 
 def test_bind_names_parameter_of_wrong_shape_and_both_shapes(tiny):
     wrong = changed(tiny[1], "encoder/layers/attention/out", jnp.zeros((2, 16, 15)))
     message = r"encoder/layers/attention/out .*\(2, 15, 16\).* got \(2, 16, 15\); .*another config"
     with pytest.raises(ValueError, match=message):
-        model.bind(tiny[0], wrong)
+        bind(tiny[0], wrong)
 
 
 def test_bind_names_parameter_it_has_no_use_for(tiny):
     wrong = changed(tiny[1], "decoder/lm_head/kernel", jnp.zeros((16, 97)))
     with pytest.raises(ValueError, match=r"decoder/lm_head/kernel.*no use"):
-        model.bind(tiny[0], wrong)
+        bind(tiny[0], wrong)
     with pytest.raises(ValueError, match=r"output/kernel.*no use"):
-        model.bind(tiny[0].replace(tie_embeddings=True), tiny[1])
+        bind(tiny[0].replace(tie_embeddings=True), tiny[1])
 
 
 def test_bind_takes_bfloat16_params(tiny, batch):
@@ -615,7 +615,7 @@ def test_bind_takes_bfloat16_params(tiny, batch):
 
 def test_bind_leaves_params_as_they_were(tiny):
     before = jax.tree.structure(tiny[1])
-    model.bind(*tiny)
+    bind(*tiny)
     assert jax.tree.structure(tiny[1]) == before
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tiny[1]))
 
@@ -623,10 +623,10 @@ def test_bind_leaves_params_as_they_were(tiny):
 def test_t5_without_decoder_encodes_and_nothing_else(tiny, batch):
     encoder_tokens, decoder_tokens, mask = map(jnp.asarray, batch)
     config = tiny[0].replace(num_decoder_layers=0)
-    assert set(model.abstract_params(config)) == {"token_embedder", "encoder"}
+    assert set(abstract_params(config)) == {"token_embedder", "encoder"}
     params = {name: tiny[1][name] for name in ("token_embedder", "encoder")}
-    bound = model.bind(config, params)
-    whole = model.bind(*tiny)
+    bound = bind(config, params)
+    whole = bind(*tiny)
     states = bound.encode(encoder_tokens, encoder_mask=mask)
     np.testing.assert_allclose(
         states, whole.encode(encoder_tokens, encoder_mask=mask), atol=ABSOLUTE
@@ -656,18 +656,18 @@ LAYOUT = {
 
 def test_partition_rules_lay_out_every_parameter_of_every_preset():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    every = {T5Config.preset(name) for name in configs.presets()}
+    every = {T5Config.preset(name) for name in preset_fields()}
     used = set()
     for config in every:
-        params = model.abstract_params(config)
-        found = infer_shardings(params, mesh=mesh, rules=model.PARTITION_RULES)
+        params = abstract_params(config)
+        found = infer_shardings(params, mesh=mesh, rules=PARTITION_RULES)
         leaves = zip(jax.tree.leaves_with_path(params), jax.tree.leaves(found), strict=True)
         for (keys, leaf), where in leaves:
             path = jax.tree_util.keystr(keys, simple=True, separator="/")
             (name,) = [name for name in LAYOUT if f"/{path}".endswith(f"/{name}")]
             used.add(name)
             layer_axis = (None,) if "layers" in path.split("/") else ()
-            assert model.stacked(path) == bool(layer_axis)
+            assert is_stacked(path) == bool(layer_axis)
             assert len(layer_axis + LAYOUT[name]) == leaf.ndim, path
             expected = NamedSharding(mesh, P(*layer_axis, *LAYOUT[name]))
             assert where.is_equivalent_to(expected, leaf.ndim), path

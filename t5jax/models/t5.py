@@ -13,9 +13,15 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from t5jax.blocks import split_key
-from t5jax.config import T5Config
-from t5jax.layers import Embedder, Output, Projection
+from t5jax.models.config import T5Config
+from t5jax.models.incremental_decoder import (
+    DecoderCache,
+    DecodeStep,
+    IncrementalDecoder,
+    project_logits,
+)
+from t5jax.models.layers import Embedder, OutputLayer, SentenceProjection
+from t5jax.models.transformer import Decoder, Encoder, split_key
 from t5jax.ops import (
     Int8Kernel,
     Kernel,
@@ -26,10 +32,9 @@ from t5jax.ops import (
     uses_blocks,
 )
 from t5jax.parallel import constrain_activations, path_name
-from t5jax.stacks import Decoder, Encoder
-from t5jax.stepper import Cache, Step, Stepper, logits
 
 Params = dict[str, Any]
+
 
 # How parameters lie on a mesh of axes data, fsdp, tensor: each rule is a pattern of path parts and
 # the axes of the parameters it fits.  Blocks are stacked, so their first axis is the layer.
@@ -46,7 +51,7 @@ PARTITION_RULES = (
 )
 
 
-def stacked(path: str) -> bool:
+def is_stacked(path: str) -> bool:
     """Whether the parameter at a '/'-joined path holds all layers of a stack on its first axis."""
     return "layers" in path.split("/")
 
@@ -63,8 +68,8 @@ class T5(nnx.Module):
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs) if config.num_decoder_layers else None
         has_output = config.num_decoder_layers and not config.tie_embeddings
-        self.output = Output(config, rngs=rngs) if has_output else None
-        self.projection = Projection(config, rngs=rngs) if config.projection_dim else None
+        self.output = OutputLayer(config, rngs=rngs) if has_output else None
+        self.projection = SentenceProjection(config, rngs=rngs) if config.projection_dim else None
 
     def __call__(
         self,
@@ -220,7 +225,7 @@ class T5(nnx.Module):
         encoder_mask: Bool[Array, "B S"],
         max_len: int,
         num_beams: int = 1,
-    ) -> tuple[Step, Cache]:
+    ) -> tuple[DecodeStep, DecoderCache]:
         """What a decoding loop needs to write up to `max_len` tokens for each row.
 
         Cross-attention keys and values are computed here, and stacked weights sliced: who decodes
@@ -238,10 +243,12 @@ class T5(nnx.Module):
             states, encoder_mask=encoder_mask, max_len=max_len, num_beams=num_beams
         )
 
-    def stepper(self) -> Stepper:
+    def stepper(self) -> IncrementalDecoder:
         """The decoder's weights as a decoding loop wants them; worth keeping between requests."""
         decoder = self._decoder()
-        return Stepper.of(self.config, decoder, self.token_embedder, self._output_kernel())
+        return IncrementalDecoder.of(
+            self.config, decoder, self.token_embedder, self._output_kernel()
+        )
 
     def _mask(
         self, segments: Segments, query_len: int, key_len: int
@@ -256,7 +263,7 @@ class T5(nnx.Module):
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits of `decode_states`' states."""
-        return constrain_activations(logits(x, self._output_kernel(), self.config))
+        return constrain_activations(project_logits(x, self._output_kernel(), self.config))
 
     def output_table(self) -> tuple[Float[Array, "..."], int]:
         """The kernel that makes states logits as it is stored, and which axis is the vocabulary."""
@@ -334,3 +341,15 @@ def _graph(config: T5Config) -> tuple[Any, Params]:
     model = jax.eval_shape(lambda key: T5(config, rngs=nnx.Rngs(params=key)), jax.random.key(0))
     graph, state = nnx.split(model, graph=False)
     return graph, nnx.to_pure_dict(state)
+
+
+def resolve_dtype(dtype: str) -> str:
+    """What "auto" means on the devices at hand; other names are checked and returned."""
+    if dtype == "auto":
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(
+            f"dtype must be 'auto', 'float32' or 'bfloat16', got {dtype!r}; "
+            "float16 is too narrow for T5."
+        )
+    return dtype

@@ -10,7 +10,8 @@ import pytest
 from helpers.forced_decoding import LIMIT, forced_log_probs, greedy_ids, score_by_hand
 
 import t5jax
-from t5jax import quantize, score
+from t5jax import score
+from t5jax.models.quantization import check_saveable
 from t5jax.ops.linear import is_kernel, quantize_kernel
 from t5jax.parallel.mesh import MeshConfig, make_mesh
 from t5jax.text2text import Text2Text
@@ -186,4 +187,4 @@ def test_load_with_float_weights_tells_of_no_error(t5, tmp_path):
 
 
 def test_check_saveable_takes_floats(t5):
-    quantize.check_saveable(t5.params)
+    check_saveable(t5.params)
