@@ -58,8 +58,8 @@ def main() -> None:
 def write_model(folder: Path) -> Path:
     """A T5 of t5-large's shape, in Hugging Face's layout."""
     from t5jax.models import T5Config, abstract_params
-    from t5jax.pretrained import hf_save
-    from t5jax.pretrained.source import Weights
+    from t5jax.pretrained import Weights
+    from t5jax.pretrained.hf import save_hf
 
     config = T5Config.preset("t5-large")
     shapes = Weights.of(abstract_params(config)).shapes
@@ -70,7 +70,7 @@ def write_model(folder: Path) -> Path:
         return np.resize(noise, shapes[path]) * np.float32(0.03)
 
     weights = Weights(shapes, dict.fromkeys(shapes, np.dtype(np.float32)), read)
-    hf_save.save(folder / "model", config, weights, None)
+    save_hf(folder / "model", config, weights, None)
     return folder / "model"
 
 
@@ -92,7 +92,7 @@ def seconds(folder: Path, repeats: int) -> dict[str, float]:
     import torch
     import transformers
 
-    from t5jax import pretrained
+    from t5jax.pretrained import load_pretrained
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -105,7 +105,7 @@ def seconds(folder: Path, repeats: int) -> dict[str, float]:
             return sum(float(p.view(-1)[::1024].float().sum()) for p in theirs(dtype).parameters())
 
     def ours(dtype=np.float32):
-        return jax.block_until_ready(pretrained.load(folder, dtype=np.dtype(dtype))[1])
+        return jax.block_until_ready(load_pretrained(folder, dtype=np.dtype(dtype))[1])
 
     calls = {
         "t5jax": ours,

@@ -59,14 +59,15 @@ def main(
 
 def entry() -> None:
     """The command `t5jax`."""
-    from t5jax import bulk, convert, inspect, plan
+    from t5jax import bulk, plan
     from t5jax.evaluation import Evaluate, evaluate_files
+    from t5jax.pretrained import Convert, Inspect, convert_checkpoint, inspect_checkpoint
 
     commands: dict[type, Callable[[Any], object]] = {
         bulk.Generate: bulk.run,
         Evaluate: evaluate_files,
-        convert.Convert: convert.run,
-        inspect.Inspect: inspect.run,
+        Convert: convert_checkpoint,
+        Inspect: inspect_checkpoint,
         plan.Plan: plan.run,
     }
     main(

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t5jax import fit as fitting
-from t5jax import ingredients, material, pretrained, recipe, runfolder, runlog, runs, train, trial
+from t5jax import ingredients, material, recipe, runfolder, runlog, runs, train, trial
 from t5jax.checkpoint import average_checkpoints, choose_checkpoints, is_best
 from t5jax.data import (
     Batch,
@@ -41,7 +41,13 @@ from t5jax.parallel import (
     num_batch_shards,
     print_once,
 )
-from t5jax.pretrained.folder import CHECKPOINTS
+from t5jax.pretrained import (
+    CHECKPOINTS,
+    find_tokenizer,
+    load_pretrained,
+    locate_checkpoint,
+    open_checkpoint,
+)
 from t5jax.recipe import FinetuneConfig
 from t5jax.text2text import Text2Text
 from t5jax.tokenizers import Tokenizer
@@ -147,7 +153,7 @@ def _loaded(config: FinetuneConfig, mesh: Mesh) -> Params | None:
     """The parameters to start from; all processes read them together."""
     if config.checkpoint is None:
         return None
-    return pretrained.load(config.checkpoint, dtype=np.dtype(np.float32), mesh=mesh)[1]
+    return load_pretrained(config.checkpoint, dtype=np.dtype(np.float32), mesh=mesh)[1]
 
 
 def _evaluation(
@@ -233,7 +239,7 @@ def _prepare(
     say = print_once
     texts = material.read(tasks, say=say)
     # Parameters are read later, by all processes together.
-    path = None if config.checkpoint is None else pretrained.locate(config.checkpoint)
+    path = None if config.checkpoint is None else locate_checkpoint(config.checkpoint)
     tokenizer = _tokenizer(config, texts, path)
     model = _model(config, tokenizer, path, architecture)
     pairs = material.pairs(texts, tokenizer=tokenizer, limits=config.limits, say=say)
@@ -276,7 +282,7 @@ def _tokenizer(config: FinetuneConfig, texts: Texts, path: Path | None) -> Token
             vocab_size=config.vocab_size or 4000,
             say=print_once,
         )
-    found = pretrained.find_tokenizer(path)
+    found = find_tokenizer(path)
     if found is None:
         raise ValueError(
             f"tokenizer must be given for {config.checkpoint}, which comes without one; name its "
@@ -295,7 +301,7 @@ def _model(
     if path is None:
         changes = {**(architecture or {}), **changes}
         return ingredients.model(config.model, tokenizer, dtype=config.dtype, changes=changes)
-    loaded = pretrained.open_source(path).config
+    loaded = open_checkpoint(path).config
     if not loaded.num_decoder_layers:
         raise ValueError(
             f"checkpoint must have a decoder, got {config.checkpoint}, an encoder alone; start "

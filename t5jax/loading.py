@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from t5jax import pretrained
 from t5jax.models import check_saveable, quantize_params
 from t5jax.models.t5 import resolve_dtype
-from t5jax.pretrained import hf_save
-from t5jax.pretrained.source import Weights
+from t5jax.pretrained import Weights, load_pretrained
+from t5jax.pretrained.hf import save_hf
 from t5jax.text2text import Text2Text
 from t5jax.tokenizers import Tokenizer
 
@@ -54,7 +53,7 @@ def load(
         raise ValueError(f"weights must be 'float' or 'int8', got {weights!r}.")
     if weights == "int8" and (mesh is not None or encoder_only):
         raise ValueError("weights='int8' must come without mesh and encoder_only; leave them out.")
-    config, params, found = pretrained.load(
+    config, params, found = load_pretrained(
         name_or_path,
         revision=revision,
         subfolder=subfolder,
@@ -80,4 +79,4 @@ def export_hf(t5: Text2Text, folder: str | os.PathLike, *, overwrite: bool = Fal
       ValueError: weights that were rounded when they were loaded.
     """
     check_saveable(t5.params)
-    hf_save.save(folder, t5.config, Weights.of(t5.params), t5.tokenizer, overwrite=overwrite)
+    save_hf(folder, t5.config, Weights.of(t5.params), t5.tokenizer, overwrite=overwrite)

@@ -12,7 +12,7 @@ from t5jax.fileio import is_temporary, write_atomically
 from t5jax.fit import FitConfig
 from t5jax.models import COMPUTE_FIELDS, T5Config, resolve_dtype
 from t5jax.parallel import is_main_process, process_index
-from t5jax.pretrained.folder import CONFIG_FILE
+from t5jax.pretrained import CONFIG_FILE
 from t5jax.runs import RunConfig
 from t5jax.tokenizers import Tokenizer, load_tokenizer
 

@@ -19,7 +19,7 @@ from t5jax.fit import FitConfig
 from t5jax.models import Params, Remat, T5Config
 from t5jax.optim import OptimizerConfig, learning_rate_schedule
 from t5jax.parallel import HostsConfig, MeshConfig, print_once, process_count, process_index
-from t5jax.pretrained.folder import CHECKPOINTS
+from t5jax.pretrained import CHECKPOINTS
 from t5jax.profiling import Profiler
 from t5jax.tokenizers import Tokenizer
 from t5jax.train import StepConfig

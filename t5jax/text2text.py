@@ -9,12 +9,13 @@ from typing import NamedTuple, Unpack
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from t5jax import answers, buckets, pretrained
+from t5jax import answers, buckets
 from t5jax.answers import Answer
 from t5jax.decoding import LogitsProcessors
 from t5jax.models import check_saveable
 from t5jax.options import Given, Options, shown
 from t5jax.pieces import Pieces
+from t5jax.pretrained import save_pretrained
 from t5jax.reader import Reader, check_positive
 from t5jax.writer import FinishReason, Writer, Written
 
@@ -246,7 +247,7 @@ class Text2Text(Reader):
           ValueError: weights that were rounded when they were loaded.
         """
         check_saveable(self.params)
-        pretrained.save(folder, self.config, self.params, self.tokenizer, overwrite=overwrite)
+        save_pretrained(folder, self.config, self.params, self.tokenizer, overwrite=overwrite)
 
     def _write(self, name: str, texts: Sequence[str], options: Options, count: int):
         inputs = self.encode_texts(name, texts, options.max_input_tokens, options.truncate)

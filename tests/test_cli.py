@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from t5jax import cli, convert
+from t5jax import cli
 from t5jax.models.config import T5Config
+from t5jax.pretrained import convert
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ import pytest
 
 from t5jax.models.config import T5Config
 from t5jax.models.t5 import init_params
-from t5jax.pretrained import hf_save, hub
+from t5jax.pretrained.hf import hub
+from t5jax.pretrained.hf.save import save_hf
 from t5jax.pretrained.source import Weights
 from t5jax.tokenizers.sentencepiece import train_tokenizer
 
@@ -40,8 +41,10 @@ def workplace(tmp_path, monkeypatch) -> Path:
     )
     words = train_tokenizer([(SENTENCE + ANSWERS) * 3], vocab_size=38)
     weights = Weights.of(init_params(config, jax.random.key(0)))
-    hf_save.save(tmp_path / "hub", config, weights, words)
-    monkeypatch.setattr(hub, "download", lambda name, *, revision, subfolder: tmp_path / "hub")
+    save_hf(tmp_path / "hub", config, weights, words)
+    monkeypatch.setattr(
+        hub, "download_snapshot", lambda name, *, revision, subfolder: tmp_path / "hub"
+    )
     return tmp_path
 
 
@@ -70,11 +73,11 @@ def test_docs_options_exist():
     import tyro
 
     from t5jax.bulk import Generate
-    from t5jax.convert import Convert
     from t5jax.evaluation.evaluate import Evaluate
-    from t5jax.inspect import Inspect
     from t5jax.plan import Plan
     from t5jax.pretrain import PretrainConfig
+    from t5jax.pretrained.convert import Convert
+    from t5jax.pretrained.describe import Inspect
     from t5jax.recipe import FinetuneConfig
 
     shown = io.StringIO()

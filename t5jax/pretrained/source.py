@@ -16,15 +16,29 @@ from jax.sharding import Mesh
 from t5jax.checkpoint import shapes_by_path
 from t5jax.models import PARTITION_RULES, Params, T5Config, abstract_params
 from t5jax.parallel import infer_shardings, path_name
-from t5jax.pretrained.arrays import DTYPES, Array, Index, Region, relative, whole
-from t5jax.pretrained.names import Leaf, Naming
+from t5jax.pretrained.formats import (
+    DTYPES,
+    FileRegion,
+    Index,
+    LazyArray,
+    full_index,
+    relative_index,
+)
+from t5jax.pretrained.name_map import Leaf, NameMap
 
 Progress = Callable[[int], object]
+
+
 """Called with the number of bytes, of a file, that have been read."""
+
 
 # Transposed writes touch whole cache lines at once.
 _CACHE_LINE = 64
+
+
 _ALIGNMENT = 64
+
+
 _THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -46,7 +60,7 @@ class Weights(NamedTuple):
         )
 
 
-class Written(NamedTuple):
+class WrittenArray(NamedTuple):
     """One array of a checkpoint that was written."""
 
     name: str
@@ -58,14 +72,14 @@ class Written(NamedTuple):
     """Of its elements, first axis outermost, little-endian."""
 
     @classmethod
-    def of(cls, name: str, path: str, values: np.ndarray) -> "Written":
+    def of(cls, name: str, path: str, values: np.ndarray) -> "WrittenArray":
         contiguous = np.ascontiguousarray(values)
         digest = hashlib.sha256(contiguous.reshape(-1).view(np.uint8).data).hexdigest()
         return cls(name, path, tuple(values.shape), values.dtype.name, digest)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
+class CheckpointSource:
     """A checkpoint that can be read.
 
     Attributes:
@@ -82,7 +96,7 @@ class Source:
     path: Path
     format: str
     config: T5Config
-    arrays: Mapping[str, Array]
+    arrays: Mapping[str, LazyArray]
     layout: Mapping[str, Leaf]
     ignored: Mapping[str, str]
     notes: tuple[str, ...] = ()
@@ -114,7 +128,7 @@ class Source:
 
     def read(self, path: str, *, dtype: np.dtype, progress: Progress | None = None) -> np.ndarray:
         """One of our parameters, in host memory."""
-        return self._part(path, whole(self.shapes[path]), dtype, progress)
+        return self._part(path, full_index(self.shapes[path]), dtype, progress)
 
     def weights(
         self, *, dtype: np.dtype | None = None, progress: Progress | None = None
@@ -136,7 +150,7 @@ class Source:
     ) -> Params:
         """All parameters, read piece by piece to where they belong.
 
-        Beside the result, host memory holds a few pieces of `arrays.BLOCK_BYTES`; or, on a mesh or
+        Beside the result, host memory holds a few pieces of `BLOCK_BYTES`; or, on a mesh or
         if the devices have memory of their own, what this host's devices need of one parameter.
 
         Args:
@@ -159,7 +173,9 @@ class Source:
 
             if mesh is None:
                 # Aligned memory of the host is a CPU device's, without a copy.
-                return jax.device_put(self._part(path, whole(leaf.shape), kind, progress), placing)
+                return jax.device_put(
+                    self._part(path, full_index(leaf.shape), kind, progress), placing
+                )
 
             def bounds(index):
                 pairs = zip(index, leaf.shape, strict=True)
@@ -173,7 +189,7 @@ class Source:
             )
             held = self._part(path, box, kind, progress)
             return jax.make_array_from_callback(
-                leaf.shape, placing, lambda index: held[relative(bounds(index), box)]
+                leaf.shape, placing, lambda index: held[relative_index(bounds(index), box)]
             )
 
         params = jax.tree.map_with_path(read, shapes, placed)
@@ -187,7 +203,7 @@ class Source:
         """The values of a parameter at an index of ours."""
         leaf = self.layout[path]
         out = _aligned([s.stop - s.start for s in index], dtype)
-        tasks: list[tuple[Array, Index, np.ndarray]] = []
+        tasks: list[tuple[LazyArray, Index, np.ndarray]] = []
         if leaf.per_layer:
             layers, *rest = index
             for i in range(layers.start, layers.stop):
@@ -208,7 +224,9 @@ class Source:
         return out
 
 
-def checked(source: Source, naming: Naming, *, unknown: Sequence[str]) -> Source:
+def checked_source(
+    source: CheckpointSource, naming: NameMap, *, unknown: Sequence[str]
+) -> CheckpointSource:
     """The same, if its arrays are those of its config.
 
     Args:
@@ -257,7 +275,7 @@ def _reading_order(path: str) -> tuple[int, str]:
     return parts.index(part) if part in parts else len(parts), path
 
 
-def _check_array(array: Array, name: str, shape: tuple[int, ...]) -> None:
+def _check_array(array: LazyArray, name: str, shape: tuple[int, ...]) -> None:
     if array.dtype not in DTYPES.values():
         raise ValueError(
             f"{array.file}: {name} must be of type {', '.join(DTYPES)}, got {array.dtype.name}; "
@@ -278,12 +296,12 @@ def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
 
 
 def _split(
-    array: Array, leaf: Leaf, index: Index, out: np.ndarray
-) -> Iterator[tuple[Array, Index, np.ndarray]]:
+    array: LazyArray, leaf: Leaf, index: Index, out: np.ndarray
+) -> Iterator[tuple[LazyArray, Index, np.ndarray]]:
     """The work of one array, divided along their first axis."""
     theirs = leaf.to_theirs(index)
     # Others are stored in chunks, which each thread would decode.
-    if not theirs or not isinstance(array, Region):
+    if not theirs or not isinstance(array, FileRegion):
         yield array, theirs, out
         return
     ours = leaf.inverse(len(index))[0]
@@ -296,10 +314,10 @@ def _split(
         yield array, (slice(start, stop), *rest), out[tuple(part)]
 
 
-def _fill(out: np.ndarray, array: Array, index: Index, progress: Progress | None) -> None:
+def _fill(out: np.ndarray, array: LazyArray, index: Index, progress: Progress | None) -> None:
     """Writes the elements at `index` to `out`, which has their axes in any memory order."""
     for where, values in array.blocks(index):
-        target = out[relative(where, index)]
+        target = out[relative_index(where, index)]
         if values.dtype != out.dtype:
             values = values.astype(out.dtype)
         if values.ndim == 2 and target.strides[0] < target.strides[1]:

@@ -1,0 +1,260 @@
+"""PyTorch's files: where the tensors of a state dict written by `torch.save` lie.
+
+Two containers: zip, of torch 1.6 and later, and before that pickles in a row with the data behind.
+Neither torch nor pickle is used, so nothing in a file is executed.
+"""
+
+import io
+import math
+import os
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from t5jax.pretrained.formats.lazy_array import FileRegion
+from t5jax.pretrained.formats.torch_pickle import PickleReader, Tensor
+from t5jax.pretrained.name_map import shorten
+
+# Far above any checkpoint's, so that a damaged file takes neither memory nor time.
+_MAX_PICKLE_BYTES = 64 << 20
+
+
+_MAX_AXES = 8
+
+
+_MAX_SIZE = 1 << 63
+
+
+# Elements of an array in which a size of 0 leaves the others without any limit.
+_MAX_EMPTY = 1 << 31
+
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+_PROTOCOL = 1001
+
+
+_ZIP_HEADER = b"PK\x03\x04"
+
+
+_ZIP_HEADER_BYTES = 30
+
+
+_ZIP_ENCRYPTED = 1 | 1 << 6 | 1 << 13
+
+
+_ZIP_UTF8 = 1 << 11
+
+
+def open_pytorch(path: Path) -> dict[str, FileRegion]:
+    """The tensors of a `pytorch_model.bin`, by name; nothing of their values is read yet.
+
+    Raises:
+      ValueError: the file is missing or damaged, is no state dict, asks for anything but tensors,
+        or holds one that is a view; the message names the file, and the tensor at fault.
+    """
+    # Anything but a file, a pipe for one, might keep us waiting.
+    if not path.is_file():
+        raise ValueError(f"{path} must be a file; it is missing. Download it again.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+            file.seek(0)
+            if start.startswith(_ZIP_HEADER):
+                state, offsets = _open_zip(path, file)
+            elif start.startswith(b"\x80"):  # each pickle's first byte
+                state, offsets = _open_legacy(path, file)
+            else:
+                raise ValueError(f"{path} must be a file of torch.save, got {_described(start)}")
+    except OSError as error:
+        raise ValueError(f"{path} must be a readable file ({error.strerror}).") from error
+    if not isinstance(state, dict):
+        raise ValueError(
+            f"{path} must hold a dict of tensors, got a {type(state).__name__}; save "
+            "model.state_dict() instead."
+        )
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{path} must hold tensors alone, got a {type(value).__name__} as "
+                f"{shorten(name)}; save model.state_dict() itself instead."
+            )
+    return {name: _region(path, name, tensor, offsets) for name, tensor in state.items()}
+
+
+def _described(start: bytes) -> str:
+    if start.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer to one; fetch it with `git lfs pull`."
+    if start[257:262] == b"ustar":
+        return "a tar file of torch 0.1; load it with that and save it anew."
+    if not start:
+        return "an empty one. Download it again."
+    return f"one that begins with {start[:8]!r}. Download it again."
+
+
+def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
+    """What the pickle holds, and at which byte of the file each storage begins."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            listed = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{path} must end with the directory of a zip file; it is damaged or incomplete. "
+            "Download it again."
+        ) from error
+    entries = {entry.filename: entry for entry in listed}
+    if len(entries) != len(listed):
+        raise ValueError(f"{path} must hold each of its entries once; do not load it.")
+    roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")]
+    roots = [root for root in roots if root.count("/") == 1]
+    if len(roots) != 1:
+        raise ValueError(
+            f"{path} must hold one data.pkl, as zip files of torch.save do, got {len(roots)}; "
+            "it is another format."
+        )
+    (root,) = roots
+    order = entries.get(f"{root}byteorder")
+    if order is not None and _entry(path, file, order) != b"little":
+        raise ValueError(f"{path} must be of a little-endian machine; save it anew on one.")
+
+    pickle = _entry(path, file, entries[f"{root}data.pkl"])
+    reader = PickleReader(path, io.BytesIO(pickle))
+    state = reader.value()
+    offsets = {}
+    for key, storage in reader.storages.items():
+        entry = entries.get(f"{root}data/{key}")
+        num_bytes = storage.size * storage.dtype.itemsize
+        if entry is None or entry.file_size != num_bytes:
+            found = "none" if entry is None else f"one of {entry.file_size}"
+            raise ValueError(
+                f"{path} must have an entry {shorten(f'{root}data/{key}')} of "
+                f"{num_bytes} bytes, got {found}; it is damaged. Download it again."
+            )
+        offsets[key] = _entry_offset(path, file, entry)
+    return state, offsets
+
+
+def _entry(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> bytes:
+    if entry.file_size > _MAX_PICKLE_BYTES:
+        raise ValueError(
+            f"{path}: {shorten(entry.filename)} must have at most "
+            f"{_MAX_PICKLE_BYTES} bytes, got {entry.file_size}; it is no checkpoint of a T5."
+        )
+    file.seek(_entry_offset(path, file, entry))
+    content = file.read(entry.file_size)
+    # 0 is what torch writes if told to save the time for computing it.
+    if entry.CRC not in (0, zlib.crc32(content)):
+        raise ValueError(
+            f"{path}: {shorten(entry.filename)} is damaged (its checksum differs). Download it again."
+        )
+    return content
+
+
+def _entry_offset(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> int:
+    """Where the content of an entry begins, all of which lies in the file."""
+    if (
+        entry.compress_type != zipfile.ZIP_STORED
+        or entry.compress_size != entry.file_size
+        or entry.flag_bits & _ZIP_ENCRYPTED
+        or entry.volume
+    ):
+        raise ValueError(
+            f"{path}: {shorten(entry.filename)} must be stored as it is; it is "
+            "compressed, encrypted or on another disk. Write the file with torch.save."
+        )
+    end = os.fstat(file.fileno()).st_size
+    name = entry.orig_filename.encode("utf-8" if entry.flag_bits & _ZIP_UTF8 else "cp437")
+    if 0 <= entry.header_offset <= end - _ZIP_HEADER_BYTES:
+        file.seek(entry.header_offset)
+        header = file.read(_ZIP_HEADER_BYTES)
+        name_length, extra_length = struct.unpack_from("<HH", header, 26)
+        offset = entry.header_offset + _ZIP_HEADER_BYTES + name_length + extra_length
+        same = header.startswith(_ZIP_HEADER) and file.read(name_length) == name
+        if same and offset + entry.file_size <= end:
+            return offset
+    raise ValueError(
+        f"{path}: {shorten(entry.filename)} does not lie where the zip file's directory "
+        "says; it is damaged or incomplete. Download it again."
+    )
+
+
+def _open_legacy(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
+    """As `_open_zip`."""
+    stream = io.BytesIO(file.read(_MAX_PICKLE_BYTES))
+    reader = PickleReader(path, stream)
+    if reader.value() != _MAGIC or reader.value() != _PROTOCOL:
+        raise ValueError(f"{path} must be a file of torch.save, got another pickle.")
+    system = reader.value()
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise ValueError(f"{path} must be of a little-endian machine; save it anew on one.")
+    state, keys = reader.value(), reader.value()
+    damaged = ValueError(
+        f"{path} must list its storages and hold each in full; it is damaged or incomplete. "
+        "Download it again."
+    )
+    # Compared as strings alone: a hostile key takes forever to hash.
+    if not isinstance(keys, list) or not all(type(key) is str for key in keys):
+        raise damaged
+    if len(set(keys)) != len(keys) or set(keys) != set(reader.storages):
+        raise damaged
+    offsets, position = {}, stream.tell()
+    end = os.fstat(file.fileno()).st_size
+    for key in keys:
+        storage = reader.storages[key]
+        offsets[key] = position + 8
+        file.seek(position)
+        size = int.from_bytes(file.read(8), "little")
+        position += 8 + storage.size * storage.dtype.itemsize
+        if size != storage.size or position > end:
+            raise damaged
+    return state, offsets
+
+
+def _region(path: Path, name: str, tensor: Tensor, offsets: dict[str, int]) -> FileRegion:
+    storage, shape, strides = tensor.storage, tensor.shape, tensor.strides
+    if (
+        not (type(shape) is tuple and type(strides) is tuple)
+        or not len(shape) == len(strides) <= _MAX_AXES
+        or not all(type(x) is int and 0 <= x < _MAX_SIZE for x in (tensor.offset, *shape, *strides))
+    ):
+        raise ValueError(
+            f"{path}: {shorten(name)} must have whole numbers as its shape, strides and "
+            f"offset, for at most {_MAX_AXES} axes; it is damaged. Download it again."
+        )
+    straight = _is_contiguous(shape, strides)
+    if not straight and not _is_contiguous(shape[::-1], strides[::-1]):
+        raise ValueError(
+            f"{path}: {shorten(name)} is a view with strides {strides}, which cannot be "
+            "read; save it with .contiguous()."
+        )
+    count = math.prod(shape)
+    if tensor.offset + count > storage.size or math.prod(filter(None, shape)) > max(
+        count, _MAX_EMPTY
+    ):
+        raise ValueError(
+            f"{path}: {shorten(name)} of shape {list(shape)} must lie within the "
+            f"{storage.size} elements of its storage; it is damaged. Download it again."
+        )
+    itemsize = storage.dtype.itemsize
+    return FileRegion(
+        file=path,
+        segments=((offsets[storage.key] + tensor.offset * itemsize, count * itemsize),),
+        shape=shape,
+        dtype=storage.dtype,
+        transposed=not straight,
+    )
+
+
+def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether the elements lie in a row, the last axis innermost."""
+    if 0 in shape:
+        return True
+    expected = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True

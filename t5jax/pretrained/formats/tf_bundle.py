@@ -1,0 +1,403 @@
+"""TensorFlow checkpoints without TensorFlow: where each tensor lies in a bundle's data files.
+
+A bundle is `<prefix>.index` and `<prefix>.data-00000-of-0000N`.  The index is a sorted table in
+LevelDB's format, from names to protocol buffers; the data are plain little-endian numbers.
+"""
+
+import math
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from t5jax.pretrained.formats import lazy_array
+
+# For the index, its blocks uncompressed, and all names: T5 with 11 billion parameters needs 0.1 MB.
+_MAX_BYTES = 8 << 20
+
+
+_MAX_SIZE = 1 << 31  # of an axis
+
+
+_MAX_RANK = 32
+
+
+_FOOTER_BYTES = 48
+
+
+_MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
+
+
+_TRAILER_BYTES = 5
+
+
+_PLAIN, _SNAPPY = 0, 1
+
+
+# Of protocol buffers.
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+# TensorFlow's numbers of the types that are plain numbers in the data.
+_DTYPES = {
+    1: np.dtype(np.float32),
+    2: np.dtype(np.float64),
+    3: np.dtype(np.int32),
+    4: np.dtype(np.uint8),
+    6: np.dtype(np.int8),
+    9: np.dtype(np.int64),
+    10: np.dtype(np.bool_),
+    14: np.dtype(ml_dtypes.bfloat16),
+    19: np.dtype(np.float16),
+}
+
+
+class _Damaged(Exception):
+    """What is wrong with an index, as the rest of a sentence that its name begins."""
+
+
+def open_tf_bundle(prefix: Path) -> dict[str, lazy_array.LazyArray]:
+    """Finds the tensors of a checkpoint.
+
+    Args:
+      prefix: what the names of its files begin with, such as `folder/model.ckpt-1000`.  Data files
+        may be missing as long as no tensor in them is read.
+    Returns:
+      Every tensor of numbers by its name; strings and other types are left out.
+    Raises:
+      ValueError: the index is missing, damaged or of a kind that cannot be read here, or a data
+        file is too short; the message names the file and, where it can, the tensor.
+    """
+    index = prefix.with_name(f"{prefix.name}.index")
+    if not index.is_file():
+        raise ValueError(f"{index} is missing; it says which tensors the checkpoint has.")
+    with index.open("rb") as file:
+        content = file.read(_MAX_BYTES + 1)
+    try:
+        entries = _Table(content).entries()
+        key, value = next(entries, (None, b""))
+        if key != b"":
+            raise _Damaged("has no header, so it is no TensorFlow checkpoint")
+        shards = _Shards(prefix, _num_shards(value))
+        tensors: dict[str, lazy_array.LazyArray] = {}
+        for key, value in entries:
+            # Pieces of a partitioned variable, which has an entry of its own too.
+            if key.startswith(b"\0"):
+                continue
+            shown = repr(key)[1:100]
+            try:
+                name = key.decode("utf-8")
+                tensor = _tensor(value, shards)
+            except UnicodeDecodeError as error:
+                raise _Damaged(f"has a tensor {shown} whose name is no UTF-8") from error
+            except _Damaged as error:
+                raise _Damaged(f"has a tensor {shown} that {error}") from error
+            if tensor is not None:
+                tensors[name] = tensor
+    except _Damaged as error:
+        raise ValueError(f"{index} {error}.") from error
+    return tensors
+
+
+def newest_prefix(folder: Path) -> Path | None:
+    """The checkpoint of a folder that TensorFlow would continue from.
+
+    Args:
+      folder: with checkpoints of one model at different steps.
+    Returns:
+      The prefix that the text file `checkpoint` names, if it lies in this folder, or else that of
+      the highest step; None if there is none.
+    """
+    found = {path.name.removesuffix(".index"): path for path in folder.glob("[!.]*.index")}
+    names = [name for name, path in found.items() if path.is_file()]
+    state = folder / "checkpoint"
+    if state.is_file():
+        with state.open("rb") as file:
+            text = file.read(1 << 20).decode("utf-8", errors="replace")
+        match = re.search(r'^\s*model_checkpoint_path\s*:\s*"([^"\n]*)"', text, re.MULTILINE)
+        name = match[1] if match else ""
+        # Where it was written, which is seldom where it is now.
+        if name.startswith("/") or "://" in name:
+            name = name.rpartition("/")[2]
+        if name in names:
+            return folder / name
+    if not names:
+        return None
+    return folder / max(names, key=lambda name: (_step(name), name))
+
+
+def _step(name: str) -> int:
+    match = re.search(r"-([0-9]+)$", name)
+    return int(match[1]) if match else -1
+
+
+class _Shards:
+    """The data files of a bundle."""
+
+    def __init__(self, prefix: Path, count: int):
+        self._prefix = prefix
+        self._count = count
+        self._sizes: dict[Path, int | None] = {}
+
+    def region(
+        self, shard: int, segment: tuple[int, int], shape: tuple[int, ...], dtype: np.dtype
+    ) -> lazy_array.FileRegion:
+        if shard >= self._count:
+            raise _Damaged(f"must lie in one of {self._count} data files, got number {shard}")
+        name = f"{self._prefix.name}.data-{shard:05d}-of-{self._count:05d}"
+        file = self._prefix.with_name(name)
+        if file not in self._sizes:
+            self._sizes[file] = _file_size(file)
+        size = self._sizes[file]
+        if sum(segment) > (2**63 - 1 if size is None else size):
+            raise _Damaged(
+                f"ends at byte {sum(segment)} of {name}, which has {size}; that file is incomplete "
+                "or of another checkpoint, so download both again"
+            )
+        return lazy_array.FileRegion(file=file, segments=(segment,), shape=shape, dtype=dtype)
+
+
+def _file_size(file: Path) -> int | None:
+    if file.is_file():
+        return file.stat().st_size
+    if file.exists():
+        raise _Damaged(f"lies in {file.name}, which must be a file")
+    return None
+
+
+def _num_shards(header: bytes) -> int:
+    """Checks the header, and returns the number of data files."""
+    fields = _message(header, {1: _VARINT, 2: _VARINT, 3: _BYTES})
+    num_shards, endianness = _last(fields, 1, 0), _last(fields, 2, 0)
+    if not 1 <= num_shards < 2**31:
+        raise _Damaged(f"must count at least 1 data file, got {num_shards}")
+    if endianness != 0:
+        raise _Damaged("describes big-endian data; save it again on a little-endian machine")
+    version = _message(_last(fields, 3, b""), {2: _VARINT})
+    if _last(version, 2, 0) > 1:
+        raise _Damaged(
+            f"needs a reader of version {_last(version, 2, 0)}, which is newer than this one's 1"
+        )
+    return num_shards
+
+
+def _tensor(value: bytes, shards: _Shards) -> lazy_array.FileRegion | None:
+    """One entry; None for a type that is no plain number."""
+    wires = {1: _VARINT, 2: _BYTES, 3: _VARINT, 4: _VARINT, 5: _VARINT, 6: _FIXED32, 7: _BYTES}
+    fields = _message(value, wires)
+    if 7 in fields:
+        raise _Damaged("is a partitioned variable, saved in slices; save it again as one tensor")
+    dtype = _DTYPES.get(_last(fields, 1, 0))
+    if dtype is None:
+        return None
+    shape = _shape(_last(fields, 2, b""))
+    size = _last(fields, 5, 0)
+    if size != math.prod(shape) * dtype.itemsize:
+        raise _Damaged(
+            f"must have {math.prod(shape) * dtype.itemsize} bytes as {dtype.name} of shape "
+            f"{shape}, got {size}; download it again"
+        )
+    return shards.region(_last(fields, 3, 0), (_last(fields, 4, 0), size), shape, dtype)
+
+
+def _shape(value: bytes) -> tuple[int, ...]:
+    fields = _message(value, {2: _BYTES, 3: _VARINT})
+    dims = fields.get(2, [])
+    if _last(fields, 3, 0) or len(dims) > _MAX_RANK:
+        raise _Damaged(f"must have a shape of at most {_MAX_RANK} axes; download it again")
+    shape = tuple(_last(_message(dim, {1: _VARINT}), 1, 0) for dim in dims)
+    if any(size >= _MAX_SIZE for size in shape):
+        raise _Damaged(f"must have axes shorter than {_MAX_SIZE}, got {max(shape)}")
+    return shape
+
+
+def _message(data: bytes, wires: Mapping[int, int]) -> dict[int, list]:
+    """The fields of a protocol buffer that are listed; integers are unsigned.
+
+    Args:
+      data: the message.
+      wires: wire type of each field.
+    """
+    fields: dict[int, list] = {}
+    cursor = _Cursor(data)
+    while not cursor.at_end():
+        tag = cursor.varint()
+        number, wire = tag >> 3, tag & 7
+        if wire == _VARINT:
+            value = cursor.varint()
+        elif wire == _BYTES:
+            value = cursor.take(cursor.varint())
+        elif wire in (_FIXED32, _FIXED64):
+            value = cursor.take(4 if wire == _FIXED32 else 8)
+        else:
+            raise _Damaged(f"has a field of unknown type {wire}; download it again")
+        if number in wires:
+            if wire != wires[number]:
+                raise _Damaged(f"has a field {number} of wrong type {wire}; download it again")
+            fields.setdefault(number, []).append(value)
+    return fields
+
+
+def _last(fields: Mapping[int, list], number: int, default):
+    return fields.get(number, [default])[-1]
+
+
+class _Table:
+    """A file of sorted keys and values.
+
+    Blocks of entries, a block of where these are, and a footer that says where that one is.
+    """
+
+    def __init__(self, content: bytes):
+        if len(content) > _MAX_BYTES:
+            raise _Damaged(f"must be smaller than {_MAX_BYTES >> 20} MiB, which no T5 needs")
+        if not content.endswith(_MAGIC) or len(content) < _FOOTER_BYTES:
+            raise _Damaged(
+                "is no index of a TensorFlow checkpoint or incomplete, by its last bytes; "
+                "download it again"
+            )
+        self._content = content
+        self._room = _MAX_BYTES
+
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values, ascending."""
+        footer = _Cursor(self._content[-_FOOTER_BYTES:])
+        _handle(footer)
+        position, previous = 0, None
+        for _, value in self._block_entries(*_handle(footer)):
+            offset, size = _handle(_Cursor(value))
+            # Else a small file could list one block a million times.
+            if offset < position:
+                raise _Damaged("has blocks that overlap; download it again")
+            position = offset + size + _TRAILER_BYTES
+            for key, entry in self._block_entries(offset, size):
+                if previous is not None and key <= previous:
+                    raise _Damaged("must have its names in order; download it again")
+                previous = key
+                yield key, entry
+
+    def _block_entries(self, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+        block = self._block(offset, size)
+        # Where keys are written in full follows, for binary search, and the number of such places.
+        num_restarts = struct.unpack("<I", block[-4:])[0] if len(block) >= 4 else len(block)
+        end = len(block) - 4 - 4 * num_restarts
+        if end < 0:
+            raise _Damaged("has a block that is too short; download it again")
+        cursor, key = _Cursor(block[:end]), b""
+        while not cursor.at_end():
+            shared, unshared, length = cursor.varint(), cursor.varint(), cursor.varint()
+            if shared > len(key):
+                raise _Damaged("has a name that continues none; download it again")
+            self._spend(shared + unshared)
+            key = key[:shared] + cursor.take(unshared)
+            yield key, cursor.take(length)
+
+    def _block(self, offset: int, size: int) -> bytes:
+        end = offset + size + _TRAILER_BYTES
+        if end > len(self._content) - _FOOTER_BYTES:
+            raise _Damaged("has a block beyond its end; download it again")
+        block, trailer = self._content[offset : offset + size], self._content[end - 5 : end]
+        kind, checksum = struct.unpack("<BI", trailer)
+        if checksum != _masked_crc32c(block + trailer[:1]):
+            raise _Damaged("is damaged: its checksum does not fit; download it again")
+        if kind == _SNAPPY:
+            cursor = _Cursor(block)
+            length = cursor.varint()
+            self._spend(length)
+            return _unsnap(cursor, length)
+        if kind != _PLAIN:
+            raise _Damaged(f"has a block compressed by method {kind}; only 0 and 1 are known")
+        self._spend(size)
+        return block
+
+    def _spend(self, size: int) -> None:
+        self._room -= size
+        if self._room < 0:
+            raise _Damaged(f"must hold less than {_MAX_BYTES >> 20} MiB of names and descriptions")
+
+
+def _handle(cursor: "_Cursor") -> tuple[int, int]:
+    return cursor.varint(), cursor.varint()
+
+
+def _unsnap(cursor: "_Cursor", length: int) -> bytes:
+    """Undoes Snappy's compression: pieces to take as they are, and pieces to repeat."""
+    result = bytearray()
+    while not cursor.at_end():
+        tag = cursor.take(1)[0]
+        kind, count = tag & 3, (tag >> 2) + 1
+        if kind == 0:
+            if count > 60:
+                count = int.from_bytes(cursor.take(count - 60), "little") + 1
+            result += cursor.take(count)
+        else:
+            if kind == 1:
+                count = (tag >> 2 & 7) + 4
+                back = (tag >> 5) << 8 | cursor.take(1)[0]
+            else:
+                back = int.from_bytes(cursor.take(2 if kind == 2 else 4), "little")
+            if not 1 <= back <= len(result):
+                raise _Damaged("has a compressed block that repeats nothing; download it again")
+            start = len(result) - back
+            piece = result[start : start + count]
+            # It may reach into what it is about to write.
+            result += (piece * (count // len(piece) + 1))[:count]
+        if len(result) > length:
+            break
+    if len(result) != length:
+        raise _Damaged("has a compressed block of another length than it says; download it again")
+    return bytes(result)
+
+
+class _Cursor:
+    """Takes bytes off the front."""
+
+    def __init__(self, data: bytes):
+        self._data = data
+        self._position = 0
+
+    def at_end(self) -> bool:
+        return self._position == len(self._data)
+
+    def take(self, count: int) -> bytes:
+        start, end = self._position, self._position + count
+        if end > len(self._data):
+            raise _Damaged("ends within an entry; download it again")
+        self._position = end
+        return self._data[start:end]
+
+    def varint(self) -> int:
+        """A number of up to 64 bits, lowest seven first."""
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = self.take(1)[0]
+            value |= (byte & 127) << shift
+            if byte < 128:
+                break
+        else:
+            raise _Damaged("has a number of more than 64 bits; download it again")
+        return value & (2**64 - 1)
+
+
+def _crc_table() -> list[int]:
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+        table.append(byte)
+    return table
+
+
+_CRC_TABLE = _crc_table()
+
+
+def _masked_crc32c(data: bytes) -> int:
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ _CRC_TABLE[(crc ^ byte) & 255]
+    crc ^= 0xFFFFFFFF
+    # So that the checksum of data that holds a checksum stays good.
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

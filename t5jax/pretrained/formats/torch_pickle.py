@@ -1,0 +1,261 @@
+"""Tensors named in torch's pickles, found without executing anything.
+
+A pickle is a program that may call any function.  `pickletools.genops` lists its instructions;
+those that torch writes for a dict of tensors are followed here on values of our own, and any other
+one is refused.  (https://docs.python.org/3/library/pickletools.html says what each does.)
+"""
+
+import dataclasses
+import io
+import itertools
+import pickletools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t5jax.pretrained.formats import lazy_array
+from t5jax.pretrained.name_map import shorten
+
+# About 40 for a tensor, so far above any file's.  Bounds time and memory together with the stream.
+_MAX_OPCODES = 2_000_000
+
+
+_MAX_SIZE = 1 << 63
+
+
+_STORAGES = {
+    "torch.FloatStorage": lazy_array.DTYPES["float32"],
+    "torch.BFloat16Storage": lazy_array.DTYPES["bfloat16"],
+    "torch.HalfStorage": lazy_array.DTYPES["float16"],
+    "torch.DoubleStorage": np.dtype(np.float64),
+    "torch.LongStorage": np.dtype(np.int64),
+    "torch.IntStorage": np.dtype(np.int32),
+    "torch.ShortStorage": np.dtype(np.int16),
+    "torch.CharStorage": np.dtype(np.int8),
+    "torch.ByteStorage": np.dtype(np.uint8),
+    "torch.BoolStorage": np.dtype(np.bool_),
+}
+
+
+_FUNCTIONS = {
+    "collections.OrderedDict",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+}
+
+
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class Global:
+    """One of the few functions and classes that a pickle may name; never the thing itself."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """A row of `size` elements, that several tensors may share."""
+
+    key: str
+    dtype: np.dtype
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """Which elements of a storage make a tensor, as the pickle says: nothing of it is checked."""
+
+    storage: Storage
+    offset: Any
+    shape: Any
+    strides: Any
+
+
+class PickleReader:
+    """Reads one pickle after the other.
+
+    Args:
+      path: of the file, for messages.
+      stream: the pickles, in memory: a damaged one may ask for as many bytes as there are.
+
+    Attributes:
+      storages: that the pickles read so far have named, by key.
+    """
+
+    def __init__(self, path: Path, stream: io.BytesIO):
+        self.storages: dict[str, Storage] = {}
+        self._path = path
+        self._stream = stream
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+
+    def value(self) -> Any:
+        """The value of the next pickle.
+
+        Returns:
+          A Tensor, Storage, Global, str, int, bool or None, or a tuple, list or dict of such; keys
+          of dicts are str.  It may be nested without limit, or hold itself.
+        Raises:
+          ValueError: damaged, or something else than torch writes for tensors.
+        """
+        self._stack, self._marks, self._memo = [], [], {}
+        for opcode, argument in self._opcodes():
+            self._follow(opcode, argument)
+        return self._pop(1)[0]
+
+    def _opcodes(self) -> Iterator[tuple[str, Any]]:
+        opcodes = pickletools.genops(self._stream)
+        try:
+            for opcode, argument, _ in itertools.islice(opcodes, _MAX_OPCODES):
+                yield opcode.name, argument
+                if opcode.name == "STOP":
+                    return
+        except ValueError as error:
+            raise self._damaged() from error
+        raise ValueError(
+            f"{self._path} must have at most {_MAX_OPCODES} instructions in a pickle, got more; "
+            "it is no checkpoint of a T5."
+        )
+
+    def _follow(self, opcode: str, argument: Any) -> None:
+        push = self._stack.append
+        match opcode:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINUNICODE" | "SHORT_BINUNICODE":
+                push(argument)
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                push(_CONSTANTS[opcode])
+            case "EMPTY_DICT":
+                push({})
+            case "EMPTY_LIST":
+                push([])
+            case "EMPTY_TUPLE":
+                push(())
+            case "MARK":
+                self._marks.append(len(self._stack))
+            case "TUPLE":
+                push(tuple(self._pop_to_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                push(tuple(self._pop(int(opcode[-1]))))
+            case "BINPUT" | "LONG_BINPUT":
+                self._memo[argument] = self._top()
+            case "MEMOIZE":
+                self._memo[len(self._memo)] = self._top()
+            case "BINGET" | "LONG_BINGET":
+                if argument not in self._memo:
+                    raise self._damaged()
+                push(self._memo[argument])
+            case "GLOBAL":
+                push(self._global(argument.replace(" ", ".")))
+            case "STACK_GLOBAL":
+                module, name = self._pop(2)
+                if not (type(module) is str and type(name) is str):
+                    raise self._damaged()
+                push(self._global(f"{module}.{name}"))
+            case "REDUCE":
+                push(self._call(*self._pop(2)))
+            case "BUILD":
+                # The attribute `_metadata` that torch gives to a state dict: versions of modules.
+                self._pop(1)
+                self._top(dict)
+            case "BINPERSID":
+                push(self._storage(self._pop(1)[0]))
+            case "SETITEM":
+                self._set(self._pop(2))
+            case "SETITEMS":
+                self._set(self._pop_to_mark())
+            case "APPEND":
+                (item,) = self._pop(1)
+                self._top(list).append(item)
+            case "APPENDS":
+                items = self._pop_to_mark()
+                self._top(list).extend(items)
+            case _:
+                raise ValueError(
+                    f"{self._path} uses the pickle instruction {opcode}, which torch does not need "
+                    "for tensors; it may be malicious, do not load it."
+                )
+
+    def _pop(self, count: int) -> list[Any]:
+        floor = self._marks[-1] if self._marks else 0
+        if len(self._stack) - floor < count:
+            raise self._damaged()
+        items = self._stack[-count:]
+        del self._stack[-count:]
+        return items
+
+    def _pop_to_mark(self) -> list[Any]:
+        if not self._marks:
+            raise self._damaged()
+        mark = self._marks.pop()
+        items = self._stack[mark:]
+        del self._stack[mark:]
+        return items
+
+    def _top(self, kind: type = object) -> Any:
+        floor = self._marks[-1] if self._marks else 0
+        if len(self._stack) <= floor or not isinstance(self._stack[-1], kind):
+            raise self._damaged()
+        return self._stack[-1]
+
+    def _set(self, items: list[Any]) -> None:
+        target = self._top(dict)
+        if len(items) % 2:
+            raise self._damaged()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # Also lest a hostile key, tuples within tuples, takes forever to hash.
+            if type(key) is not str:
+                raise ValueError(
+                    f"{self._path} must have names as the keys of its dicts, got a "
+                    f"{type(key).__name__}; only files of model.state_dict() can be read."
+                )
+            target[key] = value
+
+    def _global(self, name: str) -> Global:
+        if name not in _STORAGES and name not in _FUNCTIONS:
+            raise ValueError(
+                f"{self._path} asks for {shorten(name)}, which is not part of a tensor of a T5; it "
+                "may be malicious, do not load it."
+            )
+        return Global(name)
+
+    def _call(self, function: Any, arguments: Any) -> Any:
+        if type(arguments) is tuple:
+            match function, arguments:
+                case Global("collections.OrderedDict"), ():
+                    return {}
+                case (
+                    Global("torch._utils._rebuild_tensor_v2"),
+                    (Storage() as storage, offset, shape, strides, _, _, *flags),
+                ) if not any(flags):  # such as that each value is to be negated
+                    return Tensor(storage, offset, shape, strides)
+                case Global("torch._utils._rebuild_parameter"), (Tensor() as tensor, _, _):
+                    return tensor
+        name = function.name if isinstance(function, Global) else type(function).__name__
+        raise ValueError(
+            f"{self._path} calls {name} in a way that torch does not for plain tensors; it is "
+            "damaged or malicious, do not load it."
+        )
+
+    def _storage(self, id_: Any) -> Storage:
+        match id_:
+            # What comes last, in the older format, is None unless it is part of another storage.
+            case ("storage", Global(name), str(key), _, int(size), *part) if (
+                name in _STORAGES and 0 <= size < _MAX_SIZE and not any(part)
+            ):
+                storage = Storage(key, _STORAGES[name], size)
+                if self.storages.setdefault(key, storage) == storage:
+                    return storage
+        raise self._damaged()
+
+    def _damaged(self) -> ValueError:
+        return ValueError(
+            f"{self._path} has a pickle that is damaged or incomplete near its byte "
+            f"{self._stream.tell()}. Download it again."
+        )

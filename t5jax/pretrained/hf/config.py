@@ -1,0 +1,222 @@
+"""Hugging Face's `config.json` to ours, corrected by the tensors beside it, and back."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from t5jax.fileio import read_json_object, write_json
+from t5jax.models import T5Config
+from t5jax.pretrained.infer_config import infer_switches
+
+HF_CONFIG_FILE = "config.json"
+
+
+GENERATION_FILE = "generation_config.json"
+
+
+# Their model_type and how its config says so if it leaves out the activation.
+_FAMILIES = {"t5": "relu", "mt5": "gated-gelu", "umt5": "gated-gelu"}
+
+
+# Models that share T5's names or its tensors' names, and are something else.
+_RELATIVES = {
+    "longt5": "its encoder attends locally",
+    "switch_transformers": "its feed-forward layers are mixtures of experts",
+    "t5gemma": "it is made of two Gemmas",
+    "t5gemma2": "it is made of two Gemmas",
+    "udop": "it reads images and layouts",
+    "pix2struct": "it reads images",
+    "pix2struct_text_model": "it reads images",
+    "pop2piano": "it reads sound",
+    "codet5p": "it runs code from its repository",
+    "codet5p_embedding": "it runs code from its repository",
+    "codet5p_bimodal": "it runs code from its repository",
+}
+
+
+# Names of activations there and here; plain "gelu" is the exact one.
+_ACTIVATIONS = {
+    "relu": "relu",
+    "gelu": "gelu_erf",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+# Our fields, their keys, and what an absent key means there; without a default, it must be there.
+_FIELDS: dict[str, tuple[Any, ...]] = {
+    "vocab_size": ("vocab_size",),
+    "d_model": ("d_model",),
+    "d_ff": ("d_ff",),
+    "d_kv": ("d_kv", 64),
+    "num_heads": ("num_heads",),
+    "num_encoder_layers": ("num_layers", 6),
+    "num_decoder_layers": ("num_decoder_layers", None),
+    "relative_buckets": ("relative_attention_num_buckets", 32),
+    "relative_max_distance": ("relative_attention_max_distance", 128),
+    "norm_epsilon": ("layer_norm_epsilon", 1e-6),
+    "dropout_rate": ("dropout_rate", 0.1),
+    "pad_id": ("pad_token_id", 0),
+    "eos_id": ("eos_token_id", 1),
+    "decoder_start_id": ("decoder_start_token_id", None),
+}
+
+
+def check_family(path: Path) -> str:
+    """The model_type of a config.json.
+
+    Raises:
+      ValueError: not JSON, or another architecture than T5's.
+    """
+    return _family(path, read_json_object(path))
+
+
+def _family(path: Path, raw: Mapping[str, Any]) -> str:
+    family = raw.get("model_type", "t5")
+    if not isinstance(family, str) or family not in _FAMILIES:
+        why = _RELATIVES.get(str(family))
+        raise ValueError(
+            f"{path}: model_type must be one of {', '.join(_FAMILIES)}, got {family!r}, which is "
+            f"another architecture{f': {why}' if why else ''}."
+        )
+    return family
+
+
+def read_hf_config(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], *, notes: list[str]
+) -> T5Config:
+    """The config of a model.
+
+    Args:
+      path: of config.json.
+      shapes: of the parameters beside it, by our path: they decide on rows of the vocabulary,
+        gating, tying, a bias in every layer, and whether there is a decoder.
+      notes: gets a sentence for everything that had to be set right.
+    Raises:
+      ValueError: not JSON, another architecture, or a value that T5 does not have.
+    """
+    raw = read_json_object(path)
+    family = _family(path, raw)
+    missing = [key for key, *default in _FIELDS.values() if not default and key not in raw]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; every T5 config has them.")
+    found = {ours: raw.get(key, *default) for ours, (key, *default) in _FIELDS.items()}
+    switches = infer_switches(shapes)
+    if switches["vocab_size"] != found["vocab_size"]:
+        notes.append(
+            f"vocab_size is {found['vocab_size']} in config.json, and the embedding has "
+            f"{switches['vocab_size']} rows, which count."
+        )
+    if "decoder/final_norm/scale" not in shapes:
+        found["num_decoder_layers"] = 0
+    elif found["num_decoder_layers"] is None:
+        found["num_decoder_layers"] = found["num_encoder_layers"]
+    if found["decoder_start_id"] is None:
+        beside = path.with_name(GENERATION_FILE)
+        settings = read_json_object(beside) if beside.is_file() else {}
+        start = settings.get("decoder_start_token_id")
+        found["decoder_start_id"] = found["pad_id"] if start is None else start
+    tie = _switch(path, raw, "tie_word_embeddings")
+    scale = _switch(path, raw, "scale_decoder_outputs")
+    if scale is None:
+        scale = tie is not False
+        if family == "t5" and tie and not switches["tie_embeddings"]:
+            notes.append(
+                "config.json says that the output layer is the embedding, and the tensors have one "
+                "of their own, which counts; logits are scaled, as transformers 5 does."
+            )
+        if family != "t5" and not switches["tie_embeddings"]:
+            # transformers 5 writes that these families are tied, whatever they are.
+            scale = False
+    activation = _activation(path, raw, family, gated=switches["gated_ff"], notes=notes)
+    try:
+        return T5Config(
+            **{**found, **switches},
+            activation=activation,  # pyright: ignore[reportArgumentType]
+            scale_logits=scale,
+        )
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        raise ValueError(f"{path}: {_FIELDS.get(name, (name,))[0]} {rest}") from error
+
+
+def _activation(
+    path: Path, raw: Mapping[str, Any], family: str, *, gated: bool, notes: list[str]
+) -> str:
+    project, name = raw.get("feed_forward_proj"), raw.get("dense_act_fn")
+    if gated and name == "gelu":
+        notes.append(
+            f"dense_act_fn is 'gelu' in {path.name}, the exact GELU, where T5 was trained with "
+            "'gelu_new'."
+        )
+    if name is None:
+        project = _FAMILIES[family] if project is None else str(project)
+        # Their own shorthand: gated "gelu" means the tanh approximation.
+        name = "gelu_new" if project == "gated-gelu" else project.removeprefix("gated-")
+    says_gated = raw.get("is_gated_act") is True or str(project).startswith("gated-")
+    if gated and name == "relu" and not says_gated:
+        # The first umT5 configs; no published T5 has a gated ReLU.
+        notes.append(
+            f"the feed-forward layers are gated, though {path.name} says otherwise; their "
+            "activation is taken to be gelu_tanh."
+        )
+        return "gelu_tanh"
+    if str(name) not in _ACTIVATIONS:
+        raise ValueError(
+            f"{path}: the activation in feed_forward_proj or dense_act_fn must be one of "
+            f"{', '.join(_ACTIVATIONS)}, got {name!r}."
+        )
+    return _ACTIVATIONS[str(name)]
+
+
+def _switch(path: Path, raw: Mapping[str, Any], key: str) -> bool | None:
+    value = raw.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{path}: {key} must be true or false, got {value!r}.")
+    return value
+
+
+def write_hf_config(folder: Path, config: T5Config) -> None:
+    """Writes config.json and generation_config.json."""
+    ids = {
+        "decoder_start_token_id": config.decoder_start_id,
+        "eos_token_id": config.eos_id,
+        "pad_token_id": config.pad_id,
+    }
+    write_json(folder / HF_CONFIG_FILE, {**_to_hf(config), **ids})
+    write_json(folder / GENERATION_FILE, ids)
+
+
+def _to_hf(config: T5Config) -> dict[str, Any]:
+    activation = {"gelu_tanh": "gelu_new", "gelu_erf": "gelu"}.get(
+        config.activation, config.activation
+    )
+    # Readers derive the activation from feed_forward_proj, then let the explicit keys override it.
+    name = "gelu" if config.activation.startswith("gelu") else activation
+    family = "umt5" if config.relative_bias_per_layer else "t5"
+    kind = "ForConditionalGeneration" if config.num_decoder_layers else "EncoderModel"
+    return {
+        "architectures": [f"{family.upper()}{kind}"],
+        "model_type": family,
+        "is_encoder_decoder": bool(config.num_decoder_layers),
+        "vocab_size": config.vocab_size,
+        "d_model": config.d_model,
+        "d_ff": config.d_ff,
+        "d_kv": config.d_kv,
+        "num_heads": config.num_heads,
+        "num_layers": config.num_encoder_layers,
+        "num_decoder_layers": config.num_decoder_layers or config.num_encoder_layers,
+        "feed_forward_proj": f"gated-{name}" if config.gated_ff else name,
+        "dense_act_fn": activation,
+        "is_gated_act": config.gated_ff,
+        "tie_word_embeddings": config.tie_embeddings,
+        "scale_decoder_outputs": config.scale_logits,
+        "relative_attention_num_buckets": config.relative_buckets,
+        "relative_attention_max_distance": config.relative_max_distance,
+        "layer_norm_epsilon": config.norm_epsilon,
+        "dropout_rate": config.dropout_rate,
+        "initializer_factor": 1.0,
+        "use_cache": True,
+    }

@@ -1,0 +1,193 @@
+"""Sentence encoders in the layout of sentence-transformers: a T5 encoder and a projection.
+
+Sentence-T5 and GTR (arXiv:2108.08877, 2112.07899) take the mean of the encoder's states, project
+it without a bias, and divide by its length; `modules.json` lists these steps.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from t5jax.fileio import read_json, read_json_object, write_json
+from t5jax.pretrained.formats import (
+    LazyArray,
+    SafetensorsWriter,
+    is_plain_name,
+    open_pytorch,
+    open_safetensors,
+)
+
+MODULES_FILE = "modules.json"
+
+
+PROJECTION_PATH = "projection/kernel"
+
+
+PROJECTION_TENSOR = "2_Dense/linear.weight"
+
+
+_DENSE = "2_Dense"
+
+
+_POOLING = "1_Pooling"
+
+
+_WEIGHT = "linear.weight"
+
+
+_TYPES = "sentence_transformers.models."
+
+
+_SWITCH = "pooling_mode_"
+
+
+_IDENTITY = "torch.nn.modules.linear.Identity"
+
+
+def transformer_folder(path: Path) -> Path:
+    """The folder of the encoder itself, which old versions put below the others."""
+    for module in _modules(path):
+        if _kind(module) == "Transformer":
+            return _inside(path, module)
+    return path
+
+
+def open_projection(path: Path) -> LazyArray | None:
+    """The [out, in] weight of the projection, or None if the folder is no sentence encoder.
+
+    Raises:
+      ValueError: a step that sentence-T5 does not have, or damaged files.
+    """
+    found = None
+    for module in _modules(path):
+        kind = _kind(module)
+        folder = _inside(path, module)
+        if kind == "Pooling":
+            _check_pooling(folder / "config.json")
+        elif kind == "Dense":
+            _check_dense(folder / "config.json")
+            if found is not None:
+                raise ValueError(
+                    f"{path / MODULES_FILE} must list one Dense, as sentence-T5's does, got "
+                    "several."
+                )
+            found = _weight(folder)
+        elif kind not in ("Transformer", "Normalize"):
+            raise ValueError(
+                f"{path / MODULES_FILE} must list only Transformer, Pooling, Dense and Normalize, "
+                f"as sentence-T5's does, got {kind!r:.100}."
+            )
+    return found
+
+
+def _check_pooling(config: Path) -> None:
+    settings = _settings(config)
+    # A switch for each mode; since version 5.4 one name, or a list of them.
+    named = settings.get("pooling_mode")
+    modes = {key for key, on in settings.items() if on is True and key.startswith(_SWITCH)}
+    if named not in ("mean", ["mean"]) and (
+        named is not None or modes != {_SWITCH + "mean_tokens"}
+    ):
+        found = ", ".join(sorted(modes)) if named is None else json.dumps(named)
+        raise ValueError(
+            f"{config} must take the mean over tokens, as sentence-T5 does, got "
+            f"{found[:200] or 'no mode'}."
+        )
+
+
+def _check_dense(config: Path) -> None:
+    settings = _settings(config)
+    # Without the key it would be a tanh.
+    activation = settings.get("activation_function", "tanh")
+    if (
+        settings.get("bias") is not False
+        or settings.get("use_residual")
+        or activation not in (_IDENTITY, None)
+    ):
+        raise ValueError(
+            f"{config} must be a projection without bias, activation and residual, as "
+            f"sentence-T5's is, got {json.dumps(dict(settings))[:200]}."
+        )
+
+
+def _settings(config: Path) -> Mapping[str, Any]:
+    if not config.is_file():
+        raise ValueError(f"{config} is missing, which {MODULES_FILE} needs; download it too.")
+    return read_json_object(config)
+
+
+def write_sentence_transformers(folder: Path, kernel: np.ndarray) -> None:
+    """Writes what makes a sentence encoder of a folder with a T5 encoder.
+
+    Args:
+      folder: of the encoder.
+      kernel: [D, projection_dim].
+    """
+    kinds = {"": "Transformer", _POOLING: "Pooling", _DENSE: "Dense", "3_Normalize": "Normalize"}
+    modules = [
+        {"idx": i, "name": str(i), "path": name, "type": _TYPES + kind}
+        for i, (name, kind) in enumerate(kinds.items())
+    ]
+    (folder / MODULES_FILE).write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
+    for name in list(kinds)[1:]:
+        (folder / name).mkdir()
+    pooling = {"word_embedding_dimension": kernel.shape[0], "pooling_mode_mean_tokens": True}
+    others = ("cls_token", "max_tokens", "mean_sqrt_len_tokens")
+    write_json(
+        folder / _POOLING / "config.json",
+        {**pooling, **{f"pooling_mode_{other}": False for other in others}},
+    )
+    dense = {
+        "in_features": kernel.shape[0],
+        "out_features": kernel.shape[1],
+        "bias": False,
+        "activation_function": _IDENTITY,
+    }
+    write_json(folder / _DENSE / "config.json", dense)
+    entries = {_WEIGHT: (kernel.shape[::-1], kernel.dtype)}
+    writer = SafetensorsWriter(folder / _DENSE / "model.safetensors", entries)
+    writer.write(_WEIGHT, kernel.T)
+    writer.close()
+
+
+def _modules(path: Path) -> list[dict[str, Any]]:
+    file = path / MODULES_FILE
+    if not file.is_file():
+        return []
+    modules = read_json(file)
+    if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
+        raise ValueError(f"{file} must be a list of modules.")
+    return modules
+
+
+def _kind(module: dict[str, Any]) -> str:
+    return str(module.get("type")).rpartition(".")[2]
+
+
+def _inside(path: Path, module: dict[str, Any]) -> Path:
+    name = module.get("path")
+    # The encoder itself has no folder of its own.
+    if not isinstance(name, str) or not (name == "" or is_plain_name(name)):
+        raise ValueError(
+            f"{path / MODULES_FILE}: a module must lie in a folder beside it, got {name!r:.100}."
+        )
+    return path / name
+
+
+def _weight(folder: Path) -> LazyArray:
+    openers = {
+        "model.safetensors": open_safetensors,
+        "pytorch_model.bin": open_pytorch,
+    }
+    for name, opener in openers.items():
+        if (folder / name).is_file():
+            found = opener(folder / name)
+            if list(found) != [_WEIGHT]:
+                raise ValueError(
+                    f"{folder / name} must hold {_WEIGHT} alone, got {', '.join(found)[:200]}."
+                )
+            return found[_WEIGHT]
+    raise ValueError(f"{folder} must hold model.safetensors or pytorch_model.bin.")
