@@ -9,6 +9,7 @@ from . import ops as ops
 from . import optim as optim
 from . import parallel as parallel
 from . import pretrained as pretrained
+from . import profiling as profiling
 from . import tokenizers as tokenizers
 from .answers import Answer as Answer
 from .data.tasks import Task as Task

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from t5jax import hlo
-from t5jax.chips import GIB, Chip
+from t5jax.profiling import GIB, Chip
 from t5jax.workload import Lowered, Workload
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -15,14 +15,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from t5jax import chips, train
+from t5jax import train
 from t5jax.checkpoint import CheckpointManager
 from t5jax.data import Batch
 from t5jax.parallel import StopVote, global_batch_size, print_once
-from t5jax.profiling import Profiler
+from t5jax.profiling import Profiler, StepTimer, chip_of_kind, peak_memory_bytes
 from t5jax.runlog import ProcessLog, RunLog
 from t5jax.skips import Skips
-from t5jax.stopwatch import Stopwatch, memory_bytes
 
 # Steps that are started before the first of them is through: enough for devices never to wait.
 _AHEAD = 2
@@ -251,7 +250,7 @@ class _Steps:
         locate: Callable[[int], Sequence[int]] | None,
         step_flops: float | None,
     ):
-        self.watch = Stopwatch()
+        self.watch = StepTimer()
         self._mesh = mesh
         self._pad_id = pad_id
         self._log = log
@@ -282,8 +281,8 @@ class _Steps:
         self._through.clear()
         reading = self.watch.reading()
         if reading:
-            reading["memory_bytes"] = memory_bytes(jax.local_devices())
-            chip = chips.of_kind(self._mesh.devices.flat[0].device_kind)
+            reading["memory_bytes"] = peak_memory_bytes(jax.local_devices())
+            chip = chip_of_kind(self._mesh.devices.flat[0].device_kind)
             if chip is not None and self._step_flops is not None:
                 most = chip.flops * self._mesh.size
                 reading["mfu"] = self._step_flops / reading["step_seconds_p50"] / most

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
-from t5jax import chips, estimate, search, workload
+from t5jax import estimate, search, workload
 from t5jax.estimate import OutOfMemory, gib
 from t5jax.models import ComputeDtype, Remat, T5Config
 from t5jax.optim import OptimizerName
 from t5jax.parallel import MeshConfig
+from t5jax.profiling import Chip, chip_of_topology
 from t5jax.workload import Workload
 
 
@@ -70,7 +71,7 @@ def run(options: Plan) -> dict[str, Any]:
       ValueError: the model or slice is unknown, devices do not divide the work, libtpu is missing,
         or the step does not fit; the message says what would help.
     """
-    chip = chips.of_topology(options.topology)
+    chip = chip_of_topology(options.topology)
     config = _model(options)
     devices = workload.slice_devices(options.topology)
     task = Workload(
@@ -156,7 +157,7 @@ def _model(options: Plan) -> T5Config:
     return config.replace(dtype=options.dtype, remat=options.remat)
 
 
-def _estimate(task: Workload, devices: Sequence[Any], chip: chips.Chip) -> estimate.Estimate:
+def _estimate(task: Workload, devices: Sequence[Any], chip: Chip) -> estimate.Estimate:
     lowered = workload.lower(task, devices)
     try:
         return estimate.compile_step(lowered, task, chip=chip, count=len(devices))

@@ -69,7 +69,7 @@ class RunLog:
         self.refresh()
 
     def speed(self, step: int, reading: dict[str, float]) -> None:
-        """How fast the steps up to this one were, as from `stopwatch.Stopwatch.reading`."""
+        """How fast the steps up to this one were, as from `StepTimer.reading`."""
         self._file.write(_line({"step": step, **reading}))
         for name, value in reading.items():
             self._board.add_scalar(f"speed/{name}", value, step)

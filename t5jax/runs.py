@@ -13,14 +13,14 @@ import tyro
 from jax.sharding import Mesh
 
 from t5jax import fit as fitting
-from t5jax import flops, runlog, train
+from t5jax import runlog, train
 from t5jax.checkpoint import CheckpointManager
 from t5jax.fit import FitConfig
 from t5jax.models import Params, Remat, T5Config
 from t5jax.optim import OptimizerConfig, learning_rate_schedule
 from t5jax.parallel import HostsConfig, MeshConfig, print_once, process_count, process_index
 from t5jax.pretrained import CHECKPOINTS
-from t5jax.profiling import Profiler
+from t5jax.profiling import Profiler, train_step_flops
 from t5jax.tokenizers import Tokenizer
 from t5jax.train import StepConfig
 
@@ -224,7 +224,7 @@ class Run:
                 mesh=made.mesh,
                 pad_id=made.model.pad_id,
                 locate=locate,
-                step_flops=flops.train_step(
+                step_flops=train_step_flops(
                     made.model,
                     batch_size=config.batch_size,
                     input_length=input_length,

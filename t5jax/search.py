@@ -7,10 +7,10 @@ from typing import Any, get_args
 import tqdm
 
 from t5jax import estimate, workload
-from t5jax.chips import Chip
 from t5jax.estimate import OutOfMemory, gib
 from t5jax.models import Remat
 from t5jax.parallel import MeshConfig
+from t5jax.profiling import Chip
 from t5jax.workload import Workload
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from t5jax import chips, flops, generate, train
+from t5jax import generate, train
 from t5jax.models import PARTITION_RULES, T5Config, abstract_params, is_stacked
 from t5jax.optim import (
     OptimizerConfig,
@@ -21,6 +21,7 @@ from t5jax.optim import (
     make_optimizer,
 )
 from t5jax.parallel import BATCH_SPEC, MeshConfig, infer_shardings, make_mesh, with_shardings
+from t5jax.profiling import chip_of_topology, decode_step_flops, train_step_flops
 
 # The learning rate has no influence on what a step costs.
 _SCHEDULE = ScheduleConfig(name="rsqrt", learning_rate=0.3, warmup_steps=100)
@@ -54,13 +55,13 @@ class Workload:
     def flops(self) -> float:
         """The model's own operations in one step, over all chips."""
         if self.decode:
-            return flops.decode_step(
+            return decode_step_flops(
                 self.config,
                 batch_size=self.batch_size,
                 input_length=self.input_length,
                 cache_length=self.target_length,
             )
-        return flops.train_step(
+        return train_step_flops(
             self.config,
             batch_size=self.batch_size,
             input_length=self.input_length,
@@ -82,7 +83,7 @@ def slice_devices(topology: str) -> Sequence[Any]:
     Raises:
       ValueError: no such slice, or libtpu, the compiler for TPUs, is not installed.
     """
-    chips.of_topology(topology)
+    chip_of_topology(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             "planning for a TPU must have libtpu, its compiler, which is not installed; "

@@ -3,8 +3,9 @@ import json
 import jax
 import pytest
 
-from t5jax import chips, estimate, workload
+from t5jax import estimate, workload
 from t5jax.parallel.mesh import MeshConfig
+from t5jax.profiling.hardware import CHIPS
 from t5jax.workload import Workload
 
 
@@ -39,7 +40,7 @@ def task(tiny_config):
 
 def test_estimate_of_a_step_has_a_roofline_and_becomes_json(task):
     lowered = workload.lower(task, jax.devices())
-    found = estimate.compile_step(lowered, task, chip=chips.CHIPS["v5e"], count=8)
+    found = estimate.compile_step(lowered, task, chip=CHIPS["v5e"], count=8)
     assert found.model_flops * 8 == task.flops()
     assert found.compute_time == found.compiled_flops / 197e12
     assert found.memory_time == found.bytes_accessed / 819e9

@@ -1,7 +1,8 @@
 import pytest
 
-from t5jax import chips, search
+from t5jax import search
 from t5jax.parallel.mesh import MeshConfig
+from t5jax.profiling.hardware import CHIPS
 from t5jax.workload import Workload
 
 
@@ -32,7 +33,7 @@ def test_candidates_are_all_ways_that_divide(task):
 
 def test_rank_without_a_way_is_an_error(task):
     with pytest.raises(ValueError, match="batch_size must be"):
-        search.rank(task, range(7), chip=chips.CHIPS["v5e"], max_compilations=1)
+        search.rank(task, range(7), chip=CHIPS["v5e"], max_compilations=1)
 
 
 def test_table_shows_what_does_not_fit():

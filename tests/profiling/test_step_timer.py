@@ -2,7 +2,7 @@
 
 import pytest
 
-from t5jax.stopwatch import Stopwatch, memory_bytes
+from t5jax.profiling.step_timer import StepTimer, peak_memory_bytes
 
 
 class Clock:
@@ -15,7 +15,7 @@ class Clock:
 
 def test_stopwatch_divides_the_time_of_a_run():
     clock = Clock()
-    watch = Stopwatch(clock=clock)
+    watch = StepTimer(clock=clock)
     clock.now += 30  # compilation
     watch.finished(500)
     assert watch.reading() == {}
@@ -47,5 +47,5 @@ class Device:
 
 
 def test_memory_is_the_most_of_any_device_or_of_this_process():
-    assert memory_bytes([Device(5), Device(9)]) == 9
-    assert 1e6 < memory_bytes([Device(None)]) < 1e12
+    assert peak_memory_bytes([Device(5), Device(9)]) == 9
+    assert 1e6 < peak_memory_bytes([Device(None)]) < 1e12

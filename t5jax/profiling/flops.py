@@ -8,7 +8,7 @@ every query with every key, masked or not.  (arXiv:2204.02311, appendix B, does 
 from t5jax.models import T5Config
 
 
-def train_step(
+def train_step_flops(
     config: T5Config, *, batch_size: int, input_length: int, target_length: int
 ) -> float:
     """Operations of one update: forward, and twice that for both gradients of every product.
@@ -19,13 +19,15 @@ def train_step(
       input_length: tokens that the encoder reads in each.
       target_length: tokens that the decoder reads in each.
     """
-    return 3.0 * forward(
+    return 3.0 * forward_flops(
         config, batch_size=batch_size, input_length=input_length, target_length=target_length
     )
 
 
-def forward(config: T5Config, *, batch_size: int, input_length: int, target_length: int) -> float:
-    """Operations from tokens to logits; arguments as of `train_step`."""
+def forward_flops(
+    config: T5Config, *, batch_size: int, input_length: int, target_length: int
+) -> float:
+    """Operations from tokens to logits; arguments as of `train_step_flops`."""
     source, target = input_length, target_length
     joined = config.num_heads * config.d_kv
     reading = source * 2 * config.d_model * joined  # keys and values of cross-attention
@@ -43,12 +45,12 @@ def forward(config: T5Config, *, batch_size: int, input_length: int, target_leng
     return 2.0 * batch_size * products
 
 
-def encode(config: T5Config, *, batch_size: int, input_length: int) -> float:
+def encode_flops(config: T5Config, *, batch_size: int, input_length: int) -> float:
     """Operations of the encoder alone."""
     return 2.0 * batch_size * _encoder(config, input_length)
 
 
-def decode_step(
+def decode_step_flops(
     config: T5Config, *, batch_size: int, input_length: int, cache_length: int
 ) -> float:
     """Operations of one more token for every row, with keys and values in a cache.

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from t5jax import flops
 from t5jax.models.config import T5Config
 from t5jax.models.t5 import abstract_params, bind
+from t5jax.profiling.flops import decode_step_flops, encode_flops, forward_flops, train_step_flops
 
 SMALL = T5Config(
     vocab_size=11,
@@ -36,32 +36,32 @@ def test_forward_is_what_one_counts_by_hand():
     cross = 3 * (2 * 2 * 5) + 7 * (2 * 2 * 5) + 3 * 7 * 5 * 2
     decoder = own + cross + 3 * (3 * 2 * 3)
     counted = 2 * 4 * (encoder + decoder + 3 * 2 * 11)
-    assert flops.forward(SMALL, batch_size=4, input_length=7, target_length=3) == counted
-    assert flops.train_step(SMALL, batch_size=4, input_length=7, target_length=3) == 3 * counted
+    assert forward_flops(SMALL, batch_size=4, input_length=7, target_length=3) == counted
+    assert train_step_flops(SMALL, batch_size=4, input_length=7, target_length=3) == 3 * counted
 
 
 def test_forward_of_ungated_layers_has_two_products():
     plain = SMALL.replace(gated_ff=False)
     args = {"batch_size": 1, "input_length": 7, "target_length": 3}
-    missing = flops.forward(SMALL, **args) - flops.forward(plain, **args)
+    missing = forward_flops(SMALL, **args) - forward_flops(plain, **args)
     assert missing == 2 * (7 + 3) * 2 * 3
 
 
 def test_encoder_alone_is_the_forward_of_an_encoder():
     alone = SMALL.replace(num_decoder_layers=0)
-    whole = flops.forward(alone, batch_size=2, input_length=7, target_length=1)
-    assert flops.encode(SMALL, batch_size=2, input_length=7) == whole
+    whole = forward_flops(alone, batch_size=2, input_length=7, target_length=1)
+    assert encode_flops(SMALL, batch_size=2, input_length=7) == whole
 
 
 def test_forward_with_a_cache_is_a_whole_forward_in_steps():
     """Without attention's squares: what T steps and the encoder do is what one pass does."""
     inputs, targets = 7, 3
-    steps = targets * flops.decode_step(
+    steps = targets * decode_step_flops(
         SMALL, batch_size=1, input_length=inputs, cache_length=targets
     )
     keys_values = 2 * inputs * 2 * 2 * 5
-    read = flops.encode(SMALL, batch_size=1, input_length=inputs)
-    whole = flops.forward(SMALL, batch_size=1, input_length=inputs, target_length=targets)
+    read = encode_flops(SMALL, batch_size=1, input_length=inputs)
+    whole = forward_flops(SMALL, batch_size=1, input_length=inputs, target_length=targets)
     assert steps + keys_values + read == whole
 
 
@@ -72,7 +72,7 @@ def test_train_step_is_six_times_parameters_and_tokens():
     cross-attention sees tokens of both kinds.
     """
     config = T5Config.preset("t5-v1_1-xxl")
-    counted = flops.train_step(config, batch_size=1, input_length=512, target_length=512)
+    counted = train_step_flops(config, batch_size=1, input_length=512, target_length=512)
     assert counted == pytest.approx(6 * 11.1e9 / 2 * 1024, rel=0.15)
 
 
@@ -98,9 +98,9 @@ def test_counts_are_xlas_of_a_model_without_loops(what, optimised):
         logits = bind(WIDE, params)(inputs, targets, encoder_mask=inputs != 0)
         return jnp.sum(jax.nn.log_softmax(logits)[..., 0])
 
-    function, counted = loss, flops.forward(WIDE, **sizes)
+    function, counted = loss, forward_flops(WIDE, **sizes)
     if what == "train":
-        function, counted = jax.grad(loss), flops.train_step(WIDE, **sizes)
+        function, counted = jax.grad(loss), train_step_flops(WIDE, **sizes)
     cost = jax.jit(function).lower(abstract, inputs, targets).compile().cost_analysis()
     assert cost["flops"] == pytest.approx(counted, rel=0.04)
 
@@ -118,5 +118,5 @@ def test_decode_step_counts_are_xlas(optimised, own_checks):
     step, cache = jax.eval_shape(start, params, states, mask)
     tokens = jax.ShapeDtypeStruct((16,), jnp.int32)
     compiled = jax.jit(lambda step, *args: step(*args)).lower(step, tokens, cache).compile()
-    counted = flops.decode_step(WIDE, batch_size=16, input_length=48, cache_length=20)
+    counted = decode_step_flops(WIDE, batch_size=16, input_length=48, cache_length=20)
     assert compiled.cost_analysis()["flops"] == pytest.approx(counted, rel=0.04)

@@ -12,7 +12,7 @@ import numpy as np
 _WINDOW = 1000  # steps that percentiles look back on
 
 
-class Stopwatch:
+class StepTimer:
     """Measures the steps of a training loop.
 
     Wall time divides into steps, the compilation in the first one, and everything else, such as
@@ -72,7 +72,7 @@ class Stopwatch:
         return found
 
 
-def memory_bytes(devices: Sequence) -> float:
+def peak_memory_bytes(devices: Sequence) -> float:
     """Most memory in use so far on any of the devices; of this process, where they do not say."""
     stats = [device.memory_stats() or {} for device in devices]
     peaks = [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]

@@ -1,6 +1,6 @@
 import pytest
 
-from t5jax import chips
+from t5jax.profiling.hardware import CHIPS, chip_of_kind, chip_of_topology, topologies
 
 
 @pytest.mark.parametrize(
@@ -16,31 +16,31 @@ from t5jax import chips
     ],
 )
 def test_of_kind_knows_what_jax_calls_a_device(kind, name):
-    chip = chips.of_kind(kind)
+    chip = chip_of_kind(kind)
     assert chip is not None
     assert chip.name == name
 
 
 def test_of_kind_of_others_is_none():
-    assert chips.of_kind("cpu") is None
+    assert chip_of_kind("cpu") is None
 
 
 def test_of_kind_is_never_ambiguous():
-    kinds = [kind for chip in chips.CHIPS.values() for kind in chip.kinds]
+    kinds = [kind for chip in CHIPS.values() for kind in chip.kinds]
     assert len(set(kinds)) == len(kinds)
 
 
 def test_chips_need_many_operations_for_a_byte():
     """Figures in one unit: bfloat16 chips since 2020 do 100 to 700 operations for a byte of HBM."""
-    for chip in chips.CHIPS.values():
+    for chip in CHIPS.values():
         assert 100 < chip.flops / chip.hbm_bandwidth < 700, chip
         assert 2 < chip.hbm_bandwidth / chip.link_bandwidth < 13, chip
         assert 2**30 < chip.hbm_bytes < 2**38, chip
 
 
-@pytest.mark.parametrize("name", [*chips.topologies(), "v5p:12x12x20", "v4:4x12x4"])
+@pytest.mark.parametrize("name", [*topologies(), "v5p:12x12x20", "v4:4x12x4"])
 def test_of_topology_knows_slices(name):
-    assert name.startswith(chips.of_topology(name).name + ":")
+    assert name.startswith(chip_of_topology(name).name + ":")
 
 
 @pytest.mark.parametrize(
@@ -61,5 +61,5 @@ def test_of_topology_knows_slices(name):
 )
 def test_of_topology_refuses_what_is_not_there(name, message):
     with pytest.raises(ValueError, match="topology must be") as error:
-        chips.of_topology(name)
+        chip_of_topology(name)
     assert message in str(error.value)

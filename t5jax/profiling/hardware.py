@@ -10,6 +10,8 @@ import dataclasses
 from t5jax.errors import suggest
 
 GB, TFLOP = 1e9, 1e12
+
+
 GIB = 2**30
 
 
@@ -79,12 +81,12 @@ CHIPS = {
 }
 
 
-def of_kind(device_kind: str) -> Chip | None:
+def chip_of_kind(device_kind: str) -> Chip | None:
     """The chip of a device, by its `jax.Device.device_kind`; None if it is not in the table."""
     return next((chip for chip in CHIPS.values() if device_kind in chip.kinds), None)
 
 
-def of_topology(name: str) -> Chip:
+def chip_of_topology(name: str) -> Chip:
     """The chip of a TPU slice, such as `v5e:16x16`: a kind of chip and the axes of a torus.
 
     Raises:
