@@ -4,6 +4,7 @@ from . import checkpoint as checkpoint
 from . import data as data
 from . import decoding as decoding
 from . import evaluation as evaluation
+from . import generation as generation
 from . import models as models
 from . import ops as ops
 from . import optim as optim
@@ -11,16 +12,18 @@ from . import parallel as parallel
 from . import pretrained as pretrained
 from . import profiling as profiling
 from . import tokenizers as tokenizers
-from .answers import Answer as Answer
 from .data.tasks import Task as Task
 from .finetuning import finetune as finetune
 from .fit import FitConfig as FitConfig
+from .generation.config import GenerationConfig as GenerationConfig
+from .generation.outputs import GenerationOutput as GenerationOutput
 from .loading import export_hf as export_hf
 from .loading import load as load
 from .models.config import T5Config as T5Config
 from .optim.optimizer import OptimizerConfig as OptimizerConfig
 from .optim.schedules import ScheduleConfig as ScheduleConfig
 from .recipe import FinetuneConfig as FinetuneConfig
+from .text2text import StreamEvent as StreamEvent
 from .text2text import Text2Text as Text2Text
 from .train import StepConfig as StepConfig
 

@@ -12,14 +12,12 @@ from typing import Annotated, Any, Literal
 import filelock
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
-from t5jax import answers
-from t5jax.constraints import Ids
 from t5jax.data import KNOWN_ENDINGS, file_ending, read_rows
 from t5jax.decoding import Automaton
 from t5jax.fileio import write_atomically
+from t5jax.generation import GenerationConfig, Ids, output_text
 from t5jax.loading import load
 from t5jax.models import resolve_dtype
-from t5jax.options import Options
 from t5jax.runtime import enable_compilation_cache
 from t5jax.text2text import Text2Text
 
@@ -27,7 +25,7 @@ _FORMATS = (".txt", ".jsonl")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generate(Options):
+class Generate(GenerationConfig):
     """Write an answer to every line or row of a file.
 
     Inputs are computed by length, answers come in their order.  What is done is kept beside the
@@ -109,7 +107,9 @@ def _run(options: Generate, output: Path) -> dict[str, int]:
     )
     if t5.logit_error:
         print(f"int8 weights: {t5.logit_error}")
-    given = Options.of({f.name: getattr(options, f.name) for f in dataclasses.fields(Options)})
+    given = GenerationConfig.of(
+        {f.name: getattr(options, f.name) for f in dataclasses.fields(GenerationConfig)}
+    )
     encoded = t5.encode_texts("inputs", texts, given.max_input_tokens, given.truncate)
     with _journal(partial, header, done) as write, _progress_bar(len(texts), resumed) as bar:
         try:
@@ -135,7 +135,7 @@ Done = dict[int, tuple[str, str]]
 
 
 def _answer(
-    t5: Text2Text, options: Options, encoded: list[list[int]], done: Done
+    t5: Text2Text, options: GenerationConfig, encoded: list[list[int]], done: Done
 ) -> Iterator[Done]:
     """Answers to what is not done, in batches of inputs of similar length, shortest first."""
     tokenizer = t5.tokenizer
@@ -145,7 +145,7 @@ def _answer(
         group = todo[start : start + options.batch_size]
         found, prefixes = t5.write_ids([encoded[i] for i in group], options, 1, places=group)
         yield {
-            i: (answers.text_of(one, len(prefix), options, tokenizer), one.finish_reason)
+            i: (output_text(one, len(prefix), options, tokenizer), one.finish_reason)
             for i, (one,), prefix in zip(group, found, prefixes, strict=True)
         }
 

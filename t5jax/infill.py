@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from t5jax import buckets
+from t5jax.generation import pad_batch
 from t5jax.text2text import Text2Text
 from t5jax.tokenizers import Tokenizer
 
@@ -57,7 +57,7 @@ def fill(t5: Text2Text, texts: Sequence[str], *, max_new_tokens: int = 32) -> li
     if tokenizer is None:
         raise ValueError("t5 must have a tokenizer to fill in text, got None; load it with one.")
     inputs = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
-    tokens, mask = buckets.pad_batch(inputs, pad_id=tokenizer.pad_id)
+    tokens, mask = pad_batch(inputs, pad_id=tokenizer.pad_id)
     written = t5.generate_ids(tokens, encoder_mask=mask, max_new_tokens=max_new_tokens)
     filled = []
     for text, ids in zip(texts, written, strict=True):

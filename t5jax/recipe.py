@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from t5jax.checkpoint import CheckpointChoice
 from t5jax.data import Empty, PairLimits, TooLong
+from t5jax.generation import GenerationConfig
 from t5jax.optim import OptimizerConfig, ScheduleConfig
-from t5jax.options import Options
 from t5jax.runs import RunConfig
 
 # Options that may differ when a run is continued, beside those that may in any run.
@@ -114,10 +114,10 @@ class FinetuneConfig(RunConfig):
         """The number by which evaluations are compared, less is better."""
         return evaluation["loss"] if self.best_by == "loss" else -evaluation["score"]
 
-    def writing(self, num_beams: int) -> Options:
+    def writing(self, num_beams: int) -> GenerationConfig:
         """How answers are written."""
         beams: dict[str, Any] = {} if num_beams == 1 else {"length_penalty": self.length_penalty}
-        return Options(
+        return GenerationConfig(
             num_beams=num_beams,
             max_new_tokens=self.target_length,
             max_input_tokens=self.input_length,

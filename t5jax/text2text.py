@@ -9,18 +9,29 @@ from typing import NamedTuple, Unpack
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from t5jax import answers, buckets
-from t5jax.answers import Answer
 from t5jax.decoding import LogitsProcessors
+from t5jax.generation import (
+    Engine,
+    FinishReason,
+    GeneratedSequence,
+    GenerationConfig,
+    GenerationOutput,
+    GenerationOverrides,
+    Scorer,
+    StreamingDetokenizer,
+    Writing,
+    batch_bucket,
+    check_positive,
+    length_bucket,
+    make_outputs,
+    output_text,
+    show_options,
+)
 from t5jax.models import check_saveable
-from t5jax.options import Given, Options, shown
-from t5jax.pieces import Pieces
 from t5jax.pretrained import save_pretrained
-from t5jax.reader import Reader, check_positive
-from t5jax.writer import FinishReason, Writer, Written
 
 
-class Piece(NamedTuple):
+class StreamEvent(NamedTuple):
     """A piece of an answer that `Text2Text.stream` gives out."""
 
     row: int
@@ -31,7 +42,7 @@ class Piece(NamedTuple):
     """Why the answer has ended, in its last piece."""
 
 
-class Text2Text(Reader):
+class Text2Text(Scorer):
     """A T5 ready for use.
 
     Texts are tokenised, grouped by length, padded to a few fixed lengths and run through compiled
@@ -46,23 +57,23 @@ class Text2Text(Reader):
     """
 
     @functools.cached_property
-    def _writer(self) -> Writer:
-        return Writer(self.config, self.params)
+    def _writer(self) -> Engine:
+        return Engine(self.config, self.params)
 
-    @shown
-    def generate(self, texts: Sequence[str], **options: Unpack[Given]) -> list[str]:
+    @show_options
+    def generate(self, texts: Sequence[str], **options: Unpack[GenerationOverrides]) -> list[str]:
         """Writes an answer to every text.
 
         Args:
           texts: inputs, with whatever prefix the model was trained on.
-          **options: any field of `t5jax.options.Options`, such as `max_new_tokens` (64),
+          **options: any field of `t5jax.generation.GenerationConfig`, such as `max_new_tokens` (64),
             `num_beams` (1), `temperature` (0.0, the likeliest token each time) or `stop_strings`.
         Raises:
           TypeError: an option that there is not.
           ValueError: an option out of range or without effect, options that contradict one another,
             a text longer than allowed, or constraints that leave no token to write.
         """
-        given = Options.of(dict(options))
+        given = GenerationConfig.of(dict(options))
         tokenizer = self._need_tokenizer()
         found, prefixes = self._write("texts", texts, given, 1)
         dead = [i for i, (one,) in enumerate(found) if one.finish_reason == "dead_end"]
@@ -73,11 +84,11 @@ class Text2Text(Reader):
                 "which tells of each."
             )
         return [
-            answers.text_of(one, len(prefix), given, tokenizer)
+            output_text(one, len(prefix), given, tokenizer)
             for (one,), prefix in zip(found, prefixes, strict=True)
         ]
 
-    @shown
+    @show_options
     def answers(
         self,
         texts: Sequence[str],
@@ -85,8 +96,8 @@ class Text2Text(Reader):
         num_return_sequences: int = 1,
         num_alternatives: int = 0,
         cross_attention: bool = False,
-        **options: Unpack[Given],
-    ) -> list[list[Answer]]:
+        **options: Unpack[GenerationOverrides],
+    ) -> list[list[GenerationOutput]]:
         """Answers to every text, with their ids, log-probabilities and the reason why they ended.
 
         Args:
@@ -101,7 +112,7 @@ class Text2Text(Reader):
           ValueError: as from `generate`, but for constraints that leave no token to write: such an
             answer has `finish_reason` "dead_end"; or several answers where there is but one.
         """
-        given = Options.of(dict(options))
+        given = GenerationConfig.of(dict(options))
         check_positive(num_return_sequences=num_return_sequences)
         if not 0 <= num_alternatives <= self.config.vocab_size:
             raise ValueError(
@@ -115,8 +126,8 @@ class Text2Text(Reader):
             )
         inputs = self.encode_texts("texts", texts, given.max_input_tokens, given.truncate)
         found, prefixes = self.write_ids(inputs, given, num_return_sequences)
-        return answers.describe(
-            answers.Writing(inputs, prefixes, found),
+        return make_outputs(
+            Writing(inputs, prefixes, found),
             given,
             params=self.params,
             config=self.config,
@@ -125,8 +136,10 @@ class Text2Text(Reader):
             with_attention=cross_attention,
         )
 
-    @shown
-    def stream(self, texts: Sequence[str], **options: Unpack[Given]) -> Iterator[Piece]:
+    @show_options
+    def stream(
+        self, texts: Sequence[str], **options: Unpack[GenerationOverrides]
+    ) -> Iterator[StreamEvent]:
         """Writes an answer to every text, and gives out its pieces as soon as they are certain.
 
         All texts of a batch grow side by side; the pieces of each, joined, are what `generate`
@@ -140,7 +153,7 @@ class Text2Text(Reader):
           ValueError: as from `generate`; constraints that leave nothing to write end an answer with
             the reason "dead_end".
         """
-        given = Options.of(dict(options))
+        given = GenerationConfig.of(dict(options))
         if given.num_beams > 1:
             raise ValueError(
                 f"num_beams must be 1 to stream, got {given.num_beams}; the best beam is not known "
@@ -153,28 +166,30 @@ class Text2Text(Reader):
     def _stream(
         self,
         inputs: list[list[int]],
-        options: Options,
+        options: GenerationConfig,
         prefixes: list[list[int]],
         rules: LogitsProcessors,
-    ) -> Iterator[Piece]:
+    ) -> Iterator[StreamEvent]:
         tokenizer = self._need_tokenizer()
         growing = [
-            Pieces(tokenizer, stop_strings=options.stop_strings, prefix_len=len(prefix))
+            StreamingDetokenizer(
+                tokenizer, stop_strings=options.stop_strings, prefix_len=len(prefix)
+            )
             for prefix in prefixes
         ]
         for grown in self._writer.stream(inputs, prefixes, options, rules):
             for row, whole, ids in grown:
                 text = growing[row].grow(whole.ids if whole else ids, ended=whole is not None)
                 if text or whole:
-                    yield Piece(row, text, whole.finish_reason if whole else None)
+                    yield StreamEvent(row, text, whole.finish_reason if whole else None)
 
-    @shown
+    @show_options
     def generate_ids(
         self,
         encoder_tokens: Int[Array, "B S"] | Int[np.ndarray, "B S"],
         *,
         encoder_mask: Bool[Array, "B S"] | Bool[np.ndarray, "B S"],
-        **options: Unpack[Given],
+        **options: Unpack[GenerationOverrides],
     ) -> Int[np.ndarray, "B T"]:
         """`generate` from ids to ids.
 
@@ -187,7 +202,7 @@ class Text2Text(Reader):
           something else ended them, then padding.  A row that constraints left nothing to write
           is padding.
         """
-        given = Options.of(dict(options))
+        given = GenerationConfig.of(dict(options))
         tokens, mask = np.asarray(encoder_tokens), np.asarray(encoder_mask)
         if tokens.ndim != 2 or tokens.shape != mask.shape:
             raise ValueError(
@@ -216,11 +231,11 @@ class Text2Text(Reader):
         *,
         input_lengths: Sequence[int] = (64,),
         num_texts: Sequence[int] = (1,),
-        **options: Unpack[Given],
+        **options: Unpack[GenerationOverrides],
     ) -> float:
         """Compiles what `generate` needs, so that no later call of these sizes waits for it.
 
-        A program serves a whole bucket of lengths (`t5jax.buckets`), a power of two of texts, and
+        A program serves a whole bucket of lengths (`t5jax.generation.batching`), a power of two of texts, and
         all values of the options that are on.
 
         Args:
@@ -230,10 +245,10 @@ class Text2Text(Reader):
         Returns:
           Seconds that it took.
         """
-        given = Options.of(dict(options))
+        given = GenerationConfig.of(dict(options))
         begun = time.perf_counter()
-        for length in dict.fromkeys(map(buckets.bucket, input_lengths)):
-            for count in dict.fromkeys(map(buckets.rows_bucket, num_texts)):
+        for length in dict.fromkeys(map(length_bucket, input_lengths)):
+            for count in dict.fromkeys(map(batch_bucket, num_texts)):
                 self.write_ids([[self.config.eos_id] * length] * count, given, 1)
         return time.perf_counter() - begun
 
@@ -249,18 +264,18 @@ class Text2Text(Reader):
         check_saveable(self.params)
         save_pretrained(folder, self.config, self.params, self.tokenizer, overwrite=overwrite)
 
-    def _write(self, name: str, texts: Sequence[str], options: Options, count: int):
+    def _write(self, name: str, texts: Sequence[str], options: GenerationConfig, count: int):
         inputs = self.encode_texts(name, texts, options.max_input_tokens, options.truncate)
         return self.write_ids(inputs, options, count)
 
     def write_ids(
         self,
         inputs: Sequence[Sequence[int]],
-        options: Options,
+        options: GenerationConfig,
         count: int,
         *,
         places: Sequence[int] | None = None,
-    ) -> tuple[list[list[Written]], list[list[int]]]:
+    ) -> tuple[list[list[GeneratedSequence]], list[list[int]]]:
         """What `answers` is made of: ids in, sequences and the prefixes they begin with out.
 
         Args:
@@ -273,7 +288,9 @@ class Text2Text(Reader):
         found = self._writer.write(inputs, prefixes, options, rules, count=count, places=places)
         return found, prefixes
 
-    def _rules(self, count: int, options: Options) -> tuple[list[list[int]], LogitsProcessors]:
+    def _rules(
+        self, count: int, options: GenerationConfig
+    ) -> tuple[list[list[int]], LogitsProcessors]:
         prefixes = options.prefixes(
             count, self.config, self._tokenizer, most=options.max_input_tokens
         )

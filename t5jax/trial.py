@@ -10,7 +10,7 @@ from typing import NamedTuple
 from t5jax.data import Example, Split, Task
 from t5jax.evaluation.metrics import METRICS, compute_metrics, used_options
 from t5jax.fileio import write_atomically
-from t5jax.options import Options
+from t5jax.generation import GenerationConfig
 from t5jax.text2text import Text2Text
 
 
@@ -34,7 +34,7 @@ class Trial(NamedTuple):
             inputs=[self.inputs[place] for place in places],
         )
 
-    def predictions(self, t5: Text2Text, options: Options) -> list[str]:
+    def predictions(self, t5: Text2Text, options: GenerationConfig) -> list[str]:
         """What the model writes for each input, after the task's `postprocess`."""
         assert t5.tokenizer is not None
         found, _ = t5.write_ids(self.inputs, options, 1)

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from t5jax import generate, train
+from t5jax import train
+from t5jax.generation import prefill, prepare_decoder
 from t5jax.models import PARTITION_RULES, T5Config, abstract_params, is_stacked
 from t5jax.optim import (
     OptimizerConfig,
@@ -173,8 +174,8 @@ def _decoding(workload: Workload, mesh: Mesh) -> Lowered:
     mask = jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows)
     tokens = jax.ShapeDtypeStruct((workload.batch_size,), jnp.int32, sharding=rows)
     with jax.set_mesh(mesh):
-        stepper = _result(generate.prepare.lower(params, config=config))
-        read = generate.read.lower(
+        stepper = _result(prepare_decoder.lower(params, config=config))
+        read = prefill.lower(
             params,
             stepper,
             inputs,

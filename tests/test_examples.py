@@ -14,10 +14,10 @@ import jax
 import numpy as np
 import pytest
 
-from t5jax.answers import Answer
 from t5jax.data import pydocs
 from t5jax.data.tasks import read_split
 from t5jax.finetuning import FinetuneConfig
+from t5jax.generation.outputs import GenerationOutput
 from t5jax.models.config import T5Config
 from t5jax.models.t5 import init_params
 from t5jax.runlog import read_metrics
@@ -371,7 +371,10 @@ def test_g2p_pronounces_what_is_likeliest_whichever_entries_are_shown(g2p_cmudic
     class Model:
         def answers(self, texts, **options):
             return [
-                [Answer(one, [], "eos", 0.0, 0.0, [], None, None) for one in chances[text]]
+                [
+                    GenerationOutput(one, [], "eos", 0.0, 0.0, [], None, None)
+                    for one in chances[text]
+                ]
                 for text in texts
             ]
 
@@ -395,7 +398,8 @@ class Speller:
     def answers(self, texts, *, num_beams, **options):
         assert num_beams == 1
         return [
-            [Answer(self._known(text)[0], [], "eos", 0.0, 0.0, [], None, None)] for text in texts
+            [GenerationOutput(self._known(text)[0], [], "eos", 0.0, 0.0, [], None, None)]
+            for text in texts
         ]
 
     def score_candidates(self, texts, candidates, **options):

@@ -22,7 +22,7 @@ from helpers.transformers_models import (
 )
 
 import t5jax
-from t5jax import score
+from t5jax.generation.scoring import encode_batch, score_tokens
 from t5jax.tokenizers.byte import ByteTokenizer
 from t5jax.tokenizers.load import load_tokenizer
 from t5jax.tokenizers.sentencepiece import train_tokenizer
@@ -190,7 +190,7 @@ def test_tiny_scores_as_the_loss_of_transformers(tmp_path, family):
     ours = t5jax.load(tmp_path)
     encoder, mask, targets = batch(theirs.config.vocab_size, (19, 8, 1), 16)
     target_mask = np.arange(16) < np.array([16, 5, 1])[:, None]
-    judged = score.judge(ours.params, encoder, mask, targets, config=ours.config)
+    judged = score_tokens(ours.params, encoder, mask, targets, config=ours.config)
     found = np.where(target_mask, judged.log_probs, 0).sum(axis=1)
     for i, count in enumerate(target_mask.sum(axis=1)):
         labels = np.where(target_mask[i], targets[i], -100)[None]
@@ -250,7 +250,7 @@ def test_encoder_alone_has_the_states_of_transformers(tmp_path):
             input_ids=torch.from_numpy(encoder).long(),
             attention_mask=torch.from_numpy(mask).long(),
         ).last_hidden_state.numpy()
-    found = score.encode(ours.params, encoder, mask, config=ours.config)
+    found = encode_batch(ours.params, encoder, mask, config=ours.config)
     np.testing.assert_allclose(np.asarray(found)[mask], expected[mask], rtol=0, atol=TOLERANCE)
     assert_exported_bit_for_bit(ours, tmp_path / "out", theirs, kind="T5EncoderModel")
 

@@ -5,8 +5,8 @@ import pytest
 from helpers.transformers_models import SIZES, TOLERANCE, batch, make, one_thread, torch
 
 import t5jax
-from t5jax import generate
-from t5jax.constraints import Constraints
+from t5jax.generation.compiled import prefill, prepare_decoder, search_beams
+from t5jax.generation.constraints import Constraints
 
 STEPS = 12
 START, EOS = 0, 1
@@ -89,16 +89,16 @@ def our_beams(
     encoder, mask = prompts
     count = len(encoder)
     prefix = np.zeros((count, 0), np.int32) if prefix is None else prefix
-    step, cache = generate.read(
+    step, cache = prefill(
         ours.params,
-        generate.prepare(ours.params, config=ours.config),
+        prepare_decoder(ours.params, config=ours.config),
         encoder,
         mask,
         config=ours.config,
         max_len=prefix.shape[1] + 16,
         num_beams=num_beams,
     )
-    found = generate.search(
+    found = search_beams(
         step,
         cache,
         np.arange(count, dtype=np.int32),

@@ -24,7 +24,7 @@ from helpers.transformers_models import (
 from safetensors.numpy import load_file, save_file
 
 import t5jax
-from t5jax import score
+from t5jax.generation.scoring import encode_batch
 
 GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 FAMILIES = {
@@ -122,7 +122,7 @@ def test_encoder_alone_has_the_states_of_transformers(tmp_path, kind):
             input_ids=torch.from_numpy(encoder).long(),
             attention_mask=torch.from_numpy(mask).long(),
         ).last_hidden_state.numpy()
-    found = score.encode(ours.params, encoder, mask, config=ours.config)
+    found = encode_batch(ours.params, encoder, mask, config=ours.config)
     np.testing.assert_allclose(np.asarray(found)[mask], expected[mask], rtol=0, atol=TOLERANCE)
 
 
@@ -176,7 +176,7 @@ def test_heads_of_other_tasks_are_left_out(tmp_path, kind):
             input_ids=torch.from_numpy(encoder).long(),
             attention_mask=torch.from_numpy(mask).long(),
         ).last_hidden_state.numpy()
-    found = score.encode(ours.params, encoder, mask, config=ours.config)
+    found = encode_batch(ours.params, encoder, mask, config=ours.config)
     np.testing.assert_allclose(np.asarray(found)[mask], expected[mask], rtol=0, atol=TOLERANCE)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5jax import score
+from t5jax.generation import target_logits
 from t5jax.models.config import T5Config
 from t5jax.models.t5 import Params
 from t5jax.ops import is_kernel, quantize_kernel
@@ -50,7 +50,7 @@ def quantize_params(params: Params, config: T5Config) -> tuple[Params, LogitErro
     tokens = rng.integers(2, high, (_SAMPLE_ROWS, _SAMPLE_LENGTH), dtype=np.int32)
     targets = rng.integers(2, high, (_SAMPLE_ROWS, _SAMPLE_TARGETS), dtype=np.int32)
     exact, found = (
-        _centred(score.logits(p, tokens, np.ones(tokens.shape, bool), targets, config=config))
+        _centred(target_logits(p, tokens, np.ones(tokens.shape, bool), targets, config=config))
         for p in (params, rounded)
     )
     difference = jnp.abs(found - exact)

@@ -10,7 +10,7 @@ import pytest
 from helpers.forced_decoding import LIMIT, forced_log_probs, greedy_ids, score_by_hand
 
 import t5jax
-from t5jax import score
+from t5jax.generation.scoring import target_logits
 from t5jax.models.quantization import check_saveable
 from t5jax.ops.linear import is_kernel, quantize_kernel
 from t5jax.parallel.mesh import MeshConfig, make_mesh
@@ -84,7 +84,7 @@ def test_to_int8_tells_the_error_that_numpy_finds(pair):
     mask = np.ones(tokens.shape, bool)
 
     def logits(t5):
-        found = score.logits(t5.params, tokens, mask, targets, config=t5.config)
+        found = target_logits(t5.params, tokens, mask, targets, config=t5.config)
         found = np.asarray(found, np.float64)
         return found - found.mean(axis=-1, keepdims=True)
 

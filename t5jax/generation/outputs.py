@@ -6,14 +6,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from t5jax import buckets, pieces, score
+from t5jax.generation import detokenizer, scoring
+from t5jax.generation.batching import by_length, pad_batch
+from t5jax.generation.config import GenerationConfig
+from t5jax.generation.engine import FinishReason, GeneratedSequence
 from t5jax.models import Params, T5Config
-from t5jax.options import Options
 from t5jax.tokenizers import Tokenizer
-from t5jax.writer import FinishReason, Written
 
 
-class Alternative(NamedTuple):
+class TokenAlternative(NamedTuple):
     """A token that could have been written."""
 
     id: int
@@ -21,7 +22,7 @@ class Alternative(NamedTuple):
     """In nats."""
 
 
-class Answer(NamedTuple):
+class GenerationOutput(NamedTuple):
     """One answer of `Text2Text.answers`."""
 
     text: str
@@ -37,7 +38,7 @@ class Answer(NamedTuple):
     forced tokens have left it."""
     token_log_probs: list[float]
     """Of each id, in nats, as the model has it: without temperature and constraints."""
-    alternatives: list[list[Alternative]] | None
+    alternatives: list[list[TokenAlternative]] | None
     """The likeliest tokens in the place of each id, best first, if they were asked for."""
     cross_attention: Float[np.ndarray, "L N T S"] | None
     """How much each id reads from each input token, in every layer and head, if asked for."""
@@ -48,19 +49,19 @@ class Writing(NamedTuple):
 
     inputs: Sequence[Sequence[int]]
     prefixes: Sequence[Sequence[int]]
-    written: list[list[Written]]
+    written: list[list[GeneratedSequence]]
 
 
-def describe(
+def make_outputs(
     writing: Writing,
-    options: Options,
+    options: GenerationConfig,
     *,
     params: Params,
     config: T5Config,
     tokenizer: Tokenizer,
     num_alternatives: int,
     with_attention: bool,
-) -> list[list[Answer]]:
+) -> list[list[GenerationOutput]]:
     """Reads the answers once more, all their tokens at once, and tells what the model thought."""
     # Pairs of one input and one of its answers.
     pairs = [(i, k) for i, row in enumerate(writing.written) for k in range(len(row))]
@@ -68,31 +69,33 @@ def describe(
 
     def targets_of(rows):
         ids = [writing.written[i][k].ids for i, k in (pairs[r] for r in rows if r >= 0)]
-        return buckets.pad_batch(ids, pad_id=config.pad_id, num_rows=len(rows))[0]
+        return pad_batch(ids, pad_id=config.pad_id, num_rows=len(rows))[0]
 
     def judge(rows, tokens, mask):
-        found = score.judge(
+        found = scoring.score_tokens(
             params, tokens, mask, targets_of(rows), config=config, num_best=num_alternatives
         )
         return list(zip(*map(np.asarray, found), strict=True))
 
     def attend(rows, tokens, mask):
-        weights = score.cross_weights(params, tokens, mask, targets_of(rows), config=config)
+        weights = scoring.cross_attention_weights(
+            params, tokens, mask, targets_of(rows), config=config
+        )
         return list(np.moveaxis(np.asarray(weights), 1, 0))
 
     batching = {"batch_size": options.batch_size, "pad_id": config.pad_id}
-    judged = buckets.by_length(inputs, judge, **batching)
-    attention = buckets.by_length(inputs, attend, **batching) if with_attention else None
+    judged = by_length(inputs, judge, **batching)
+    attention = by_length(inputs, attend, **batching) if with_attention else None
 
-    answers: list[list[Answer]] = [[] for _ in writing.written]
+    answers: list[list[GenerationOutput]] = [[] for _ in writing.written]
     for place, (i, k) in enumerate(pairs):
         written = writing.written[i][k]
         length, prefix_len = len(written.ids), len(writing.prefixes[i])
         log_probs, best, best_log_probs = (part[:length] for part in judged[place])
         total = float(log_probs[prefix_len:].sum()) if length else written.log_prob
         answers[i].append(
-            Answer(
-                text=text_of(written, prefix_len, options, tokenizer),
+            GenerationOutput(
+                text=output_text(written, prefix_len, options, tokenizer),
                 ids=written.ids,
                 finish_reason=written.finish_reason,
                 score=total if np.isnan(written.score) else written.score,
@@ -100,7 +103,7 @@ def describe(
                 token_log_probs=log_probs.tolist(),
                 alternatives=(
                     [
-                        [Alternative(*pair) for pair in zip(*row, strict=True)]
+                        [TokenAlternative(*pair) for pair in zip(*row, strict=True)]
                         for row in zip(best.tolist(), best_log_probs.tolist(), strict=True)
                     ]
                     if num_alternatives
@@ -116,8 +119,10 @@ def describe(
     return answers
 
 
-def text_of(written: Written, prefix_len: int, options: Options, tokenizer: Tokenizer) -> str:
+def output_text(
+    written: GeneratedSequence, prefix_len: int, options: GenerationConfig, tokenizer: Tokenizer
+) -> str:
     """The text of an answer, cut before its stop string."""
-    return pieces.cut(
+    return detokenizer.detokenize(
         tokenizer, written.ids, stop_strings=options.stop_strings, prefix_len=prefix_len
     )

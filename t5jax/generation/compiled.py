@@ -24,18 +24,18 @@ from t5jax.decoding import (
     top_p,
     typical,
 )
+from t5jax.generation.config import EarlyStopping
 from t5jax.models import DecoderCache, DecodeStep, IncrementalDecoder, Params, T5Config, bind
-from t5jax.strategy import EarlyStopping
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def prepare(params: Params, *, config: T5Config) -> IncrementalDecoder:
+def prepare_decoder(params: Params, *, config: T5Config) -> IncrementalDecoder:
     """The decoder's weights as a loop wants them, to be kept between calls."""
     return bind(config, params).stepper()
 
 
 @functools.partial(jax.jit, static_argnames=("config", "max_len", "num_beams"))
-def read(
+def prefill(
     params: Params,
     stepper: IncrementalDecoder,
     encoder_tokens: Int[Array, "B S"],
@@ -51,7 +51,7 @@ def read(
 
     Args:
       params: of the model.
-      stepper: from `prepare`.
+      stepper: from `prepare_decoder`.
       encoder_tokens: input ids.
       encoder_mask: True on input ids that are not padding.
       config: of the model.
@@ -63,7 +63,7 @@ def read(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "max_len"), donate_argnames=("cache",))
-def start(
+def start_loop(
     cache: DecoderCache,
     rows: Int[Array, " B"],
     prefix: Int[Array, "B P"],
@@ -74,7 +74,7 @@ def start(
     """The state of a loop before anything is written.
 
     Args:
-      cache: from `read`.
+      cache: from `prefill`.
       rows: a number for every row, negative in those that only fill up a batch.
       prefix: what every row begins with, padded on the right.
       config: of the model.
@@ -91,7 +91,7 @@ def start(
 
 
 @functools.partial(jax.jit, static_argnames=("most_k",), donate_argnames=("state",))
-def advance(
+def advance_loop(
     step: DecodeStep,
     state: LoopState,
     rows: Int[Array, " B"],
@@ -107,8 +107,8 @@ def advance(
     """Writes on, greedily or by draws, until all rows have ended or `most` tokens are written.
 
     Args:
-      step: from `read`.
-      state: from `start`, or from here.
+      step: from `prefill`.
+      state: from `start_loop`, or from here.
       rows: a number for every input, which with the seed determines its draws.
       samples: which of several answers to its input a row is.
       prefix_lens: tokens of every row's prefix.
@@ -159,7 +159,7 @@ def _truncate(logits: Float[Array, "B V"], *, draws: Mapping[str, Array], most_k
     jax.jit,
     static_argnames=("max_len", "num_beams", "penalty_form", "early_stopping"),
 )
-def search(
+def search_beams(
     step: DecodeStep,
     cache: DecoderCache,
     rows: Int[Array, " B"],
@@ -174,7 +174,7 @@ def search(
     penalty_form: str,
     early_stopping: EarlyStopping,
 ) -> Beams:
-    """The best `num_beams` continuations of each input; see `Strategy`, `start` and `advance`."""
+    """The best `num_beams` continuations of each input; see `Strategy`, `start_loop` and `advance_loop`."""
     config = step.stepper.config
     penalties = {"power": power_penalty, "gnmt": gnmt_penalty}
     modes: dict[EarlyStopping, StoppingRule] = {

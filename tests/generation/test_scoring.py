@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5jax import score
+from t5jax.generation.scoring import (
+    cross_attention_weights,
+    embed_batch,
+    encode_batch,
+    score_tokens,
+    shifted_targets,
+    target_logits,
+)
 from t5jax.models.t5 import bind
 
 S, T = 9, 16
@@ -47,7 +54,7 @@ def log_probs(tiny):
 
 def test_judge_gives_the_log_probability_of_every_target_token(tiny, log_probs):
     config, params = tiny
-    found = score.judge(params, TOKENS, MASK, TARGETS, config=config)
+    found = score_tokens(params, TOKENS, MASK, TARGETS, config=config)
     expected = np.take_along_axis(log_probs, TARGETS[..., None], axis=-1)[..., 0]
     assert (found.log_probs.shape, found.log_probs.dtype) == ((6, T), jnp.float32)
     np.testing.assert_allclose(found.log_probs, expected, rtol=0, atol=ABSOLUTE)
@@ -57,7 +64,7 @@ def test_judge_gives_the_log_probability_of_every_target_token(tiny, log_probs):
 @pytest.mark.parametrize("num_best", [4, 97])
 def test_judge_gives_the_likeliest_tokens_best_first(tiny, log_probs, num_best):
     config, params = tiny
-    found = score.judge(params, TOKENS, MASK, TARGETS, config=config, num_best=num_best)
+    found = score_tokens(params, TOKENS, MASK, TARGETS, config=config, num_best=num_best)
     order = np.argsort(-log_probs, axis=-1)[..., :num_best]
     best = np.take_along_axis(log_probs, order, axis=-1)
     np.testing.assert_allclose(found.best_log_probs, best, rtol=0, atol=ABSOLUTE)
@@ -70,9 +77,9 @@ def test_judge_gives_the_likeliest_tokens_best_first(tiny, log_probs, num_best):
 
 def test_judge_of_several_targets_equals_one_at_a_time(tiny):
     config, params = tiny
-    together = score.judge(params, TOKENS, MASK, TARGETS, config=config, num_best=2)
+    together = score_tokens(params, TOKENS, MASK, TARGETS, config=config, num_best=2)
     alone = [
-        score.judge(params, TOKENS, MASK, TARGETS[k::NUM_TARGETS], config=config, num_best=2)
+        score_tokens(params, TOKENS, MASK, TARGETS[k::NUM_TARGETS], config=config, num_best=2)
         for k in range(NUM_TARGETS)
     ]
     for part, (one, other) in zip(together, zip(*alone, strict=True), strict=True):
@@ -84,7 +91,7 @@ def test_judge_does_not_hold_all_logits_at_once(tiny):
     config, params = tiny
     wide = jnp.zeros((2, 64), jnp.int32)
     program = jax.make_jaxpr(
-        lambda params: score.judge(params, TOKENS[:2], MASK[:2], wide, config=config)
+        lambda params: score_tokens(params, TOKENS[:2], MASK[:2], wide, config=config)
     )
     text = str(program(params))
     assert "2,8,97" in text
@@ -92,7 +99,7 @@ def test_judge_does_not_hold_all_logits_at_once(tiny):
 
 
 def test_shifted_targets_begin_with_the_start_token_and_lack_their_last(tiny):
-    found = score.shifted(jnp.asarray(TARGETS), tiny[0])
+    found = shifted_targets(jnp.asarray(TARGETS), tiny[0])
     assert np.asarray(found)[:, 0].tolist() == [3] * 6
     np.testing.assert_array_equal(np.asarray(found)[:, 1:], TARGETS[:, :-1])
 
@@ -100,7 +107,7 @@ def test_shifted_targets_begin_with_the_start_token_and_lack_their_last(tiny):
 def test_logits_are_those_of_the_module(tiny, log_probs):
     config, params = tiny
     found = np.asarray(
-        score.logits(params, TOKENS, MASK, TARGETS[::NUM_TARGETS], config=config), np.float64
+        target_logits(params, TOKENS, MASK, TARGETS[::NUM_TARGETS], config=config), np.float64
     )
     found -= np.log(np.exp(found).sum(-1, keepdims=True))
     np.testing.assert_allclose(found, log_probs[::NUM_TARGETS], rtol=0, atol=ABSOLUTE)
@@ -112,8 +119,8 @@ def test_embed_is_the_mean_of_states_projected_and_of_length_1(tiny, projection_
     if projection_dim:
         kernel = np.random.default_rng(1).normal(size=(16, projection_dim)).astype(np.float32)
         params["projection"] = {"kernel": jnp.asarray(kernel)}
-    states = np.asarray(score.encode(params, TOKENS, MASK, config=config), np.float64)
-    found = score.embed(params, TOKENS, MASK, config=config)
+    states = np.asarray(encode_batch(params, TOKENS, MASK, config=config), np.float64)
+    found = embed_batch(params, TOKENS, MASK, config=config)
     mean = np.stack([row[kept].mean(axis=0) for row, kept in zip(states, MASK, strict=True)])
     expected = mean @ kernel if projection_dim else mean
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
@@ -124,17 +131,17 @@ def test_embed_of_a_row_without_tokens_is_zero_and_leaves_the_others(tiny):
     config, params = tiny
     mask = MASK.copy()
     mask[2] = False
-    found = np.asarray(score.embed(params, TOKENS, mask, config=config))
+    found = np.asarray(embed_batch(params, TOKENS, mask, config=config))
     assert not found[2].any()
-    expected = np.asarray(score.embed(params, TOKENS, MASK, config=config))
+    expected = np.asarray(embed_batch(params, TOKENS, MASK, config=config))
     np.testing.assert_array_equal(found[:2], expected[:2])
 
 
 def test_cross_weights_are_the_module_s_for_shifted_targets(tiny):
     config, params = tiny
     targets = jnp.asarray(TARGETS[::NUM_TARGETS])
-    found = score.cross_weights(params, TOKENS, MASK, targets, config=config)
+    found = cross_attention_weights(params, TOKENS, MASK, targets, config=config)
     run = jax.jit(lambda bound, tokens, mask, x: bound.cross_weights(tokens, x, encoder_mask=mask))
-    expected = run(bind(config, params), TOKENS, MASK, score.shifted(targets, config))
+    expected = run(bind(config, params), TOKENS, MASK, shifted_targets(targets, config))
     assert found.shape == (3, 3, 3, T, S)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)

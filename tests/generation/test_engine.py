@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from helpers.forced_decoding import LIMIT, greedy_ids
 
-from t5jax.options import Options
-from t5jax.writer import Writer, check_finite
+from t5jax.generation.config import GenerationConfig
+from t5jax.generation.engine import Engine, check_finite
 
 
 @pytest.fixture(scope="module")
 def writer(t5):
-    return Writer(t5.config, t5.params)
+    return Engine(t5.config, t5.params)
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def encoded(t5, short):
 
 
 def write(writer, encoded, given, *, prefixes=None, **named):
-    options = Options(max_new_tokens=LIMIT, **given)
+    options = GenerationConfig(max_new_tokens=LIMIT, **given)
     rules = options.rules(writer.config, None, max_new_tokens=LIMIT)
     return writer.write(encoded, prefixes or [[]] * len(encoded), options, rules, **named)
 
@@ -66,7 +66,7 @@ def test_write_puts_prefixes_of_any_length_side_by_side(t5, writer, encoded, sho
 
 @pytest.mark.parametrize("prefixes", [None, [[], [50], [50, 8, 27], [5, 6, 7, 8, 9]]])
 def test_stream_grows_by_a_token_until_it_is_what_write_gives(writer, encoded, prefixes):
-    options = Options(max_new_tokens=LIMIT)
+    options = GenerationConfig(max_new_tokens=LIMIT)
     rules = options.rules(writer.config, None, max_new_tokens=LIMIT)
     prefixes = prefixes or [[]] * 4
     lengths, whole = [0] * 4, [None] * 4

@@ -13,7 +13,7 @@ from t5jax.models import Params, T5Config, bind
 _CHUNK = 8
 
 
-class Judged(NamedTuple):
+class TokenScores(NamedTuple):
     """What a model thinks of given targets, token by token."""
 
     log_probs: Float[Array, "R T"]
@@ -24,7 +24,7 @@ class Judged(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def encode(
+def encode_batch(
     params: Params,
     encoder_tokens: Int[Array, "B S"],
     encoder_mask: Bool[Array, "B S"],
@@ -36,7 +36,7 @@ def encode(
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def embed(
+def embed_batch(
     params: Params,
     encoder_tokens: Int[Array, "B S"],
     encoder_mask: Bool[Array, "B S"],
@@ -54,7 +54,7 @@ def embed(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "num_best"))
-def judge(
+def score_tokens(
     params: Params,
     encoder_tokens: Int[Array, "B S"],
     encoder_mask: Bool[Array, "B S"],
@@ -62,7 +62,7 @@ def judge(
     *,
     config: T5Config,
     num_best: int = 0,
-) -> Judged:
+) -> TokenScores:
     """Log-probabilities of targets, and of the likeliest tokens in their place.
 
     Args:
@@ -75,7 +75,9 @@ def judge(
     """
     bound = bind(config, params)
     encoded = bound.encode(encoder_tokens, encoder_mask=encoder_mask)
-    states = bound.decode_states(shifted(targets, config), encoded, encoder_mask=encoder_mask)
+    states = bound.decode_states(
+        shifted_targets(targets, config), encoded, encoder_mask=encoder_mask
+    )
 
     def chunk(pair):
         x, wanted = pair
@@ -91,17 +93,17 @@ def judge(
 
     parts = jax.lax.map(chunk, (split(states), split(targets)))
     log_probs, best_log_probs, best = map(joined, parts)
-    return Judged(log_probs, best, best_log_probs)
+    return TokenScores(log_probs, best, best_log_probs)
 
 
-def shifted(targets: Int[Array, "R T"], config: T5Config) -> Int[Array, "R T"]:
+def shifted_targets(targets: Int[Array, "R T"], config: T5Config) -> Int[Array, "R T"]:
     """What the decoder reads to write the targets."""
     start = jnp.full((len(targets), 1), config.decoder_start_id, targets.dtype)
     return jnp.concatenate([start, targets[:, :-1]], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def cross_weights(
+def cross_attention_weights(
     params: Params,
     encoder_tokens: Int[Array, "B S"],
     encoder_mask: Bool[Array, "B S"],
@@ -111,12 +113,12 @@ def cross_weights(
 ) -> Float[Array, "L B N T S"]:
     """How much each target reads from each input token when it is written."""
     return bind(config, params).cross_weights(
-        encoder_tokens, shifted(targets, config), encoder_mask=encoder_mask
+        encoder_tokens, shifted_targets(targets, config), encoder_mask=encoder_mask
     )
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def logits(
+def target_logits(
     params: Params,
     encoder_tokens: Int[Array, "B S"],
     encoder_mask: Bool[Array, "B S"],
@@ -126,4 +128,4 @@ def logits(
 ) -> Float[Array, "B T V"]:
     """Logits in the place of every target token."""
     bound = bind(config, params)
-    return bound(encoder_tokens, shifted(targets, config), encoder_mask=encoder_mask)
+    return bound(encoder_tokens, shifted_targets(targets, config), encoder_mask=encoder_mask)

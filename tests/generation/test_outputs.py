@@ -11,7 +11,7 @@ from helpers.forced_decoding import (
     token_log_probs,
 )
 
-from t5jax import score
+from t5jax.generation.scoring import cross_attention_weights
 from t5jax.text2text import Text2Text
 
 STRATEGIES = {
@@ -182,7 +182,7 @@ def test_cross_attention_is_what_each_id_reads_from_each_input_token(t5, short):
     # One text by itself, unpadded.
     tokens, mask = rows_of(t5, short[:1])
     ids = np.array([found[0][0].ids], np.int32)
-    alone = score.cross_weights(t5.params, tokens, mask, ids, config=t5.config)
+    alone = cross_attention_weights(t5.params, tokens, mask, ids, config=t5.config)
     np.testing.assert_allclose(found[0][0].cross_attention, alone[:, 0], rtol=0, atol=1e-5)
 
 

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from t5jax import buckets, score
+from t5jax.generation import batching, scoring
 from t5jax.models import T5, LogitError, Params, T5Config, bind
 from t5jax.ops import is_kernel
 from t5jax.tokenizers import Tokenizer
 
 
-class Ranked(NamedTuple):
+class RankedCandidate(NamedTuple):
     """A candidate of `Text2Text.rank`."""
 
     text: str
@@ -26,7 +26,7 @@ class Ranked(NamedTuple):
     """Of all its tokens and EOS, in nats."""
 
 
-class Reader:
+class Scorer:
     """The half of `Text2Text` that writes nothing."""
 
     def __init__(
@@ -102,7 +102,7 @@ class Reader:
 
         def run(rows, tokens, mask):
             del rows
-            states = score.encode(self.params, tokens, mask, config=self.config)
+            states = scoring.encode_batch(self.params, tokens, mask, config=self.config)
             return np.asarray(states.astype(jnp.float32))
 
         width = int(lengths.max(initial=0))
@@ -130,7 +130,7 @@ class Reader:
 
         def run(rows, tokens, mask):
             del rows
-            return np.asarray(score.embed(self.params, tokens, mask, config=self.config))
+            return np.asarray(scoring.embed_batch(self.params, tokens, mask, config=self.config))
 
         width = self.config.projection_dim or self.config.d_model
         rows = self._run(encoded, run, batch_size)
@@ -223,12 +223,12 @@ class Reader:
             width = max(map(len, listed))
             if not width:
                 return listed
-            width = buckets.rows_bucket(width)
-            targets, _ = buckets.pad_batch(
+            width = batching.batch_bucket(width)
+            targets, _ = batching.pad_batch(
                 [ids for row in listed for ids in [*row, *[[]] * (width - len(row))]],
                 pad_id=self.config.pad_id,
             )
-            found = score.judge(self.params, tokens, mask, targets, config=self.config)
+            found = scoring.score_tokens(self.params, tokens, mask, targets, config=self.config)
             log_probs = np.asarray(found.log_probs).reshape(len(rows), width, -1)
             return [
                 [log_probs[i, k, : len(ids)] for k, ids in enumerate(row)]
@@ -245,7 +245,7 @@ class Reader:
         batch_size: int = 32,
         max_input_tokens: int = 2048,
         truncate: bool = False,
-    ) -> list[list[Ranked]]:
+    ) -> list[list[RankedCandidate]]:
         """Orders candidate answers by how likely the model would write them, likeliest first.
 
         This is how T5 and T0 are evaluated on choices.  (arXiv:2110.08207, section 5)
@@ -274,7 +274,10 @@ class Reader:
             truncate=truncate,
         )
         return [
-            [Ranked(texts[k], k, float(row[k])) for k in np.argsort(-row, kind="stable").tolist()]
+            [
+                RankedCandidate(texts[k], k, float(row[k]))
+                for k in np.argsort(-row, kind="stable").tolist()
+            ]
             for texts, row in zip(listed, scores, strict=True)
         ]
 
@@ -326,7 +329,7 @@ class Reader:
         return encoded
 
     def _run(self, encoded, run, batch_size: int) -> list[Any]:
-        return buckets.by_length(encoded, run, batch_size=batch_size, pad_id=self.config.pad_id)
+        return batching.by_length(encoded, run, batch_size=batch_size, pad_id=self.config.pad_id)
 
 
 def _first_outside() -> int:

@@ -6,12 +6,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from t5jax import buckets, generate
 from t5jax.decoding import DEAD_END, EOS, GOING_ON, LIMIT, STOP, LogitsProcessors, LoopState
+from t5jax.generation import batching, compiled
+from t5jax.generation.config import GenerationConfig
 from t5jax.models import DecoderCache, DecodeStep, IncrementalDecoder, Params, T5Config
-from t5jax.options import Options
 
 FinishReason = Literal["eos", "length", "stop", "dead_end"]
+
+
 _REASONS: dict[int, FinishReason] = {
     EOS: "eos",
     LIMIT: "length",
@@ -20,7 +22,7 @@ _REASONS: dict[int, FinishReason] = {
 }
 
 
-class Written(NamedTuple):
+class GeneratedSequence(NamedTuple):
     """One sequence that a model has written."""
 
     ids: list[int]
@@ -32,7 +34,7 @@ class Written(NamedTuple):
     """Of what stands behind the prefix, as the rules have left it; NaN without beams."""
 
 
-class Writer:
+class Engine:
     """Writes answers to inputs given as ids.
 
     Attributes:
@@ -47,18 +49,18 @@ class Writer:
     @functools.cached_property
     def stepper(self) -> IncrementalDecoder:
         """The decoder's weights, laid out for writing at the first call."""
-        return generate.prepare(self.params, config=self.config)
+        return compiled.prepare_decoder(self.params, config=self.config)
 
     def write(
         self,
         encoded: Sequence[Sequence[int]],
         prefixes: Sequence[Sequence[int]],
-        options: Options,
+        options: GenerationConfig,
         rules: LogitsProcessors,
         *,
         count: int = 1,
         places: Sequence[int] | None = None,
-    ) -> list[list[Written]]:
+    ) -> list[list[GeneratedSequence]]:
         """Answers to every input, in order; computed by length.
 
         Args:
@@ -81,7 +83,7 @@ class Writer:
             check_finite(state.failed)
             return batch.written(state)
 
-        found = buckets.by_length(
+        found = batching.by_length(
             encoded, run, batch_size=options.batch_size, pad_id=self.config.pad_id
         )
         return [answers[:count] for answers in found]
@@ -90,16 +92,16 @@ class Writer:
         self,
         encoded: Sequence[Sequence[int]],
         prefixes: Sequence[Sequence[int]],
-        options: Options,
+        options: GenerationConfig,
         rules: LogitsProcessors,
-    ) -> Iterator[list[tuple[int, Written | None, list[int]]]]:
+    ) -> Iterator[list[tuple[int, GeneratedSequence | None, list[int]]]]:
         """Answers as they grow: after every token, what each row of a batch has come to.
 
         Yields:
           For each row that has grown: the place of its input, the whole answer if it has ended, and
           all its ids so far.
         """
-        for rows, tokens, mask in buckets.batches_by_length(
+        for rows, tokens, mask in batching.batches_by_length(
             encoded, batch_size=options.batch_size, pad_id=self.config.pad_id
         ):
             numbers = np.arange(len(encoded))
@@ -124,7 +126,7 @@ class Writer:
     def _read(
         self, batch: "_Batch", tokens, mask, num_beams: int
     ) -> tuple[DecodeStep, DecoderCache]:
-        return generate.read(
+        return compiled.prefill(
             self.params,
             self.stepper,
             tokens,
@@ -136,7 +138,7 @@ class Writer:
 
     def _start(self, batch: "_Batch", tokens, mask) -> tuple[DecodeStep, LoopState]:
         step, cache = self._read(batch, tokens, mask, batch.per_input)
-        state = generate.start(
+        state = compiled.start_loop(
             cache, batch.rows, batch.prefix, config=self.config, max_len=batch.max_len
         )
         return step, state
@@ -146,7 +148,7 @@ class Writer:
         batch: "_Batch",
         step,
         state: LoopState,
-        options: Options,
+        options: GenerationConfig,
         rules: LogitsProcessors,
         most: int,
     ) -> LoopState:
@@ -154,7 +156,7 @@ class Writer:
             name: np.asarray(value, np.int32 if name in ("top_k", "seed") else np.float32)
             for name, value in options.draws.items()
         }
-        return generate.advance(
+        return compiled.advance_loop(
             step,
             state,
             batch.rows,
@@ -165,14 +167,14 @@ class Writer:
             limit=np.int32(options.max_new_tokens),
             most=np.int32(most),
             # Few programs for many values.
-            most_k=buckets.bucket(options.top_k) if options.top_k else 0,
+            most_k=batching.length_bucket(options.top_k) if options.top_k else 0,
         )
 
     def _search(
-        self, batch: "_Batch", tokens, mask, options: Options, rules: LogitsProcessors
-    ) -> list[list[Written]]:
+        self, batch: "_Batch", tokens, mask, options: GenerationConfig, rules: LogitsProcessors
+    ) -> list[list[GeneratedSequence]]:
         step, cache = self._read(batch, tokens, mask, options.num_beams)
-        found = generate.search(
+        found = compiled.search_beams(
             step,
             cache,
             batch.rows[:: batch.per_input],
@@ -192,7 +194,7 @@ class Writer:
         for tokens, scores, log_probs, finish, lengths in zip(*arrays, strict=True):
             kept = [k for k in range(options.num_beams) if scores[k] > -np.inf]
             row = [
-                Written(
+                GeneratedSequence(
                     tokens[k, 1 : lengths[k] + 1].tolist(),
                     _REASONS[int(finish[k])],
                     float(scores[k]),
@@ -200,7 +202,7 @@ class Writer:
                 )
                 for k in kept
             ]
-            answers.append(row or [Written([], "dead_end", -np.inf, -np.inf)])
+            answers.append(row or [GeneratedSequence([], "dead_end", -np.inf, -np.inf)])
         return answers
 
 
@@ -219,7 +221,7 @@ class _Batch(NamedTuple):
         cls,
         config: T5Config,
         prefixes: Sequence[Sequence[int]],
-        options: Options,
+        options: GenerationConfig,
         rows: np.ndarray,
         numbers: np.ndarray,
         count: int,
@@ -235,18 +237,20 @@ class _Batch(NamedTuple):
             samples=np.tile(np.arange(count, dtype=np.int32), len(rows)),
             prefix=np.repeat(prefix, count, axis=0),
             prefix_lens=np.repeat(np.array([len(ids) for ids in given], np.int32), count),
-            max_len=buckets.bucket(options.max_new_tokens),
+            max_len=batching.length_bucket(options.max_new_tokens),
             per_input=count,
         )
 
-    def written(self, state: LoopState) -> list[list[Written]]:
+    def written(self, state: LoopState) -> list[list[GeneratedSequence]]:
         tokens, lengths = np.asarray(state.written), np.asarray(state.lengths)
         finish = np.asarray(state.finish)
         nan = float("nan")
         found = [
-            Written([], "dead_end", -np.inf, -np.inf)
+            GeneratedSequence([], "dead_end", -np.inf, -np.inf)
             if end == DEAD_END
-            else Written(row[1 : length + 1].tolist(), _REASONS.get(int(end), "length"), nan, nan)
+            else GeneratedSequence(
+                row[1 : length + 1].tolist(), _REASONS.get(int(end), "length"), nan, nan
+            )
             for row, length, end in zip(tokens, lengths, finish, strict=True)
         ]
         return [found[i : i + self.per_input] for i in range(0, len(found), self.per_input)]

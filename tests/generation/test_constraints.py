@@ -11,8 +11,8 @@ import pytest
 from helpers import scripts_of_languages
 from helpers.forced_decoding import LIMIT, forced_logits, greedy_ids, score_by_hand
 
-from t5jax.constraints import Constraints
 from t5jax.decoding.automaton import from_edges, trie
+from t5jax.generation.constraints import Constraints
 from t5jax.text2text import Text2Text
 
 

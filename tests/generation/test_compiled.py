@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from helpers.forced_decoding import counting_compilations
 
-from t5jax import buckets
+from t5jax.generation.batching import length_bucket, length_buckets
 from t5jax.models.t5 import abstract_params
 from t5jax.text2text import Text2Text
 
@@ -37,8 +37,8 @@ def test_generate_compiles_once_for_each_bucket_of_hundreds_of_lengths(t5):
             mask = np.ones(tokens.shape, bool)
             ids = t5.generate_ids(tokens, encoder_mask=mask, max_new_tokens=limit)
             assert ids.shape == (1, limit)
-    bound = len(buckets.buckets(64))
-    assert {buckets.bucket(int(n)) for n in lengths} == set(buckets.buckets(64))
+    bound = len(length_buckets(64))
+    assert {length_bucket(int(n)) for n in lengths} == set(length_buckets(64))
     assert bound == 5
     # How it begins does not depend on the length of the input.
     assert len(compiled) <= (PROGRAMS - 1) * bound + 1 + FEW

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import scripts_of_languages
 
-from t5jax.pieces import Pieces, cut
+from t5jax.generation.detokenizer import StreamingDetokenizer, detokenize
 from t5jax.tokenizers.byte import ByteTokenizer
 from t5jax.tokenizers.huggingface import HuggingFaceTokenizer
 from t5jax.tokenizers.load import load_tokenizer
@@ -22,7 +22,7 @@ def kinds(tmp_path_factory):
 
 def pieces_of(found, ids, **options):
     """What comes out when ids come in one at a time."""
-    pieces = Pieces(found, **options)
+    pieces = StreamingDetokenizer(found, **options)
     grown = [pieces.grow(ids[:end], ended=False) for end in range(1, len(ids) + 1)]
     return [*grown, pieces.grow(ids, ended=True)]
 
@@ -31,7 +31,7 @@ def check(found, sequences, **options):
     """How many sequences have pieces before the last: streaming that is none would pass too."""
     early = 0
     for ids in sequences:
-        whole = cut(found, ids, stop_strings=options.get("stop_strings", ()), prefix_len=0)
+        whole = detokenize(found, ids, stop_strings=options.get("stop_strings", ()), prefix_len=0)
         pieces = pieces_of(found, ids, **options)
         assert "".join(pieces) == whole
         if "\ufffd" not in whole:
@@ -125,7 +125,7 @@ def test_pieces_do_not_look_for_stop_strings_in_the_prefix():
 def test_cut_ends_before_the_first_stop_string(kinds, kind):
     found = kinds[kind]
     for text in TEXTS[:100]:
-        whole = cut(found, found.encode(text), stop_strings=STOPS, prefix_len=0)
+        whole = detokenize(found, found.encode(text), stop_strings=STOPS, prefix_len=0)
         places = [text.find(string) for string in STOPS if string in text]
         assert whole == text[: min(places, default=len(text))]
 
@@ -134,12 +134,12 @@ def test_cut_ends_before_the_first_stop_string(kinds, kind):
 def test_cut_leaves_a_prefix_whole(kinds, kind):
     found = kinds[kind]
     prefix, answer = found.encode("the quick"), found.encode("brown fox, quick")
-    whole = cut(found, [*prefix, *answer], stop_strings=["quick"], prefix_len=len(prefix))
+    whole = detokenize(found, [*prefix, *answer], stop_strings=["quick"], prefix_len=len(prefix))
     expected = found.decode([*prefix, *answer])
     assert whole == expected[: expected.rindex("quick")]
     assert whole.startswith("the quick")
 
 
 def test_cut_without_ids_is_empty():
-    assert cut(ByteTokenizer(), [], stop_strings=["a"], prefix_len=0) == ""
-    assert cut(ByteTokenizer(), [], stop_strings=[], prefix_len=3) == ""
+    assert detokenize(ByteTokenizer(), [], stop_strings=["a"], prefix_len=0) == ""
+    assert detokenize(ByteTokenizer(), [], stop_strings=[], prefix_len=3) == ""

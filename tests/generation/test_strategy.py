@@ -2,7 +2,7 @@
 
 import pytest
 
-from t5jax.strategy import Strategy
+from t5jax.generation.config import Strategy
 
 
 def test_default_strategy_is_greedy():

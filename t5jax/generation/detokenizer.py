@@ -8,7 +8,7 @@ from t5jax.tokenizers import Tokenizer
 _INCOMPLETE = "\ufffd"
 
 
-class Pieces:
+class StreamingDetokenizer:
     """The text of a growing sequence, in pieces that joined are the text of the whole.
 
     A piece is given out when later tokens can no longer change it: a character whose bytes are not
@@ -36,7 +36,7 @@ class Pieces:
           ids: all ids so far.
           ended: whether there will be no more.
         """
-        text = cut(
+        text = detokenize(
             self._tokenizer, ids, stop_strings=self._stop_strings, prefix_len=self._prefix_len
         )
         if not ended:
@@ -59,7 +59,7 @@ class Pieces:
         return text
 
 
-def cut(
+def detokenize(
     tokenizer: Tokenizer, ids: Sequence[int], *, stop_strings: Sequence[str], prefix_len: int
 ) -> str:
     """The text of some ids, up to the first stop string behind the prefix."""

@@ -12,6 +12,8 @@ from t5jax.models import T5Config
 from t5jax.tokenizers import Tokenizer
 
 Ids = Sequence[int]
+
+
 # An automaton has a state for every byte of them.
 _LONGEST_STOPS = 1000
 

@@ -7,23 +7,21 @@ import typing
 
 import pytest
 
-from t5jax import options
-from t5jax.constraints import Constraints
-from t5jax.options import Given, Options
-from t5jax.strategy import Strategy
+from t5jax.generation.config import GenerationConfig, GenerationOverrides, Strategy, show_options
+from t5jax.generation.constraints import Constraints
 from t5jax.text2text import Text2Text
 
 METHODS = ["generate", "answers", "stream", "generate_ids"]
-FIELDS = [field.name for field in dataclasses.fields(Options)]
+FIELDS = [field.name for field in dataclasses.fields(GenerationConfig)]
 
 
 def test_given_has_the_fields_of_options_with_their_types():
-    fields = typing.get_type_hints(Options)
-    given = typing.get_type_hints(Given)
+    fields = typing.get_type_hints(GenerationConfig)
+    given = typing.get_type_hints(GenerationOverrides)
     assert set(given) == set(FIELDS)
     for name in FIELDS:
         assert given[name] == fields[name], name
-    assert Given.__total__ is False
+    assert GenerationOverrides.__total__ is False
 
 
 def test_options_are_those_of_strategy_constraints_and_limits():
@@ -35,16 +33,16 @@ def test_options_are_those_of_strategy_constraints_and_limits():
 
 def test_every_option_is_documented():
     """In the class that has it, by name."""
-    for part in (Strategy, Constraints, Options):
+    for part in (Strategy, Constraints, GenerationConfig):
         for name in vars(part)["__annotations__"]:
             # Python 3.13 takes the indentation of docstrings away.
             assert f"\n  {name}: " in inspect.cleandoc(part.__doc__), name
 
 
 def test_options_of_nothing_are_the_defaults():
-    assert Options.of({}) == Options()
-    assert Options().max_new_tokens == 64
-    assert Options.of({"num_beams": 3}) == Options(num_beams=3)
+    assert GenerationConfig.of({}) == GenerationConfig()
+    assert GenerationConfig().max_new_tokens == 64
+    assert GenerationConfig.of({"num_beams": 3}) == GenerationConfig(num_beams=3)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +57,7 @@ def test_options_of_nothing_are_the_defaults():
 )
 def test_unknown_option_is_refused_with_a_suggestion(name, message):
     with pytest.raises(TypeError, match=message):
-        Options.of({name: 3})
+        GenerationConfig.of({name: 3})
 
 
 @pytest.mark.usefixtures("own_checks")
@@ -87,12 +85,12 @@ def test_unknown_option_is_refused_before_anything_is_computed(t5, method):
 )
 def test_options_refuse_what_is_out_of_range_or_contradicts(given, message):
     with pytest.raises(ValueError, match=message):
-        Options.of(given)
+        GenerationConfig.of(given)
 
 
 def test_options_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Options().num_beams = 3
+        GenerationConfig().num_beams = 3
 
 
 # Help.
@@ -102,7 +100,7 @@ def test_options_cannot_be_changed():
 def test_help_and_completion_list_every_option_with_its_default(t5, method):
     shown = pydoc.render_doc(getattr(t5, method), renderer=pydoc.plaintext)
     parameters = inspect.signature(getattr(t5, method)).parameters
-    for field in dataclasses.fields(Options):
+    for field in dataclasses.fields(GenerationConfig):
         assert f"{field.name}:" in shown
         assert parameters[field.name].default == field.default
         assert parameters[field.name].kind is inspect.Parameter.KEYWORD_ONLY
@@ -115,7 +113,7 @@ def test_shown_leaves_named_parameters_as_they_are():
     def function(first: int, *, num_beams: int = 7, **given):
         return first, num_beams, given
 
-    wrapped = options.shown(function)
+    wrapped = show_options(function)
     parameters = inspect.signature(wrapped).parameters
     assert [*parameters][:2] == ["first", "num_beams"]
     assert parameters["num_beams"].default == 7
@@ -142,4 +140,4 @@ def test_shown_leaves_named_parameters_as_they_are():
 )
 def test_options_refuse_what_would_be_misread(own_checks, given, message):
     with pytest.raises(ValueError, match=message):
-        Options(**given)
+        GenerationConfig(**given)

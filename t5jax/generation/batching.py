@@ -11,7 +11,7 @@ from t5jax.data import pad_sequences
 SMALLEST_BUCKET = 16
 
 
-def bucket(length: int) -> int:
+def length_bucket(length: int) -> int:
     """The length that `length` is padded to: 16, 24, 32, 48, 64, 96, 128, ...
 
     Two buckets for every doubling bound both the padding, to a half, and the number of programs
@@ -23,11 +23,11 @@ def bucket(length: int) -> int:
     return size
 
 
-def buckets(max_length: int) -> list[int]:
+def length_buckets(max_length: int) -> list[int]:
     """All buckets that lengths up to `max_length` fall into."""
-    sizes = [bucket(1)]
+    sizes = [length_bucket(1)]
     while sizes[-1] < max_length:
-        sizes.append(bucket(sizes[-1] + 1))
+        sizes.append(length_bucket(sizes[-1] + 1))
     return sizes
 
 
@@ -38,14 +38,14 @@ def pad_batch(
 
     An id below 0 is a position that is masked, in the middle of a sequence too.
     """
-    length = bucket(max((len(s) for s in sequences), default=1))
+    length = length_bucket(max((len(s) for s in sequences), default=1))
     rows = [*sequences, *[[]] * ((num_rows or len(sequences)) - len(sequences))]
     tokens = pad_sequences(rows, length=length, pad_id=-1)
     mask = tokens >= 0
     return np.where(mask, tokens, np.int32(pad_id)), mask
 
 
-def rows_bucket(count: int) -> int:
+def batch_bucket(count: int) -> int:
     """The number of rows that `count` is padded to, the next power of two."""
     return 1 << (count - 1).bit_length()
 
@@ -81,6 +81,6 @@ def batches_by_length(
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     for start in range(0, len(encoded), batch_size):
         group = order[start : start + batch_size]
-        num_rows = min(rows_bucket(len(group)), batch_size)
+        num_rows = min(batch_bucket(len(group)), batch_size)
         tokens, mask = pad_batch([encoded[i] for i in group], pad_id=pad_id, num_rows=num_rows)
         yield np.array([*group, *[-1] * (num_rows - len(group))]), tokens, mask
