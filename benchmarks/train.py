@@ -26,11 +26,11 @@ import numpy as np
 import torch
 import transformers
 
-from t5jax import train
 from t5jax.models import T5Config, is_stacked
 from t5jax.optim import OptimizerConfig, ScheduleConfig, learning_rate_schedule, make_optimizer
 from t5jax.parallel import MeshConfig, make_mesh
 from t5jax.runtime import keep_memory
+from t5jax.training import StepConfig, init_state, make_train_step, shard_batch
 
 THREADS = os.cpu_count() or 1
 WARM_UP = 3
@@ -59,8 +59,8 @@ def ours(options: argparse.Namespace, dtype: str) -> Callable[[], float]:
         total_steps=100,
         stacked=is_stacked,
     )
-    step_options = train.StepConfig(vocab_chunks=options.vocab_chunks)
-    step = train.make_train_step(
+    step_options = StepConfig(vocab_chunks=options.vocab_chunks)
+    step = make_train_step(
         config,
         adafactor,
         schedule=learning_rate_schedule(rate, total_steps=100),
@@ -68,8 +68,8 @@ def ours(options: argparse.Namespace, dtype: str) -> Callable[[], float]:
         options=step_options,
         seed=0,
     )
-    held = [train.init_state(config, adafactor, mesh=mesh, seed=0, options=step_options)]
-    batch = train.device_batch(make_batch(options, config.vocab_size), mesh=mesh)
+    held = [init_state(config, adafactor, mesh=mesh, seed=0, options=step_options)]
+    batch = shard_batch(make_batch(options, config.vocab_size), mesh=mesh)
 
     def run() -> float:
         held[0], metrics = step(held[0], batch)

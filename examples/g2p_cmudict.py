@@ -39,11 +39,10 @@ from t5jax.data import Row, Task, read_split
 from t5jax.evaluation.metrics import compute_metrics
 from t5jax.fileio import write_atomically
 from t5jax.finetuning import FinetuneConfig, finetune
-from t5jax.fit import FitConfig
 from t5jax.optim import OptimizerConfig, ScheduleConfig
 from t5jax.runtime import keep_memory
 from t5jax.text2text import Text2Text
-from t5jax.train import StepConfig
+from t5jax.training import FitConfig, StepConfig
 
 # The one-letter code of ARPAbet, so that a phoneme is one byte to the model.
 _LETTERS = {

@@ -29,9 +29,9 @@ from t5jax import cli
 from t5jax.data import SPLITS, Task, documented, installed, roots, sources
 from t5jax.evaluation.metrics import compute_metrics
 from t5jax.finetuning import PREDICTIONS, FinetuneConfig, finetune
-from t5jax.fit import FitConfig
 from t5jax.optim import OptimizerConfig, ScheduleConfig
 from t5jax.runtime import keep_memory
+from t5jax.training import FitConfig
 
 SUMMARY_WORDS = (3, 20)
 BODY_WORDS = (12, 40)  # what follows the first 40 are arguments and examples

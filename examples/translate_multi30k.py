@@ -24,10 +24,9 @@ from t5jax.data import Row, Task
 from t5jax.evaluation.metrics import MetricOptions
 from t5jax.fileio import write_atomically
 from t5jax.finetuning import PREDICTIONS, FinetuneConfig, finetune
-from t5jax.fit import FitConfig
 from t5jax.optim import OptimizerConfig, ScheduleConfig
 from t5jax.runtime import keep_memory
-from t5jax.train import StepConfig
+from t5jax.training import FitConfig, StepConfig
 
 _SPLITS = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
 _ENDING = "lc.norm.tok"

@@ -12,9 +12,9 @@ from . import parallel as parallel
 from . import pretrained as pretrained
 from . import profiling as profiling
 from . import tokenizers as tokenizers
+from . import training as training
 from .data.tasks import Task as Task
 from .finetuning import finetune as finetune
-from .fit import FitConfig as FitConfig
 from .generation.config import GenerationConfig as GenerationConfig
 from .generation.outputs import GenerationOutput as GenerationOutput
 from .loading import export_hf as export_hf
@@ -25,6 +25,7 @@ from .optim.schedules import ScheduleConfig as ScheduleConfig
 from .recipe import FinetuneConfig as FinetuneConfig
 from .text2text import StreamEvent as StreamEvent
 from .text2text import Text2Text as Text2Text
-from .train import StepConfig as StepConfig
+from .training.loop import FitConfig as FitConfig
+from .training.step import StepConfig as StepConfig
 
 __version__: str

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from t5jax import fit as fitting
-from t5jax import ingredients, material, recipe, runfolder, runlog, runs, train, trial
+from t5jax import material, recipe, trial
 from t5jax.checkpoint import average_checkpoints, choose_checkpoints, is_best
 from t5jax.data import (
     Batch,
@@ -51,6 +50,27 @@ from t5jax.pretrained import (
 from t5jax.recipe import FinetuneConfig
 from t5jax.text2text import Text2Text
 from t5jax.tokenizers import Tokenizer
+from t5jax.training import (
+    UNRECORDED,
+    RunParts,
+    TrainingRun,
+    abstract_state,
+    check_batch_size,
+    check_files,
+    check_lengths,
+    check_run_dir,
+    check_vocabulary,
+    claim_run_dir,
+    evaluate_loss,
+    final_step,
+    inference_params,
+    make_eval_step,
+    ranking_keys,
+    read_evaluations,
+    recorded_options,
+    setup_model,
+    setup_tokenizer,
+)
 from t5jax.trial import Trial
 
 MODEL = "model"
@@ -96,7 +116,7 @@ def finetune(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Prepared(runs.Prepared):
+class _Prepared(RunParts):
     """What fine-tuning needs, with the examples of its tasks."""
 
     pairs: dict[str, Pairs]
@@ -119,14 +139,14 @@ def _run(
         decoder_start_id=made.model.decoder_start_id,
         rows=local_rows(config.batch_size, mesh=made.mesh),
     )
-    run = runs.Run(config, made)
+    run = TrainingRun(config, made)
     state = run.begin(data, lambda: _loaded(config, made.mesh))
     run.describe(state)
     _describe(config, made)
     past = run.past(state)
-    numbers = fitting.judgements(config.judge, past)
+    numbers = ranking_keys(config.judge, past)
     interrupted = False
-    if int(state.step) < fitting.last_step(config.fit, int(state.step), numbers):
+    if int(state.step) < final_step(config.fit, int(state.step), numbers):
         fitted = run.fit(
             state,
             data,
@@ -138,7 +158,7 @@ def _run(
         del fitted
     run.checkpoints.close()
     if interrupted:
-        params = gather_arrays(fitting.judged(state))
+        params = gather_arrays(inference_params(state))
         barrier("the end of the run")
         return Finetuned(Text2Text(made.model, params, made.tokenizer), None, None)
     if int(state.step) < config.fit.steps:
@@ -160,7 +180,7 @@ def _evaluation(
     config: FinetuneConfig, made: _Prepared
 ) -> Callable[[Params, int], dict[str, float]]:
     """Loss, and metrics of what is written, on the validation examples."""
-    eval_step = train.make_eval_step(made.model, mesh=made.mesh)
+    eval_step = make_eval_step(made.model, mesh=made.mesh)
     watched = [one.spread(config.eval_examples) for one in made.trials if one.split != "test"]
     measured = [batch for one in watched for batch in _batches(config, made, one)]
 
@@ -168,7 +188,7 @@ def _evaluation(
         t5 = Text2Text(made.model, gather_arrays(params), made.tokenizer)
         results = _examine(config, t5, watched, f"{step}", num_beams=config.num_beams)
         return {
-            **train.evaluate(eval_step, params, measured, mesh=made.mesh),
+            **evaluate_loss(eval_step, params, measured, mesh=made.mesh),
             "score": trial.score(results),
             **{f"{task}/{name}": x for task, found in results.items() for name, x in found.items()},
         }
@@ -193,8 +213,8 @@ def _finish(config: FinetuneConfig, made: _Prepared) -> Finetuned:
     which = f"the {config.use} checkpoint" if len(found) == 1 else f"the mean of {len(found)}"
     print_once(f"\nthe result is {which} (step {', '.join(map(str, found))}): {folder / MODEL}")
     if config.use == "best":
-        evaluations = runlog.evaluations(folder, until=config.fit.steps)
-        numbers = fitting.judgements(config.judge, evaluations)
+        evaluations = read_evaluations(folder, until=config.fit.steps)
+        numbers = ranking_keys(config.judge, evaluations)
         if not is_best(folder / CHECKPOINTS, found[0], numbers):
             print_once(
                 f"warning: an evaluation was better than that of step {found[0]}, and its "
@@ -219,8 +239,8 @@ def _prepare(
     architecture: Mapping[str, Any] | None,
 ) -> _Prepared:
     """Reads the tasks, and makes the folder the run's."""
-    options = runfolder.recorded(config, free=recipe.FREE)
-    unrecorded: dict[str, Any] = dict(runs.UNRECORDED)
+    options = recorded_options(config, free=recipe.FREE)
+    unrecorded: dict[str, Any] = dict(UNRECORDED)
     for task in tasks:
         options[f"tasks.{task.name}.weight"] = task.weight
         options[f"tasks.{task.name}.metrics"] = list(task.metrics)
@@ -230,12 +250,12 @@ def _prepare(
         }
         options.update(how)
         unrecorded.update(how)
-    runfolder.check(config.folder, options, unrecorded=unrecorded)
-    ingredients.check_files(config.model, config.tokenizer)
+    check_run_dir(config.folder, options, unrecorded=unrecorded)
+    check_files(config.model, config.tokenizer)
     mesh = make_mesh(config.mesh)
-    train.check_batch_size(config.batch_size, mesh=mesh, accumulate=config.step.accumulate)
+    check_batch_size(config.batch_size, mesh=mesh, accumulate=config.step.accumulate)
     inputs, targets = config.lengths
-    train.check_lengths({"inputs": inputs, "targets": targets}, mesh=mesh)
+    check_lengths({"inputs": inputs, "targets": targets}, mesh=mesh)
     say = print_once
     texts = material.read(tasks, say=say)
     # Parameters are read later, by all processes together.
@@ -252,8 +272,8 @@ def _prepare(
     for one in trials:
         one.check()
     tx = make_optimizer(config.optimizer, total_steps=config.fit.steps, stacked=is_stacked)
-    abstract = train.abstract_state(model, tx, mesh=mesh, options=config.step)
-    runfolder.claim(
+    abstract = abstract_state(model, tx, mesh=mesh, options=config.step)
+    claim_run_dir(
         config.folder,
         options,
         material.digest(pairs, trials),
@@ -275,7 +295,7 @@ def _prepare(
 
 def _tokenizer(config: FinetuneConfig, texts: Texts, path: Path | None) -> Tokenizer:
     if path is None or config.tokenizer is not None:
-        return ingredients.tokenizer(
+        return setup_tokenizer(
             config.folder,
             texts.documents,
             source=config.tokenizer,
@@ -300,14 +320,14 @@ def _model(
     changes = config.model_changes
     if path is None:
         changes = {**(architecture or {}), **changes}
-        return ingredients.model(config.model, tokenizer, dtype=config.dtype, changes=changes)
+        return setup_model(config.model, tokenizer, dtype=config.dtype, changes=changes)
     loaded = open_checkpoint(path).config
     if not loaded.num_decoder_layers:
         raise ValueError(
             f"checkpoint must have a decoder, got {config.checkpoint}, an encoder alone; start "
             "from an encoder-decoder."
         )
-    ingredients.check_vocabulary(loaded, str(config.checkpoint), tokenizer)
+    check_vocabulary(loaded, str(config.checkpoint), tokenizer)
     return loaded.replace(**changes, dtype=resolve_dtype(config.dtype))
 
 

@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5jax import baselines, infill, ingredients, runfolder, runs, train
-from t5jax import fit as fitting
+from t5jax import baselines, infill
 from t5jax.data import (
     Batch,
     Chunks,
@@ -36,14 +35,33 @@ from t5jax.parallel import (
     make_mesh,
     print_once,
 )
-from t5jax.runs import RunConfig
 from t5jax.text2text import Text2Text
+from t5jax.training import (
+    UNRECORDED,
+    RunConfig,
+    RunParts,
+    TrainingRun,
+    abstract_state,
+    check_batch_size,
+    check_files,
+    check_lengths,
+    check_run_dir,
+    check_sentinels,
+    claim_run_dir,
+    corpus_digest,
+    evaluate_loss,
+    inference_params,
+    make_eval_step,
+    recorded_options,
+    setup_model,
+    setup_tokenizer,
+)
 
 # Options that may differ when a run is continued, beside those that may in any run.
 _FREE = ("eval_examples",)
 
 # Options that a run begun before there were any does not record, and what it was trained with.
-_UNRECORDED = {**runs.UNRECORDED, "step.label_smoothing": 0.0}
+_UNRECORDED = {**UNRECORDED, "step.label_smoothing": 0.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +117,7 @@ def run(config: PretrainConfig) -> Text2Text:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Prepared(runs.Prepared):
+class _Prepared(RunParts):
     """What pre-training needs, with its text."""
 
     heldout_texts: Any
@@ -110,25 +128,23 @@ class _Prepared(runs.Prepared):
 
 def _prepare(config: PretrainConfig) -> _Prepared:
     """Reads the text, and makes the folder the run's."""
-    options = runfolder.recorded(config, free=_FREE)
-    runfolder.check(config.folder, options, unrecorded=_UNRECORDED)
-    ingredients.check_files(config.model, config.tokenizer)
+    options = recorded_options(config, free=_FREE)
+    check_run_dir(config.folder, options, unrecorded=_UNRECORDED)
+    check_files(config.model, config.tokenizer)
     mesh = make_mesh(config.mesh)
-    train.check_batch_size(config.batch_size, mesh=mesh, accumulate=config.step.accumulate)
+    check_batch_size(config.batch_size, mesh=mesh, accumulate=config.step.accumulate)
     inputs, targets = config.lengths
-    train.check_lengths({"inputs": inputs, "targets": targets}, mesh=mesh)
+    check_lengths({"inputs": inputs, "targets": targets}, mesh=mesh)
     texts, heldout_texts = read_corpus(config.data)
-    tokenizer = ingredients.tokenizer(
+    tokenizer = setup_tokenizer(
         config.folder,
         lambda: corpus_documents(texts),
         source=config.tokenizer,
         vocab_size=config.vocab_size or 4000,
         say=print_once,
     )
-    ingredients.check_sentinels(
-        tokenizer, corruption=config.corruption, input_length=config.input_length
-    )
-    model_config = ingredients.model(
+    check_sentinels(tokenizer, corruption=config.corruption, input_length=config.input_length)
+    model_config = setup_model(
         config.model, tokenizer, dtype=config.dtype, changes=config.model_changes
     )
 
@@ -147,11 +163,11 @@ def _prepare(config: PretrainConfig) -> _Prepared:
         )
 
     tx = make_optimizer(config.optimizer, total_steps=config.fit.steps, stacked=is_stacked)
-    abstract = train.abstract_state(model_config, tx, mesh=mesh, options=config.step)
-    runfolder.claim(
+    abstract = abstract_state(model_config, tx, mesh=mesh, options=config.step)
+    claim_run_dir(
         config.folder,
         options,
-        runfolder.digest(chunks),
+        corpus_digest(chunks),
         model=model_config,
         tokenizer=tokenizer,
         write=is_main_process(),
@@ -190,16 +206,16 @@ def _run(config: PretrainConfig) -> Text2Text:
         )
         return list(found)
 
-    run = runs.Run(config, made)
+    run = TrainingRun(config, made)
     state = run.begin(data)
     run.describe(state)
     _describe(config, made)
-    eval_step = train.make_eval_step(made.model, mesh=mesh)
+    eval_step = make_eval_step(made.model, mesh=mesh)
     measured = eval_batches(rows)
     fitted = run.fit(
         state,
         data,
-        evaluate=lambda params, step: train.evaluate(eval_step, params, measured, mesh=mesh),
+        evaluate=lambda params, step: evaluate_loss(eval_step, params, measured, mesh=mesh),
         lengths=config.lengths,
         past=run.past(state),
         locate=lambda step: batch_chunks(
@@ -207,7 +223,7 @@ def _run(config: PretrainConfig) -> Text2Text:
         ),
     )
     run.checkpoints.close()
-    t5 = Text2Text(made.model, gather_arrays(fitting.judged(fitted.state)), made.tokenizer)
+    t5 = Text2Text(made.model, gather_arrays(inference_params(fitted.state)), made.tokenizer)
     if fitted.evaluation is not None and is_main_process():
         _show(config, made, t5, fitted.evaluation, eval_batches(None))
     barrier("the end of the run")

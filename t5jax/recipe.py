@@ -8,7 +8,7 @@ from t5jax.checkpoint import CheckpointChoice
 from t5jax.data import Empty, PairLimits, TooLong
 from t5jax.generation import GenerationConfig
 from t5jax.optim import OptimizerConfig, ScheduleConfig
-from t5jax.runs import RunConfig
+from t5jax.training import RunConfig
 
 # Options that may differ when a run is continued, beside those that may in any run.
 FREE = (

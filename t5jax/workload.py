@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from t5jax import train
 from t5jax.generation import prefill, prepare_decoder
 from t5jax.models import PARTITION_RULES, T5Config, abstract_params, is_stacked
 from t5jax.optim import (
@@ -23,6 +22,7 @@ from t5jax.optim import (
 )
 from t5jax.parallel import BATCH_SPEC, MeshConfig, infer_shardings, make_mesh, with_shardings
 from t5jax.profiling import chip_of_topology, decode_step_flops, train_step_flops
+from t5jax.training import StepConfig, abstract_state, check_batch_size, make_train_step
 
 # The learning rate has no influence on what a step costs.
 _SCHEDULE = ScheduleConfig(name="rsqrt", learning_rate=0.3, warmup_steps=100)
@@ -116,7 +116,7 @@ def lower(workload: Workload, devices: Sequence[Any]) -> Lowered:
       ValueError: the devices do not divide the work.
     """
     mesh = make_mesh(workload.mesh, devices)
-    train.check_batch_size(workload.batch_size, mesh=mesh)
+    check_batch_size(workload.batch_size, mesh=mesh)
     return _decoding(workload, mesh) if workload.decode else _training(workload, mesh)
 
 
@@ -132,9 +132,9 @@ def _training(workload: Workload, mesh: Mesh) -> Lowered:
     config = workload.config
     options = OptimizerConfig(name=workload.optimizer, schedule=_SCHEDULE)
     tx = make_optimizer(options, total_steps=_STEPS, stacked=is_stacked)
-    step_options = train.StepConfig(accumulate=workload.accumulate)
-    state = train.abstract_state(config, tx, mesh=mesh, options=step_options)
-    step = train.make_train_step(
+    step_options = StepConfig(accumulate=workload.accumulate)
+    state = abstract_state(config, tx, mesh=mesh, options=step_options)
+    step = make_train_step(
         config,
         tx,
         schedule=learning_rate_schedule(_SCHEDULE, total_steps=_STEPS),

@@ -12,16 +12,17 @@ import pytest
 from helpers import launched_runs
 
 import t5jax as package
-from t5jax import runlog, trial
+from t5jax import trial
 from t5jax.checkpoint.manager import complete_steps, load_checkpoint_tree
 from t5jax.data.tasks import Task
 from t5jax.evaluation.metrics.registry import MetricOptions
 from t5jax.finetuning import FinetuneConfig, finetune
-from t5jax.fit import FitConfig
 from t5jax.optim.optimizer import OptimizerConfig
 from t5jax.optim.schedules import ScheduleConfig
 from t5jax.parallel.mesh import MeshConfig
-from t5jax.train import StepConfig
+from t5jax.training.loop import FitConfig
+from t5jax.training.metrics_log import MetricsLog, read_evaluations
+from t5jax.training.step import StepConfig
 
 ARCHITECTURE = {
     "d_model": 32,
@@ -107,7 +108,7 @@ def test_finetune_writes_predictions_that_evaluate_reads(learned, t5jax):
 
 def test_finetune_logs_loss_score_and_metrics_of_each_evaluation(learned):
     folder, _ = learned
-    found = runlog.evaluations(folder, until=60)
+    found = read_evaluations(folder, until=60)
     assert [set(one) for one in found] == [{"loss", "accuracy", "score", "up/exact_match"}] * 3
     assert found[-1]["loss"] < found[0]["loss"]
     assert found[-1]["score"] == found[-1]["up/exact_match"] == 100.0
@@ -151,14 +152,14 @@ def test_finetune_drops_only_in_the_first_steps(tmp_path):
 
 
 def test_finetune_interrupted_saves_and_goes_on(tmp_path, monkeypatch):
-    write = runlog.RunLog.training
+    write = MetricsLog.training
 
     def interrupt(log, step, *rest):
         write(log, step, *rest)
         if step == 10:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(runlog.RunLog, "training", interrupt)
+    monkeypatch.setattr(MetricsLog, "training", interrupt)
     found = run(tmp_path / "run", steps=40)
     assert found.validation is None
     assert complete_steps(tmp_path / "run" / "checkpoints")[-1] < 40
@@ -230,7 +231,7 @@ def test_finetune_stops_without_patience_and_takes_the_best(tmp_path, monkeypatc
     monkeypatch.setattr(trial, "score", lambda results: next(scores))
     given = FitConfig(steps=200, eval_every=5, checkpoint_every=200, patience=2)
     run(tmp_path / "run", fit=given, use="best")
-    entries = runlog.evaluations(tmp_path / "run", until=200)
+    entries = read_evaluations(tmp_path / "run", until=200)
     assert [entry["score"] for entry in entries] == [10.0, 30.0, 20.0, 25.0]
     assert complete_steps(tmp_path / "run" / "checkpoints") == [10, 15, 20]
     monkeypatch.undo()
@@ -365,7 +366,7 @@ def test_finetune_in_two_processes_is_the_run_of_one(tmp_path):
         ) as running:
             finished.append(launched_runs.wait(running))
     assert [status for found in finished for status, _ in found] == [0, 0, 0]
-    one, two = (runlog.evaluations(tmp_path / str(count), until=30) for count in (1, 2))
+    one, two = (read_evaluations(tmp_path / str(count), until=30) for count in (1, 2))
     assert [found["loss"] for found in one] == pytest.approx(
         [found["loss"] for found in two], rel=1e-5
     )

@@ -15,16 +15,18 @@ import pytest
 from helpers.small_runs import TINY, training_losses, write_inputs
 
 import t5jax
-from t5jax import ingredients, pretrain, runfolder
+from t5jax import pretrain
 from t5jax.checkpoint.manager import load_checkpoint_tree
 from t5jax.data.corpus import DataConfig
-from t5jax.fit import FitConfig
 from t5jax.models.t5 import abstract_params
 from t5jax.optim.optimizer import OptimizerConfig
 from t5jax.optim.schedules import ScheduleConfig
 from t5jax.parallel import sharding
 from t5jax.parallel.mesh import MeshConfig, make_mesh
-from t5jax.train import StepConfig
+from t5jax.training import setup
+from t5jax.training.loop import FitConfig
+from t5jax.training.run_dir import recorded_options
+from t5jax.training.step import StepConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,9 +110,9 @@ def test_run_learns_more_than_token_frequencies(inputs, tmp_path, capsys):
 @pytest.mark.slow
 def test_run_trains_a_vocabulary_without_a_tokenizer(inputs, tmp_path):
     config = make_config(inputs, tmp_path / "run", tokenizer=None, vocab_size=26, model="tiny")
-    small = {**ingredients.TINY, "d_model": 8, "d_ff": 8, "num_encoder_layers": 1}
+    small = {**setup.TINY, "d_model": 8, "d_ff": 8, "num_encoder_layers": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingredients, "TINY", small)
+        patch.setattr(setup, "TINY", small)
         t5 = pretrain.run(dataclasses.replace(config, fit=FitConfig(steps=1)))
     assert t5.tokenizer.vocab_size == 126
     assert t5.config.vocab_size == 128
@@ -143,7 +145,7 @@ def test_run_can_be_made_longer_where_the_schedule_allows(finished, tmp_path):
         ),
     )
     assert "fit.steps" not in options
-    assert runfolder.recorded(fixed, free=())["fit.steps"] == 8
+    assert recorded_options(fixed, free=())["fit.steps"] == 8
 
 
 @pytest.mark.slow

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from t5jax import recipe
-from t5jax.fit import FitConfig
 from t5jax.recipe import FinetuneConfig
+from t5jax.training.loop import FitConfig
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5jax import train
 from t5jax.data.mixture import MixtureBatches, heldout_batches, mixing_rates, mixture_stream
 from t5jax.data.packing import (
     LimitCounts,
@@ -26,6 +25,7 @@ from t5jax.data.packing import (
     truncate_ids,
 )
 from t5jax.parallel.mesh import MeshConfig, make_mesh
+from t5jax.training.step import make_eval_step, shard_batch
 
 EOS, PAD, START = 1, 0, 2
 
@@ -511,12 +511,12 @@ def test_packed_pairs_have_the_loss_of_pairs_alone(tiny_config, tiny_params):
 
     pairs = [Pair(draw(n), draw(m)) for n, m in [(3, 2), (7, 5), (2, 6), (8, 1), (5, 4), (6, 3)]]
     mesh = make_mesh(MeshConfig(data=1), devices=jax.devices()[:1])
-    step = train.make_eval_step(tiny_config, mesh=mesh)
+    step = make_eval_step(tiny_config, mesh=mesh)
     shape = {"pad_id": tiny_config.pad_id, "decoder_start_id": tiny_config.decoder_start_id}
 
     def loss(rows, lengths, *, packed):
         batch = stack_rows(rows, lengths=lengths, **shape, packed=packed)
-        return step(tiny_params, train.device_batch(batch, mesh=mesh))
+        return step(tiny_params, shard_batch(batch, mesh=mesh))
 
     rows = pack_pairs(iter(pairs), batch_size=4, lengths=(17, 13), most=None)
     counts = list(map(len, rows))

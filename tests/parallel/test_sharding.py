@@ -9,13 +9,13 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t5jax import loss
 from t5jax.models.config import T5Config
 from t5jax.models.t5 import PARTITION_RULES, abstract_params, bind, is_stacked
 from t5jax.optim.optimizer import OptimizerConfig, make_optimizer
 from t5jax.optim.schedules import ScheduleConfig
 from t5jax.parallel.mesh import MeshConfig, make_mesh
 from t5jax.parallel.sharding import BATCH_SPEC, infer_shardings
+from t5jax.training.loss import cross_entropy
 
 
 @pytest.fixture(scope="module")
@@ -230,9 +230,7 @@ def test_sharded_model_equals_one_device(cube):
 
     def compute(params, encoder_tokens, decoder_tokens, mask, targets, weights):
         logits = bind(config, params)(encoder_tokens, decoder_tokens, encoder_mask=mask)
-        return logits, loss.cross_entropy(
-            logits, targets, weights, z_loss=1e-4, label_smoothing=0.0
-        )
+        return logits, cross_entropy(logits, targets, weights, z_loss=1e-4, label_smoothing=0.0)
 
     where = infer_shardings(params, mesh=cube, rules=PARTITION_RULES)
     of_batch = NamedSharding(cube, BATCH_SPEC)

@@ -15,13 +15,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from t5jax import train
 from t5jax.checkpoint import CheckpointManager
 from t5jax.data import Batch
 from t5jax.parallel import StopVote, global_batch_size, print_once
 from t5jax.profiling import Profiler, StepTimer, chip_of_kind, peak_memory_bytes
-from t5jax.runlog import ProcessLog, RunLog
-from t5jax.skips import Skips
+from t5jax.training import step as step_module
+from t5jax.training.metrics_log import MetricsLog, ProcessLog
+from t5jax.training.step import Metrics, TrainState, shard_batch, state_from_trees, state_to_trees
+from t5jax.training.step_skipping import SkipMonitor
 
 # Steps that are started before the first of them is through: enough for devices never to wait.
 _AHEAD = 2
@@ -68,10 +69,10 @@ class FitConfig:
             )
 
 
-class Fitted(NamedTuple):
+class FitResult(NamedTuple):
     """How `fit` ended; before its last step if it ran out of patience."""
 
-    state: train.TrainState
+    state: TrainState
     evaluation: dict[str, float] | None
     """Of the final state; None if the run was interrupted."""
     interrupted: bool
@@ -80,13 +81,13 @@ class Fitted(NamedTuple):
 
 def fit(
     config: FitConfig,
-    state: train.TrainState,
+    state: TrainState,
     batches: Any,
     *,
-    train_step: Callable[[train.TrainState, Any], tuple[train.TrainState, train.Metrics]],
-    evaluate: Callable[[train.Params, int], dict[str, float]],
+    train_step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
+    evaluate: Callable[[step_module.Params, int], dict[str, float]],
     checkpoints: CheckpointManager,
-    log: RunLog | ProcessLog,
+    log: MetricsLog | ProcessLog,
     mesh: Mesh,
     pad_id: int,
     locate: Callable[[int], Sequence[int]] | None = None,
@@ -94,16 +95,16 @@ def fit(
     profiler: Profiler | None = None,
     judge: Callable[[dict[str, float]], float] = operator.itemgetter("loss"),
     past: Sequence[dict[str, float]] = (),
-) -> Fitted:
+) -> FitResult:
     """Trains from `state` to `config.steps`; all processes must call it.
 
     Args:
       config: lengths and intervals.
       state: consumed.
       batches: an iterator with `get_state`, standing where `state` does.
-      train_step: as from `train.make_train_step`.
+      train_step: as from `make_train_step`.
       evaluate: measures parameters on held-out data, given these and the step.
-      checkpoints: where to save `train.to_trees` of the state, and the record `data`.
+      checkpoints: where to save `state_to_trees` of the state, and the record `data`.
       log: where to write.
       mesh: of the state.
       pad_id: what does not count as an input token.
@@ -120,7 +121,7 @@ def fit(
     """
     step = int(state.step)
     check_steps(config, step)
-    saved_step, evaluation, numbers = step, None, judgements(judge, past)
+    saved_step, evaluation, numbers = step, None, ranking_keys(judge, past)
     steps = _Steps(config, mesh=mesh, pad_id=pad_id, log=log, locate=locate, step_flops=step_flops)
     watch = steps.watch
     vote = StopVote(mesh)
@@ -129,12 +130,12 @@ def fit(
         _saved_before_errors(checkpoints),
         profiler or contextlib.nullcontext(),
     ):
-        while step < last_step(config, step, numbers) and not vote(stopping()):
+        while step < final_step(config, step, numbers) and not vote(stopping()):
             if profiler is not None:
                 profiler.before(step + 1)
             with watch.waiting():
                 batch = next(batches)
-            state, metrics = train_step(state, train.device_batch(batch, mesh=mesh))
+            state, metrics = train_step(state, shard_batch(batch, mesh=mesh))
             step += 1
             steps.add(step, metrics, batch)
             evaluate_now, save_now, log_now = (
@@ -147,24 +148,26 @@ def fit(
             with watch.paused():
                 steps.write(step)
                 if evaluate_now:
-                    evaluation = evaluate(judged(state), step)
-                    numbers += judgements(judge, [evaluation])
+                    evaluation = evaluate(inference_params(state), step)
+                    numbers += ranking_keys(judge, [evaluation])
                     log.evaluation(step, evaluation)
                 if save_now or (evaluate_now and config.keep_best):
                     loss = numbers[-1] if evaluate_now else None
-                    save(checkpoints, state, batches, loss=loss)
+                    save_state(checkpoints, state, batches, loss=loss)
                     saved_step = step
         steps.settle()
         if saved_step < step:
-            save(checkpoints, state, batches)
+            save_state(checkpoints, state, batches)
         checkpoints.wait()
         steps.write(step)
-    if step < last_step(config, step, numbers):
-        return Fitted(state, None, interrupted=True)
-    return Fitted(state, evaluation or evaluate(judged(state), step), interrupted=False)
+    if step < final_step(config, step, numbers):
+        return FitResult(state, None, interrupted=True)
+    return FitResult(
+        state, evaluation or evaluate(inference_params(state), step), interrupted=False
+    )
 
 
-def judgements(
+def ranking_keys(
     judge: Callable[[dict[str, float]], float], evaluations: Sequence[dict[str, float]]
 ) -> list[float]:
     """The number of each evaluation; what is not finite is no better than anything."""
@@ -177,13 +180,13 @@ def check_steps(config: FitConfig, step: int) -> None:
         raise ValueError(f"steps must be at least {step}, where the run is, got {config.steps}.")
 
 
-def last_step(config: FitConfig, step: int, numbers: Sequence[float]) -> int:
+def final_step(config: FitConfig, step: int, numbers: Sequence[float]) -> int:
     """The step to train to: `step`, where a run is, if its patience is at an end.
 
     Args:
       config: with steps and patience.
       step: where the run is.
-      numbers: `judgements` of its evaluations.
+      numbers: `ranking_keys` of its evaluations.
     """
     if config.patience is None or not numbers:
         return config.steps
@@ -191,14 +194,14 @@ def last_step(config: FitConfig, step: int, numbers: Sequence[float]) -> int:
     return step if since_best >= config.patience else config.steps
 
 
-def judged(state: train.TrainState) -> train.Params:
+def inference_params(state: TrainState) -> step_module.Params:
     """The parameters to evaluate and to use: their moving average, where one is kept."""
     return state.params if state.average is None else state.average
 
 
-def save(
+def save_state(
     checkpoints: CheckpointManager,
-    state: train.TrainState,
+    state: TrainState,
     batches: Any,
     *,
     loss: float | None = None,
@@ -208,24 +211,24 @@ def save(
     `loss` is that on held-out data, if it was measured.
     """
     record = {"data": batches.get_state()}
-    checkpoints.save(int(state.step), train.to_trees(state), record, loss=loss)
+    checkpoints.save(int(state.step), state_to_trees(state), record, loss=loss)
 
 
-def restore(
+def restore_state(
     checkpoints: CheckpointManager,
-    abstract: train.TrainState,
+    abstract: TrainState,
     batches: Any,
     *,
     warn: Callable[[str], None],
-) -> train.TrainState | None:
+) -> TrainState | None:
     """The newest readable state, with `batches` moved to where it stood; None at a run's start."""
-    found = checkpoints.restore_latest(train.to_trees(abstract), warn=warn)
+    found = checkpoints.restore_latest(state_to_trees(abstract), warn=warn)
     if found is None:
         return None
     step, restored, record = found
     batches.set_state(record["data"])
     count = jax.device_put(np.int32(step), abstract.step.sharding)
-    return train.from_trees(count, restored)
+    return state_from_trees(count, restored)
 
 
 class _Entry(NamedTuple):
@@ -246,7 +249,7 @@ class _Steps:
         *,
         mesh: Mesh,
         pad_id: int,
-        log: RunLog | ProcessLog,
+        log: MetricsLog | ProcessLog,
         locate: Callable[[int], Sequence[int]] | None,
         step_flops: float | None,
     ):
@@ -254,12 +257,12 @@ class _Steps:
         self._mesh = mesh
         self._pad_id = pad_id
         self._log = log
-        self._skips = Skips(most=config.max_skipped, locate=locate, report=log.skipped)
+        self._skips = SkipMonitor(most=config.max_skipped, locate=locate, report=log.skipped)
         self._step_flops = step_flops
-        self._running: collections.deque[tuple[int, train.Metrics, Batch]] = collections.deque()
+        self._running: collections.deque[tuple[int, Metrics, Batch]] = collections.deque()
         self._through: list[_Entry] = []
 
-    def add(self, step: int, metrics: train.Metrics, batch: Batch) -> None:
+    def add(self, step: int, metrics: Metrics, batch: Batch) -> None:
         """A step was started; waits for the one `_AHEAD` before it."""
         self._running.append((step, metrics, batch))
         if len(self._running) > _AHEAD:

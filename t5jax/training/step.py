@@ -13,7 +13,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
-from t5jax import freeze, guard, loss
 from t5jax.data import Batch
 from t5jax.models import PARTITION_RULES, Params, T5Config, bind, init_params
 from t5jax.parallel import (
@@ -26,8 +25,10 @@ from t5jax.parallel import (
     shard_rows,
     with_shardings,
 )
+from t5jax.training import freezing, loss, step_skipping
 
 Metrics = dict[str, Array]
+
 
 # Logits of one chunk of the vocabulary take about this much of a device's memory.
 _CHUNK_BYTES = 2**26
@@ -85,7 +86,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     average: Params | None = None
     """Moving average of the parameters, if one is kept."""
-    norms: guard.Norms | None = None
+    norms: step_skipping.GradientNorms | None = None
     """If spikes are looked for."""
 
 
@@ -135,7 +136,7 @@ def abstract_state(
     return with_shardings(abstract, where)
 
 
-class OnMesh:
+class MeshJit:
     """A jitted function under `jax.set_mesh`, where `constrain_activations` takes effect."""
 
     def __init__(self, function: Any, mesh: Mesh):
@@ -159,7 +160,7 @@ def make_train_step(
     mesh: Mesh,
     options: StepConfig,
     seed: int,
-) -> OnMesh:
+) -> MeshJit:
     """The compiled `step(state, batch) -> (state, metrics)`; it consumes the state it is given.
 
     Dropout depends on `seed` and the step alone, so a resumed run draws what the first one would.
@@ -184,22 +185,24 @@ def make_train_step(
         _check_shapes(batch, options, mesh)
         # 1 apart from the key that parameters were drawn from.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
-        trained, kept = freeze.split(state.params, options.frozen)
-        places, _ = freeze.split(where.params, options.frozen)
+        trained, kept = freezing.partition_params(state.params, options.frozen)
+        places, _ = freezing.partition_params(where.params, options.frozen)
         weight = jnp.maximum(jnp.sum(batch["decoder_loss_weights"]), 1.0)
 
         def part_loss(trained, part, key):
             dropout_key = key if config.dropout_rate else None
-            params = freeze.merge(trained, kept)
+            params = freezing.merge_params(trained, kept)
             result = _loss(config, params, part, options=options, dropout_key=dropout_key)
             return result.total / weight, result
 
         grads, result = _gradients(part_loss, trained, batch, key, options.accumulate, places)
         norm = optax.tree.norm(grads)
-        sound, norms = guard.judge(state.norms, result.total, norm, options.spike_factor)
+        sound, norms = step_skipping.should_apply(
+            state.norms, result.total, norm, options.spike_factor
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         new: Any = optax.apply_updates(trained, updates)
-        params = freeze.merge(guard.choose(sound, new, trained), kept)
+        params = freezing.merge_params(step_skipping.select_tree(sound, new, trained), kept)
         # What `make_optimizer` returns counts updates; a skipped step makes none.
         updates_made = getattr(state.opt_state, "count", state.step)
         average = state.average
@@ -211,7 +214,7 @@ def make_train_step(
             "learning_rate": jnp.asarray(schedule(updates_made)),
             "skipped": 1.0 - sound.astype(jnp.float32),
         }
-        opt_state = guard.choose(sound, opt_state, state.opt_state)
+        opt_state = step_skipping.select_tree(sound, opt_state, state.opt_state)
         return TrainState(state.step + 1, params, opt_state, average, norms), metrics
 
     compiled = jax.jit(
@@ -220,18 +223,18 @@ def make_train_step(
         out_shardings=(where, NamedSharding(mesh, P())),
         donate_argnums=0,
     )
-    return OnMesh(compiled, mesh)
+    return MeshJit(compiled, mesh)
 
 
-def make_eval_step(config: T5Config, *, mesh: Mesh) -> Callable[[Params, Any], loss.Loss]:
+def make_eval_step(config: T5Config, *, mesh: Mesh) -> Callable[[Params, Any], loss.LossSums]:
     """The compiled `step(params, batch) -> Loss`: sums, without dropout, smoothing or z-loss."""
     options = StepConfig(z_loss=0.0)
 
-    def step(params: Params, batch: Any) -> loss.Loss:
+    def step(params: Params, batch: Any) -> loss.LossSums:
         _check_shapes(batch, options, mesh)
         return _loss(config, params, batch, options=options, dropout_key=None)
 
-    return OnMesh(jax.jit(step, out_shardings=NamedSharding(mesh, P())), mesh)
+    return MeshJit(jax.jit(step, out_shardings=NamedSharding(mesh, P())), mesh)
 
 
 def check_batch_size(batch_size: int, *, mesh: Mesh, accumulate: int = 1) -> None:
@@ -254,7 +257,7 @@ def check_lengths(lengths: Mapping[str, int], *, mesh: Mesh) -> None:
             )
 
 
-def device_batch(batch: Batch, *, mesh: Mesh) -> dict[str, jax.Array]:
+def shard_batch(batch: Batch, *, mesh: Mesh) -> dict[str, jax.Array]:
     """Places a batch on the mesh, its examples divided over the devices.
 
     Args:
@@ -267,11 +270,11 @@ def device_batch(batch: Batch, *, mesh: Mesh) -> dict[str, jax.Array]:
     return {name: shard_rows(value, mesh=mesh) for name, value in batch.items()}
 
 
-def evaluate(
-    eval_step: Callable[[Params, Any], loss.Loss], params: Params, batches: Any, *, mesh: Mesh
+def evaluate_loss(
+    eval_step: Callable[[Params, Any], loss.LossSums], params: Params, batches: Any, *, mesh: Mesh
 ) -> dict[str, float]:
     """Token-weighted means over all batches: `loss` in nats a target token, and `accuracy`."""
-    sums = [eval_step(params, device_batch(batch, mesh=mesh)) for batch in batches]
+    sums = [eval_step(params, shard_batch(batch, mesh=mesh)) for batch in batches]
     weight = max(sum(float(part.weight) for part in sums), 1.0)
     return {
         "loss": sum(float(part.cross_entropy) for part in sums) / weight,
@@ -279,7 +282,7 @@ def evaluate(
     }
 
 
-def to_trees(state: TrainState) -> dict[str, Any]:
+def state_to_trees(state: TrainState) -> dict[str, Any]:
     """The named pytrees that a checkpoint of a state holds."""
     trees = {"params": state.params, "optimizer": state.opt_state}
     for name in ("average", "norms"):
@@ -288,9 +291,9 @@ def to_trees(state: TrainState) -> dict[str, Any]:
     return trees
 
 
-def from_trees(step: Int[Array, ""], trees: dict[str, Any]) -> TrainState:
-    """The state that `to_trees` took apart."""
-    norms = guard.Norms(*trees["norms"]) if "norms" in trees else None
+def state_from_trees(step: Int[Array, ""], trees: dict[str, Any]) -> TrainState:
+    """The state that `state_to_trees` took apart."""
+    norms = step_skipping.GradientNorms(*trees["norms"]) if "norms" in trees else None
     return TrainState(step, trees["params"], trees["optimizer"], trees.get("average"), norms)
 
 
@@ -303,9 +306,9 @@ def _init(
 def _start(
     optimizer: optax.GradientTransformation, options: StepConfig, params: Params
 ) -> TrainState:
-    trained, _ = freeze.split(params, options.frozen)
+    trained, _ = freezing.partition_params(params, options.frozen)
     average = None if options.ema_decay is None else jax.tree.map(jnp.copy, params)
-    norms = None if options.spike_factor is None else guard.no_norms()
+    norms = None if options.spike_factor is None else step_skipping.init_norms()
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained), average, norms)
 
 
@@ -323,7 +326,7 @@ def _gradients(
     key: Array,
     count: int,
     places: Any,
-) -> tuple[Params, loss.Loss]:
+) -> tuple[Params, loss.LossSums]:
     """The gradient of the sum of `part_loss` over `count` parts of a batch, and the sums."""
     grad = jax.grad(part_loss, has_aux=True)
     if count == 1:
@@ -338,7 +341,7 @@ def _gradients(
 
     # The type of a parameter is that of its gradient.
     zeros = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, trained), places)
-    none = loss.Loss(*[jnp.zeros((), jnp.float32)] * len(loss.Loss._fields))
+    none = loss.LossSums(*[jnp.zeros((), jnp.float32)] * len(loss.LossSums._fields))
     total, _ = jax.lax.scan(add, (zeros, none), (parts, jax.random.split(key, count)))
     return total
 
@@ -350,7 +353,7 @@ def _average(average: Any, params: Any, sound: Array, decay: float) -> Any:
 
 def _loss(
     config: T5Config, params: Params, batch: Any, *, options: StepConfig, dropout_key: Any
-) -> loss.Loss:
+) -> loss.LossSums:
     encoder_tokens = batch["encoder_input_tokens"]
     segments = batch.get("encoder_segment_ids")
     model = bind(config, params)
@@ -384,7 +387,7 @@ def _num_chunks(shape: tuple[int, ...], vocab_size: int) -> int:
     return -(-4 * rows * vocab_size // (num_shards(mesh, ("tensor",)) * _CHUNK_BYTES))
 
 
-def _means(result: loss.Loss) -> Metrics:
+def _means(result: loss.LossSums) -> Metrics:
     weight = jnp.maximum(result.weight, 1.0)
     return {
         "loss": result.total / weight,

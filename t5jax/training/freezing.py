@@ -8,7 +8,7 @@ import jax
 from t5jax.parallel import matches_path, path_name
 
 
-def split(tree: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
+def partition_params(tree: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
     """What is trained and what is frozen: two trees of one structure, None where the other has it.
 
     Args:
@@ -36,8 +36,8 @@ def split(tree: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
     return trained, jax.tree.map_with_path(lambda path, x: x if frozen(path) else None, tree)
 
 
-def merge(trained: Any, frozen: Any) -> Any:
-    """The tree that `split` divided."""
+def merge_params(trained: Any, frozen: Any) -> Any:
+    """The tree that `partition_params` divided."""
     return jax.tree.map(
         lambda x, y: y if x is None else x, trained, frozen, is_leaf=lambda x: x is None
     )

@@ -14,7 +14,7 @@ from t5jax.fileio import write_atomically
 METRICS_FILE = "metrics.jsonl"
 
 
-class RunLog:
+class MetricsLog:
     """Logs of one run; opened again at a later step, it goes on where that step was.
 
     `metrics.jsonl` has one object a line: `{"step": 7, "loss": ...}` for a training step,
@@ -43,7 +43,7 @@ class RunLog:
         self._clock = time.perf_counter()
         self._tokens = self._real_tokens = 0
 
-    def __enter__(self) -> "RunLog":
+    def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, kind: object, *rest: object) -> None:
@@ -145,7 +145,7 @@ def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
     return entries
 
 
-def evaluations(folder: str | os.PathLike, *, until: int) -> list[dict[str, float]]:
+def read_evaluations(folder: str | os.PathLike, *, until: int) -> list[dict[str, float]]:
     """What a run's evaluations up to a step have found; NaN for what was not finite."""
     found = []
     for entry in read_metrics(folder):
@@ -175,12 +175,12 @@ def _draw(entries: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def open_log(
+def open_metrics_log(
     folder: str | os.PathLike, *, total_steps: int, start_step: int, process: int
 ) -> "RunLog | ProcessLog":
     """Process 0 writes the logs of the run; every other a text file of its own."""
     if process == 0:
-        return RunLog(folder, total_steps=total_steps, start_step=start_step)
+        return MetricsLog(folder, total_steps=total_steps, start_step=start_step)
     return ProcessLog(folder, process=process)
 
 
@@ -200,20 +200,20 @@ class ProcessLog:
         self._file.close()
 
     def training(self, step: int, metrics: dict[str, float], tokens: int, real_tokens: int) -> None:
-        """As `RunLog.training`."""
+        """As `MetricsLog.training`."""
         self.note(f"step {step}: loss {metrics['loss']:.4f}, {real_tokens} of {tokens} tokens")
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """As `RunLog.evaluation`."""
+        """As `MetricsLog.evaluation`."""
         self.note(f"step {step}: held-out loss {metrics['loss']:.4f}")
 
     def speed(self, step: int, reading: dict[str, float]) -> None:
-        """As `RunLog.speed`."""
+        """As `MetricsLog.speed`."""
         shown = ", ".join(f"{name} {value:.4g}" for name, value in reading.items())
         self.note(f"step {step}: {shown}")
 
     def skipped(self, step: int, known: dict[str, Any]) -> None:
-        """As `RunLog.skipped`."""
+        """As `MetricsLog.skipped`."""
         self.note(f"step {step} was skipped, chunks {known.get('skipped_chunks')}")
 
     def note(self, text: str) -> None:

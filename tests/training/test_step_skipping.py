@@ -1,10 +1,10 @@
 import pytest
 
-from t5jax.skips import Skips
+from t5jax.training.step_skipping import SkipMonitor
 
 
-def make(most: int, reports: list) -> Skips:
-    return Skips(
+def make(most: int, reports: list) -> SkipMonitor:
+    return SkipMonitor(
         most=most,
         locate=lambda step: [10 * step, 10 * step + 1],
         report=lambda step, known: reports.append((step, known)),

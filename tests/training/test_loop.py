@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from t5jax import fit, train
 from t5jax.checkpoint.manager import CheckpointManager
 from t5jax.parallel.mesh import MeshConfig, make_mesh
-from t5jax.runlog import RunLog, read_metrics
+from t5jax.training.loop import FitConfig, FitResult, final_step, fit, restore_state
+from t5jax.training.metrics_log import MetricsLog, read_metrics
+from t5jax.training.step import TrainState
 
 MESH = make_mesh(MeshConfig(data=1), devices=jax.devices()[:1])
 
@@ -33,15 +34,15 @@ class Numbers:
         self.place = state["place"]
 
 
-def fresh_state() -> train.TrainState:
+def fresh_state() -> TrainState:
     zero = jax.device_put(np.float32(0))
-    return train.TrainState(jax.device_put(np.int32(0)), {"x": zero}, {"m": zero})
+    return TrainState(jax.device_put(np.int32(0)), {"x": zero}, {"m": zero})
 
 
 def count_step(state, batch):
     step = state.step + 1
     params = {"x": state.params["x"] + 1}
-    return train.TrainState(step, params, state.opt_state), {"loss": params["x"]}
+    return TrainState(step, params, state.opt_state), {"loss": params["x"]}
 
 
 def diverge(state, batch):
@@ -71,7 +72,7 @@ def evaluated(count: float) -> float:
 
 def run(
     folder, *, steps: int, at_step=None, state=None, data=None, keep_best=0, **options
-) -> fit.Fitted:
+) -> FitResult:
     def step(state, batch):
         state, metrics = one_step(state, batch)
         if at_step is not None:
@@ -81,9 +82,9 @@ def run(
     data = Numbers() if data is None else data
     state = fresh_state() if state is None else state
     checkpoints = CheckpointManager(folder / "checkpoints", keep=3, keep_best=keep_best)
-    with RunLog(folder, total_steps=steps, start_step=int(state.step)) as log:
-        fitted = fit.fit(
-            fit.FitConfig(steps=steps, **options),
+    with MetricsLog(folder, total_steps=steps, start_step=int(state.step)) as log:
+        fitted = fit(
+            FitConfig(steps=steps, **options),
             state,
             data,
             train_step=step,
@@ -119,7 +120,7 @@ def test_fit_saves_and_stops_on_a_signal(tmp_path, number):
     assert signal.getsignal(number) is before
     data = Numbers()
     checkpoints = CheckpointManager(tmp_path / "checkpoints", keep=3)
-    state = fit.restore(checkpoints, jax.eval_shape(fresh_state), data, warn=pytest.fail)
+    state = restore_state(checkpoints, jax.eval_shape(fresh_state), data, warn=pytest.fail)
     assert (int(state.step), float(state.params["x"]), data.place) == (5, 5.0, 5)
     finished = run(tmp_path, steps=8, state=state, data=data)
     assert int(finished.state.step) == 8
@@ -141,19 +142,19 @@ def test_fit_has_nothing_to_do_when_the_run_is_complete(tmp_path):
     run(tmp_path, steps=3)
     data = Numbers()
     checkpoints = CheckpointManager(tmp_path / "checkpoints", keep=3)
-    state = fit.restore(checkpoints, jax.eval_shape(fresh_state), data, warn=pytest.fail)
+    state = restore_state(checkpoints, jax.eval_shape(fresh_state), data, warn=pytest.fail)
     fitted = run(tmp_path, steps=3, state=state, data=data)
     assert (int(fitted.state.step), fitted.evaluation, data.place) == (3, {"loss": 2.0}, 3)
 
 
 def test_fit_config_refuses_intervals_below_one():
     with pytest.raises(ValueError, match="eval_every must be at least 1, got 0"):
-        fit.FitConfig(steps=5, eval_every=0)
+        FitConfig(steps=5, eval_every=0)
 
 
 def test_fit_refuses_fewer_steps_than_are_done(tmp_path):
     run(tmp_path, steps=3)
-    late = train.TrainState(jax.device_put(np.int32(3)), *fresh_state()[1:])
+    late = TrainState(jax.device_put(np.int32(3)), *fresh_state()[1:])
     with pytest.raises(ValueError, match="steps must be at least 3, where the run is, got 2"):
         run(tmp_path, steps=2, state=late)
 
@@ -219,10 +220,10 @@ def test_fit_logs_how_fast_it_was(tmp_path):
 )
 def test_fit_config_refuses_what_cannot_work(options, message):
     with pytest.raises(ValueError, match=message):
-        fit.FitConfig(steps=5, **options)
+        FitConfig(steps=5, **options)
 
 
 def test_fit_last_counts_evaluations_since_the_best():
-    given = fit.FitConfig(steps=100, patience=2)
-    assert fit.last_step(given, 30, [3.0, 1.0, 2.0]) == 100
-    assert fit.last_step(given, 40, [3.0, 1.0, 2.0, 1.0]) == 40
+    given = FitConfig(steps=100, patience=2)
+    assert final_step(given, 30, [3.0, 1.0, 2.0]) == 100
+    assert final_step(given, 40, [3.0, 1.0, 2.0, 1.0]) == 40

@@ -9,13 +9,24 @@ import numpy as np
 import optax
 import pytest
 
-from t5jax import loss, train
 from t5jax.models.config import T5Config
 from t5jax.models.t5 import bind, is_stacked
 from t5jax.optim.optimizer import OptimizerConfig, make_optimizer
 from t5jax.optim.schedules import ScheduleConfig, learning_rate_schedule
 from t5jax.parallel.mesh import MeshConfig
 from t5jax.parallel.mesh import make_mesh as mesh_make_mesh
+from t5jax.training.loss import cross_entropy
+from t5jax.training.step import (
+    StepConfig,
+    TrainState,
+    evaluate_loss,
+    init_state,
+    make_eval_step,
+    make_train_step,
+    shard_batch,
+    state_from_trees,
+    state_to_trees,
+)
 
 CONFIG = T5Config(
     vocab_size=64,
@@ -56,7 +67,7 @@ def make_batch(rows: int = 8) -> dict[str, np.ndarray]:
     }
 
 
-PLAIN = train.StepConfig()
+PLAIN = StepConfig()
 
 
 @functools.cache
@@ -65,10 +76,10 @@ def make_step(
     mesh: jax.sharding.Mesh,
     *,
     seed: int = 0,
-    options: train.StepConfig = PLAIN,
+    options: StepConfig = PLAIN,
     rate: ScheduleConfig = SCHEDULE,
 ):
-    return train.make_train_step(
+    return make_train_step(
         config,
         OPTIMIZER,
         schedule=learning_rate_schedule(rate, total_steps=10),
@@ -79,15 +90,13 @@ def make_step(
 
 
 @functools.cache
-def first_state(
-    config: T5Config, mesh: jax.sharding.Mesh, options: train.StepConfig
-) -> train.TrainState:
-    return train.init_state(config, OPTIMIZER, mesh=mesh, seed=1, options=options)
+def first_state(config: T5Config, mesh: jax.sharding.Mesh, options: StepConfig) -> TrainState:
+    return init_state(config, OPTIMIZER, mesh=mesh, seed=1, options=options)
 
 
 def fresh_state(
-    mesh: jax.sharding.Mesh, *, config: T5Config = CONFIG, options: train.StepConfig = PLAIN
-) -> train.TrainState:
+    mesh: jax.sharding.Mesh, *, config: T5Config = CONFIG, options: StepConfig = PLAIN
+) -> TrainState:
     """A copy of the first state, which a step may consume."""
     state = first_state(config, mesh, options)
     return jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), state)
@@ -106,11 +115,11 @@ def losses(
     *,
     steps: int,
     seed: int = 0,
-    options: train.StepConfig = PLAIN,
+    options: StepConfig = PLAIN,
 ) -> list[float]:
     state = fresh_state(mesh, config=config)
     step = make_step(config, mesh, seed=seed, options=options)
-    batch = train.device_batch(make_batch(), mesh=mesh)
+    batch = shard_batch(make_batch(), mesh=mesh)
     found = []
     for _ in range(steps):
         state, metrics = step(state, batch)
@@ -145,20 +154,20 @@ def test_train_step_is_the_same_on_many_devices(axes, one_device_losses):
 
 @pytest.mark.parametrize("axes", [pytest.param({}, marks=pytest.mark.slow), {"data": 2}])
 def test_train_step_in_parts_is_that_of_the_whole_batch(axes, one_device_losses):
-    options = train.StepConfig(accumulate=4, vocab_chunks=3)
+    options = StepConfig(accumulate=4, vocab_chunks=3)
     found = losses(CONFIG, make_mesh(**axes), steps=20, options=options)
     np.testing.assert_allclose(found, one_device_losses, rtol=0, atol=1e-5)
 
 
 def test_train_step_leaves_frozen_parameters_and_keeps_no_moments_of_them():
-    options = train.StepConfig(frozen=("encoder", "relative_bias"))
+    options = StepConfig(frozen=("encoder", "relative_bias"))
     mesh = make_mesh()
     state = fresh_state(mesh, options=options)
     before = jax.tree.map(np.asarray, state.params)
     assert jax.tree.leaves(state.opt_state)
     assert not any("encoder/" in path or "relative_bias" in path for path in paths(state.opt_state))
     step = make_step(CONFIG, mesh, options=options)
-    state, metrics = step(state, train.device_batch(make_batch(), mesh=mesh))
+    state, metrics = step(state, shard_batch(make_batch(), mesh=mesh))
     assert metrics["grad_norm"] > 0
     for path, was in jax.tree.leaves_with_path(before):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -179,10 +188,10 @@ def test_train_step_skips_what_is_not_finite_and_goes_on():
     state = fresh_state(mesh)
     ramp = dataclasses.replace(SCHEDULE, warmup_steps=4)
     step = make_step(CONFIG, mesh, rate=ramp)
-    good = train.device_batch(make_batch(), mesh=mesh)
+    good = shard_batch(make_batch(), mesh=mesh)
     weights = make_batch()["decoder_loss_weights"]
     weights[0, 0] = np.nan
-    bad = train.device_batch({**make_batch(), "decoder_loss_weights": weights}, mesh=mesh)
+    bad = shard_batch({**make_batch(), "decoder_loss_weights": weights}, mesh=mesh)
     before = jax.tree.map(np.asarray, (state.params, state.opt_state))
     state, metrics = step(state, bad)
     assert metrics["skipped"] == 1
@@ -199,11 +208,11 @@ def test_train_step_skips_what_is_not_finite_and_goes_on():
 
 
 def test_train_step_averages_parameters():
-    options = train.StepConfig(ema_decay=0.75, spike_factor=10.0)
+    options = StepConfig(ema_decay=0.75, spike_factor=10.0)
     mesh = make_mesh()
     state = fresh_state(mesh, options=options)
     step = make_step(CONFIG, mesh, options=options)
-    batch = train.device_batch(make_batch(), mesh=mesh)
+    batch = shard_batch(make_batch(), mesh=mesh)
     expected = jax.tree.map(np.asarray, state.params)
     for _ in range(3):
         state, _ = step(state, batch)
@@ -212,9 +221,9 @@ def test_train_step_averages_parameters():
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6), state.average, expected
     )
-    trees = train.to_trees(state)
+    trees = state_to_trees(state)
     assert set(trees) == {"params", "optimizer", "average", "norms"}
-    jax.tree.map(np.testing.assert_array_equal, train.from_trees(state.step, trees), state)
+    jax.tree.map(np.testing.assert_array_equal, state_from_trees(state.step, trees), state)
 
 
 @pytest.mark.parametrize(
@@ -231,16 +240,16 @@ def test_train_step_averages_parameters():
 )
 def test_step_config_refuses(options, message):
     with pytest.raises(ValueError, match=message):
-        train.StepConfig(**options)
+        StepConfig(**options)
 
 
 def test_train_step_refuses_shapes_that_do_not_divide():
     mesh = make_mesh(sequence=4)
     state = fresh_state(mesh)
-    batch = train.device_batch(make_batch(), mesh=mesh)
+    batch = shard_batch(make_batch(), mesh=mesh)
     with pytest.raises(ValueError, match=r"sequence = 4 must divide the length of decoder.*, 6"):
         make_step(CONFIG, mesh)(state, batch)
-    step = make_step(CONFIG, make_mesh(data=2), options=train.StepConfig(accumulate=8))
+    step = make_step(CONFIG, make_mesh(data=2), options=StepConfig(accumulate=8))
     with pytest.raises(ValueError, match=r"multiple of accumulate x data x fsdp = 8 x 2, got 8"):
         step(state, batch)
 
@@ -259,13 +268,13 @@ def test_train_step_equals_grad_and_optax():
             encoder_mask=arrays["encoder_input_tokens"] != 0,
         )
         targets, weights = arrays["decoder_target_tokens"], arrays["decoder_loss_weights"]
-        result = loss.cross_entropy(logits, targets, weights, z_loss=1e-4, label_smoothing=0.0)
+        result = cross_entropy(logits, targets, weights, z_loss=1e-4, label_smoothing=0.0)
         return result.total / result.weight
 
     expected, grads = jax.jit(jax.value_and_grad(mean_loss))(before)
     reference = optax.adafactor(0.003, multiply_by_parameter_scale=True, clipping_threshold=1.0)
     wi, wi_grad = before["encoder"]["layers"]["mlp"]["wi"], grads["encoder"]["layers"]["mlp"]["wi"]
-    state, metrics = make_step(CONFIG, mesh)(state, train.device_batch(batch, mesh=mesh))
+    state, metrics = make_step(CONFIG, mesh)(state, shard_batch(batch, mesh=mesh))
     for layer in range(2):
         with jax.numpy_dtype_promotion("standard"):
             update, _ = reference.update(wi_grad[layer], reference.init(wi[layer]), wi[layer])
@@ -303,9 +312,9 @@ def test_train_step_smooths_targets_and_evaluations_do_not(axes):
 
     reference = jax.jit(jax.value_and_grad(mean_losses, has_aux=True))
     (smoothed, plain), grads = reference(before)
-    options = train.StepConfig(z_loss=0.0, label_smoothing=0.2, vocab_chunks=3)
-    batch = train.device_batch(make_batch(), mesh=mesh)
-    found = train.make_eval_step(CONFIG, mesh=mesh)(state.params, batch)
+    options = StepConfig(z_loss=0.0, label_smoothing=0.2, vocab_chunks=3)
+    batch = shard_batch(make_batch(), mesh=mesh)
+    found = make_eval_step(CONFIG, mesh=mesh)(state.params, batch)
     _, metrics = make_step(CONFIG, mesh, options=options)(state, batch)
     np.testing.assert_allclose(metrics["loss"], smoothed, rtol=2e-6)
     np.testing.assert_allclose(metrics["cross_entropy"], plain, rtol=2e-6)
@@ -327,9 +336,9 @@ def test_evaluate_weights_tokens_not_batches():
     state = fresh_state(mesh)
     whole = make_batch()
     parts = [{k: v[:2] for k, v in whole.items()}, {k: v[2:] for k, v in whole.items()}]
-    step = train.make_eval_step(CONFIG, mesh=mesh)
-    one = train.evaluate(step, state.params, [whole], mesh=mesh)
-    two = train.evaluate(step, state.params, parts, mesh=mesh)
+    step = make_eval_step(CONFIG, mesh=mesh)
+    one = evaluate_loss(step, state.params, [whole], mesh=mesh)
+    two = evaluate_loss(step, state.params, parts, mesh=mesh)
     assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
     assert one["accuracy"] == pytest.approx(two["accuracy"])
     assert one["loss"] == pytest.approx(np.log(64), rel=0.1)
@@ -338,7 +347,7 @@ def test_evaluate_weights_tokens_not_batches():
 def test_device_batch_refuses_rows_that_do_not_divide():
     mesh = make_mesh(data=4, fsdp=2)
     with pytest.raises(ValueError, match="multiple of data x fsdp = 8, got 6"):
-        train.device_batch(make_batch(rows=6), mesh=mesh)
+        shard_batch(make_batch(rows=6), mesh=mesh)
 
 
 def test_init_state_is_born_sharded():
@@ -347,5 +356,5 @@ def test_init_state_is_born_sharded():
     wi = state.params["encoder"]["layers"]["mlp"]["wi"]
     assert wi.shape == (2, 32, 48)
     assert {shard.data.shape for shard in wi.addressable_shards} == {(2, 8, 24)}
-    alone = train.init_state(CONFIG, OPTIMIZER, mesh=make_mesh(), seed=1)
+    alone = init_state(CONFIG, OPTIMIZER, mesh=make_mesh(), seed=1)
     np.testing.assert_array_equal(wi, alone.params["encoder"]["layers"]["mlp"]["wi"])

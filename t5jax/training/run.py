@@ -12,22 +12,22 @@ import optax
 import tyro
 from jax.sharding import Mesh
 
-from t5jax import fit as fitting
-from t5jax import runlog, train
 from t5jax.checkpoint import CheckpointManager
-from t5jax.fit import FitConfig
 from t5jax.models import Params, Remat, T5Config
 from t5jax.optim import OptimizerConfig, learning_rate_schedule
 from t5jax.parallel import HostsConfig, MeshConfig, print_once, process_count, process_index
 from t5jax.pretrained import CHECKPOINTS
 from t5jax.profiling import Profiler, train_step_flops
 from t5jax.tokenizers import Tokenizer
-from t5jax.train import StepConfig
+from t5jax.training import loop, metrics_log
+from t5jax.training.loop import FitConfig
+from t5jax.training.step import Metrics, StepConfig, TrainState, init_state, make_train_step
 
 # Options of all runs that came later, and what runs have that were begun before.
 UNRECORDED = {"optimizer.momentum": 0.95}
 
-_TrainStep = Callable[[train.TrainState, Any], tuple[train.TrainState, train.Metrics]]
+
+_TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,20 +121,20 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prepared:
+class RunParts:
     """What a run needs beside its state and its options."""
 
     mesh: Mesh
     tokenizer: Tokenizer
     model: T5Config
     tx: optax.GradientTransformation
-    abstract: train.TrainState
+    abstract: TrainState
 
 
-class Run:
+class TrainingRun:
     """A run in its folder: from a state to the last step, or to where it is interrupted."""
 
-    def __init__(self, config: RunConfig, made: Prepared):
+    def __init__(self, config: RunConfig, made: RunParts):
         self.config, self.made = config, made
         self.checkpoints = CheckpointManager(
             config.folder / CHECKPOINTS,
@@ -144,21 +144,19 @@ class Run:
             keep_round=config.keep_round,
         )
 
-    def begin(
-        self, data: Any, load: Callable[[], Params | None] = lambda: None
-    ) -> train.TrainState:
+    def begin(self, data: Any, load: Callable[[], Params | None] = lambda: None) -> TrainState:
         """The state that was saved last, with `data` moved to where it was then, or the first.
 
         Args:
-          data: as for `fit.fit`.
+          data: as for `fit`.
           load: reads parameters to begin with instead of random ones.
         Raises:
           ValueError, OSError: no checkpoint can be read, or the run is further than it is to go.
         """
         config, made = self.config, self.made
-        state = fitting.restore(self.checkpoints, made.abstract, data, warn=print_once)
+        state = loop.restore_state(self.checkpoints, made.abstract, data, warn=print_once)
         if state is None:
-            return train.init_state(
+            return init_state(
                 made.model,
                 made.tx,
                 mesh=made.mesh,
@@ -166,13 +164,13 @@ class Run:
                 options=config.step,
                 params=load(),
             )
-        fitting.check_steps(config.fit, int(state.step))
+        loop.check_steps(config.fit, int(state.step))
         print_once(
             f"continuing at step {int(state.step)} of {config.fit.steps} from {config.folder}"
         )
         return state
 
-    def describe(self, state: train.TrainState) -> None:
+    def describe(self, state: TrainState) -> None:
         """Says what is trained, on what."""
         model, mesh = self.made.model, self.made.mesh
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -184,36 +182,36 @@ class Run:
             f"{model.vocab_size}, {model.dtype}, on {jax.default_backend()} ({devices}{several})"
         )
 
-    def past(self, state: train.TrainState) -> list[dict[str, float]]:
+    def past(self, state: TrainState) -> list[dict[str, float]]:
         """The evaluations that the run has had before `state`."""
-        return runlog.evaluations(self.config.folder, until=int(state.step))
+        return metrics_log.read_evaluations(self.config.folder, until=int(state.step))
 
     def fit(
         self,
-        state: train.TrainState,
+        state: TrainState,
         data: Any,
         *,
         evaluate: Callable[[Params, int], dict[str, float]],
         past: Sequence[dict[str, float]],
         lengths: tuple[int, int],
         locate: Callable[[int], Sequence[int]] | None = None,
-    ) -> fitting.Fitted:
+    ) -> loop.FitResult:
         """Trains, saves and logs, and says so if it is interrupted.
 
         Args:
           lengths: tokens of an input and of a target.
-          state, data, evaluate, past, locate: as for `fit.fit`.
+          state, data, evaluate, past, locate: as for `fit`.
         """
         config, made = self.config, self.made
         input_length, target_length = lengths
         total_steps = config.fit.steps
-        with runlog.open_log(
+        with metrics_log.open_metrics_log(
             config.folder,
             total_steps=total_steps,
             start_step=int(state.step),
             process=process_index(),
         ) as log:
-            fitted = fitting.fit(
+            fitted = loop.fit(
                 dataclasses.replace(config.fit, keep_best=config.keep_best),
                 state,
                 data,
@@ -242,10 +240,10 @@ class Run:
         return fitted
 
     def _train_step(self, start: int) -> _TrainStep:
-        """As from `train.make_train_step`, to be called once for each step from `start` on."""
+        """As from `make_train_step`, to be called once for each step from `start` on."""
         config, made = self.config, self.made
         make = functools.partial(
-            train.make_train_step,
+            make_train_step,
             optimizer=made.tx,
             schedule=learning_rate_schedule(
                 config.optimizer.schedule, total_steps=config.fit.steps

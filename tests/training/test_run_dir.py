@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from t5jax import runfolder
 from t5jax.models.config import T5Config
 from t5jax.tokenizers.byte import ByteTokenizer
 from t5jax.tokenizers.load import load_tokenizer
+from t5jax.training.run_dir import check_run_dir, claim_run_dir, corpus_digest
 
 MODEL = T5Config(
     vocab_size=384, d_model=8, d_ff=8, num_heads=1, num_encoder_layers=1, num_decoder_layers=1
@@ -14,12 +14,12 @@ MODEL = T5Config(
 
 
 def claim(folder, *, options=None, text="abc", model=MODEL) -> None:
-    runfolder.claim(folder, options or {"seed": 0}, text, model=model, tokenizer=ByteTokenizer())
+    claim_run_dir(folder, options or {"seed": 0}, text, model=model, tokenizer=ByteTokenizer())
 
 
 def test_claim_writes_what_check_then_accepts(tmp_path):
     claim(tmp_path / "run")
-    runfolder.check(tmp_path / "run", {"seed": 0})
+    check_run_dir(tmp_path / "run", {"seed": 0})
     claim(tmp_path / "run", model=MODEL.replace(remat="full"))
     assert T5Config.from_file(tmp_path / "run" / "config.json").remat == "full"
     assert isinstance(load_tokenizer(tmp_path / "run"), ByteTokenizer)
@@ -29,25 +29,25 @@ def test_claim_writes_what_check_then_accepts(tmp_path):
 def test_check_refuses_any_other_option(tmp_path, options):
     claim(tmp_path / "run")
     with pytest.raises(ValueError, match=r"holds another run: its (seed|more) is"):
-        runfolder.check(tmp_path / "run", options)
+        check_run_dir(tmp_path / "run", options)
 
 
 def test_check_knows_what_runs_did_before_an_option_came(tmp_path):
     claim(tmp_path / "run")
-    runfolder.check(tmp_path / "run", {"seed": 0, "more": 2}, unrecorded={"more": 2})
+    check_run_dir(tmp_path / "run", {"seed": 0, "more": 2}, unrecorded={"more": 2})
     with pytest.raises(ValueError, match=r"its more is 2, and 3 was asked for"):
-        runfolder.check(tmp_path / "run", {"seed": 0, "more": 3}, unrecorded={"more": 2})
+        check_run_dir(tmp_path / "run", {"seed": 0, "more": 3}, unrecorded={"more": 2})
     claim(tmp_path / "later", options={"seed": 0, "more": 3})
-    runfolder.check(tmp_path / "later", {"seed": 0, "more": 3}, unrecorded={"more": 2})
+    check_run_dir(tmp_path / "later", {"seed": 0, "more": 3}, unrecorded={"more": 2})
 
 
 def test_check_refuses_a_file_and_a_record_that_is_none(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match="new or empty folder"):
-        runfolder.check(tmp_path / "file", {})
+        check_run_dir(tmp_path / "file", {})
     (tmp_path / "run.json").write_text(json.dumps(["not", "a", "run"]))
     with pytest.raises(ValueError, match=r"run\.json is not the record of a run"):
-        runfolder.check(tmp_path, {})
+        check_run_dir(tmp_path, {})
 
 
 def test_claim_refuses_other_text_and_other_models(tmp_path):
@@ -60,7 +60,7 @@ def test_claim_refuses_other_text_and_other_models(tmp_path):
 
 def test_digest_differs_with_length_and_content():
     chunks = [np.arange(4) + i for i in range(200)]
-    found = runfolder.digest(chunks)
-    assert found == runfolder.digest(list(chunks))
-    assert found != runfolder.digest(chunks[:-1])
-    assert found != runfolder.digest(chunks[::-1])
+    found = corpus_digest(chunks)
+    assert found == corpus_digest(list(chunks))
+    assert found != corpus_digest(chunks[:-1])
+    assert found != corpus_digest(chunks[::-1])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5jax import loss
+from t5jax.training.loss import chunked_cross_entropy, cross_entropy
 
 B, T, V = 3, 5, 11
 # Sums of some ten float32 terms of size 10 err by a few 1e-6.
@@ -39,7 +39,7 @@ def reference(logits, targets, weights, z_loss):
 @pytest.mark.parametrize("z_loss", [0.0, 1e-4, 0.1])
 def test_cross_entropy_equals_float64(batch, z_loss):
     logits, targets, weights = batch
-    result = loss.cross_entropy(*map(jnp.asarray, batch), z_loss=z_loss, label_smoothing=0.0)
+    result = cross_entropy(*map(jnp.asarray, batch), z_loss=z_loss, label_smoothing=0.0)
     entropy, penalty, correct = reference(logits, targets, weights, z_loss)
     np.testing.assert_allclose(result.cross_entropy, entropy, rtol=RELATIVE)
     np.testing.assert_allclose(result.total, entropy + penalty, rtol=RELATIVE)
@@ -51,16 +51,14 @@ def test_cross_entropy_equals_float64(batch, z_loss):
 
 def test_cross_entropy_of_uniform_logits_is_log_vocabulary():
     logits, targets = jnp.full((1, 3, V), 7.0), jnp.array([[0, 4, 10]], jnp.int32)
-    result = loss.cross_entropy(logits, targets, jnp.ones((1, 3)), z_loss=0.0, label_smoothing=0.0)
+    result = cross_entropy(logits, targets, jnp.ones((1, 3)), z_loss=0.0, label_smoothing=0.0)
     np.testing.assert_allclose(result.cross_entropy, 3 * np.log(V), rtol=RELATIVE)
 
 
 def test_cross_entropy_adds_up_over_rows(batch):
-    whole = loss.cross_entropy(*map(jnp.asarray, batch), z_loss=0.01, label_smoothing=0.0)
+    whole = cross_entropy(*map(jnp.asarray, batch), z_loss=0.01, label_smoothing=0.0)
     rows = [
-        loss.cross_entropy(
-            *(jnp.asarray(x[b : b + 1]) for x in batch), z_loss=0.01, label_smoothing=0.0
-        )
+        cross_entropy(*(jnp.asarray(x[b : b + 1]) for x in batch), z_loss=0.01, label_smoothing=0.0)
         for b in range(B)
     ]
     for total, parts in zip(whole, zip(*rows, strict=True), strict=True):
@@ -71,8 +69,8 @@ def test_cross_entropy_ignores_what_has_no_weight(batch):
     logits, targets, weights = batch
     changed = np.where(weights[..., None] == 0, 30.0, logits).astype(np.float32)
     other = np.where(weights == 0, (targets + 1) % V, targets).astype(np.int32)
-    before = loss.cross_entropy(*map(jnp.asarray, batch), z_loss=0.1, label_smoothing=0.0)
-    after = loss.cross_entropy(
+    before = cross_entropy(*map(jnp.asarray, batch), z_loss=0.1, label_smoothing=0.0)
+    after = cross_entropy(
         *map(jnp.asarray, (changed, other, weights)), z_loss=0.1, label_smoothing=0.0
     )
     assert [float(x) for x in before] == [float(x) for x in after]
@@ -84,7 +82,7 @@ def test_cross_entropy_gradient_has_z_loss_factor(batch, z_loss):
 
     def total(logits):
         args = (logits, jnp.asarray(targets), jnp.asarray(weights))
-        return loss.cross_entropy(*args, z_loss=z_loss, label_smoothing=0.0).total
+        return cross_entropy(*args, z_loss=z_loss, label_smoothing=0.0).total
 
     x = logits.astype(np.float64)
     z = np.exp(x).sum(-1, keepdims=True)
@@ -98,7 +96,7 @@ def test_cross_entropy_of_no_weight_is_zero_with_zero_gradient(batch):
     logits, targets, _ = map(jnp.asarray, batch)
 
     def total(logits):
-        return loss.cross_entropy(
+        return cross_entropy(
             logits, targets, jnp.zeros((B, T)), z_loss=1e-4, label_smoothing=0.0
         ).total
 
@@ -109,7 +107,7 @@ def test_cross_entropy_of_no_weight_is_zero_with_zero_gradient(batch):
 
 def test_cross_entropy_of_large_logits_is_finite():
     logits = jnp.array([[[1e4, 0.0, -1e4]]])
-    result = loss.cross_entropy(
+    result = cross_entropy(
         logits, jnp.array([[1]], jnp.int32), jnp.ones((1, 1)), z_loss=0.0, label_smoothing=0.0
     )
     np.testing.assert_allclose(result.cross_entropy, 1e4)
@@ -150,7 +148,7 @@ def check_chunked(states_batch, num_chunks, num_parts, vocab_axis):
     states, kernel, targets, weights = map(jnp.asarray, states_batch)
 
     def chunked(states, kernel):
-        result = loss.chunked_cross_entropy(
+        result = chunked_cross_entropy(
             states,
             kernel if vocab_axis else kernel.T,
             targets,
@@ -166,7 +164,7 @@ def check_chunked(states_batch, num_chunks, num_parts, vocab_axis):
 
     def whole(states, kernel):
         logits = jnp.einsum("btd,dv->btv", states, kernel) * 0.7
-        result = loss.cross_entropy(logits, targets, weights, z_loss=0.01, label_smoothing=0.0)
+        result = cross_entropy(logits, targets, weights, z_loss=0.01, label_smoothing=0.0)
         return 3 * result.total + result.cross_entropy, result
 
     (_, found), gradients = jax.jit(jax.value_and_grad(chunked, (0, 1), has_aux=True))(
@@ -186,7 +184,7 @@ def test_chunked_cross_entropy_holds_no_logits_of_the_whole_vocabulary():
     rows, width, vocab_size = 64, 8, 4096
 
     def total(states, kernel, num_chunks):
-        return loss.chunked_cross_entropy(
+        return chunked_cross_entropy(
             states,
             kernel,
             jnp.zeros((1, rows), jnp.int32),
@@ -212,7 +210,7 @@ def test_chunked_cross_entropy_lets_infinity_and_nan_through(states_batch):
     states, kernel, targets, weights = states_batch
     states = states.copy()
     states[0, 0, 0] = np.nan
-    result = loss.chunked_cross_entropy(
+    result = chunked_cross_entropy(
         *map(jnp.asarray, (states, kernel, targets, weights)),
         vocab_axis=1,
         scale=1.0,
@@ -270,7 +268,7 @@ def test_cross_entropy_smooths_targets_as_torch_does(batch, label_smoothing):
     combined(total, entropy).backward()
 
     def smoothed(logits):
-        result = loss.cross_entropy(
+        result = cross_entropy(
             logits, *map(jnp.asarray, batch[1:]), z_loss=Z_LOSS, label_smoothing=label_smoothing
         )
         return combined(result.total, result.cross_entropy), result
@@ -278,7 +276,7 @@ def test_cross_entropy_smooths_targets_as_torch_does(batch, label_smoothing):
     (_, result), gradient = jax.jit(jax.value_and_grad(smoothed, has_aux=True))(
         jnp.asarray(batch[0])
     )
-    plain = loss.cross_entropy(*map(jnp.asarray, batch), z_loss=0.0, label_smoothing=0.0)
+    plain = cross_entropy(*map(jnp.asarray, batch), z_loss=0.0, label_smoothing=0.0)
     np.testing.assert_allclose(result.total, total.item(), rtol=RELATIVE)
     assert [float(x) for x in result[1:]] == [float(x) for x in plain[1:]]
     # Sums of a few terms of size 7.
@@ -307,7 +305,7 @@ def check_smoothed(states_batch, num_chunks, num_parts, vocab_axis):
     combined(total, entropy).backward()
 
     def smoothed(states, kernel):
-        result = loss.chunked_cross_entropy(
+        result = chunked_cross_entropy(
             states,
             kernel if vocab_axis else kernel.T,
             *map(jnp.asarray, states_batch[2:]),
@@ -334,7 +332,7 @@ def test_chunked_cross_entropy_with_smoothing_ignores_what_has_no_weight(states_
     changed = np.where(weights[..., None] == 0, np.nan, states).astype(np.float32)
 
     def total(states, kernel):
-        return loss.chunked_cross_entropy(
+        return chunked_cross_entropy(
             states,
             kernel,
             *map(jnp.asarray, (targets, weights)),

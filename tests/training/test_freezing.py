@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from t5jax import freeze
+from t5jax.training.freezing import merge_params, partition_params
 
 TREE = {
     "encoder": {"layers": {"mlp": {"wi": 1, "wo": 2}}, "relative_bias": {"embedding": 3}},
@@ -24,14 +24,14 @@ TREE = {
     ],
 )
 def test_split_freezes_what_a_pattern_fits(patterns, frozen):
-    trained, kept = freeze.split(TREE, patterns)
+    trained, kept = partition_params(TREE, patterns)
     assert sorted(jax.tree.leaves(kept)) == frozen
     assert sorted(jax.tree.leaves(trained)) == sorted({1, 2, 3, 4, 5} - set(frozen))
-    assert freeze.merge(trained, kept) == TREE
+    assert merge_params(trained, kept) == TREE
 
 
 def test_split_refuses_patterns_that_fit_nothing_or_everything():
     with pytest.raises(ValueError, match="got 'encode', which fits none; there are decoder, enc"):
-        freeze.split(TREE, ["encode"])
+        partition_params(TREE, ["encode"])
     with pytest.raises(ValueError, match="must leave something to train"):
-        freeze.split(TREE, [".*"])
+        partition_params(TREE, [".*"])

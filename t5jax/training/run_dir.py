@@ -9,14 +9,15 @@ from typing import Any
 
 from t5jax.data import ExampleSource
 from t5jax.fileio import is_temporary, write_atomically
-from t5jax.fit import FitConfig
 from t5jax.models import COMPUTE_FIELDS, T5Config, resolve_dtype
 from t5jax.parallel import is_main_process, process_index
 from t5jax.pretrained import CONFIG_FILE
-from t5jax.runs import RunConfig
 from t5jax.tokenizers import Tokenizer, load_tokenizer
+from t5jax.training.loop import FitConfig
+from t5jax.training.run import RunConfig
 
 RUN_FILE = "run.json"
+
 
 # Options that may differ when a run is continued: what it learns does not depend on them, but for
 # the last bits where devices divide a sum in another way.
@@ -31,7 +32,7 @@ _FREE = (
 )
 
 
-def check(
+def check_run_dir(
     folder: Path, options: dict[str, Any], *, unrecorded: dict[str, Any] | None = None
 ) -> None:
     """Raises unless the folder is free, or holds a run with these options.
@@ -64,7 +65,7 @@ def check(
             )
 
 
-def recorded(config: RunConfig, *, free: Collection[str]) -> dict[str, Any]:
+def recorded_options(config: RunConfig, *, free: Collection[str]) -> dict[str, Any]:
     """All options on which the numbers of a run depend, by dotted name.
 
     Args:
@@ -90,7 +91,7 @@ def recorded(config: RunConfig, *, free: Collection[str]) -> dict[str, Any]:
     return {**dict(flatten("", dataclasses.asdict(config))), "dtype": dtype}
 
 
-def claim(
+def claim_run_dir(
     folder: Path,
     options: dict[str, Any],
     text_digest: str,
@@ -131,7 +132,7 @@ def claim(
     write_atomically(folder / CONFIG_FILE, model.to_json())
 
 
-def digest(chunks: ExampleSource) -> str:
+def corpus_digest(chunks: ExampleSource) -> str:
     """What tells one corpus from another: its length, and up to 64 evenly spaced chunks."""
     found = hashlib.sha256(str(len(chunks)).encode())
     for i in range(0, len(chunks), -(-len(chunks) // 64)):

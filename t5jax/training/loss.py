@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from t5jax.ops import einsum_f32, flatten_rows
 
 
-class Loss(NamedTuple):
+class LossSums(NamedTuple):
     """Sums over the tokens of a batch, so that batches and devices add up; all float32 scalars."""
 
     total: Float[Array, ""]
@@ -35,7 +35,7 @@ def cross_entropy(
     *,
     z_loss: float,
     label_smoothing: float,
-) -> Loss:
+) -> LossSums:
     r"""Token-weighted cross entropy with a penalty on the log-partition function.
 
     .. math:: \sum_i w_i \left( \log Z_i - (1 - \epsilon) x_{i, y_i}
@@ -75,7 +75,7 @@ def chunked_cross_entropy(
     label_smoothing: float,
     num_chunks: int,
     num_parts: int = 1,
-) -> Loss:
+) -> LossSums:
     """`cross_entropy` of `states @ kernel * scale`, whose logits never exist all at once.
 
     They are made one chunk of the vocabulary after the other, once for the loss and once more for
@@ -180,13 +180,13 @@ def _mean_logits(plan: _Plan, rows: Array, kernel: Array) -> Float[Array, "*A"]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(plan: _Plan, rows: Array, kernel: Array, targets: Array, weights: Array) -> Loss:
+def _chunked(plan: _Plan, rows: Array, kernel: Array, targets: Array, weights: Array) -> LossSums:
     return _forward(plan, rows, kernel, targets, weights)[0]
 
 
 def _forward(
     plan: _Plan, rows: Array, kernel: Array, targets: Array, weights: Array
-) -> tuple[Loss, Any]:
+) -> tuple[LossSums, Any]:
     lowest = jnp.finfo(jnp.float32).min
 
     def add(carry, index):
@@ -223,7 +223,7 @@ def _forward(
     return result, (rows, kernel, targets, weights, log_z)
 
 
-def _backward(plan: _Plan, kept: Any, cotangents: Loss):
+def _backward(plan: _Plan, kept: Any, cotangents: LossSums):
     rows, kernel, targets, weights, log_z = kept
     own, of_kernel = _letters(plan, rows)
     # Of every probability, and of the target's logit.
@@ -277,23 +277,23 @@ _chunked.defvjp(_forward, _backward)
 
 def _sums(
     log_z: Array, target_logits: Array, correct: Array, weights: Array, *, z_loss: float
-) -> Loss:
+) -> LossSums:
     # Chosen, not multiplied: what does not count must not be able to turn the sum into NaN.
     counts = weights != 0
     entropy = jnp.sum(jnp.where(counts, weights * (log_z - target_logits), 0.0))
     penalty = z_loss * jnp.sum(jnp.where(counts, weights * jnp.square(log_z), 0.0))
     hits = jnp.sum(jnp.where(correct, weights, 0.0))
-    return Loss(entropy + penalty, entropy, hits, jnp.sum(weights))
+    return LossSums(entropy + penalty, entropy, hits, jnp.sum(weights))
 
 
 def _smoothed(
-    plain: Loss,
+    plain: LossSums,
     target_logits: Array,
     mean_logits: Array,
     weights: Array,
     *,
     label_smoothing: float,
-) -> Loss:
+) -> LossSums:
     """`plain`, the share `label_smoothing` of whose targets is spread over the vocabulary."""
     rise = jnp.where(weights != 0, weights * (target_logits - mean_logits), 0.0)
     return plain._replace(total=plain.total + label_smoothing * jnp.sum(rise))

@@ -11,6 +11,7 @@ from t5jax.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer, train_tok
 # The name of ByT5's tokenizer, which needs no files.
 BYTES = "bytes"
 
+
 # The model of a run without arguments: minutes on two cores.
 TINY = {
     "d_model": 128,
@@ -24,7 +25,7 @@ TINY = {
 }
 
 
-def tokenizer(
+def setup_tokenizer(
     folder: Path,
     texts: Callable[[], Iterable[str]],
     *,
@@ -109,7 +110,9 @@ def check_tokenizer(tokenizer: str) -> None:
         )
 
 
-def model(name: str, tokenizer: Tokenizer, *, dtype: str, changes: dict[str, Any]) -> T5Config:
+def setup_model(
+    name: str, tokenizer: Tokenizer, *, dtype: str, changes: dict[str, Any]
+) -> T5Config:
     """The model of a name: 'tiny', a published size, or a JSON file.
 
     Args:
