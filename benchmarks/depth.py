@@ -17,7 +17,7 @@ import jax
 
 from t5jax.models import T5Config
 from t5jax.parallel import MeshConfig
-from t5jax.workload import Workload, lower, slice_devices
+from t5jax.planning import Workload, lower_step, slice_devices
 
 
 def compile_seconds(options: argparse.Namespace, depth: int, devices: Sequence[Any]) -> float:
@@ -33,7 +33,7 @@ def compile_seconds(options: argparse.Namespace, depth: int, devices: Sequence[A
     )
     jax.clear_caches()
     start = time.perf_counter()
-    lower(task, devices).program.compile()
+    lower_step(task, devices).program.compile()
     return time.perf_counter() - start
 
 

@@ -9,6 +9,7 @@ from . import models as models
 from . import ops as ops
 from . import optim as optim
 from . import parallel as parallel
+from . import planning as planning
 from . import pretrained as pretrained
 from . import profiling as profiling
 from . import tokenizers as tokenizers

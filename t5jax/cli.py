@@ -59,8 +59,9 @@ def main(
 
 def entry() -> None:
     """The command `t5jax`."""
-    from t5jax import bulk, plan
+    from t5jax import bulk
     from t5jax.evaluation import Evaluate, evaluate_files
+    from t5jax.planning import Plan, plan_step
     from t5jax.pretrained import Convert, Inspect, convert_checkpoint, inspect_checkpoint
 
     commands: dict[type, Callable[[Any], object]] = {
@@ -68,7 +69,7 @@ def entry() -> None:
         Evaluate: evaluate_files,
         Convert: convert_checkpoint,
         Inspect: inspect_checkpoint,
-        plan.Plan: plan.run,
+        Plan: plan_step,
     }
     main(
         functools.reduce(operator.or_, commands),

@@ -74,7 +74,7 @@ def test_docs_options_exist():
 
     from t5jax.bulk import Generate
     from t5jax.evaluation.evaluate import Evaluate
-    from t5jax.plan import Plan
+    from t5jax.planning.plan import Plan
     from t5jax.pretrain import PretrainConfig
     from t5jax.pretrained.convert import Convert
     from t5jax.pretrained.describe import Inspect

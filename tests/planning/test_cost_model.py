@@ -3,10 +3,15 @@ import json
 import jax
 import pytest
 
-from t5jax import estimate, workload
 from t5jax.parallel.mesh import MeshConfig
+from t5jax.planning.cost_model import (
+    compile_step,
+    estimate_lines,
+    estimate_to_json,
+    out_of_memory_sizes,
+)
+from t5jax.planning.workload import Workload, lower_step
 from t5jax.profiling.hardware import CHIPS
-from t5jax.workload import Workload
 
 
 def test_out_of_memory_sizes_are_read():
@@ -15,16 +20,16 @@ def test_out_of_memory_sizes_are_read():
         "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
         "required for HLO temporaries (23.72G) exceeds available HBM (15.75G). HLO module: jit_step"
     )
-    assert estimate.out_of_memory_sizes(text) == (23.72 * 2**30, 15.75 * 2**30, True)
+    assert out_of_memory_sizes(text) == (23.72 * 2**30, 15.75 * 2**30, True)
     text = (
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm. "
         "Exceeded hbm capacity by 2.75G."
     )
-    assert estimate.out_of_memory_sizes(text) == (18.5 * 2**30, 15.75 * 2**30, False)
+    assert out_of_memory_sizes(text) == (18.5 * 2**30, 15.75 * 2**30, False)
 
 
 def test_out_of_memory_sizes_of_another_error_are_none():
-    assert estimate.out_of_memory_sizes("INVALID_ARGUMENT: no") is None
+    assert out_of_memory_sizes("INVALID_ARGUMENT: no") is None
 
 
 @pytest.fixture
@@ -39,13 +44,13 @@ def task(tiny_config):
 
 
 def test_estimate_of_a_step_has_a_roofline_and_becomes_json(task):
-    lowered = workload.lower(task, jax.devices())
-    found = estimate.compile_step(lowered, task, chip=CHIPS["v5e"], count=8)
+    lowered = lower_step(task, jax.devices())
+    found = compile_step(lowered, task, chip=CHIPS["v5e"], count=8)
     assert found.model_flops * 8 == task.flops()
     assert found.compute_time == found.compiled_flops / 197e12
     assert found.memory_time == found.bytes_accessed / 819e9
     assert found.step_time == max(found.times.values()) == found.times[found.bound]
     assert found.total_bytes == sum(found.memory.values())
-    plain = json.loads(json.dumps(estimate.to_json(found)))
+    plain = json.loads(json.dumps(estimate_to_json(found)))
     assert {"memory", "collectives", "step_time", "bound", "largest"} <= set(plain)
-    assert "memory: total" in dict(estimate.lines(found, num_tokens=100))
+    assert "memory: total" in dict(estimate_lines(found, num_tokens=100))

@@ -12,9 +12,17 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 _BYTES = {"pred": 1, "c64": 8, "c128": 16, "token": 0, "bf16": 2, "tf32": 4}
+
+
 _SHAPE = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
+
+
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
+
+
 _CALLED = re.compile(r"(?:calls|body|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+
+
 _COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -24,6 +32,8 @@ _COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
+
+
 # Neither read nor write anything themselves.
 _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call"),
@@ -242,7 +252,7 @@ class Program:
         return total + sum(written)
 
 
-def read(text: str) -> Program:
+def parse_hlo(text: str) -> Program:
     """Parses what `jax.stages.Compiled.as_text` returns, and `xla_dump_to` writes.
 
     Raises:

@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t5jax import hlo
+from t5jax.planning.hlo import Program, parse_hlo
 
 
 @pytest.fixture(autouse=True)
@@ -20,8 +20,8 @@ def shape(*dims, where=None):
     return jax.ShapeDtypeStruct(dims, jnp.float32, sharding=where)
 
 
-def program(function, *args) -> hlo.Program:
-    return hlo.read(jax.jit(function).lower(*args).compile().as_text())
+def program(function, *args) -> Program:
+    return parse_hlo(jax.jit(function).lower(*args).compile().as_text())
 
 
 def test_flops_of_a_product_are_two_a_multiplication():
@@ -100,7 +100,7 @@ def test_largest_names_what_is_made():
 
 def test_read_of_another_text_is_an_error():
     with pytest.raises(ValueError, match="must have an ENTRY"):
-        hlo.read("hello")
+        parse_hlo("hello")
 
 
 @pytest.mark.parametrize(("stride", "turns"), [(1, 4), (2, 2), (3, 2)])
@@ -132,6 +132,6 @@ ENTRY %main (x.1: f32[8,8]) -> (u32[], f32[8,8]) {{
   ROOT %loop = (u32[], f32[8,8]) while(%start), condition=%condition, body=%body
 }}
 """
-    found = hlo.read(text)
+    found = parse_hlo(text)
     assert found.flops() == turns * 2 * 8**3
     assert found.unknown_loops == []

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
-from t5jax import estimate, search, workload
-from t5jax.estimate import OutOfMemory, gib
 from t5jax.models import ComputeDtype, Remat, T5Config
 from t5jax.optim import OptimizerName
 from t5jax.parallel import MeshConfig
+from t5jax.planning import cost_model, mesh_search, workload
+from t5jax.planning.cost_model import OutOfMemory, format_gib
+from t5jax.planning.workload import Workload
 from t5jax.profiling import Chip, chip_of_topology
-from t5jax.workload import Workload
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Plan:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
 
 
-def run(options: Plan) -> dict[str, Any]:
+def plan_step(options: Plan) -> dict[str, Any]:
     """Prints a plan, and returns it.
 
     Raises:
@@ -94,22 +94,22 @@ def run(options: Plan) -> dict[str, Any]:
         "step": "decode" if task.decode else "train",
     }
     if options.search:
-        plan["ranking"] = search.rank(
+        plan["ranking"] = mesh_search.rank_meshes(
             task, devices, chip=chip, max_compilations=options.max_compilations
         )
-        print(search.table(plan["ranking"]))
+        print(mesh_search.mesh_table(plan["ranking"]))
     else:
         plan["mesh"] = dataclasses.asdict(task.mesh)
         plan |= {"remat": config.remat, "accumulate": task.accumulate}
         found = _estimate(task, devices, chip)
-        plan |= estimate.to_json(found)
+        plan |= cost_model.estimate_to_json(found)
         print(
             f"{options.model}: {plan['step']} step of {task.batch_size} sequences of "
             f"{task.input_length} and {task.target_length} tokens, for each of {len(devices)} "
             f"devices of {options.topology}"
         )
         read = 1 if task.decode else task.input_length + task.target_length
-        for name, amount in estimate.lines(found, num_tokens=task.batch_size * read):
+        for name, amount in cost_model.estimate_lines(found, num_tokens=task.batch_size * read):
             print(f"  {name:26}  {amount}")
     if options.json is not None:
         options.json.write_text(jsons.dumps(plan, indent=1) + "\n", encoding="utf-8")
@@ -157,16 +157,16 @@ def _model(options: Plan) -> T5Config:
     return config.replace(dtype=options.dtype, remat=options.remat)
 
 
-def _estimate(task: Workload, devices: Sequence[Any], chip: Chip) -> estimate.Estimate:
-    lowered = workload.lower(task, devices)
+def _estimate(task: Workload, devices: Sequence[Any], chip: Chip) -> cost_model.Estimate:
+    lowered = workload.lower_step(task, devices)
     try:
-        return estimate.compile_step(lowered, task, chip=chip, count=len(devices))
+        return cost_model.compile_step(lowered, task, chip=chip, count=len(devices))
     except OutOfMemory as error:
         changes = ", or ".join(
-            f"{change} (about {gib(saved)} less)"
+            f"{change} (about {format_gib(saved)} less)"
             for saved, change in advice(task, error, count=len(devices))
         )
         raise ValueError(
-            f"a step must fit into the {gib(error.available)} of a {chip.name} chip, got a need of "
-            f"{gib(error.needed)}, {gib(error.needed - error.available)} too much; try {changes}."
+            f"a step must fit into the {format_gib(error.available)} of a {chip.name} chip, got a need of "
+            f"{format_gib(error.needed)}, {format_gib(error.needed - error.available)} too much; try {changes}."
         ) from error

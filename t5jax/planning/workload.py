@@ -26,6 +26,8 @@ from t5jax.training import StepConfig, abstract_state, check_batch_size, make_tr
 
 # The learning rate has no influence on what a step costs.
 _SCHEDULE = ScheduleConfig(name="rsqrt", learning_rate=0.3, warmup_steps=100)
+
+
 _STEPS = 1000
 
 
@@ -109,7 +111,7 @@ def slice_devices(topology: str) -> Sequence[Any]:
         ) from error
 
 
-def lower(workload: Workload, devices: Sequence[Any]) -> Lowered:
+def lower_step(workload: Workload, devices: Sequence[Any]) -> Lowered:
     """The step for these devices, from shapes alone.
 
     Raises:

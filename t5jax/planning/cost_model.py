@@ -10,11 +10,13 @@ from typing import Any
 
 import jax
 
-from t5jax import hlo
+from t5jax.planning import hlo
+from t5jax.planning.workload import Lowered, Workload
 from t5jax.profiling import GIB, Chip
-from t5jax.workload import Lowered, Workload
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
 _AMOUNT = r"([0-9.]+)\s*([KMGT]?)i?B?"
 
 
@@ -92,7 +94,7 @@ def compile_step(lowered: Lowered, workload: Workload, *, chip: Chip, count: int
     """Compiles a step and reads what it does.
 
     Args:
-      lowered: from `workload.lower`.
+      lowered: from `lower_step`.
       workload: of which it was made.
       chip: what it is compiled for.
       count: devices that share the work.
@@ -120,7 +122,7 @@ def compile_step(lowered: Lowered, workload: Workload, *, chip: Chip, count: int
                 f"the compiler must write down its program, got XLA_FLAGS="
                 f"{os.environ.get('XLA_FLAGS', '')!r}; leave out all xla_dump flags."
             )
-        program = hlo.read(max(texts, key=len))
+        program = hlo.parse_hlo(max(texts, key=len))
     return _estimate(
         compiled.memory_analysis(),
         program,
@@ -190,7 +192,7 @@ def _estimate(
     )
 
 
-def to_json(estimate: Estimate) -> dict[str, Any]:
+def estimate_to_json(estimate: Estimate) -> dict[str, Any]:
     """All of it, derived amounts included."""
     return {
         **dataclasses.asdict(estimate),
@@ -201,26 +203,26 @@ def to_json(estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def lines(estimate: Estimate, *, num_tokens: int) -> list[tuple[str, str]]:
+def estimate_lines(estimate: Estimate, *, num_tokens: int) -> list[tuple[str, str]]:
     """Names and amounts, for people; `num_tokens` are those that all devices read in a step."""
-    rows = [(f"memory: {name}", gib(size)) for name, size in estimate.memory.items()]
+    rows = [(f"memory: {name}", format_gib(size)) for name, size in estimate.memory.items()]
     free = estimate.hbm_bytes - estimate.total_bytes
     rows.append(
         (
             "memory: total",
-            f"{gib(estimate.total_bytes)} of {gib(estimate.hbm_bytes)}, {gib(free)} free",
+            f"{format_gib(estimate.total_bytes)} of {format_gib(estimate.hbm_bytes)}, {format_gib(free)} free",
         )
     )
     for name, size, made in estimate.largest[:3]:
-        rows.append(("largest array", f"{gib(size)}  {name}, {made:.80}"))
+        rows.append(("largest array", f"{format_gib(size)}  {name}, {made:.80}"))
     ratio = estimate.compiled_flops / estimate.model_flops
     rows += [
         ("model FLOPs", f"{estimate.model_flops / 1e12:.4g} T"),
         ("compiled FLOPs", f"{estimate.compiled_flops / 1e12:.4g} T, {ratio:.2f} x the model's"),
-        ("bytes accessed", gib(estimate.bytes_accessed)),
+        ("bytes accessed", format_gib(estimate.bytes_accessed)),
     ]
     for one in estimate.collectives:
-        rows.append((one.kind, f"{one.count:g} times, {gib(one.num_bytes)} sent"))
+        rows.append((one.kind, f"{one.count:g} times, {format_gib(one.num_bytes)} sent"))
     for name, seconds in estimate.times.items():
         rows.append((f"time: {name}", _seconds(seconds)))
     useful = estimate.compute_time / ratio / estimate.step_time
@@ -241,7 +243,7 @@ def lines(estimate: Estimate, *, num_tokens: int) -> list[tuple[str, str]]:
     return rows
 
 
-def gib(size: int | float) -> str:
+def format_gib(size: int | float) -> str:
     """Bytes, for people."""
     return f"{size / GIB:.3g} GiB" if size >= GIB / 10 else f"{size / 2**20:.3g} MiB"
 

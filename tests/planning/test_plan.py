@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from t5jax import plan
-from t5jax.estimate import OutOfMemory
 from t5jax.models.config import T5Config
 from t5jax.parallel.mesh import MeshConfig
-from t5jax.workload import Workload
+from t5jax.planning.cost_model import OutOfMemory
+from t5jax.planning.plan import Plan, advice
+from t5jax.planning.workload import Workload
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_plan_refuses_a_batch_of_nothing():
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        plan.Plan(batch_size=0)
+        Plan(batch_size=0)
 
 
 def test_advice_names_three_changes_the_best_first():
@@ -31,7 +31,7 @@ def test_advice_names_three_changes_the_best_first():
         target_length=114,
     )
     error = OutOfMemory(20e9, 16e9, {"parameters": 10**9, "optimizer": 10**6})
-    found = plan.advice(task, error, count=8)
+    found = advice(task, error, count=8)
     saved = [amount for amount, _ in found]
     assert len(found) == 3
     assert saved == sorted(saved, reverse=True)
@@ -39,9 +39,9 @@ def test_advice_names_three_changes_the_best_first():
     assert "--accumulate 2" in [change for _, change in found]
 
     error = OutOfMemory(50e9, 16e9, {"parameters": 10**9, "optimizer": 45 * 10**9})
-    large, _, _ = plan.advice(dataclasses.replace(task, optimizer="muon"), error, count=8)
+    large, _, _ = advice(dataclasses.replace(task, optimizer="muon"), error, count=8)
     assert large[1] == "--optimizer adafactor"
-    assert large not in plan.advice(task, error, count=8)
+    assert large not in advice(task, error, count=8)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")

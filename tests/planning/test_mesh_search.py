@@ -1,9 +1,9 @@
 import pytest
 
-from t5jax import search
 from t5jax.parallel.mesh import MeshConfig
+from t5jax.planning.mesh_search import mesh_candidates, mesh_table, rank_meshes
+from t5jax.planning.workload import Workload
 from t5jax.profiling.hardware import CHIPS
-from t5jax.workload import Workload
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def task(tiny_config):
 
 def test_candidates_are_all_ways_that_divide(task):
     """By brute force, with 8 devices, 4 heads and 4 sequences."""
-    found = {(way.mesh.data, way.mesh.fsdp, way.mesh.tensor) for way in search.candidates(task, 8)}
+    found = {(way.mesh.data, way.mesh.fsdp, way.mesh.tensor) for way in mesh_candidates(task, 8)}
     sizes = (1, 2, 4, 8)
     assert found == {
         (data, fsdp, tensor)
@@ -28,12 +28,12 @@ def test_candidates_are_all_ways_that_divide(task):
         for tensor in sizes
         if data * fsdp * tensor == 8 and 4 % tensor == 0 and 4 % (data * fsdp) == 0
     }
-    assert {way.config.remat for way in search.candidates(task, 8)} == {"none", "dots", "full"}
+    assert {way.config.remat for way in mesh_candidates(task, 8)} == {"none", "dots", "full"}
 
 
 def test_rank_without_a_way_is_an_error(task):
     with pytest.raises(ValueError, match="batch_size must be"):
-        search.rank(task, range(7), chip=CHIPS["v5e"], max_compilations=1)
+        rank_meshes(task, range(7), chip=CHIPS["v5e"], max_compilations=1)
 
 
 def test_table_shows_what_does_not_fit():
@@ -47,6 +47,6 @@ def test_table_shows_what_does_not_fit():
             "bound": None,
         }
     ]
-    assert "fsdp=8" in search.table(rows)
-    assert "16 GiB" in search.table(rows)
-    assert "does not fit" in search.table(rows)
+    assert "fsdp=8" in mesh_table(rows)
+    assert "16 GiB" in mesh_table(rows)
+    assert "does not fit" in mesh_table(rows)

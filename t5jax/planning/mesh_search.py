@@ -6,15 +6,15 @@ from typing import Any, get_args
 
 import tqdm
 
-from t5jax import estimate, workload
-from t5jax.estimate import OutOfMemory, gib
 from t5jax.models import Remat
 from t5jax.parallel import MeshConfig
+from t5jax.planning import cost_model, workload
+from t5jax.planning.cost_model import OutOfMemory, format_gib
+from t5jax.planning.workload import Workload
 from t5jax.profiling import Chip
-from t5jax.workload import Workload
 
 
-def candidates(task: Workload, count: int) -> Iterator[Workload]:
+def mesh_candidates(task: Workload, count: int) -> Iterator[Workload]:
     """Ways to divide a step over `count` devices, the most promising first.
 
     Those whose axes divide heads, widths, vocabulary and batch: data alone, which sends the least;
@@ -39,7 +39,7 @@ def candidates(task: Workload, count: int) -> Iterator[Workload]:
             yield dataclasses.replace(task, mesh=mesh, config=config.replace(remat=remat))
 
 
-def rank(
+def rank_meshes(
     task: Workload, devices: Sequence[Any], *, chip: Chip, max_compilations: int
 ) -> list[dict[str, Any]]:
     """What was tried: what fits by time, then what does not by the memory it needs.
@@ -47,7 +47,7 @@ def rank(
     Raises:
       ValueError: no mesh divides the work.
     """
-    ways = list(candidates(task, len(devices)))
+    ways = list(mesh_candidates(task, len(devices)))
     if not ways:
         raise ValueError(
             f"batch_size must be a multiple of some divisor of the {len(devices)} devices that "
@@ -68,7 +68,7 @@ def rank(
     return sorted(found, key=lambda row: (not row["fits"], row["step_time"] or row["total_bytes"]))
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def mesh_table(rows: Sequence[dict[str, Any]]) -> str:
     """The ranking, for people."""
     lines = [f"{'mesh':34}{'remat':8}{'memory':>12}{'time':>12}  bound by"]
     for row in rows:
@@ -76,7 +76,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         time = f"{row['step_time'] * 1e3:.4g} ms" if row["fits"] else "-"
         bound = row["bound"] if row["fits"] else "does not fit"
         lines.append(
-            f"{mesh or 'one device':34}{row['remat']:8}{gib(row['total_bytes']):>12}{time:>12}  "
+            f"{mesh or 'one device':34}{row['remat']:8}{format_gib(row['total_bytes']):>12}{time:>12}  "
             f"{bound}"
         )
     return "\n".join(lines)
@@ -84,9 +84,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _try(way: Workload, devices: Sequence[Any], chip: Chip) -> dict[str, Any]:
     row: dict[str, Any] = {"mesh": dataclasses.asdict(way.mesh), "remat": way.config.remat}
-    lowered = workload.lower(way, devices)
+    lowered = workload.lower_step(way, devices)
     try:
-        got = estimate.compile_step(lowered, way, chip=chip, count=len(devices))
+        got = cost_model.compile_step(lowered, way, chip=chip, count=len(devices))
     except OutOfMemory as error:
         return {
             **row,
@@ -95,7 +95,7 @@ def _try(way: Workload, devices: Sequence[Any], chip: Chip) -> dict[str, Any]:
             "step_time": None,
             "bound": None,
         }
-    return {**row, "fits": True, **estimate.to_json(got)}
+    return {**row, "fits": True, **cost_model.estimate_to_json(got)}
 
 
 def _hopeless(way: Workload, found: Sequence[dict[str, Any]]) -> bool:
