@@ -10,7 +10,8 @@ such as --model google/t5-v1_1-small, fills them better than a model of a few mi
 import dataclasses
 
 import t5jax
-from t5jax import cli, infill
+from t5jax import cli
+from t5jax.recipes import fill_blanks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Config:
 def main(config: Config) -> None:
     """Prints each sentence with its blanks filled in."""
     t5 = t5jax.load(config.model)
-    for text, filled in zip(config.texts, infill.fill(t5, config.texts), strict=True):
+    for text, filled in zip(config.texts, fill_blanks(t5, config.texts), strict=True):
         for k, words in enumerate(filled):
             text = text.replace(f"<extra_id_{k}>", f"[{words}]")
         print(text)

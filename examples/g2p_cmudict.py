@@ -38,8 +38,8 @@ from t5jax import cli
 from t5jax.data import Row, Task, read_split
 from t5jax.evaluation.metrics import compute_metrics
 from t5jax.fileio import write_atomically
-from t5jax.finetuning import FinetuneConfig, finetune
 from t5jax.optim import OptimizerConfig, ScheduleConfig
+from t5jax.recipes import FinetuneConfig, finetune
 from t5jax.runtime import keep_memory
 from t5jax.text2text import Text2Text
 from t5jax.training import FitConfig, StepConfig

@@ -39,7 +39,7 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from t5jax import cli
 from t5jax.data import Task, read_split
-from t5jax.finetuning import FinetuneConfig, finetune
+from t5jax.recipes import FinetuneConfig, finetune
 from t5jax.runtime import keep_memory
 
 

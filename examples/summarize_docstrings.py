@@ -28,8 +28,8 @@ from tyro.conf import FlagCreatePairsOff, arg
 from t5jax import cli
 from t5jax.data import SPLITS, Task, documented, installed, roots, sources
 from t5jax.evaluation.metrics import compute_metrics
-from t5jax.finetuning import PREDICTIONS, FinetuneConfig, finetune
 from t5jax.optim import OptimizerConfig, ScheduleConfig
+from t5jax.recipes import PREDICTIONS, FinetuneConfig, finetune
 from t5jax.runtime import keep_memory
 from t5jax.training import FitConfig
 

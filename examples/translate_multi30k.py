@@ -23,8 +23,8 @@ from t5jax import cli
 from t5jax.data import Row, Task
 from t5jax.evaluation.metrics import MetricOptions
 from t5jax.fileio import write_atomically
-from t5jax.finetuning import PREDICTIONS, FinetuneConfig, finetune
 from t5jax.optim import OptimizerConfig, ScheduleConfig
+from t5jax.recipes import PREDICTIONS, FinetuneConfig, finetune
 from t5jax.runtime import keep_memory
 from t5jax.training import FitConfig, StepConfig
 

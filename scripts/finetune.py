@@ -7,7 +7,7 @@ from tyro.conf import arg
 
 from t5jax import cli
 from t5jax.data import load_tasks
-from t5jax.finetuning import FinetuneConfig, finetune
+from t5jax.recipes import FinetuneConfig, finetune
 from t5jax.runtime import keep_memory
 
 

@@ -1,8 +1,9 @@
 """Pre-trains a T5 by span corruption: `python scripts/pretrain.py --help`."""
 
-from t5jax import cli, pretrain
+from t5jax import cli
+from t5jax.recipes import PretrainConfig, pretrain
 from t5jax.runtime import keep_memory
 
 if __name__ == "__main__":
     keep_memory()
-    cli.main(pretrain.PretrainConfig, pretrain.run)
+    cli.main(PretrainConfig, pretrain)

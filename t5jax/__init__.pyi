@@ -12,10 +12,10 @@ from . import parallel as parallel
 from . import planning as planning
 from . import pretrained as pretrained
 from . import profiling as profiling
+from . import recipes as recipes
 from . import tokenizers as tokenizers
 from . import training as training
 from .data.tasks import Task as Task
-from .finetuning import finetune as finetune
 from .generation.config import GenerationConfig as GenerationConfig
 from .generation.outputs import GenerationOutput as GenerationOutput
 from .loading import export_hf as export_hf
@@ -23,7 +23,10 @@ from .loading import load as load
 from .models.config import T5Config as T5Config
 from .optim.optimizer import OptimizerConfig as OptimizerConfig
 from .optim.schedules import ScheduleConfig as ScheduleConfig
-from .recipe import FinetuneConfig as FinetuneConfig
+from .recipes.finetune import finetune as finetune
+from .recipes.finetune_config import FinetuneConfig as FinetuneConfig
+from .recipes.pretrain import PretrainConfig as PretrainConfig
+from .recipes.pretrain import pretrain as pretrain
 from .text2text import StreamEvent as StreamEvent
 from .text2text import Text2Text as Text2Text
 from .training.loop import FitConfig as FitConfig

@@ -59,13 +59,13 @@ def main(
 
 def entry() -> None:
     """The command `t5jax`."""
-    from t5jax import bulk
     from t5jax.evaluation import Evaluate, evaluate_files
     from t5jax.planning import Plan, plan_step
     from t5jax.pretrained import Convert, Inspect, convert_checkpoint, inspect_checkpoint
+    from t5jax.recipes import GenerateFileConfig, generate_file
 
     commands: dict[type, Callable[[Any], object]] = {
-        bulk.Generate: bulk.run,
+        GenerateFileConfig: generate_file,
         Evaluate: evaluate_files,
         Convert: convert_checkpoint,
         Inspect: inspect_checkpoint,

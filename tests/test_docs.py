@@ -72,16 +72,24 @@ def test_docs_options_exist():
 
     import tyro
 
-    from t5jax.bulk import Generate
     from t5jax.evaluation.evaluate import Evaluate
     from t5jax.planning.plan import Plan
-    from t5jax.pretrain import PretrainConfig
     from t5jax.pretrained.convert import Convert
     from t5jax.pretrained.describe import Inspect
-    from t5jax.recipe import FinetuneConfig
+    from t5jax.recipes.batch_inference import GenerateFileConfig
+    from t5jax.recipes.finetune_config import FinetuneConfig
+    from t5jax.recipes.pretrain import PretrainConfig
 
     shown = io.StringIO()
-    for command in (PretrainConfig, FinetuneConfig, Convert, Inspect, Generate, Plan, Evaluate):
+    for command in (
+        PretrainConfig,
+        FinetuneConfig,
+        Convert,
+        Inspect,
+        GenerateFileConfig,
+        Plan,
+        Evaluate,
+    ):
         with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
             tyro.cli(command, args=["--help"], console_outputs=True)
     known = set(re.findall(r"--[a-z][a-z0-9.-]*", shown.getvalue()))

@@ -16,10 +16,10 @@ import pytest
 
 from t5jax.data import pydocs
 from t5jax.data.tasks import read_split
-from t5jax.finetuning import FinetuneConfig
 from t5jax.generation.outputs import GenerationOutput
 from t5jax.models.config import T5Config
 from t5jax.models.t5 import init_params
+from t5jax.recipes.finetune import FinetuneConfig
 from t5jax.text2text import Text2Text
 from t5jax.tokenizers.byte import ByteTokenizer
 from t5jax.training.metrics_log import read_metrics

@@ -5,8 +5,8 @@ import re
 import pytest
 import tyro
 
-from t5jax.pretrain import PretrainConfig
-from t5jax.recipe import FinetuneConfig
+from t5jax.recipes.finetune_config import FinetuneConfig
+from t5jax.recipes.pretrain import PretrainConfig
 
 
 @pytest.mark.parametrize("config", [PretrainConfig, FinetuneConfig])

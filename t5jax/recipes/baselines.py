@@ -23,7 +23,9 @@ def count_targets(
     return counts
 
 
-def losses(counts: Int[np.ndarray, " V"], eval_batches: Sequence[Batch]) -> tuple[float, float]:
+def baseline_losses(
+    counts: Int[np.ndarray, " V"], eval_batches: Sequence[Batch]
+) -> tuple[float, float]:
     """Held-out losses of two guesses: all ids alike, and by their frequency; nats a target."""
     # One more of each, so that an id never seen is unlikely rather than impossible.
     log_probs = np.log((counts + 1) / (counts + 1).sum())

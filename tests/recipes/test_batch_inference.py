@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from t5jax import bulk
+from t5jax.recipes import batch_inference
+from t5jax.recipes.batch_inference import GenerateFileConfig, _answer, generate_file
 
 LIMIT = 12
 
@@ -23,7 +24,7 @@ def folder(t5, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def keeps_no_programs(monkeypatch):
-    monkeypatch.setattr(bulk.programs, "keep", lambda: None)
+    monkeypatch.setattr(batch_inference.programs, "keep", lambda: None)
 
 
 def command(folder, tmp_path, texts, *, output="out.txt", source="in.txt", **options):
@@ -32,7 +33,7 @@ def command(folder, tmp_path, texts, *, output="out.txt", source="in.txt", **opt
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     elif source.endswith(".txt"):
         path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
-    return bulk.Generate(
+    return GenerateFileConfig(
         model=str(folder),
         input=str(path),
         output=str(tmp_path / output),
@@ -48,14 +49,14 @@ def test_run_writes_a_line_for_every_line_in_order(t5, texts, folder, tmp_path):
     given = [texts[3], *texts, texts[3]]  # lines that are alike, and an empty one
     assert "" in given
     options = command(folder, tmp_path, given)
-    assert bulk.run(options) == {"inputs": len(given), "resumed": 0, "dead_ends": 0}
+    assert generate_file(options) == {"inputs": len(given), "resumed": 0, "dead_ends": 0}
     assert lines(options.output) == t5.generate(given, max_new_tokens=LIMIT)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.txt"]
 
 
 def test_run_writes_objects_with_input_output_and_reason(t5, texts, folder, tmp_path):
     options = command(folder, tmp_path, texts, source="in.jsonl", output="out.jsonl", num_beams=2)
-    bulk.run(options)
+    generate_file(options)
     found = [json.loads(line) for line in lines(options.output)]
     expected = [row[0] for row in t5.answers(texts, max_new_tokens=LIMIT, num_beams=2)]
     assert [one["input"] for one in found] == texts
@@ -66,13 +67,13 @@ def test_run_writes_objects_with_input_output_and_reason(t5, texts, folder, tmp_
 def test_run_draws_what_generate_draws(t5, texts, folder, tmp_path):
     draws = {"temperature": 1.0, "seed": 5}
     options = command(folder, tmp_path, texts, **draws)
-    bulk.run(options)
+    generate_file(options)
     assert lines(options.output) == t5.generate(texts, max_new_tokens=LIMIT, **draws)
 
 
 def run_interrupted(options, *, after):
     """Runs until Ctrl-C in front of a later batch."""
-    whole = bulk._answer
+    whole = _answer
 
     def some(*arguments):
         for count, batch in enumerate(whole(*arguments)):
@@ -81,9 +82,9 @@ def run_interrupted(options, *, after):
             yield batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bulk, "_answer", some)
+        patch.setattr(batch_inference, "_answer", some)
         with pytest.raises(KeyboardInterrupt):
-            bulk.run(options)
+            generate_file(options)
 
 
 @pytest.mark.parametrize("cut", [0, 5])
@@ -96,7 +97,7 @@ def test_run_goes_on_where_it_was_interrupted(t5, texts, folder, tmp_path, cut):
     content = partial.read_bytes()
     assert content.count(b"\n") == 1 + 6
     partial.write_bytes(content[: len(content) - cut])  # as a crash in the middle of a line
-    counts = bulk.run(options)
+    counts = generate_file(options)
     assert counts == {"inputs": len(given), "resumed": 6 - (cut > 0), "dead_ends": 0}
     expected = t5.generate(given, max_new_tokens=LIMIT, temperature=1.0, seed=2)
     assert lines(options.output) == expected
@@ -119,11 +120,11 @@ def test_run_refuses_a_partial_output_of_another_command(texts, folder, tmp_path
     )
     for other in others:
         with pytest.raises(ValueError, match="of one with another model, input or options"):
-            bulk.run(command(folder, tmp_path, texts, **other))
+            generate_file(command(folder, tmp_path, texts, **other))
     with pytest.raises(ValueError, match="of one with another model, input or options"):
-        bulk.run(command(folder, tmp_path, texts[1:]))
+        generate_file(command(folder, tmp_path, texts[1:]))
     # How many are computed at once has no part in the answers.
-    bulk.run(command(folder, tmp_path, texts, batch_size=2))
+    generate_file(command(folder, tmp_path, texts, batch_size=2))
 
 
 @pytest.mark.parametrize("damage", ["{}\n[]", '{"a"\n[]', "[1]\n[2]"])
@@ -131,39 +132,39 @@ def test_run_refuses_a_damaged_partial_output(texts, folder, tmp_path, damage):
     options = command(folder, tmp_path, texts)
     Path(options.output + ".partial").write_text(damage + "\n")
     with pytest.raises(ValueError, match="begin anew with --overwrite"):
-        bulk.run(options)
-    bulk.run(command(folder, tmp_path, texts, overwrite=True))
+        generate_file(options)
+    generate_file(command(folder, tmp_path, texts, overwrite=True))
     assert len(lines(options.output)) == len(texts)
 
 
 def test_run_refuses_to_replace_an_output(texts, folder, tmp_path):
     (tmp_path / "out.txt").write_text("kept")
     with pytest.raises(FileExistsError, match="must not be there yet; choose another"):
-        bulk.run(command(folder, tmp_path, texts))
+        generate_file(command(folder, tmp_path, texts))
     assert (tmp_path / "out.txt").read_text() == "kept"
-    bulk.run(command(folder, tmp_path, texts[:2], overwrite=True))
+    generate_file(command(folder, tmp_path, texts[:2], overwrite=True))
     assert len(lines(tmp_path / "out.txt")) == 2
 
 
 def test_run_of_an_empty_file_writes_an_empty_file(folder, tmp_path):
     options = command(folder, tmp_path, [])
-    assert bulk.run(options)["inputs"] == 0
+    assert generate_file(options)["inputs"] == 0
     assert Path(options.output).read_bytes() == b""
 
 
 def test_run_counts_answers_that_constraints_left_empty(t5, folder, tmp_path, capsys):
     every = list(range(t5.config.vocab_size))
     options = command(folder, tmp_path, ["a", "b"], suppress_tokens=every)
-    assert bulk.run(options)["dead_ends"] == 2
+    assert generate_file(options)["dead_ends"] == 2
     assert lines(options.output) == ["", ""]
     assert "note: 2 are empty, since the constraints left nothing" in capsys.readouterr().out
 
 
 def test_run_names_an_input_that_is_too_long(texts, folder, tmp_path):
     with pytest.raises(ValueError, match=r"inputs\[3\] must have at most 15 tokens"):
-        bulk.run(command(folder, tmp_path, texts, max_input_tokens=15))
+        generate_file(command(folder, tmp_path, texts, max_input_tokens=15))
     with pytest.warns(UserWarning, match="1 of 7 inputs were cut to 15 tokens"):
-        bulk.run(command(folder, tmp_path, texts, max_input_tokens=15, truncate=True))
+        generate_file(command(folder, tmp_path, texts, max_input_tokens=15, truncate=True))
 
 
 @pytest.mark.parametrize(
@@ -207,17 +208,17 @@ def test_run_goes_on_after_an_interrupt_with_overwrite(t5, texts, folder, tmp_pa
     options = command(folder, tmp_path, texts, overwrite=True)
     run_interrupted(options, after=1)
     assert (tmp_path / "out.txt").read_text() == "old"
-    assert bulk.run(options)["resumed"] == 3
+    assert generate_file(options)["resumed"] == 3
     assert lines(options.output) == t5.generate(texts, max_new_tokens=LIMIT)
 
 
 def test_run_is_one_process_at_a_time(texts, folder, tmp_path):
     options = command(folder, tmp_path, texts)
     with (
-        bulk.filelock.FileLock(options.output + ".lock"),
+        batch_inference.filelock.FileLock(options.output + ".lock"),
         pytest.raises(FileExistsError, match="one process, and another one does; wait for it"),
     ):
-        bulk.run(options)
+        generate_file(options)
 
 
 def test_run_goes_on_with_no_other_weights(t5, texts, folder, tmp_path):
@@ -227,12 +228,12 @@ def test_run_goes_on_with_no_other_weights(t5, texts, folder, tmp_path):
     run_interrupted(options, after=1)
     t5.save(model, overwrite=True)
     with pytest.raises(ValueError, match="of one with another model, input or options"):
-        bulk.run(options)
+        generate_file(options)
 
 
 def test_run_leaves_out_blank_lines_of_objects(folder, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n\n{"text": null}\n{"text": "b"}\n\n')
     options = command(folder, tmp_path, [], source="in.csv", output="out.jsonl")
-    options = bulk.dataclasses.replace(options, input=str(tmp_path / "in.jsonl"))
-    assert bulk.run(options)["inputs"] == 3
+    options = batch_inference.dataclasses.replace(options, input=str(tmp_path / "in.jsonl"))
+    assert generate_file(options)["inputs"] == 3
     assert [json.loads(line)["input"] for line in lines(options.output)] == ["a", "", "b"]

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5jax import baselines, infill
 from t5jax.data import (
     Batch,
     Chunks,
@@ -35,6 +34,7 @@ from t5jax.parallel import (
     make_mesh,
     print_once,
 )
+from t5jax.recipes import baselines, infilling
 from t5jax.text2text import Text2Text
 from t5jax.training import (
     UNRECORDED,
@@ -59,6 +59,7 @@ from t5jax.training import (
 
 # Options that may differ when a run is continued, beside those that may in any run.
 _FREE = ("eval_examples",)
+
 
 # Options that a run begun before there were any does not record, and what it was trained with.
 _UNRECORDED = {**UNRECORDED, "step.label_smoothing": 0.0}
@@ -99,7 +100,7 @@ class PretrainConfig(RunConfig):
         return self.corruption.lengths(self.corruption.raw_length(self.input_length))
 
 
-def run(config: PretrainConfig) -> Text2Text:
+def pretrain(config: PretrainConfig) -> Text2Text:
     """Trains, or goes on training, until the run is complete or interrupted.
 
     With several processes all must call it, with the same options but for `hosts.index`; an error
@@ -239,15 +240,15 @@ def _show(
 ) -> None:
     """Prints what came out, beside guesses that read nothing, and sentences."""
     counts = baselines.count_targets(made.chunks, made.example, made.model.vocab_size)
-    uniform, unigram = baselines.losses(counts, eval_batches)
+    uniform, unigram = baselines.baseline_losses(counts, eval_batches)
     print_once(
         f"\nheld-out loss {evaluation['loss']:.3f} nats a target token, accuracy "
         f"{evaluation['accuracy']:.1%}; by guessing at random {uniform:.3f}, "
         f"by token frequency {unigram:.3f}"
     )
     print_once("\nheld-out sentences, [what stood there -> what the model fills in]:")
-    sentences = infill.sentences(corpus_documents(made.heldout_texts), count=6)
-    for line in infill.show(t5, sentences, seed=config.seed):
+    sentences = infilling.plain_sentences(corpus_documents(made.heldout_texts), count=6)
+    for line in infilling.show_blanks(t5, sentences, seed=config.seed):
         print_once(f"  {line}")
     print_once(f"\nuse it:  import t5jax; t5 = t5jax.load({str(config.folder)!r})")
 

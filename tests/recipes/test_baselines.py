@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from t5jax import baselines
 from t5jax.data.batch import Batch
+from t5jax.recipes.baselines import baseline_losses, count_targets
 
 
 def test_baselines_are_those_of_the_counts():
@@ -13,7 +13,7 @@ def test_baselines_are_those_of_the_counts():
         "decoder_target_tokens": np.array([[1, 2], [3, 0]]),
         "decoder_loss_weights": np.array([[1.0, 1.0], [1.0, 0.0]]),
     }
-    uniform, unigram = baselines.losses(counts, [batch])
+    uniform, unigram = baseline_losses(counts, [batch])
     assert uniform == pytest.approx(np.log(4))
     assert unigram == pytest.approx(-(np.log(4 / 12) + np.log(6 / 12) + np.log(1 / 12)) / 3)
 
@@ -23,4 +23,4 @@ def test_count_targets_counts_each_id_of_the_first_chunks():
         return {"decoder_target_tokens": chunk}
 
     chunks = [np.array([1, 1, 4]), np.array([0, 4, 2]), np.array([3, 3, 3])]
-    assert baselines.count_targets(chunks, example, 5, max_examples=2).tolist() == [1, 2, 1, 0, 2]
+    assert count_targets(chunks, example, 5, max_examples=2).tolist() == [1, 2, 1, 0, 2]

@@ -5,14 +5,15 @@ import math
 
 import pytest
 
-from t5jax import trial
 from t5jax.data.tasks import Example, Task
-from t5jax.trial import Trial
+from t5jax.recipes.validation import EvalSplit, mean_score
 
 
 def make(**changes):
     task = Task(name="x", train=[], validation=[], **changes)
-    return Trial(task, "test", [Example("a", ["B", "C"]), Example("b", ["D"])], [[3, 1], [4, 1]])
+    return EvalSplit(
+        task, "test", [Example("a", ["B", "C"]), Example("b", ["D"])], [[3, 1], [4, 1]]
+    )
 
 
 def test_scores_and_files_have_texts_after_postprocess(tmp_path):
@@ -27,23 +28,23 @@ def test_scores_and_files_have_texts_after_postprocess(tmp_path):
 def test_scores_are_undefined_where_predictions_are_no_numbers():
     numbers = [Example("a", ["1"]), Example("b", ["2"]), Example("c", ["4"])]
     task = Task(name="x", train=[], validation=[], metrics=("pearson", "exact_match"))
-    one = Trial(task, "test", numbers, [[1]] * 3)
+    one = EvalSplit(task, "test", numbers, [[1]] * 3)
     one.check()
     found = one.scores(["1", "two", "4"])
     assert math.isnan(found["pearson"])
     assert found["exact_match"] == pytest.approx(200 / 3)
     with pytest.raises(ValueError, match="test of task 'x': "):
-        Trial(task, "test", [Example("a", ["one"])], [[1]]).check()
+        EvalSplit(task, "test", [Example("a", ["one"])], [[1]]).check()
 
 
 def test_score_is_the_mean_over_tasks_of_their_means():
     results = {"one": {"bleu": 30.0, "chrf": 50.0}, "two": {"wer": 20.0}, "three": {"f1": math.nan}}
-    assert trial.score(results) == pytest.approx((40 + 80 + 0) / 3)
+    assert mean_score(results) == pytest.approx((40 + 80 + 0) / 3)
 
 
 def test_spread_takes_so_many_evenly():
     examples = [Example(str(i), ["x"]) for i in range(10)]
-    whole = Trial(make().task, "test", examples, [[i] for i in range(10)])
+    whole = EvalSplit(make().task, "test", examples, [[i] for i in range(10)])
     assert whole.spread(None) == whole.spread(10) == whole
     assert [one.input for one in whole.spread(3).examples] == ["0", "3", "6"]
     assert whole.spread(3).inputs == [[0], [3], [6]]

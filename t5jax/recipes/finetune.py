@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from t5jax import material, recipe, trial
 from t5jax.checkpoint import average_checkpoints, choose_checkpoints, is_best
 from t5jax.data import (
     Batch,
@@ -24,7 +23,6 @@ from t5jax.data import (
     mixture_stream,
     truncate_ids,
 )
-from t5jax.material import Texts
 from t5jax.models import Params, T5Config, is_stacked, resolve_dtype
 from t5jax.optim import make_optimizer
 from t5jax.parallel import (
@@ -47,7 +45,10 @@ from t5jax.pretrained import (
     locate_checkpoint,
     open_checkpoint,
 )
-from t5jax.recipe import FinetuneConfig
+from t5jax.recipes import finetune_config, finetune_data
+from t5jax.recipes.finetune_config import FinetuneConfig
+from t5jax.recipes.finetune_data import TaskTexts
+from t5jax.recipes.validation import EvalSplit, mean_score, results_table
 from t5jax.text2text import Text2Text
 from t5jax.tokenizers import Tokenizer
 from t5jax.training import (
@@ -71,13 +72,14 @@ from t5jax.training import (
     setup_model,
     setup_tokenizer,
 )
-from t5jax.trial import Trial
 
 MODEL = "model"
+
+
 PREDICTIONS = "predictions"
 
 
-class Finetuned(NamedTuple):
+class FinetuneResult(NamedTuple):
     """What came out of `finetune`."""
 
     t5: Text2Text
@@ -93,7 +95,7 @@ def finetune(
     config: FinetuneConfig,
     *,
     architecture: Mapping[str, Any] | None = None,
-) -> Finetuned:
+) -> FinetuneResult:
     """Trains on tasks, or goes on training, until the run is complete or interrupted.
 
     With several processes all must call it, with the same arguments but for `hosts.index`.
@@ -121,12 +123,12 @@ class _Prepared(RunParts):
 
     pairs: dict[str, Pairs]
     shares: dict[str, float]
-    trials: list[Trial]
+    trials: list[EvalSplit]
 
 
 def _run(
     tasks: list[Task], config: FinetuneConfig, architecture: Mapping[str, Any] | None
-) -> Finetuned:
+) -> FinetuneResult:
     jax.devices()  # all processes at once, before process 0 reads the data
     with main_process_first("the preparation of the run"):
         made = _prepare(tasks, config, architecture)
@@ -160,7 +162,7 @@ def _run(
     if interrupted:
         params = gather_arrays(inference_params(state))
         barrier("the end of the run")
-        return Finetuned(Text2Text(made.model, params, made.tokenizer), None, None)
+        return FinetuneResult(Text2Text(made.model, params, made.tokenizer), None, None)
     if int(state.step) < config.fit.steps:
         print_once(
             f"stopped at step {int(state.step)}: {config.fit.patience} evaluations without a better"
@@ -189,14 +191,14 @@ def _evaluation(
         results = _examine(config, t5, watched, f"{step}", num_beams=config.num_beams)
         return {
             **evaluate_loss(eval_step, params, measured, mesh=made.mesh),
-            "score": trial.score(results),
+            "score": mean_score(results),
             **{f"{task}/{name}": x for task, found in results.items() for name, x in found.items()},
         }
 
     return evaluate
 
 
-def _finish(config: FinetuneConfig, made: _Prepared) -> Finetuned:
+def _finish(config: FinetuneConfig, made: _Prepared) -> FinetuneResult:
     """Chooses the result, saves and measures it."""
     folder = config.folder
     found = choose_checkpoints(
@@ -226,11 +228,11 @@ def _finish(config: FinetuneConfig, made: _Prepared) -> Finetuned:
         if trials:
             results[split] = _examine(config, t5, trials, split, num_beams=config.final_num_beams)
             print_once(f"{split}:")
-            for line in trial.table(results[split]):
+            for line in results_table(results[split]):
                 print_once(f"  {line}")
     print_once(f"\nuse it:  import t5jax; t5 = t5jax.load({str(folder / MODEL)!r})")
     barrier("the end of the run")
-    return Finetuned(t5, results["validation"], results.get("test", {}))
+    return FinetuneResult(t5, results["validation"], results.get("test", {}))
 
 
 def _prepare(
@@ -239,7 +241,7 @@ def _prepare(
     architecture: Mapping[str, Any] | None,
 ) -> _Prepared:
     """Reads the tasks, and makes the folder the run's."""
-    options = recorded_options(config, free=recipe.FREE)
+    options = recorded_options(config, free=finetune_config.RESUMABLE_OPTIONS)
     unrecorded: dict[str, Any] = dict(UNRECORDED)
     for task in tasks:
         options[f"tasks.{task.name}.weight"] = task.weight
@@ -257,18 +259,20 @@ def _prepare(
     inputs, targets = config.lengths
     check_lengths({"inputs": inputs, "targets": targets}, mesh=mesh)
     say = print_once
-    texts = material.read(tasks, say=say)
+    texts = finetune_data.read_task_texts(tasks, say=say)
     # Parameters are read later, by all processes together.
     path = None if config.checkpoint is None else locate_checkpoint(config.checkpoint)
     tokenizer = _tokenizer(config, texts, path)
     model = _model(config, tokenizer, path, architecture)
-    pairs = material.pairs(texts, tokenizer=tokenizer, limits=config.limits, say=say)
+    pairs = finetune_data.tokenize_pairs(texts, tokenizer=tokenizer, limits=config.limits, say=say)
     shares = mixing_rates(
         {name: len(found) for name, found in pairs.items()},
         {task.name: task.weight for task in tasks},
         size_limit=config.size_limit,
     )
-    trials = material.trials(tasks, texts, tokenizer=tokenizer, limits=config.limits, say=say)
+    trials = finetune_data.validation_splits(
+        tasks, texts, tokenizer=tokenizer, limits=config.limits, say=say
+    )
     for one in trials:
         one.check()
     tx = make_optimizer(config.optimizer, total_steps=config.fit.steps, stacked=is_stacked)
@@ -276,7 +280,7 @@ def _prepare(
     claim_run_dir(
         config.folder,
         options,
-        material.digest(pairs, trials),
+        finetune_data.data_digest(pairs, trials),
         model=model,
         tokenizer=tokenizer,
         write=is_main_process(),
@@ -293,7 +297,7 @@ def _prepare(
     )
 
 
-def _tokenizer(config: FinetuneConfig, texts: Texts, path: Path | None) -> Tokenizer:
+def _tokenizer(config: FinetuneConfig, texts: TaskTexts, path: Path | None) -> Tokenizer:
     if path is None or config.tokenizer is not None:
         return setup_tokenizer(
             config.folder,
@@ -331,10 +335,13 @@ def _model(
     return loaded.replace(**changes, dtype=resolve_dtype(config.dtype))
 
 
-def _batches(config: FinetuneConfig, made: _Prepared, one: Trial) -> Iterator[Batch]:
+def _batches(config: FinetuneConfig, made: _Prepared, one: EvalSplit) -> Iterator[Batch]:
     """Validation examples to compute a loss on; long references are cut for it."""
     targets = [
-        truncate_ids(material.encode(made.tokenizer, example.references[0]), config.target_length)
+        truncate_ids(
+            finetune_data.encode_with_eos(made.tokenizer, example.references[0]),
+            config.target_length,
+        )
         for example in one.examples
     ]
     pairs = Pairs([Pair(*both) for both in zip(one.inputs, targets, strict=True)])
@@ -351,7 +358,7 @@ def _batches(config: FinetuneConfig, made: _Prepared, one: Trial) -> Iterator[Ba
 
 
 def _examine(
-    config: FinetuneConfig, t5: Text2Text, trials: Sequence[Trial], name: str, *, num_beams: int
+    config: FinetuneConfig, t5: Text2Text, trials: Sequence[EvalSplit], name: str, *, num_beams: int
 ) -> dict[str, dict[str, float]]:
     """Metrics of each trial, the same in all processes; predictions are written."""
     results = {}

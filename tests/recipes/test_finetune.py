@@ -12,14 +12,15 @@ import pytest
 from helpers import launched_runs
 
 import t5jax as package
-from t5jax import trial
 from t5jax.checkpoint.manager import complete_steps, load_checkpoint_tree
 from t5jax.data.tasks import Task
 from t5jax.evaluation.metrics.registry import MetricOptions
-from t5jax.finetuning import FinetuneConfig, finetune
 from t5jax.optim.optimizer import OptimizerConfig
 from t5jax.optim.schedules import ScheduleConfig
 from t5jax.parallel.mesh import MeshConfig
+from t5jax.recipes import validation
+from t5jax.recipes.finetune import FinetuneConfig, finetune
+from t5jax.recipes.validation import mean_score
 from t5jax.training.loop import FitConfig
 from t5jax.training.metrics_log import MetricsLog, read_evaluations
 from t5jax.training.step import StepConfig
@@ -228,7 +229,7 @@ def test_finetune_says_early_that_references_cannot_be_measured(tmp_path):
 
 def test_finetune_stops_without_patience_and_takes_the_best(tmp_path, monkeypatch, capsys):
     scores = iter([10.0, 30.0, 20.0, 25.0, 90.0])
-    monkeypatch.setattr(trial, "score", lambda results: next(scores))
+    monkeypatch.setattr(validation, "mean_score", lambda results: next(scores))
     given = FitConfig(steps=200, eval_every=5, checkpoint_every=200, patience=2)
     run(tmp_path / "run", fit=given, use="best")
     entries = read_evaluations(tmp_path / "run", until=200)
@@ -243,7 +244,7 @@ def test_finetune_stops_without_patience_and_takes_the_best(tmp_path, monkeypatc
 
 def test_finetune_averages_the_checkpoints_that_it_says(tmp_path, capsys, monkeypatch):
     scores = iter([90.0, 10.0, 20.0])
-    monkeypatch.setattr(trial, "score", lambda results: next(scores))
+    monkeypatch.setattr(validation, "mean_score", lambda results: next(scores))
     found = run(tmp_path / "run", steps=60, use="last", average=2)
     assert "the mean of 2 (step 60, 40)" in capsys.readouterr().out
     checkpoints = tmp_path / "run" / "checkpoints"
@@ -266,7 +267,7 @@ def test_finetune_mixes_tasks_and_judges_each(tmp_path, capsys):
     found = run(tmp_path / "run", task(weight=1.0), same, steps=20, step=step)
     assert set(found.validation) == {"up", "same"}
     assert "share 75.0%" in capsys.readouterr().out
-    score = trial.score(found.validation)
+    score = mean_score(found.validation)
     assert 0 < score < 100
     assert (
         score == (found.validation["up"]["exact_match"] + 100 - found.validation["same"]["cer"]) / 2

@@ -13,7 +13,7 @@ from t5jax.tokenizers import Tokenizer
 _SENTENCE = re.compile(r"(?<!\S)[A-Z][A-Za-z0-9,;:'()\- ]{60,140}\.(?!\S)")
 
 
-def sentences(documents: Iterable[str], *, count: int) -> list[str]:
+def plain_sentences(documents: Iterable[str], *, count: int) -> list[str]:
     """The first sentence of plain English in each of the first `count` documents that have one."""
     found: list[str] = []
     for document in documents:
@@ -25,7 +25,7 @@ def sentences(documents: Iterable[str], *, count: int) -> list[str]:
     return found
 
 
-def hide(
+def hide_words(
     sentence: str, *, num_blanks: int, words_in_blank: int, rng: np.random.Generator
 ) -> tuple[str, list[str]]:
     """Replaces runs of words by `<extra_id_0>`, `<extra_id_1>`, ...
@@ -51,7 +51,9 @@ def hide(
     return " ".join([*pieces, *words[end:]]), hidden
 
 
-def fill(t5: Text2Text, texts: Sequence[str], *, max_new_tokens: int = 32) -> list[list[str]]:
+def fill_blanks(
+    t5: Text2Text, texts: Sequence[str], *, max_new_tokens: int = 32
+) -> list[list[str]]:
     """What the model writes for every `<extra_id_k>` of every text; "" where it writes nothing."""
     tokenizer = t5.tokenizer
     if tokenizer is None:
@@ -91,11 +93,11 @@ def read_spans(
     return {k: tokenizer.decode(tokens) for k, tokens in spans.items()}
 
 
-def show(t5: Text2Text, sentences: Sequence[str], *, seed: int) -> Iterator[str]:
+def show_blanks(t5: Text2Text, sentences: Sequence[str], *, seed: int) -> Iterator[str]:
     """Each sentence with two blanks, as `[what stood there -> what the model writes]`."""
     rng = np.random.default_rng(seed)
-    blanked = [hide(s, num_blanks=2, words_in_blank=2, rng=rng) for s in sentences]
-    guesses = fill(t5, [text for text, _ in blanked])
+    blanked = [hide_words(s, num_blanks=2, words_in_blank=2, rng=rng) for s in sentences]
+    guesses = fill_blanks(t5, [text for text, _ in blanked])
     for (text, hidden), guessed in zip(blanked, guesses, strict=True):
         for k, (truth, guess) in enumerate(zip(hidden, guessed, strict=True)):
             text = text.replace(f"<extra_id_{k}>", f"[{truth} -> {guess}]")

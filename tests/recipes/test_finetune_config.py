@@ -4,8 +4,7 @@ import dataclasses
 
 import pytest
 
-from t5jax import recipe
-from t5jax.recipe import FinetuneConfig
+from t5jax.recipes.finetune_config import RESUMABLE_OPTIONS, FinetuneConfig
 from t5jax.training.loop import FitConfig
 
 
@@ -45,4 +44,6 @@ def test_defaults_are_the_recipe_of_t5():
 
 def test_free_options_are_fields():
     fields = {field.name for field in dataclasses.fields(FinetuneConfig)}
-    assert set(recipe.FREE) - {"tasks"} <= fields  # `tasks` is an option of scripts/finetune.py
+    assert (
+        set(RESUMABLE_OPTIONS) - {"tasks"} <= fields
+    )  # `tasks` is an option of scripts/finetune.py

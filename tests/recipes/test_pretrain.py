@@ -15,7 +15,6 @@ import pytest
 from helpers.small_runs import TINY, training_losses, write_inputs
 
 import t5jax
-from t5jax import pretrain
 from t5jax.checkpoint.manager import load_checkpoint_tree
 from t5jax.data.corpus import DataConfig
 from t5jax.models.t5 import abstract_params
@@ -23,12 +22,13 @@ from t5jax.optim.optimizer import OptimizerConfig
 from t5jax.optim.schedules import ScheduleConfig
 from t5jax.parallel import sharding
 from t5jax.parallel.mesh import MeshConfig, make_mesh
+from t5jax.recipes.pretrain import PretrainConfig, pretrain
 from t5jax.training import setup
 from t5jax.training.loop import FitConfig
 from t5jax.training.run_dir import recorded_options
 from t5jax.training.step import StepConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,16 +44,16 @@ def inputs(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def finished(inputs, tmp_path_factory) -> tuple[pretrain.PretrainConfig, t5jax.Text2Text, str]:
+def finished(inputs, tmp_path_factory) -> tuple[PretrainConfig, t5jax.Text2Text, str]:
     """A complete run: its config, its model, and what it printed."""
     config = make_config(inputs, tmp_path_factory.mktemp("runs") / "run")
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
-        t5 = pretrain.run(config)
+        t5 = pretrain(config)
     return config, t5, shown.getvalue()
 
 
-def make_config(inputs: dict[str, str], folder: Path, **changes) -> pretrain.PretrainConfig:
+def make_config(inputs: dict[str, str], folder: Path, **changes) -> PretrainConfig:
     options = {
         "output": str(folder),
         "model": inputs["model"],
@@ -64,7 +64,7 @@ def make_config(inputs: dict[str, str], folder: Path, **changes) -> pretrain.Pre
         "eval_examples": 16,
         "fit": FitConfig(steps=6, eval_every=3, checkpoint_every=2, log_every=1),
     }
-    return pretrain.PretrainConfig(**{**options, **changes})
+    return PretrainConfig(**{**options, **changes})
 
 
 def test_run_ends_in_a_model_that_loads_and_generates(finished):
@@ -97,7 +97,7 @@ def test_run_learns_more_than_token_frequencies(inputs, tmp_path, capsys):
             schedule=ScheduleConfig(name="cosine", learning_rate=0.05, warmup_steps=10),
         ),
     )
-    pretrain.run(config)
+    pretrain(config)
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("held-out loss"))
     heldout, uniform, unigram = (
         float(line.split(before)[1].split()[0].rstrip(","))
@@ -113,7 +113,7 @@ def test_run_trains_a_vocabulary_without_a_tokenizer(inputs, tmp_path):
     small = {**setup.TINY, "d_model": 8, "d_ff": 8, "num_encoder_layers": 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setup, "TINY", small)
-        t5 = pretrain.run(dataclasses.replace(config, fit=FitConfig(steps=1)))
+        t5 = pretrain(dataclasses.replace(config, fit=FitConfig(steps=1)))
     assert t5.tokenizer.vocab_size == 126
     assert t5.config.vocab_size == 128
     assert (tmp_path / "run" / "spiece.model").exists()
@@ -122,7 +122,7 @@ def test_run_trains_a_vocabulary_without_a_tokenizer(inputs, tmp_path):
 def test_run_of_a_complete_run_only_shows_it_again(finished, capsys):
     config, _, shown = finished
     before = (Path(config.output) / "metrics.jsonl").read_text()
-    pretrain.run(config)
+    pretrain(config)
     again = capsys.readouterr().out
     assert "continuing at step 6 of 6" in again
     assert again.endswith(shown[shown.index("held-out loss") :])
@@ -134,7 +134,7 @@ def test_run_can_be_made_longer_where_the_schedule_allows(finished, tmp_path):
     output = tmp_path / "run"
     shutil.copytree(config.output, output)
     longer = dataclasses.replace(config, output=str(output), fit=FitConfig(steps=8))
-    pretrain.run(longer)
+    pretrain(longer)
     assert sorted(training_losses(output)) == list(range(1, 9))
     options = json.loads((output / "run.json").read_text())["options"]
     fixed = dataclasses.replace(
@@ -154,10 +154,10 @@ def test_run_that_averages_is_continued_and_loaded_as_its_average(inputs, tmp_pa
     config = make_config(
         inputs, tmp_path / "run", step=step, batch_size=16, fit=FitConfig(steps=3, log_every=1)
     )
-    pretrain.run(config)
+    pretrain(config)
     longer = dataclasses.replace(config, fit=FitConfig(steps=6, log_every=1))
-    t5 = pretrain.run(longer)
-    whole = pretrain.run(dataclasses.replace(longer, output=str(tmp_path / "whole")))
+    t5 = pretrain(longer)
+    whole = pretrain(dataclasses.replace(longer, output=str(tmp_path / "whole")))
     loaded = t5jax.load(tmp_path / "run")
     for params in (whole.params, loaded.params):
         jax.tree.map(np.testing.assert_array_equal, params, t5.params)
@@ -180,18 +180,18 @@ def test_run_begun_before_targets_could_be_smoothed_is_continued_without(finishe
     (output / "run.json").write_text(json.dumps(record))
     old = dataclasses.replace(config, output=str(output))
     with pytest.raises(ValueError, match=r"its step\.label_smoothing is 0\.0, and 0\.1 was asked"):
-        pretrain.run(dataclasses.replace(old, step=StepConfig(label_smoothing=0.1)))
-    pretrain.run(old)
+        pretrain(dataclasses.replace(old, step=StepConfig(label_smoothing=0.1)))
+    pretrain(old)
 
 
 def test_run_refuses_the_folder_of_another_run(finished, tmp_path):
     config, _, _ = finished
     with pytest.raises(ValueError, match=r"holds another run: its seed is 0, and 1 was asked for"):
-        pretrain.run(dataclasses.replace(config, seed=1))
+        pretrain(dataclasses.replace(config, seed=1))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").touch()
     with pytest.raises(FileExistsError, match="holds something else; choose another --output"):
-        pretrain.run(dataclasses.replace(config, output=str(tmp_path / "photos")))
+        pretrain(dataclasses.replace(config, output=str(tmp_path / "photos")))
     assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.png"]
 
 
@@ -205,32 +205,32 @@ def test_run_refuses_a_corpus_that_changed_since(finished, tmp_path):
     (output / "run.json").write_text(json.dumps(record))
     changed = dataclasses.replace(config, output=str(output), data=DataConfig(path=str(text)))
     with pytest.raises(ValueError, match="holds a run on other text"):
-        pretrain.run(changed)
+        pretrain(changed)
 
 
 def test_config_refuses_what_leaves_nothing_to_hide_or_to_evaluate_on():
     with pytest.raises(ValueError, match="input_length must be at least"):
-        pretrain.PretrainConfig(input_length=1)
+        PretrainConfig(input_length=1)
     with pytest.raises(ValueError, match="eval_examples must be at least 1, got 0"):
-        pretrain.PretrainConfig(eval_examples=0)
+        PretrainConfig(eval_examples=0)
 
 
 def test_run_says_which_inputs_are_missing_or_do_not_fit(inputs, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"tokenizer must be a folder.*does not exist"):
-        pretrain.run(make_config(inputs, tmp_path / "a", tokenizer=str(tmp_path / "absent")))
+        pretrain(make_config(inputs, tmp_path / "a", tokenizer=str(tmp_path / "absent")))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"must hold spiece\.model"):
-        pretrain.run(make_config(inputs, tmp_path / "b", tokenizer=str(tmp_path / "empty")))
+        pretrain(make_config(inputs, tmp_path / "b", tokenizer=str(tmp_path / "empty")))
     narrow = tmp_path / "narrow.json"
     narrow.write_text(TINY.replace(vocab_size=200).to_json())
     with pytest.raises(ValueError, match="at least the tokenizer's 259, got 200; 384 fits"):
-        pretrain.run(make_config(inputs, tmp_path / "c", model=str(narrow)))
+        pretrain(make_config(inputs, tmp_path / "c", model=str(narrow)))
     with pytest.raises(ValueError, match="the held-out text must have at least one chunk of"):
-        pretrain.run(make_config(inputs, tmp_path / "d", input_length=2000))
+        pretrain(make_config(inputs, tmp_path / "d", input_length=2000))
     with pytest.raises(ValueError, match="multiple of data x fsdp = 8, got 6"):
-        pretrain.run(make_config(inputs, tmp_path / "e", batch_size=6))
+        pretrain(make_config(inputs, tmp_path / "e", batch_size=6))
     with pytest.raises(FileNotFoundError, match=r"absent\.json, which does not exist"):
-        pretrain.run(make_config(inputs, tmp_path / "f", model=str(tmp_path / "absent.json")))
+        pretrain(make_config(inputs, tmp_path / "f", model=str(tmp_path / "absent.json")))
 
 
 def test_run_refuses_a_model_file_that_changed_since(finished, tmp_path):
@@ -243,7 +243,7 @@ def test_run_refuses_a_model_file_that_changed_since(finished, tmp_path):
     (output / "run.json").write_text(json.dumps(record))
     changed = dataclasses.replace(config, output=str(output), model=str(model))
     with pytest.raises(ValueError, match="its model has d_ff = 32, and 40 was asked for"):
-        pretrain.run(changed)
+        pretrain(changed)
     assert [p.name for p in (output / "checkpoints").glob("*damaged*")] == []
 
 
@@ -262,14 +262,14 @@ def test_run_leaves_no_folder_behind_when_options_are_wrong(inputs, tmp_path, ch
         cosine = ScheduleConfig(name="cosine", learning_rate=0.1, warmup_steps=9)
         changes = {**changes, "optimizer": OptimizerConfig(name="adamw", schedule=cosine)}
     with pytest.raises((ValueError, OSError), match=message):
-        pretrain.run(make_config(inputs, tmp_path / "run", **changes))
+        pretrain(make_config(inputs, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
 
 
 def test_run_begins_again_where_a_crash_left_half_a_file(inputs, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".run.json.writing").write_text('{"opti')
-    pretrain.run(make_config(inputs, tmp_path / "run", fit=FitConfig(steps=1)))
+    pretrain(make_config(inputs, tmp_path / "run", fit=FitConfig(steps=1)))
     assert sorted(training_losses(tmp_path / "run")) == [1]
 
 
@@ -289,7 +289,7 @@ def test_run_continues_on_other_meshes(inputs, tmp_path, monkeypatch):
     def train_on(folder: Path, steps: int, mesh: MeshConfig) -> dict[int, float]:
         fit = FitConfig(steps=steps, eval_every=50, checkpoint_every=50)
         config = make_config(inputs, folder, model=str(model), mesh=mesh, fit=fit)
-        pretrain.run(config)
+        pretrain(config)
         return training_losses(folder)
 
     straight = train_on(tmp_path / "straight", 9, MeshConfig())

@@ -11,7 +11,7 @@ from t5jax.optim import OptimizerConfig, ScheduleConfig
 from t5jax.training import RunConfig
 
 # Options that may differ when a run is continued, beside those that may in any run.
-FREE = (
+RESUMABLE_OPTIONS = (
     "tasks",  # a file; what is in it is recorded as data
     "eval_batch_size",
     "final_num_beams",

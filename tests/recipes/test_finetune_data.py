@@ -2,9 +2,9 @@
 
 import pytest
 
-from t5jax import material
 from t5jax.data.packing import PairLimits
 from t5jax.data.tasks import Task
+from t5jax.recipes.finetune_data import read_task_texts, tokenize_pairs, validation_splits
 from t5jax.tokenizers.byte import ByteTokenizer
 
 BYTES = ByteTokenizer()
@@ -23,7 +23,7 @@ def task(**changes):
 def test_read_tells_of_what_is_in_training_too_and_how_much():
     said = []
     heldout = rows(("ab", "c"), ("ab", "d"), ("q", "r"))
-    texts = material.read([task(validation=heldout, test=heldout[:1])], say=said.append)
+    texts = read_task_texts([task(validation=heldout, test=heldout[:1])], say=said.append)
     assert len(said) == 2
     assert said[0].startswith(
         "warning: 2 of 3 inputs in validation of task 'x' are in its training data too, 1 of them "
@@ -37,7 +37,7 @@ def test_read_tells_of_what_other_tasks_learn_from():
     said = []
     own = task(name="own", train=rows(("ab", "c")), validation=rows(("ab", "d"), ("q", "r")))
     other = task(name="other", train=rows(("q", "r"), ("ab", "c")))
-    material.read([other, own], say=said.append)
+    read_task_texts([other, own], say=said.append)
     assert said == [
         (
             "warning: 1 of 1 inputs in validation of task 'other' are in its training data too, 1 "
@@ -57,9 +57,9 @@ def test_read_tells_of_what_other_tasks_learn_from():
 def test_pairs_end_with_eos_and_are_counted():
     said = []
     many = rows(("ab", "c"), ("too long an input", "d"), ("e", "too long"), ("f", ""))
-    texts = material.read([task(train=many)], say=said.append)
+    texts = read_task_texts([task(train=many)], say=said.append)
     limits = PairLimits(input_length=6, target_length=4, too_long="truncate", empty_targets="keep")
-    found = material.pairs(texts, tokenizer=BYTES, limits=limits, say=said.append)["x"]
+    found = tokenize_pairs(texts, tokenizer=BYTES, limits=limits, say=said.append)["x"]
     assert [len(pair.input) for pair in found] == [3, 6, 2, 2]
     assert [len(pair.target) for pair in found] == [2, 2, 4, 1]
     assert all(ids[-1] == BYTES.eos_id for pair in found for ids in pair)
@@ -72,12 +72,12 @@ def test_pairs_end_with_eos_and_are_counted():
 
 def test_trials_keep_references_whole_and_cut_inputs_if_they_may():
     long = task(validation=rows(("too long an input", "and a long target")))
-    texts = material.read([long], say=pytest.fail)
+    texts = read_task_texts([long], say=pytest.fail)
     with pytest.raises(ValueError, match="inputs in validation of task 'x' must have at most 6"):
-        material.trials([long], texts, tokenizer=BYTES, limits=LIMITS, say=pytest.fail)
+        validation_splits([long], texts, tokenizer=BYTES, limits=LIMITS, say=pytest.fail)
     said = []
     limits = PairLimits(input_length=6, target_length=4, too_long="drop")
-    (one,) = material.trials([long], texts, tokenizer=BYTES, limits=limits, say=said.append)
+    (one,) = validation_splits([long], texts, tokenizer=BYTES, limits=limits, say=said.append)
     assert said == [
         "validation of task 'x': 1 inputs are too long, and truncated",
         (
@@ -91,8 +91,8 @@ def test_trials_keep_references_whole_and_cut_inputs_if_they_may():
 
 def trials(one, say, **limits):
     given = PairLimits(**{"input_length": 6, "target_length": 4, **limits})
-    texts = material.read([one], say=pytest.fail)
-    return material.trials([one], texts, tokenizer=BYTES, limits=given, say=say)
+    texts = read_task_texts([one], say=pytest.fail)
+    return validation_splits([one], texts, tokenizer=BYTES, limits=given, say=say)
 
 
 def test_trials_tell_of_examples_without_a_reference_that_can_be_written():

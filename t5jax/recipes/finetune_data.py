@@ -17,14 +17,16 @@ from t5jax.data import (
     split_overlap,
     truncate_ids,
 )
+from t5jax.recipes.validation import EvalSplit
 from t5jax.tokenizers import Tokenizer
-from t5jax.trial import Trial
 
 Say = Callable[[str], None]
+
+
 _HELDOUT: tuple[Split, ...] = ("validation", "test")
 
 
-class Texts(NamedTuple):
+class TaskTexts(NamedTuple):
     """The examples of tasks, by name, and by name and split."""
 
     train: dict[str, list[Example]]
@@ -38,14 +40,14 @@ class Texts(NamedTuple):
                 yield from one.references
 
 
-def read(tasks: Sequence[Task], *, say: Say) -> Texts:
+def read_task_texts(tasks: Sequence[Task], *, say: Say) -> TaskTexts:
     """Reads all splits of tasks; `say` is told of held-out inputs that training has, too, that of
     any task.
 
     Raises:
       FileNotFoundError, ValueError: as from `read_split`.
     """
-    found = Texts({task.name: read_split(task, "train") for task in tasks}, {})
+    found = TaskTexts({task.name: read_split(task, "train") for task in tasks}, {})
     for task in tasks:
         for split in _HELDOUT:
             examples = read_split(task, split)
@@ -71,7 +73,9 @@ def _shared(
             )
 
 
-def pairs(texts: Texts, *, tokenizer: Tokenizer, limits: PairLimits, say: Say) -> dict[str, Pairs]:
+def tokenize_pairs(
+    texts: TaskTexts, *, tokenizer: Tokenizer, limits: PairLimits, say: Say
+) -> dict[str, Pairs]:
     """Training examples of each task as ids; `say` is told what did not keep the limits.
 
     Raises:
@@ -80,8 +84,8 @@ def pairs(texts: Texts, *, tokenizer: Tokenizer, limits: PairLimits, say: Say) -
     found = {}
     for name, examples in texts.train.items():
         found[name], counts = apply_limits(
-            [encode(tokenizer, one.input) for one in examples],
-            [encode(tokenizer, one.references[0]) for one in examples],
+            [encode_with_eos(tokenizer, one.input) for one in examples],
+            [encode_with_eos(tokenizer, one.references[0]) for one in examples],
             limits=limits,
             name=name,
         )
@@ -90,9 +94,9 @@ def pairs(texts: Texts, *, tokenizer: Tokenizer, limits: PairLimits, say: Say) -
     return found
 
 
-def trials(
-    tasks: Sequence[Task], texts: Texts, *, tokenizer: Tokenizer, limits: PairLimits, say: Say
-) -> list[Trial]:
+def validation_splits(
+    tasks: Sequence[Task], texts: TaskTexts, *, tokenizer: Tokenizer, limits: PairLimits, say: Say
+) -> list[EvalSplit]:
     """Held-out examples of each task, in order; inputs that are too long are cut, or refused.
 
     References stay as they are; `say` is told of those that are empty or too long to be written.
@@ -107,16 +111,16 @@ def trials(
             if (task.name, split) not in texts.heldout:
                 continue
             examples = texts.heldout[task.name, split]
-            inputs = [encode(tokenizer, one.input) for one in examples]
+            inputs = [encode_with_eos(tokenizer, one.input) for one in examples]
             where = f"{split} of task {task.name!r}"
             _check_inputs(inputs, limits, where, say)
             _check_references(examples, limits, where, tokenizer, say)
             cut = [truncate_ids(ids, limits.input_length).tolist() for ids in inputs]
-            found.append(Trial(task, split, examples, cut))
+            found.append(EvalSplit(task, split, examples, cut))
     return found
 
 
-def digest(pairs: Mapping[str, Pairs], trials: Sequence[Trial]) -> str:
+def data_digest(pairs: Mapping[str, Pairs], trials: Sequence[EvalSplit]) -> str:
     """What tells the data of one run from another's: training and validation, not the test."""
     found = hashlib.sha256(pairs_digest(pairs).encode())
     for one in trials:
@@ -125,7 +129,7 @@ def digest(pairs: Mapping[str, Pairs], trials: Sequence[Trial]) -> str:
     return found.hexdigest()
 
 
-def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+def encode_with_eos(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of a text, EOS at the end."""
     return [*tokenizer.encode(text), tokenizer.eos_id]
 
@@ -150,7 +154,9 @@ def _check_references(
     say: Say,
 ) -> None:
     """Tells of what no model can write, or refuses it."""
-    lengths = [[len(encode(tokenizer, text)) for text in one.references] for one in examples]
+    lengths = [
+        [len(encode_with_eos(tokenizer, text)) for text in one.references] for one in examples
+    ]
     total = sum(map(len, lengths))
     empty = sum(row.count(1) for row in lengths)
     if empty == total and limits.empty_targets == "error":

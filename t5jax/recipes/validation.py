@@ -14,7 +14,7 @@ from t5jax.generation import GenerationConfig
 from t5jax.text2text import Text2Text
 
 
-class Trial(NamedTuple):
+class EvalSplit(NamedTuple):
     """One split of a task."""
 
     task: Task
@@ -23,7 +23,7 @@ class Trial(NamedTuple):
     inputs: Sequence[list[int]]
     """Ids of each input, EOS included."""
 
-    def spread(self, count: int | None) -> "Trial":
+    def spread(self, count: int | None) -> "EvalSplit":
         """At most `count` of the examples, evenly spaced; all if None."""
         total = len(self.examples)
         if count is None or count >= total:
@@ -94,7 +94,7 @@ class Trial(NamedTuple):
         return text if self.task.postprocess is None else self.task.postprocess(text)
 
 
-def score(results: Mapping[str, Mapping[str, float]]) -> float:
+def mean_score(results: Mapping[str, Mapping[str, float]]) -> float:
     """One number for all tasks, of which more is better.
 
     The mean over tasks of the mean over their metrics (arXiv:1910.10683, section 2.3), in which an
@@ -109,12 +109,12 @@ def score(results: Mapping[str, Mapping[str, float]]) -> float:
     )
 
 
-def table(results: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+def results_table(results: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     """Lines of a table of results, task -> metric -> percent."""
     for task, found in results.items():
         yield f"{task}: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items())
     if len(results) > 1:
-        yield f"score over tasks: {score(results):.2f}"
+        yield f"score over tasks: {mean_score(results):.2f}"
 
 
 def _more_is_better(name: str, value: float) -> float:
