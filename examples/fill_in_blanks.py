@@ -10,7 +10,7 @@ such as --model google/t5-v1_1-small, fills them better than a model of a few mi
 import dataclasses
 
 import t5jax
-from t5jax import cli
+from t5jax.cli import run_command
 from t5jax.recipes import fill_blanks
 
 
@@ -34,4 +34,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(Config, main, description=__doc__)
+    run_command(Config, main, description=__doc__)

@@ -34,7 +34,7 @@ from typing import Annotated
 import numpy as np
 from tyro.conf import FlagCreatePairsOff, arg
 
-from t5jax import cli
+from t5jax.cli import run_command
 from t5jax.data import Row, Task, read_split
 from t5jax.evaluation.metrics import compute_metrics
 from t5jax.fileio import write_atomically
@@ -389,4 +389,4 @@ def _hash(word: str) -> bytes:
 
 if __name__ == "__main__":
     keep_memory()
-    cli.main(Config, main, description=__doc__)
+    run_command(Config, main, description=__doc__)

@@ -28,7 +28,7 @@ from g2p_cmudict import Lexicon, entries, heading, phonemes, pronounce, rows
 from tqdm import tqdm
 
 import t5jax
-from t5jax import cli
+from t5jax.cli import run_command
 from t5jax.fileio import write_atomically
 from t5jax.runtime import keep_memory
 from t5jax.text2text import Text2Text
@@ -139,4 +139,4 @@ def _digest(t5: Text2Text) -> str:
 
 if __name__ == "__main__":
     keep_memory()
-    cli.main(Config, main, description=__doc__)
+    run_command(Config, main, description=__doc__)

@@ -37,7 +37,7 @@ from summarize_docstrings import (
 )
 from tyro.conf import FlagCreatePairsOff, arg
 
-from t5jax import cli
+from t5jax.cli import run_command
 from t5jax.data import Task, read_split
 from t5jax.recipes import FinetuneConfig, finetune
 from t5jax.runtime import keep_memory
@@ -139,4 +139,4 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     keep_memory()
-    cli.main(Config, main, description=__doc__)
+    run_command(Config, main, description=__doc__)

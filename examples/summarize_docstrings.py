@@ -25,7 +25,7 @@ from typing import Annotated, NamedTuple
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from t5jax import cli
+from t5jax.cli import run_command
 from t5jax.data import SPLITS, Task, documented, installed, roots, sources
 from t5jax.evaluation.metrics import compute_metrics
 from t5jax.optim import OptimizerConfig, ScheduleConfig
@@ -218,4 +218,4 @@ def _letters(text: str) -> str:
 
 if __name__ == "__main__":
     keep_memory()
-    cli.main(Config, main, description=__doc__)
+    run_command(Config, main, description=__doc__)

@@ -19,7 +19,7 @@ from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from t5jax import cli
+from t5jax.cli import run_command
 from t5jax.data import Row, Task
 from t5jax.evaluation.metrics import MetricOptions
 from t5jax.fileio import write_atomically
@@ -158,4 +158,4 @@ def _lines(path: Path) -> list[str]:
 
 if __name__ == "__main__":
     keep_memory()
-    cli.main(Config, main, description=__doc__)
+    run_command(Config, main, description=__doc__)

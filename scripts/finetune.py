@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from t5jax import cli
+from t5jax.cli import run_command
 from t5jax.data import load_tasks
 from t5jax.recipes import FinetuneConfig, finetune
 from t5jax.runtime import keep_memory
@@ -32,4 +32,4 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     keep_memory()
-    cli.main(Config, main)
+    run_command(Config, main)

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 from pathlib import Path
 
-from t5jax import cli
+from t5jax.cli import run_command
 from t5jax.data import DataConfig, corpus_documents, read_corpus
 from t5jax.pretrained import atomic_folder
 from t5jax.tokenizers import train_tokenizer
@@ -55,4 +55,4 @@ def train(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(Config, train, description=__doc__)
+    run_command(Config, train, description=__doc__)

@@ -7,8 +7,6 @@ import os
 import platform
 from pathlib import Path
 
-import jax
-
 # Names of mallopt's settings in malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
@@ -67,6 +65,8 @@ def enable_compilation_cache(folder: str | os.PathLike | None = None) -> Path | 
     Returns:
       The folder; None if JAX has one already, or if it cannot be written to.
     """
+    import jax
+
     if jax.config.values.get("jax_compilation_cache_dir"):
         return None
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

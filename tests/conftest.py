@@ -23,7 +23,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from t5jax import cli
+from t5jax.cli.main import entry
 from t5jax.models.config import T5Config
 from t5jax.models.t5 import abstract_params
 from t5jax.text2text import Text2Text
@@ -66,7 +66,7 @@ def t5jax(monkeypatch, capsys):
         monkeypatch.setenv("COLUMNS", "100")
         status = 0
         try:
-            cli.entry()
+            entry()
         except SystemExit as stop:
             status = int(stop.code or 0)
         return status, *capsys.readouterr()

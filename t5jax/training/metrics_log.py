@@ -177,7 +177,7 @@ def _draw(entries: list[dict[str, Any]], path: Path) -> None:
 
 def open_metrics_log(
     folder: str | os.PathLike, *, total_steps: int, start_step: int, process: int
-) -> "RunLog | ProcessLog":
+) -> "MetricsLog | ProcessLog":
     """Process 0 writes the logs of the run; every other a text file of its own."""
     if process == 0:
         return MetricsLog(folder, total_steps=total_steps, start_step=start_step)

@@ -411,5 +411,5 @@ def test_read_explains_what_the_hub_refuses(monkeypatch, raised, kind, said):
 
 
 def test_corpus_is_imported_without_datasets():
-    code = "import sys, t5jax.corpus; assert not {'datasets', 'pyarrow'} & set(sys.modules)"
+    code = "import sys, t5jax.data.corpus; assert not {'datasets', 'pyarrow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

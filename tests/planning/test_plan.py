@@ -48,7 +48,7 @@ def test_advice_names_three_changes_the_best_first():
 def test_plan_compiles_for_a_slice_that_is_not_there(tiny_config, tmp_path):
     """In a process of its own, since libtpu stays loaded."""
     (tmp_path / "config.json").write_text(tiny_config.replace(vocab_size=96).to_json())
-    code = "from t5jax.cli import entry; entry()"
+    code = "from t5jax.cli.main import entry; entry()"
     arguments = ["plan", "--model", "config.json", "--topology", "v5e:2x2", "--json", "plan.json"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *arguments]

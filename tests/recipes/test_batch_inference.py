@@ -186,7 +186,7 @@ def test_t5jax_generate_survives_a_kill(t5, texts, folder, tmp_path):
     given = [f"{text} {i}" for i in range(60) for text in texts[:3]]
     options = command(folder, tmp_path, given)
     arguments = ["--input", options.input, "--output", options.output, "--batch-size", "1"]
-    code = "from t5jax import cli; cli.entry()"
+    code = "from t5jax.cli.main import entry; entry()"
     argv = [sys.executable, "-c", code, "generate", str(folder), *arguments]
     argv += ["--max-new-tokens", str(LIMIT), "--dtype", "float32"]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}

@@ -306,8 +306,8 @@ def test_tokenizers_survive_pickling_and_fit_the_protocol(kind, tiny):
 def test_tokenizer_works_in_forked_workers_that_inherit_it(tiny, tmp_path):
     tiny.save(tmp_path)
     program = (
-        "import multiprocessing, sys; from t5jax import tokenizer\n"
-        "tok = tokenizer.load(sys.argv[1]); tok.encode('fox')\n"
+        "import multiprocessing, sys; from t5jax.tokenizers import load_tokenizer\n"
+        "tok = load_tokenizer(sys.argv[1]); tok.encode('fox')\n"
         "def work(text): return tok.encode(text)\n"
         "with multiprocessing.get_context('fork').Pool(2) as pool:\n"
         "    print(pool.map(work, ['fox', 'lazy dog'] * 10))\n"

@@ -24,7 +24,7 @@ from t5jax.text2text import Text2Text
 from t5jax.tokenizers.byte import ByteTokenizer
 from t5jax.training.metrics_log import read_metrics
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODULE = '''\
 """Tools for the garden, and what grows in it."""
 

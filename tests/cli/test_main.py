@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from t5jax import cli
+from t5jax.cli.main import entry, run_command
 from t5jax.models.config import T5Config
 from t5jax.pretrained import convert
 
@@ -23,7 +23,7 @@ class Options:
 def run(monkeypatch, arguments: list[str], function) -> int:
     monkeypatch.setattr(sys, "argv", ["command", *arguments])
     try:
-        cli.main(Options, function)
+        run_command(Options, function)
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
@@ -81,16 +81,16 @@ def test_main_exits_130_after_an_interrupt(monkeypatch, capsys):
 
 # The command `t5jax`.
 
-MESH_TF = Path(__file__).parent / "fixtures" / "mesh_tf"
+MESH_TF = Path(__file__).parents[1] / "fixtures" / "mesh_tf"
 
 
 def test_t5jax_is_installed_as_a_command():
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="t5jax")
-    assert script.load() is cli.entry
+    assert script.load() is entry
 
 
 def test_t5jax_runs_in_a_process_of_its_own():
-    code = "from t5jax.cli import entry; entry()"
+    code = "from t5jax.cli.main import entry; entry()"
     done = subprocess.run(
         [sys.executable, "-c", code, "inspect", "/nowhere/model"], capture_output=True, text=True
     )

@@ -16,11 +16,16 @@ import pytest
 
 import t5jax
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HEAVY = {"jax", "flax", "optax", "orbax", "datasets", "pyarrow", "grain", "matplotlib", "tyro"}
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(t5jax.__path__, "t5jax.") if not module.ispkg
 )
+PACKAGES = [
+    "t5jax",
+    *sorted(m.name for m in pkgutil.walk_packages(t5jax.__path__, "t5jax.") if m.ispkg),
+]
+NEED_NO_JAX = ("t5jax.data", "t5jax.evaluation", "t5jax.tokenizers")
 
 
 def run(code: str) -> list:
@@ -44,13 +49,23 @@ def loaded_by(statement: str) -> set[str]:
     [
         "import t5jax",
         "from t5jax import T5Config",
-        "from t5jax import Task",
+        "import t5jax.models.config",
+        "import t5jax.data",
+        "from t5jax.data import Task",
+        "import t5jax.generation",
+        *(f"import {package}" for package in PACKAGES[1:]),
     ],
 )
 def test_import_loads_no_heavy_library(statement):
     loaded = loaded_by(statement)
     assert "t5jax" in loaded
     assert not loaded & HEAVY
+
+
+def test_modules_that_need_no_jax_load_none():
+    modules = [name for name in MODULES if name.startswith(NEED_NO_JAX)]
+    assert modules
+    assert "jax" not in loaded_by(f"import {', '.join(modules)}")
 
 
 def test_import_of_every_module_starts_no_backend():
@@ -68,13 +83,23 @@ print(json.dumps([before, after, list(xla_bridge._backends)]))
     assert started  # or the attribute says nothing
 
 
-@pytest.mark.parametrize("name", ["t5jax"])
+@pytest.mark.parametrize("name", PACKAGES)
 def test_public_names_exist_and_complete(name):
     package = importlib.import_module(name)
     assert set(package.__all__) <= set(dir(package))
     for public in package.__all__:
         assert not public.startswith("_") or public == "__version__"
         assert getattr(package, public) is not None
+
+
+def test_attributes_are_what_they_name():
+    from t5jax import loading
+    from t5jax.models.config import T5Config
+    from t5jax.recipes import pretrain
+
+    assert t5jax.load is loading.load
+    assert t5jax.T5Config is T5Config
+    assert t5jax.pretrain is pretrain.pretrain
 
 
 def test_unknown_attribute_is_an_attribute_error():

@@ -14,7 +14,7 @@ from t5jax.pretrained.hf.save import save_hf
 from t5jax.pretrained.source import Weights
 from t5jax.tokenizers.sentencepiece import train_tokenizer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Pages that train a model, or use every way to generate.
 LONG = ("finetuning.md", "generation.md")

@@ -10,7 +10,7 @@ from t5jax.data.corpus import DataConfig
 from t5jax.tokenizers.load import load_tokenizer
 from t5jax.tokenizers.sentencepiece import train_tokenizer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "train_tokenizer.py"
 LINES = [
     "The quick brown fox jumps over the lazy dog.",

@@ -17,7 +17,7 @@ from t5jax.models.config import T5Config
 from t5jax.models.t5 import init_params
 from t5jax.text2text import Text2Text
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 CONFIG = T5Config(
     vocab_size=97,

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 Config = TypeVar("Config")
 
+
 _PACKAGE = Path(__file__).parent
 
 
-def main(
+def run_command(
     config_class: type[Config] | types.UnionType,
     function: Callable[[Config], object],
     *,
@@ -71,7 +72,7 @@ def entry() -> None:
         Inspect: inspect_checkpoint,
         Plan: plan_step,
     }
-    main(
+    run_command(
         functools.reduce(operator.or_, commands),
         lambda options: commands[type(options)](options),
         description="Use, convert and inspect T5 checkpoints.",

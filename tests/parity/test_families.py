@@ -180,7 +180,7 @@ def test_heads_of_other_tasks_are_left_out(tmp_path, kind):
     np.testing.assert_allclose(np.asarray(found)[mask], expected[mask], rtol=0, atol=TOLERANCE)
 
 
-# Full size, with random weights: `pytest -m slow tests/test_parity_families.py`.
+# Full size, with random weights: `pytest -m slow tests/parity/test_families.py`.
 
 SIZED = {
     "flan-t5-base": (
