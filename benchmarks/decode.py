@@ -211,8 +211,8 @@ def measure(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float
 _FIRST_CALL = """
 import sys, time
 import numpy as np
-from t5jax import programs
-programs.keep(sys.argv[2])
+from t5jax.runtime import enable_compilation_cache
+enable_compilation_cache(sys.argv[2])
 import t5jax
 t5 = t5jax.load(sys.argv[1], dtype="float32")
 ids = np.random.default_rng(0).integers(3, 300, (1, 64)).astype(np.int32)

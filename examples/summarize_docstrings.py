@@ -26,7 +26,7 @@ from typing import Annotated, NamedTuple
 from tyro.conf import FlagCreatePairsOff, arg
 
 from t5jax.cli import run_command
-from t5jax.data import SPLITS, Task, documented, installed, roots, sources
+from t5jax.data import SPLITS, Task, pydocs
 from t5jax.evaluation.metrics import compute_metrics
 from t5jax.optim import OptimizerConfig, ScheduleConfig
 from t5jax.recipes import PREDICTIONS, FinetuneConfig, finetune
@@ -95,8 +95,8 @@ def descriptions(packages: Sequence[str] = ()) -> Iterator[Description]:
       packages: names, beside the standard library; all that are installed unless given.
     """
     seen = set()
-    for module, path in sources(roots(packages or installed())):
-        for kind, name, text in documented(path):
+    for module, path in pydocs.sources(pydocs.roots(packages or pydocs.installed())):
+        for kind, name, text in pydocs.documented(path):
             found = Description(module, kind, name, *_parts(text))
             keys = {_letters(found.summary), _letters(found.body)} - {""}
             if _is_sentence(found.summary) and seen.isdisjoint(keys):

@@ -66,8 +66,8 @@ class Text2Text(Scorer):
 
         Args:
           texts: inputs, with whatever prefix the model was trained on.
-          **options: any field of `t5jax.generation.GenerationConfig`, such as `max_new_tokens` (64),
-            `num_beams` (1), `temperature` (0.0, the likeliest token each time) or `stop_strings`.
+          **options: any field of `t5jax.generation.GenerationConfig`, such as `max_new_tokens`
+            (64), `num_beams` (1), `temperature` (0.0, the likeliest token each time) or `stop_strings`.
         Raises:
           TypeError: an option that there is not.
           ValueError: an option out of range or without effect, options that contradict one another,
@@ -235,8 +235,8 @@ class Text2Text(Scorer):
     ) -> float:
         """Compiles what `generate` needs, so that no later call of these sizes waits for it.
 
-        A program serves a whole bucket of lengths (`t5jax.generation.batching`), a power of two of texts, and
-        all values of the options that are on.
+        A program serves a whole bucket of lengths (`t5jax.generation.batching`), a power of two of
+        texts, and all values of the options that are on.
 
         Args:
           input_lengths: tokens of inputs to come, EOS included.

@@ -9,8 +9,8 @@ import pytest
 
 _CODE = """
 import sys
-from t5jax import programs
-print(programs.keep(*sys.argv[1:]))
+from t5jax.runtime import enable_compilation_cache
+print(enable_compilation_cache(*sys.argv[1:]))
 import jax
 events = []
 jax.monitoring.register_event_listener(lambda name, **_: events.append(name))

@@ -12,9 +12,9 @@ _PROGRAM = """
 import resource, sys
 import jax
 import jax.numpy as jnp
-from t5jax import heap
+from t5jax.runtime import keep_memory
 if sys.argv[1] == "keep":
-    assert heap.keep_memory()
+    assert keep_memory()
 
 @jax.jit
 def step(x):

@@ -1,6 +1,5 @@
 """Save, restore, retain and average checkpoints."""
 
-from . import manager as manager
 from .averaging import (
     CheckpointChoice as CheckpointChoice,
 )

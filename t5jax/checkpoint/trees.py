@@ -36,7 +36,7 @@ def save_tree(folder: str | os.PathLike, tree: Any) -> None:
 
 
 def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:
-    """Reads what `save_tree` or `CheckpointManager` wrote, to the shardings and dtypes of `abstract`.
+    """Read what `save_tree` or `CheckpointManager` wrote, as `abstract` shards and types it.
 
     Raises:
       ValueError: the folder is damaged or holds other arrays; the message names it.

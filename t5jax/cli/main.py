@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 Config = TypeVar("Config")
 
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 
 
 def run_command(
@@ -63,10 +63,10 @@ def entry() -> None:
     from t5jax.evaluation import Evaluate, evaluate_files
     from t5jax.planning import Plan, plan_step
     from t5jax.pretrained import Convert, Inspect, convert_checkpoint, inspect_checkpoint
-    from t5jax.recipes import GenerateFileConfig, generate_file
+    from t5jax.recipes import Generate, generate_file
 
     commands: dict[type, Callable[[Any], object]] = {
-        GenerateFileConfig: generate_file,
+        Generate: generate_file,
         Evaluate: evaluate_files,
         Convert: convert_checkpoint,
         Inspect: inspect_checkpoint,

@@ -1,9 +1,7 @@
 """From text files to batches."""
 
-from . import corpus as corpus
 from . import objectives as objectives
 from . import pydocs as pydocs
-from . import text_files as text_files
 from .batch import (
     Batch as Batch,
 )
@@ -66,18 +64,6 @@ from .packing import (
 )
 from .packing import (
     truncate_ids as truncate_ids,
-)
-from .pydocs import (
-    documented as documented,
-)
-from .pydocs import (
-    installed as installed,
-)
-from .pydocs import (
-    roots as roots,
-)
-from .pydocs import (
-    sources as sources,
 )
 from .tasks import (
     SPLITS as SPLITS,

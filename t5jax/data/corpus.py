@@ -117,7 +117,7 @@ def read_corpus(config: DataConfig) -> "tuple[datasets.Dataset, datasets.Dataset
 
 
 def corpus_documents(dataset: "datasets.Dataset") -> Iterator[str]:
-    """Iterate over the texts of a data set that `read_corpus` returned, some at a time from disk."""
+    """Iterate over the texts of a data set from `read_corpus`, some at a time from disk."""
     for batch in dataset.iter(batch_size=1000):
         yield from cast("dict[str, list[str]]", batch)["text"]
 

@@ -120,8 +120,8 @@ def _numbered(file: str, columns: Sequence[str] | None) -> Iterator[tuple[int, d
         elif isinstance(error, UnicodeEncodeError):  # of a row that was read
             line = row
         raise CorpusError(
-            f"{file} must be a complete {file_ending(file)} file in UTF-8, got an error in row {line}: "
-            f"{reason}; repair the file or take it away."
+            f"{file} must be a complete {file_ending(file)} file in UTF-8, got an error in row "
+            f"{line}: {reason}; repair the file or take it away."
         ) from error
 
 

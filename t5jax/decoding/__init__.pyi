@@ -1,6 +1,5 @@
 """Decoding loops over any `step(tokens, cache) -> (logits, cache)`."""
 
-from . import automaton as automaton
 from .automaton import (
     Automaton as Automaton,
 )

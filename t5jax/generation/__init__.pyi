@@ -1,9 +1,5 @@
 """Text generation, scoring and embedding with a T5."""
 
-from . import batching as batching
-from . import compiled as compiled
-from . import detokenizer as detokenizer
-from . import scoring as scoring
 from .batching import (
     batch_bucket as batch_bucket,
 )

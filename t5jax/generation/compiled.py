@@ -174,7 +174,7 @@ def search_beams(
     penalty_form: str,
     early_stopping: EarlyStopping,
 ) -> Beams:
-    """The best `num_beams` continuations of each input; see `Strategy`, `start_loop` and `advance_loop`."""
+    """Search for the best `num_beams` continuations of each input."""
     config = step.stepper.config
     penalties = {"power": power_penalty, "gnmt": gnmt_penalty}
     modes: dict[EarlyStopping, StoppingRule] = {

@@ -1,9 +1,6 @@
 """Attention, matrix products and masks: mathematics that knows nothing of T5."""
 
 from . import attention as attention
-from . import blockwise_attention as blockwise_attention
-from . import contraction as contraction
-from . import pallas_attention as pallas_attention
 from .attention import (
     AttentionKind as AttentionKind,
 )

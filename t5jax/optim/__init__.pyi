@@ -1,6 +1,5 @@
 """Optimizers and learning rate schedules."""
 
-from . import schedules as schedules
 from .optimizer import (
     OptimizerConfig as OptimizerConfig,
 )

@@ -1,6 +1,5 @@
 """Mesh, sharding and processes."""
 
-from . import rendezvous as rendezvous
 from .distributed import (
     HostsConfig as HostsConfig,
 )

@@ -177,8 +177,8 @@ def barrier(name: str, *, timeout: float = 600.0) -> None:
         lines = str(error).splitlines()
         names = [line.strip() for line in lines if line.strip().isdecimal()]
         raise TimeoutError(
-            f"all {process_count()} processes must come to {name} within {timeout:g} s, and process "
-            f"{', '.join(names) or 'of unknown index'} did not; look why in its own output."
+            f"all {process_count()} processes must come to {name} within {timeout:g} s, and "
+            f"process {', '.join(names) or 'of unknown index'} did not; look why in its own output."
         ) from error
 
 

@@ -1,9 +1,5 @@
 """Memory, operations and time of a step on devices that are not there."""
 
-from . import cost_model as cost_model
-from . import hlo as hlo
-from . import mesh_search as mesh_search
-from . import workload as workload
 from .plan import (
     Plan as Plan,
 )

@@ -210,7 +210,8 @@ def estimate_lines(estimate: Estimate, *, num_tokens: int) -> list[tuple[str, st
     rows.append(
         (
             "memory: total",
-            f"{format_gib(estimate.total_bytes)} of {format_gib(estimate.hbm_bytes)}, {format_gib(free)} free",
+            f"{format_gib(estimate.total_bytes)} of {format_gib(estimate.hbm_bytes)}, "
+            f"{format_gib(free)} free",
         )
     )
     for name, size, made in estimate.largest[:3]:

@@ -76,8 +76,8 @@ def mesh_table(rows: Sequence[dict[str, Any]]) -> str:
         time = f"{row['step_time'] * 1e3:.4g} ms" if row["fits"] else "-"
         bound = row["bound"] if row["fits"] else "does not fit"
         lines.append(
-            f"{mesh or 'one device':34}{row['remat']:8}{format_gib(row['total_bytes']):>12}{time:>12}  "
-            f"{bound}"
+            f"{mesh or 'one device':34}{row['remat']:8}{format_gib(row['total_bytes']):>12}"
+            f"{time:>12}  {bound}"
         )
     return "\n".join(lines)
 

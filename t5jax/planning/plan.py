@@ -167,6 +167,7 @@ def _estimate(task: Workload, devices: Sequence[Any], chip: Chip) -> cost_model.
             for saved, change in advice(task, error, count=len(devices))
         )
         raise ValueError(
-            f"a step must fit into the {format_gib(error.available)} of a {chip.name} chip, got a need of "
-            f"{format_gib(error.needed)}, {format_gib(error.needed - error.available)} too much; try {changes}."
+            f"a step must fit into the {format_gib(error.available)} of a {chip.name} chip, got a "
+            f"need of {format_gib(error.needed)}, {format_gib(error.needed - error.available)} too "
+            f"much; try {changes}."
         ) from error

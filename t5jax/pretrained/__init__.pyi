@@ -2,10 +2,6 @@
 
 from . import formats as formats
 from . import hf as hf
-from . import infer_config as infer_config
-from . import mesh_tf as mesh_tf
-from . import native as native
-from . import open as open
 from . import t5x as t5x
 from .convert import (
     Convert as Convert,

@@ -1,19 +1,16 @@
 """Whole runs: pre-training, fine-tuning, batch inference."""
 
-from . import baselines as baselines
-from . import finetune as finetune
-from . import finetune_config as finetune_config
-from . import finetune_data as finetune_data
-from . import infilling as infilling
-from . import pretrain as pretrain
 from .batch_inference import (
-    GenerateFileConfig as GenerateFileConfig,
+    Generate as Generate,
 )
 from .batch_inference import (
     generate_file as generate_file,
 )
 from .finetune import (
     PREDICTIONS as PREDICTIONS,
+)
+from .finetune import (
+    finetune as finetune,
 )
 from .finetune_config import (
     FinetuneConfig as FinetuneConfig,
@@ -23,4 +20,7 @@ from .infilling import (
 )
 from .pretrain import (
     PretrainConfig as PretrainConfig,
+)
+from .pretrain import (
+    pretrain as pretrain,
 )

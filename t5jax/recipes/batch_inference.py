@@ -25,7 +25,7 @@ _FORMATS = (".txt", ".jsonl")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerateFileConfig(GenerationConfig):
+class Generate(GenerationConfig):
     """Write an answer to every line or row of a file.
 
     Inputs are computed by length, answers come in their order.  What is done is kept beside the
@@ -66,7 +66,7 @@ class GenerateFileConfig(GenerationConfig):
             raise ValueError(f"input must end in {KNOWN_ENDINGS}, got {self.input!r}.")
 
 
-def generate_file(options: GenerateFileConfig) -> dict[str, int]:
+def generate_file(options: Generate) -> dict[str, int]:
     """Answers every row of the input.
 
     Returns:
@@ -90,7 +90,7 @@ def generate_file(options: GenerateFileConfig) -> dict[str, int]:
         ) from None
 
 
-def _run(options: GenerateFileConfig, output: Path) -> dict[str, int]:
+def _run(options: Generate, output: Path) -> dict[str, int]:
     partial = output.with_name(output.name + ".partial")
     if output.exists() and not options.overwrite:
         raise FileExistsError(f"{output} must not be there yet; choose another, or --overwrite it.")
@@ -161,7 +161,7 @@ def _lines(suffix: str, texts: list[str], done: Done) -> Iterator[str]:
             yield " ".join(answer.splitlines()) + "\n"
 
 
-def _fingerprint(options: GenerateFileConfig, texts: list[str]) -> str:
+def _fingerprint(options: Generate, texts: list[str]) -> str:
     """Equal for commands whose answers may be mixed: all that has a part in them, but no more."""
     fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
     for name in ("input", "column", "output", "overwrite", "batch_size"):

@@ -45,10 +45,10 @@ from t5jax.pretrained import (
     locate_checkpoint,
     open_checkpoint,
 )
-from t5jax.recipes import finetune_config, finetune_data
+from t5jax.recipes import finetune_config, finetune_data, validation
 from t5jax.recipes.finetune_config import FinetuneConfig
 from t5jax.recipes.finetune_data import TaskTexts
-from t5jax.recipes.validation import EvalSplit, mean_score, results_table
+from t5jax.recipes.validation import EvalSplit, results_table
 from t5jax.text2text import Text2Text
 from t5jax.tokenizers import Tokenizer
 from t5jax.training import (
@@ -191,7 +191,7 @@ def _evaluation(
         results = _examine(config, t5, watched, f"{step}", num_beams=config.num_beams)
         return {
             **evaluate_loss(eval_step, params, measured, mesh=made.mesh),
-            "score": mean_score(results),
+            "score": validation.mean_score(results),
             **{f"{task}/{name}": x for task, found in results.items() for name, x in found.items()},
         }
 

@@ -1,6 +1,5 @@
 """SentencePiece, bytes and Hugging Face tokenizers; training one."""
 
-from . import huggingface as huggingface
 from .base import (
     Tokenizer as Tokenizer,
 )

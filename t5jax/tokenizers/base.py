@@ -63,7 +63,7 @@ class Tokenizer(Protocol):
         ...
 
     def save(self, folder: StrPath) -> None:
-        """Write the files that `load_tokenizer` and Hugging Face transformers read; makes the folder."""
+        """Write the files that `load_tokenizer` and transformers read; makes the folder."""
 
 
 def checked_sentinel(k: int, count: int) -> int:

@@ -1,11 +1,5 @@
 """The training step and the loop around it."""
 
-from . import freezing as freezing
-from . import loop as loop
-from . import loss as loss
-from . import metrics_log as metrics_log
-from . import step as step
-from . import step_skipping as step_skipping
 from .loop import (
     FitConfig as FitConfig,
 )

@@ -9,7 +9,7 @@ import pytest
 
 from t5jax.cli.main import entry, run_command
 from t5jax.models.config import T5Config
-from t5jax.pretrained import convert
+from t5jax.pretrained.formats.safetensors import SafetensorsWriter
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,7 +195,7 @@ def test_t5jax_exits_130_after_an_interrupt_and_leaves_nothing(t5jax, tmp_path, 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert.hf_save.safetensors_file.Writer, "write", interrupt)
+    monkeypatch.setattr(SafetensorsWriter, "write", interrupt)
     status, out, err = t5jax("convert", MESH_TF, tmp_path / "out", "--to", "hf")
     assert (status, out) == (130, "")
     assert err.endswith("interrupted\n")

@@ -338,7 +338,7 @@ def theirs():
     """Compares the rules with a list of transformers' processors."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from their_models import one_thread
+    from helpers.transformers_models import one_thread
 
     def compare(rules, processors_of, *, log_probs=(False, True), prepare=None, **options):
         changed = 0

@@ -9,7 +9,7 @@ import pytest
 
 from t5jax.models.config import T5Config
 from t5jax.models.t5 import init_params
-from t5jax.pretrained.hf import hub
+from t5jax.pretrained import open as opening
 from t5jax.pretrained.hf.save import save_hf
 from t5jax.pretrained.source import Weights
 from t5jax.tokenizers.sentencepiece import train_tokenizer
@@ -43,7 +43,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
     weights = Weights.of(init_params(config, jax.random.key(0)))
     save_hf(tmp_path / "hub", config, weights, words)
     monkeypatch.setattr(
-        hub, "download_snapshot", lambda name, *, revision, subfolder: tmp_path / "hub"
+        opening, "download_snapshot", lambda name, *, revision, subfolder: tmp_path / "hub"
     )
     return tmp_path
 
@@ -76,7 +76,7 @@ def test_docs_options_exist():
     from t5jax.planning.plan import Plan
     from t5jax.pretrained.convert import Convert
     from t5jax.pretrained.describe import Inspect
-    from t5jax.recipes.batch_inference import GenerateFileConfig
+    from t5jax.recipes.batch_inference import Generate
     from t5jax.recipes.finetune_config import FinetuneConfig
     from t5jax.recipes.pretrain import PretrainConfig
 
@@ -86,7 +86,7 @@ def test_docs_options_exist():
         FinetuneConfig,
         Convert,
         Inspect,
-        GenerateFileConfig,
+        Generate,
         Plan,
         Evaluate,
     ):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.dense_attention import check, dense, example
+from helpers.dense_attention import H, N, check, dense, example
 
 from t5jax.ops.blockwise_attention import bias_by_distance, blockwise_attend, sum_diagonals
 from t5jax.ops.masks import Segments

@@ -1,6 +1,6 @@
 """The same numbers as Hugging Face transformers, for the families beside T5 itself.
 
-Sizes of `their_models.SIZES`: no two alike, unequal depths, heads that are not d_model.
+Sizes of `transformers_models.SIZES`: no two alike, unequal depths, heads that are not d_model.
 """
 
 import json

@@ -13,7 +13,7 @@ import pytest
 from helpers.trees import assert_same_bits, flat
 
 from t5jax.models.config import T5Config
-from t5jax.pretrained.formats import tf_bundle
+from t5jax.pretrained import mesh_tf
 from t5jax.pretrained.mesh_tf import find_mesh_tf, open_mesh_tf
 from t5jax.pretrained.open import load_pretrained, open_checkpoint
 
@@ -104,7 +104,7 @@ def open_variables(monkeypatch):
 
     def open_them(values, **options):
         held = {name: InMemory(value) for name, value in values.items()}
-        monkeypatch.setattr(tf_bundle, "open_tf_bundle", lambda path: held)
+        monkeypatch.setattr(mesh_tf, "open_tf_bundle", lambda path: held)
         return open_mesh_tf(PREFIX, **options)
 
     return open_them

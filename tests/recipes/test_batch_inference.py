@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from t5jax.recipes import batch_inference
-from t5jax.recipes.batch_inference import GenerateFileConfig, _answer, generate_file
+from t5jax.recipes.batch_inference import Generate, _answer, generate_file
 
 LIMIT = 12
 
@@ -24,7 +24,7 @@ def folder(t5, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def keeps_no_programs(monkeypatch):
-    monkeypatch.setattr(batch_inference.programs, "keep", lambda: None)
+    monkeypatch.setattr(batch_inference, "enable_compilation_cache", lambda: None)
 
 
 def command(folder, tmp_path, texts, *, output="out.txt", source="in.txt", **options):
@@ -33,7 +33,7 @@ def command(folder, tmp_path, texts, *, output="out.txt", source="in.txt", **opt
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     elif source.endswith(".txt"):
         path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
-    return GenerateFileConfig(
+    return Generate(
         model=str(folder),
         input=str(path),
         output=str(tmp_path / output),

@@ -1,11 +1,5 @@
 """Metrics of generated text, with bootstrap intervals."""
 
-from . import bleu_rouge as bleu_rouge
-from . import bootstrap as bootstrap
-from . import classification as classification
-from . import correlation as correlation
-from . import error_rates as error_rates
-from . import matching as matching
 from .bleu_rouge import (
     Tokenize as Tokenize,
 )

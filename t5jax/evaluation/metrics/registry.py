@@ -120,7 +120,8 @@ def compute_metrics(
     Returns:
       name -> metric, in the order of names; percent, where papers give percent.
     Raises:
-      ValueError: what `check_metrics` refuses, lists that do not match, or texts that a metric cannot take.
+      ValueError: what `check_metrics` refuses, lists that do not match, or texts that a metric cannot
+        take.
     """
     options = options or MetricOptions()
     check_metrics(names, options)

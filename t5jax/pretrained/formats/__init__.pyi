@@ -1,7 +1,5 @@
 """File formats that hold arrays, read lazily."""
 
-from . import lazy_array as lazy_array
-from . import shard_index as shard_index
 from .lazy_array import (
     DTYPES as DTYPES,
 )

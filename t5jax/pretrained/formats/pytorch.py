@@ -148,7 +148,8 @@ def _entry(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> bytes:
     # 0 is what torch writes if told to save the time for computing it.
     if entry.CRC not in (0, zlib.crc32(content)):
         raise ValueError(
-            f"{path}: {shorten(entry.filename)} is damaged (its checksum differs). Download it again."
+            f"{path}: {shorten(entry.filename)} is damaged (its checksum differs). "
+            "Download it again."
         )
     return content
 

@@ -1,7 +1,5 @@
 """Hugging Face checkpoints: transformers, sentence-transformers and the hub."""
 
-from . import load as load
-from . import sentence_transformers as sentence_transformers
 from .config import (
     read_hf_config as read_hf_config,
 )

@@ -216,8 +216,8 @@ def _open(file: Path, opener: Callable[[Path], Mapping[str, Any]]) -> dict[str, 
         value = opened[holder].get(tensor)
         if not hasattr(value, "blocks"):
             raise ValueError(
-                f"{holder} must hold the tensor {shorten(tensor)}, as {file.name} says; it lacks it. "
-                "Download both again."
+                f"{holder} must hold the tensor {shorten(tensor)}, as {file.name} says; it lacks "
+                "it. Download both again."
             )
         found[tensor] = value
     return found

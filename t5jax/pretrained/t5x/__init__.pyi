@@ -1,6 +1,5 @@
 """T5X checkpoints."""
 
-from . import load as load
 from .load import (
     STEP_PATTERN as STEP_PATTERN,
 )
