@@ -1,9 +1,13 @@
-"""BLEU and chrF by sacrebleu, ROUGE by rouge-score: their numbers, for any draw of examples."""
+"""BLEU and chrF as sacrebleu computes them, ROUGE as rouge-score does, with bootstrap statistics.
+
+sacrebleu's corpus scores are functions of sums of n-gram counts.  The counts of each example are
+kept here, so that a resampled corpus is scored without counting n-grams again.
+"""
 
 import dataclasses
 import importlib
 import importlib.metadata
-import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,6 +23,16 @@ Tokenize = Literal["13a", "intl", "zh", "char", "none"]
 Rouge = Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
 
 
+# sacrebleu's defaults.
+_BLEU_ORDER = 4
+_CHAR_ORDER = 6
+_BETA = 2
+
+
+# ASCII punctuation, which chrF++ splits off words.
+_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
+
+
 def bleu(
     predictions: Sequence[str],
     references: References,
@@ -26,21 +40,45 @@ def bleu(
     tokenize: Tokenize = "13a",
     lowercase: bool = False,
 ) -> MetricResult:
-    """BLEU of the corpus, by sacrebleu, from 0 to 100.  (arXiv:1804.08771)
+    """Compute sacrebleu's corpus BLEU, in [0, 100].  (arXiv:1804.08771)
 
     Args:
       predictions: texts.
       references: one or more for each.
-      tokenize: how sacrebleu finds words; "none" for texts with spaces between their tokens.
+      tokenize: sacrebleu's tokenizer; "none" for texts with spaces between their tokens.
       lowercase: ignore case.
     Returns:
-      the score, and in its detail sacrebleu's signature, precisions and brevity penalty.
+      The score; its detail is sacrebleu's signature, precisions and brevity penalty.
     Raises:
       ValueError: sacrebleu is not installed.
     """
+    sacrebleu = _import_library("sacrebleu")
+    pairs = pair_references(predictions, references)
     # `force` silences a warning that texts look tokenized: they may well be.
-    metric = _library("sacrebleu").BLEU(tokenize=tokenize, lowercase=lowercase, force=True)
-    return _by_sacrebleu(metric, predictions, references)
+    metric = sacrebleu.BLEU(tokenize=tokenize, lowercase=lowercase, force=True)
+    signature = _signature(metric, pairs)
+    # Counts do not depend on effective_order; without it sacrebleu warns of sentences' scores.
+    sentences = sacrebleu.BLEU(
+        tokenize=tokenize, lowercase=lowercase, force=True, effective_order=True
+    )
+    rows = []
+    for prediction, texts in pairs:
+        sentence = sentences.sentence_score(prediction, texts)
+        rows.append([sentence.sys_len, sentence.ref_len, *sentence.counts, *sentence.totals])
+
+    def corpus_score(rows: np.ndarray) -> Any:
+        sys_len, ref_len, *counts = rows.sum(axis=0).tolist()
+        return metric.compute_bleu(
+            counts[:_BLEU_ORDER],
+            counts[_BLEU_ORDER:],
+            sys_len,
+            ref_len,
+            smooth_method=metric.smooth_method,
+        )
+
+    counts = np.array(rows, np.int64)
+    detail = corpus_score(counts).format(signature=signature)
+    return MetricResult(counts, lambda rows: corpus_score(rows).score, detail)
 
 
 def chrf(
@@ -50,61 +88,138 @@ def chrf(
     word_order: int = 0,
     lowercase: bool = False,
 ) -> MetricResult:
-    """The F2 of character n-grams of the corpus, by sacrebleu, from 0 to 100.  (W15-3049)
+    """Compute sacrebleu's corpus chrF2: the F2 score of character n-grams, in [0, 100].
+
+    (W15-3049; chrF++ is W17-4770)
 
     Args:
       predictions: texts.
       references: one or more for each.
-      word_order: longest n-grams of words that count, too; 2 is chrF++.
+      word_order: longest word n-grams to count as well; 2 is chrF++.
       lowercase: ignore case.
     Returns:
-      the score, and in its detail sacrebleu's signature.
+      The score; its detail is sacrebleu's signature.
     Raises:
       ValueError: sacrebleu is not installed.
     """
-    metric = _library("sacrebleu").CHRF(word_order=word_order, lowercase=lowercase)
-    return _by_sacrebleu(metric, predictions, references)
+    sacrebleu = _import_library("sacrebleu.metrics")
+    pairs = pair_references(predictions, references)
+    signature = _signature(sacrebleu.CHRF(word_order=word_order, lowercase=lowercase), pairs)
+
+    rows = []
+    for prediction, texts in pairs:
+        if lowercase:
+            prediction, texts = prediction.lower(), [text.lower() for text in texts]
+        ngrams = _chrf_ngrams(prediction, word_order)
+        counts = [_chrf_counts(ngrams, _chrf_ngrams(text, word_order)) for text in texts]
+        # The best reference alone, of equally good ones the first.
+        rows.append(max(counts, key=_chrf_score) if len(counts) > 1 else counts[0])
+
+    def score(rows: np.ndarray) -> float:
+        return _chrf_score(rows.sum(axis=0).tolist())
+
+    counts = np.array(rows, np.int64)
+    result = sacrebleu.CHRFScore(score(counts), _CHAR_ORDER, word_order, _BETA)
+    return MetricResult(counts, score, result.format(signature=signature))
 
 
 def rouge(
     kind: Rouge, predictions: Sequence[str], references: References, *, use_stemmer: bool = False
 ) -> MetricResult:
-    """Mean over examples of ROUGE's F1, by rouge-score, in percent; the best reference's.
+    """Compute rouge-score's F1, in percent: the mean over examples of the best reference's.
 
     Args:
-      kind: n-grams of words, or the longest common subsequence, "rougeLsum" sentence by sentence,
-        which line breaks separate.
+      kind: n-grams of words, or the longest common subsequence; "rougeLsum" takes it sentence by
+        sentence, which line breaks separate.
       predictions: texts; only ASCII letters and digits count.
       references: one or more for each.
-      use_stemmer: let words of one stem match.  (Porter 1980; English)
+      use_stemmer: let words with the same Porter stem match; English only.
     Raises:
       ValueError: rouge-score is not installed.
     """
-    scorer = _library("rouge_score.rouge_scorer").RougeScorer([kind], use_stemmer=use_stemmer)
-    pairs = pair_references(predictions, references)
-    found = [scorer.score_multi(texts, prediction)[kind].fmeasure for prediction, texts in pairs]
+    scorer = _import_library("rouge_score.rouge_scorer").RougeScorer(
+        [kind], use_stemmer=use_stemmer
+    )
+    scores = [
+        scorer.score_multi(texts, prediction)[kind].fmeasure
+        for prediction, texts in pair_references(predictions, references)
+    ]
     stemmer = "yes" if use_stemmer else "no"
     version = importlib.metadata.version("rouge-score")
-    measured = bootstrap.mean_percent(np.array(found))
-    return dataclasses.replace(measured, detail=f"{kind}|stemmer:{stemmer}|version:{version}")
+    return dataclasses.replace(
+        bootstrap.mean_percent(np.array(scores)),
+        detail=f"{kind}|stemmer:{stemmer}|version:{version}",
+    )
 
 
-def _by_sacrebleu(metric: Any, predictions: Sequence[str], references: References) -> MetricResult:
-    listed = [texts for _, texts in pair_references(predictions, references)]
-    # sacrebleu takes a list for each reference of all examples, None where an example has fewer.
-    columns = [list(column) for column in itertools.zip_longest(*listed)]
-    # Its public functions have a score for all examples or a bootstrap with one seed for all; these
-    # two are what each of its metrics must define: counts of an example, the score of their sums.
-    rows = np.array(metric._extract_corpus_statistics(list(predictions), columns), np.int64)
-
-    def score_of(rows: np.ndarray) -> Any:
-        return metric._compute_score_from_stats(rows.sum(axis=0).tolist())
-
-    detail = score_of(rows).format(signature=str(metric.get_signature()))
-    return MetricResult(rows, lambda rows: score_of(rows).score, detail)
+def _signature(metric: Any, pairs: Sequence[tuple[str, list[str]]]) -> str:
+    """Return sacrebleu's signature of a metric of these examples."""
+    prediction, texts = pairs[0]
+    # sacrebleu has no signature before a metric was used.
+    metric.corpus_score([prediction], [[text] for text in texts])
+    signature = metric.get_signature()
+    numbers = {len(texts) for _, texts in pairs}
+    signature.update("nrefs", numbers.pop() if len(numbers) == 1 else "var")
+    return str(signature)
 
 
-def _library(name: str) -> Any:
+def _chrf_ngrams(text: str, word_order: int) -> list[Counter[str]]:
+    """Count the n-grams of characters, without white space, and of words, by their order."""
+    characters = "".join(text.split())
+    ngrams = [
+        Counter([characters[i : i + n] for i in range(len(characters) - n + 1)])
+        for n in range(1, _CHAR_ORDER + 1)
+    ]
+    if word_order:
+        words = _split_punctuation(text)
+        for n in range(1, word_order + 1):
+            ngrams.append(Counter([" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]))
+    return ngrams
+
+
+def _split_punctuation(text: str) -> list[str]:
+    """Split words at white space, and one punctuation mark off either end, as chrF++.py does."""
+    words = []
+    for word in text.split():
+        if len(word) > 1 and word[-1] in _PUNCTUATION:
+            words += [word[:-1], word[-1]]
+        elif len(word) > 1 and word[0] in _PUNCTUATION:
+            words += [word[0], word[1:]]
+        else:
+            words.append(word)
+    return words
+
+
+def _chrf_counts(
+    prediction: Sequence[Counter[str]], reference: Sequence[Counter[str]]
+) -> list[int]:
+    """Count n-grams of the prediction, of the reference and of both, for each order in turn."""
+    counts = []
+    for ours, theirs in zip(prediction, reference, strict=True):
+        # Not the intersection of counters, which is slower.
+        matches = sum(min(count, theirs[ngram]) for ngram, count in ours.items() if ngram in theirs)
+        # An order without n-grams in the reference does not count.
+        counts += [ours.total() if theirs else 0, theirs.total(), matches]
+    return counts
+
+
+def _chrf_score(counts: Sequence[int]) -> float:
+    """Compute chrF from counts: F_beta of mean precision and recall over orders that have any."""
+    precision, recall, orders = 0.0, 0.0, 0
+    for i in range(0, len(counts), 3):
+        in_prediction, in_reference, matches = counts[i : i + 3]
+        if in_prediction > 0 and in_reference > 0:
+            precision += matches / in_prediction
+            recall += matches / in_reference
+            orders += 1
+    if not precision + recall:
+        return 0.0
+    precision, recall = precision / orders, recall / orders
+    factor = _BETA**2
+    return 100 * ((1 + factor) * precision * recall / (factor * precision + recall))
+
+
+def _import_library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

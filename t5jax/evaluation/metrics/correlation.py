@@ -1,4 +1,4 @@
-"""Predicted numbers, and probabilities."""
+"""Correlations of predicted numbers, and perplexity."""
 
 from collections.abc import Sequence
 
@@ -10,52 +10,56 @@ from t5jax.evaluation.metrics.references import References, pair_single_referenc
 
 
 def pearson(predictions: Sequence[str], references: References) -> MetricResult:
-    """Pearson correlation of numbers, in percent; NaN if one side is constant.
+    """Compute the Pearson correlation of numbers, in percent; NaN if one side is constant.
 
+    Args:
+      predictions: texts that are numbers.
+      references: one number for each, as text.
     Raises:
-      ValueError: a text is not a finite number.
+      ValueError: a text is not a finite number, or an example has several references.
     """
-    return MetricResult(_numbers(predictions, references), _correlation)
+    return MetricResult(_parse_pairs(predictions, references), _pearson)
 
 
 def spearman(predictions: Sequence[str], references: References) -> MetricResult:
-    """Pearson correlation of ranks, in percent; equal numbers share the mean of their ranks.
+    """Compute the Spearman rank correlation of numbers, in percent; NaN if one side is constant.
 
+    Equal numbers share the mean of their ranks.
+
+    Args:
+      predictions: texts that are numbers.
+      references: one number for each, as text.
     Raises:
-      ValueError: a text is not a finite number.
+      ValueError: a text is not a finite number, or an example has several references.
     """
-
-    def combine(rows: np.ndarray) -> float:
-        return _correlation(np.stack([ranks(column) for column in rows.T], axis=1))
-
-    return MetricResult(_numbers(predictions, references), combine)
-
-
-def ranks(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """Ranks from 1, the smallest first; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
+    return MetricResult(_parse_pairs(predictions, references), _spearman)
 
 
 def perplexity(
     log_probs: Float[np.ndarray, "n"], token_counts: Int[np.ndarray, "n"]
 ) -> MetricResult:
-    """exp of the mean negative log-probability of a token, over all tokens of all examples.
+    """Compute the perplexity: exp of the mean negative log-probability of a token.
+
+    The mean is over the tokens of all examples, so that long examples weigh more.
 
     Args:
-      log_probs: of each example's target as a whole, in nats, such as `Text2Text.score` returns.
-      token_counts: tokens that they are of, EOS included.
+      log_probs: log-probability of each example's target, in nats, as `Text2Text.score` returns.
+      token_counts: number of tokens in each target, EOS included.
     Raises:
-      ValueError: they are not as many, a log-probability is above 0 or NaN, or a count below 1.
+      ValueError: the lengths differ or are 0, a log-probability is positive or NaN, or a count is
+        below 1.
+
+    Example:
+      >>> round(perplexity(np.array([-3.2, -4.8]), np.array([4, 6])).score, 2)
+      2.23
     """
-    if len(log_probs) != len(token_counts):
+    if len(log_probs) != len(token_counts) or not len(log_probs):
         raise ValueError(
-            f"log_probs and token_counts must be as many, got {len(log_probs)} and "
-            f"{len(token_counts)}."
+            f"log_probs and token_counts must have the same length, at least 1, got "
+            f"{len(log_probs)} and {len(token_counts)}."
         )
-    if not len(log_probs) or not np.all(log_probs <= 0):
-        raise ValueError(f"log_probs must be at most 0, and some, got {log_probs!r:.60}.")
+    if not np.all(log_probs <= 0):
+        raise ValueError(f"log_probs must be at most 0, got {log_probs!r:.60}.")
     if not np.all(token_counts >= 1):
         raise ValueError(f"token_counts must be at least 1, got {token_counts!r:.60}.")
 
@@ -66,18 +70,35 @@ def perplexity(
     return MetricResult(np.stack([log_probs, token_counts], axis=1).astype(np.float64), combine)
 
 
-def _numbers(predictions: Sequence[str], references: References) -> np.ndarray:
+def _pearson(rows: Float[np.ndarray, "n 2"]) -> float:
+    from scipy import stats
+
+    if _has_constant_column(rows):
+        return float("nan")
+    return 100 * float(stats.pearsonr(rows[:, 0], rows[:, 1]).statistic)
+
+
+def _spearman(rows: Float[np.ndarray, "n 2"]) -> float:
+    from scipy import stats
+
+    if _has_constant_column(rows):
+        return float("nan")
+    return 100 * float(stats.spearmanr(rows).statistic)
+
+
+def _has_constant_column(rows: Float[np.ndarray, "n 2"]) -> bool:
+    # scipy warns of it, in every draw of a bootstrap, and refuses a single row.
+    return bool((rows == rows[0]).all(axis=0).any())
+
+
+def _parse_pairs(predictions: Sequence[str], references: References) -> Float[np.ndarray, "n 2"]:
     pairs = pair_single_reference(predictions, references)
-    columns = zip(*pairs, strict=True)
-    found = [
-        _parse(name, texts)
-        for name, texts in zip(("prediction", "reference"), columns, strict=True)
-    ]
-    return np.stack(found, axis=1)
+    columns = zip(("prediction", "reference"), zip(*pairs, strict=True), strict=True)
+    return np.stack([_parse(name, texts) for name, texts in columns], axis=1)
 
 
-def _parse(name: str, texts: Sequence[str]) -> np.ndarray:
-    values = np.array([_number(text) for text in texts])
+def _parse(name: str, texts: Sequence[str]) -> Float[np.ndarray, "n"]:
+    values = np.array([_to_float(text) for text in texts])
     wrong = np.flatnonzero(~np.isfinite(values))
     if len(wrong):
         raise ValueError(
@@ -87,16 +108,8 @@ def _parse(name: str, texts: Sequence[str]) -> np.ndarray:
     return values
 
 
-def _number(text: str) -> float:
+def _to_float(text: str) -> float:
     try:
         return float(text)
     except ValueError:
         return float("nan")
-
-
-def _correlation(rows: np.ndarray) -> float:
-    # A constant column minus its mean can leave dust, so equality is asked for itself.
-    if (rows == rows[0]).all(axis=0).any():
-        return float("nan")
-    x, y = (rows - rows.mean(axis=0)).T
-    return 100 * float(x @ y / np.sqrt((x @ x) * (y @ y)))
