@@ -2,13 +2,12 @@
 
 import json
 import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from t5jax.data import Example, Split, Task
-from t5jax.evaluation.metrics import METRICS, compute_metrics, used_options
+from t5jax.evaluation.metrics import compute_metrics, mean_score, used_options
 from t5jax.fileio import write_atomically
 from t5jax.generation import GenerationConfig
 from t5jax.text2text import Text2Text
@@ -94,30 +93,9 @@ class EvalSplit(NamedTuple):
         return text if self.task.postprocess is None else self.task.postprocess(text)
 
 
-def mean_score(results: Mapping[str, Mapping[str, float]]) -> float:
-    """One number for all tasks, of which more is better.
-
-    The mean over tasks of the mean over their metrics (arXiv:1910.10683, section 2.3), in which an
-    error rate of x counts as 100 - x, and what is undefined as 0.
-
-    Args:
-      results: task -> metric -> percent.
-    """
-    return statistics.fmean(
-        statistics.fmean(_more_is_better(name, value) for name, value in found.items())
-        for found in results.values()
-    )
-
-
 def results_table(results: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     """Lines of a table of results, task -> metric -> percent."""
     for task, found in results.items():
         yield f"{task}: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items())
     if len(results) > 1:
         yield f"score over tasks: {mean_score(results):.2f}"
-
-
-def _more_is_better(name: str, value: float) -> float:
-    if math.isnan(value):
-        return 0.0
-    return 100.0 - value if METRICS[name].is_error else value

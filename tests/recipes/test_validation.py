@@ -6,7 +6,7 @@ import math
 import pytest
 
 from t5jax.data.tasks import Example, Task
-from t5jax.recipes.validation import EvalSplit, mean_score
+from t5jax.recipes.validation import EvalSplit
 
 
 def make(**changes):
@@ -35,11 +35,6 @@ def test_scores_are_undefined_where_predictions_are_no_numbers():
     assert found["exact_match"] == pytest.approx(200 / 3)
     with pytest.raises(ValueError, match="test of task 'x': "):
         EvalSplit(task, "test", [Example("a", ["one"])], [[1]]).check()
-
-
-def test_score_is_the_mean_over_tasks_of_their_means():
-    results = {"one": {"bleu": 30.0, "chrf": 50.0}, "two": {"wer": 20.0}, "three": {"f1": math.nan}}
-    assert mean_score(results) == pytest.approx((40 + 80 + 0) / 3)
 
 
 def test_spread_takes_so_many_evenly():

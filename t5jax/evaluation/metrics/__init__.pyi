@@ -28,10 +28,16 @@ from .registry import (
     MetricOptions as MetricOptions,
 )
 from .registry import (
+    TextOptions as TextOptions,
+)
+from .registry import (
     check_metrics as check_metrics,
 )
 from .registry import (
     compute_metrics as compute_metrics,
+)
+from .registry import (
+    mean_score as mean_score,
 )
 from .registry import (
     used_options as used_options,

@@ -1,4 +1,4 @@
-"""Classes: predicted as text, or chosen by score."""
+"""Classification metrics: of classes predicted as text, or chosen by their score."""
 
 from collections.abc import Sequence
 
@@ -11,26 +11,33 @@ from t5jax.evaluation.metrics.references import References, pair_single_referenc
 
 
 def accuracy(predictions: Sequence[str], references: References) -> MetricResult:
-    """Percent of predictions that are the right class, but for white space at either end."""
+    """Compute the percentage of predictions that are the right class.
+
+    White space at either end does not count.
+
+    Args:
+      predictions: texts.
+      references: one class for each.
+    """
     pairs = pair_single_reference(predictions, references)
     return bootstrap.mean_percent(np.array([predicted == right for predicted, right in pairs]))
 
 
 def f1(predictions: Sequence[str], references: References, *, positive: str) -> MetricResult:
-    """F1 of one class, in percent; 0 if it is never predicted rightly.
+    """Compute the F1 score of one class, in percent; 0 if it is never predicted correctly.
 
     Args:
-      predictions: texts; whatever is not the class counts as another.
-      references: one for each.
+      predictions: texts; all that are not the class count as one other class.
+      references: one class for each.
       positive: the class.
     Raises:
-      ValueError: the class is neither predicted nor right anywhere.
+      ValueError: the class is neither among the predictions nor among the references.
     """
     pairs = pair_single_reference(predictions, references)
     rows = np.array([[x == positive for x in both] for both in pairs])
     if not rows.any():
         raise ValueError(
-            f"positive must be a class that is there, got {positive!r}; classes are "
+            f"positive must be a class of the data, got {positive!r}; classes are "
             f"{', '.join(sorted({right for _, right in pairs})[:5])}."
         )
 
@@ -42,9 +49,13 @@ def f1(predictions: Sequence[str], references: References, *, positive: str) -> 
 
 
 def matthews(predictions: Sequence[str], references: References) -> MetricResult:
-    """Matthews correlation of any number of classes, in percent; 0 if one side is constant.
+    """Compute the Matthews correlation of any number of classes, in percent.
 
-    (Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006)
+    It is 0 if one side is constant.  (Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006)
+
+    Args:
+      predictions: texts.
+      references: one class for each.
     """
     pairs = pair_single_reference(predictions, references)
     numbers = {label: i for i, label in enumerate(sorted({x for both in pairs for x in both}))}
@@ -61,11 +72,13 @@ def matthews(predictions: Sequence[str], references: References) -> MetricResult
 
 
 def best_choices(scores: Sequence[np.ndarray] | np.ndarray) -> Int[np.ndarray, "n"]:
-    """Finds the best choice of each example; of equally good ones the first.
+    """Find the choice of each example with the highest score; of equal ones the first.
 
     Args:
-      scores: for each example those of its choices, such as `Text2Text.score_candidates` returns;
-        they need not be as many for all.
+      scores: scores of the choices of each example, as `Text2Text.score_candidates` returns them;
+        the number of choices may differ.
+    Returns:
+      [n] int64, positions of the choices, from 0.
     Raises:
       ValueError: an example has no choices, or a score is NaN.
     """
@@ -78,17 +91,25 @@ def best_choices(scores: Sequence[np.ndarray] | np.ndarray) -> Int[np.ndarray, "
 def choice_accuracy(
     scores: Sequence[np.ndarray] | np.ndarray, answers: Sequence[int]
 ) -> MetricResult:
-    """Percent of examples whose best choice is the right one.  (arXiv:2110.08207, section 5)
+    """Compute the accuracy of rank classification, in percent.  (arXiv:2110.08207, section 5)
+
+    An example counts if its choice with the highest score is the right one.
 
     Args:
-      scores: as `best_choices` takes them.
-      answers: places of the right choices, from 0.
+      scores: scores of the choices of each example, as `best_choices` takes them.
+      answers: positions of the right choices, from 0.
     Raises:
-      ValueError: as `best_choices`, or they are not as many, or an answer is not among the choices.
+      ValueError: the lengths differ or are 0, an answer is not among the choices, an example has
+        no choices, or a score is NaN.
+
+    Example:
+      >>> choice_accuracy([np.array([-3.1, -0.2]), np.array([-1.0, -4.0])], [1, 1]).score
+      50.0
     """
     if len(scores) != len(answers) or not len(scores):
         raise ValueError(
-            f"scores and answers must be as many, and some, got {len(scores)} and {len(answers)}."
+            f"scores and answers must have the same length, at least 1, got {len(scores)} and "
+            f"{len(answers)}."
         )
     for i, (row, answer) in enumerate(zip(scores, answers, strict=True)):
         if not 0 <= answer < len(row):

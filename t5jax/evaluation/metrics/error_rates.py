@@ -1,4 +1,4 @@
-"""Error rates: how many insertions, deletions and substitutions a prediction is away."""
+"""Error rates: edits between predictions and references, in percent of the references."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,10 +10,10 @@ from t5jax.evaluation.metrics.references import References, pair_references
 
 
 def edit_distance(a: Sequence[object], b: Sequence[object]) -> int:
-    """The least number of insertions, deletions and substitutions that make `a` into `b`.
+    """Compute the Levenshtein distance: insertions, deletions and substitutions from `a` to `b`.
 
-    Row by row of the table of prefixes' distances; within a row, an insertion costs 1 more than
-    the entry before it, so a running minimum of (entry - column) does all of a row's at once.
+    The table of prefixes' distances is filled row by row; within a row, an insertion costs 1 more
+    than the entry before it, so a running minimum of (entry - column) does a whole row at once.
     (Levenshtein 1966)
     """
     numbers: dict[object, int] = {}
@@ -31,16 +31,16 @@ def edit_distance(a: Sequence[object], b: Sequence[object]) -> int:
 
 
 def word_error_rate(predictions: Sequence[str], references: References) -> MetricResult:
-    """Edits of words over words of the reference, summed, in percent; it can exceed 100.
+    """Compute the word error rate: edits over words of the references, in percent.
 
-    White space separates words; case and punctuation count.  Of several references, the nearest
-    counts.
+    It can exceed 100.  White space separates words; case and punctuation count.  Of several
+    references, the nearest counts.
     """
     return _error_rate(predictions, references, str.split)
 
 
 def character_error_rate(predictions: Sequence[str], references: References) -> MetricResult:
-    """Edits of characters over characters of the reference, summed, in percent.
+    """Compute the character error rate: edits over characters of the references, in percent.
 
     Runs of white space are one space.  Of several references, the nearest counts.
     """
@@ -48,16 +48,16 @@ def character_error_rate(predictions: Sequence[str], references: References) -> 
 
 
 def phoneme_error_rate(predictions: Sequence[str], references: References) -> MetricResult:
-    """Edits of phonemes over phonemes of the nearest pronunciation, summed, in percent.
+    """Compute the phoneme error rate: edits over phonemes of the references, in percent.
 
-    White space separates phonemes.  Of several pronunciations that are equally near, the longest
-    counts.
+    White space separates phonemes.  Of several pronunciations, the nearest counts, and of equally
+    near ones the longest.
     """
     return _error_rate(predictions, references, str.split)
 
 
 def pronunciation_error_rate(predictions: Sequence[str], references: References) -> MetricResult:
-    """Percent of words whose phonemes equal those of none of their pronunciations.
+    """Compute the percentage of words whose phonemes equal none of their pronunciations.
 
     This is the word error rate of papers on grapheme-to-phoneme conversion.
     """
@@ -70,10 +70,10 @@ def pronunciation_error_rate(predictions: Sequence[str], references: References)
 def _error_rate(
     predictions: Sequence[str], references: References, split: Callable[[str], list[str]]
 ) -> MetricResult:
-    found = []
+    rows = []
     for prediction, texts in pair_references(predictions, references):
-        parts = split(prediction)
-        counts = [(edit_distance(parts, wanted), len(wanted)) for wanted in map(split, texts)]
-        found.append(min(counts, key=lambda x: (x[0], -x[1])))
-    edits, lengths = np.array(found).T
+        tokens = split(prediction)
+        counts = [(edit_distance(tokens, target), len(target)) for target in map(split, texts)]
+        rows.append(min(counts, key=lambda x: (x[0], -x[1])))
+    edits, lengths = np.array(rows).T
     return bootstrap.ratio_percent(edits, lengths)

@@ -1,4 +1,4 @@
-"""How often, and in how many words, predictions are the same as references."""
+"""Metrics of predictions that equal their references, as a whole or token by token."""
 
 import collections
 import re
@@ -19,7 +19,10 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
 def exact_match(predictions: Sequence[str], references: References) -> MetricResult:
-    """Percent of predictions that equal a reference, but for white space at either end."""
+    """Compute the percentage of predictions that equal a reference.
+
+    White space at either end does not count.
+    """
     pairs = pair_references(predictions, references)
     return bootstrap.mean_percent(
         np.array([p.strip() in [text.strip() for text in texts] for p, texts in pairs])
@@ -27,7 +30,10 @@ def exact_match(predictions: Sequence[str], references: References) -> MetricRes
 
 
 def sequence_accuracy(predictions: Sequence[str], references: References) -> MetricResult:
-    """Percent of predictions with the same tokens, which white space separates, as a reference."""
+    """Compute the percentage of predictions with the same tokens as a reference.
+
+    White space separates tokens.
+    """
     pairs = pair_references(predictions, references)
     return bootstrap.mean_percent(
         np.array([p.split() in [text.split() for text in texts] for p, texts in pairs])
@@ -35,21 +41,21 @@ def sequence_accuracy(predictions: Sequence[str], references: References) -> Met
 
 
 def token_accuracy(predictions: Sequence[str], references: References) -> MetricResult:
-    """Percent of reference tokens that stand in the same place of the prediction.
+    """Compute the percentage of reference tokens at the same position in the prediction.
 
-    White space separates tokens.  Of several references, that with the largest share counts, and
-    of these the longest.
+    White space separates tokens.  Of several references, the one with the largest share counts,
+    and of equal ones the longest.
     """
-    found = []
+    rows = []
     for prediction, texts in pair_references(predictions, references):
         tokens = prediction.split()
         counts = [
-            (sum(x == y for x, y in zip(tokens, wanted, strict=False)), len(wanted))
-            for wanted in (text.split() for text in texts)
+            (sum(x == y for x, y in zip(tokens, target, strict=False)), len(target))
+            for target in (text.split() for text in texts)
         ]
-        found.append(max(counts, key=lambda x: (x[0] / max(x[1], 1), x[1])))
-    right, total = np.array(found).T
-    return bootstrap.ratio_percent(right, total)
+        rows.append(max(counts, key=lambda x: (x[0] / max(x[1], 1), x[1])))
+    correct, totals = np.array(rows).T
+    return bootstrap.ratio_percent(correct, totals)
 
 
 def id_accuracy(
@@ -57,34 +63,41 @@ def id_accuracy(
     targets: Int[np.ndarray, "B T"],
     mask: Bool[np.ndarray, "B T"],
 ) -> tuple[MetricResult, MetricResult]:
-    """Token accuracy and sequence accuracy of ids.
+    """Compute the token accuracy and the sequence accuracy of ids.
 
     Args:
-      predictions: likeliest ids.
-      targets: right ids.
-      mask: True where a target counts.
+      predictions: [B, T] most likely ids.
+      targets: [B, T] correct ids.
+      mask: [B, T] bool, True where a target counts.
     Returns:
-      percent of targets that are right, and of rows with targets whose targets are all right.
+      Percentage of targets that are predicted, and of rows with targets whose targets all are.
+
+    Example:
+      >>> ids, targets = np.array([[5, 6, 1]]), np.array([[5, 7, 1]])
+      >>> tokens, sequences = id_accuracy(ids, targets, np.ones((1, 3), bool))
+      >>> round(tokens.score, 1), sequences.score
+      (66.7, 0.0)
     """
-    right = ((predictions == targets) & mask).sum(axis=1)
+    correct = ((predictions == targets) & mask).sum(axis=1)
     totals = mask.sum(axis=1)
-    counted = totals > 0
-    whole = (right == totals) & counted
-    return bootstrap.ratio_percent(right, totals), bootstrap.ratio_percent(
-        whole.astype(int), counted.astype(int)
+    has_targets = totals > 0
+    all_correct = (correct == totals) & has_targets
+    return bootstrap.ratio_percent(correct, totals), bootstrap.ratio_percent(
+        all_correct.astype(int), has_targets.astype(int)
     )
 
 
 def normalize_answer(text: str) -> str:
-    """Drops what SQuAD does not count: case, ASCII punctuation, a, an, the, and white space.
+    """Normalize a text as SQuAD does.  (arXiv:1606.05250, section 6.1)
 
-    In this order, so that "a-" is an article and "a.b" is not.  (arXiv:1606.05250, section 6.1)
+    Lower-case it, drop ASCII punctuation, then the articles a, an and the, then extra white space.
+    In this order, so that "a-" is an article and "a.b" is not.
     """
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def squad_exact_match(predictions: Sequence[str], references: References) -> MetricResult:
-    """Percent of predictions that equal a reference after `normalize_answer`."""
+    """Compute the percentage of predictions that equal a reference after `normalize_answer`."""
     pairs = pair_references(predictions, references)
     return bootstrap.mean_percent(
         np.array([normalize_answer(p) in map(normalize_answer, texts) for p, texts in pairs])
@@ -92,9 +105,9 @@ def squad_exact_match(predictions: Sequence[str], references: References) -> Met
 
 
 def squad_f1(predictions: Sequence[str], references: References) -> MetricResult:
-    """Mean over examples of the F1 of words after `normalize_answer`, the best reference's.
+    """Compute the mean over examples of the F1 score of words after `normalize_answer`.
 
-    Two texts of which nothing is left are the same, as in SQuAD 2.0.
+    The best reference counts.  Two texts that are empty then are equal, as in SQuAD 2.0.
     """
     pairs = pair_references(predictions, references)
     return bootstrap.mean_percent(
@@ -103,8 +116,8 @@ def squad_f1(predictions: Sequence[str], references: References) -> MetricResult
 
 
 def _word_f1(prediction: str, reference: str) -> float:
-    words, wanted = (normalize_answer(text).split() for text in (prediction, reference))
-    if not words or not wanted:
-        return float(words == wanted)
-    same = (collections.Counter(words) & collections.Counter(wanted)).total()
-    return 2 * same / (len(words) + len(wanted))
+    words, target = (normalize_answer(text).split() for text in (prediction, reference))
+    if not words or not target:
+        return float(words == target)
+    common = (collections.Counter(words) & collections.Counter(target)).total()
+    return 2 * common / (len(words) + len(target))

@@ -1,26 +1,26 @@
-"""Predictions beside their references."""
+"""Pairs of predictions and their references."""
 
 from collections.abc import Sequence
 
 References = Sequence[str | Sequence[str]]
 
 
-"""For each example a text, or several that are equally right."""
+"""A text for each example, or several that are equally correct."""
 
 
 def pair_references(
     predictions: Sequence[str], references: References
 ) -> list[tuple[str, list[str]]]:
-    """Puts each prediction beside the list of its references.
+    """Pair each prediction with the list of its references.
 
     Raises:
-      ValueError: there are none, they are not as many, or one has no reference.
+      ValueError: the lengths differ or are 0, or an example has no reference.
     """
     if isinstance(predictions, str) or isinstance(references, str):
         raise ValueError("predictions and references must be lists of texts, got a single text.")
     if len(predictions) != len(references):
         raise ValueError(
-            f"predictions and references must be as many, got {len(predictions)} and "
+            f"predictions and references must have the same length, got {len(predictions)} and "
             f"{len(references)}."
         )
     if not len(predictions):
@@ -35,10 +35,10 @@ def pair_references(
 def pair_single_reference(
     predictions: Sequence[str], references: References
 ) -> list[tuple[str, str]]:
-    """Puts each prediction beside its only reference, both without white space around them.
+    """Pair each prediction with its only reference, both without white space at either end.
 
     Raises:
-      ValueError: as `pair_references`, or an example has several references.
+      ValueError: the lengths differ or are 0, or an example has not exactly one reference.
     """
     pairs = pair_references(predictions, references)
     for i, (_, texts) in enumerate(pairs):

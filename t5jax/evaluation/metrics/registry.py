@@ -1,9 +1,11 @@
-"""Metrics of written text, by name."""
+"""Metrics of generated text by name, and their mean over tasks."""
 
 import dataclasses
 import functools
+import math
+import statistics
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from t5jax.errors import suggest
 from t5jax.evaluation.metrics import bleu_rouge, classification, correlation, error_rates, matching
@@ -13,17 +15,15 @@ from t5jax.evaluation.metrics.references import References
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MetricOptions:
-    """What some metrics can be told."""
+class TextOptions:
+    """Options of how metrics compare texts."""
 
     tokenize: Tokenize = "13a"
-    """How BLEU finds words: as WMT does (13a), intl, zh, char, or none, for tokenized text."""
+    """sacrebleu's tokenizer for BLEU: 13a (as WMT), intl, zh, char, or none for tokenized text."""
     lowercase: bool = False
     """Ignore case in BLEU and chrF."""
     use_stemmer: bool = False
-    """Let words of one stem match in ROUGE; English."""
-    positive: str | None = None
-    """Class whose F1 is measured."""
+    """Let words with the same stem match in ROUGE; English only."""
 
     def __post_init__(self):
         if self.tokenize not in typing.get_args(Tokenize):
@@ -34,20 +34,31 @@ class MetricOptions:
         for name in ("lowercase", "use_stemmer"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r:.60}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetricOptions(TextOptions):
+    """Options of the metrics of a task."""
+
+    positive: str | None = None
+    """Class to compute F1 of."""
+
+    def __post_init__(self):
+        super().__post_init__()
         if not isinstance(self.positive, str | None):
             raise ValueError(f"positive must be a text, got {self.positive!r:.60}.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A metric and what is known of it."""
+    """A metric by name."""
 
     function: Callable[..., MetricResult]
-    """Of predictions and references, and of the options below."""
+    """Function of predictions, references and, by keyword, the options below."""
     options: tuple[str, ...] = ()
-    """Fields of MetricOptions that it takes."""
+    """Fields of `MetricOptions` that the function takes."""
     is_error: bool = False
-    """Lower is better."""
+    """True if lower is better."""
 
 
 METRICS: dict[str, Metric] = {
@@ -76,10 +87,14 @@ METRICS: dict[str, Metric] = {
 
 
 def check_metrics(names: Sequence[str], options: MetricOptions) -> None:
-    """Refuses names and options before anything is computed.
+    """Check metrics and their options before anything is computed.
 
+    Args:
+      names: metrics, keys of `METRICS`.
+      options: options of these metrics.
     Raises:
-      ValueError: no such metric, none, or an option that none of them takes or that one lacks.
+      ValueError: there are no metrics, one is unknown, none of them takes an option that is set, or
+        an option that one of them needs is not set.
     """
     if not names:
         raise ValueError(f"metrics must be some of {', '.join(METRICS)}, got none.")
@@ -95,11 +110,11 @@ def check_metrics(names: Sequence[str], options: MetricOptions) -> None:
                 f"{field.name} must go with one of {', '.join(users)}, got {', '.join(names)}."
             )
     if "f1" in names and options.positive is None:
-        raise ValueError("f1 must know its class; set positive to it.")
+        raise ValueError("f1 must have its class in positive, got none; set positive.")
 
 
 def used_options(names: Sequence[str], options: MetricOptions) -> MetricOptions:
-    """The options without those that none of these metrics takes."""
+    """Return the options that one of these metrics takes, and defaults for the others."""
     used = {option for name in names for option in METRICS[name].options}
     return MetricOptions(**{option: getattr(options, option) for option in used})
 
@@ -110,24 +125,58 @@ def compute_metrics(
     references: References,
     options: MetricOptions | None = None,
 ) -> dict[str, MetricResult]:
-    """Computes metrics by name.
+    """Compute metrics by name.
 
     Args:
-      names: keys of KNOWN.
-      predictions: one text for each example.
-      references: for each example a text, or several that are equally right.
-      options: for the metrics that take them.
+      names: metrics, keys of `METRICS`.
+      predictions: a text for each example.
+      references: a text for each example, or several that are equally correct.
+      options: options of the metrics that take any.
     Returns:
-      name -> metric, in the order of names; percent, where papers give percent.
+      Metrics by name, in the order of `names`, all in percent.
     Raises:
-      ValueError: what `check_metrics` refuses, lists that do not match, or texts that a metric cannot
-        take.
+      ValueError: names and options do not pass `check_metrics`, predictions and references differ
+        in length, or a metric cannot take a text.
+
+    Example:
+      >>> results = compute_metrics(["squad_f1"], ["the cat", "dogs"], [["a cat", "cats"], "dog"])
+      >>> results["squad_f1"].score
+      50.0
     """
     options = options or MetricOptions()
     check_metrics(names, options)
-    found = {}
+    results = {}
     for name in names:
         metric = METRICS[name]
         arguments = {option: getattr(options, option) for option in metric.options}
-        found[name] = metric.function(predictions, references, **arguments)
-    return found
+        results[name] = metric.function(predictions, references, **arguments)
+    return results
+
+
+def mean_score(scores: Mapping[str, Mapping[str, float]]) -> float:
+    """Compute the mean over tasks of the mean over their metrics, as GLUE and T5 average tasks.
+
+    Higher is better: an error rate of x counts as 100 - x.  An undefined metric, such as the
+    correlation with a constant, counts as 0.  (arXiv:1804.07461; arXiv:1910.10683, section 2.3)
+
+    Args:
+      scores: percent by task and metric; NaN where undefined.
+    Raises:
+      ValueError: there are no tasks, or a task has no metrics.
+
+    Example:
+      >>> mean_score({"mrpc": {"accuracy": 90.0, "f1": 80.0}, "g2p": {"wer": 25.0}})
+      80.0
+    """
+    if not scores or not all(scores.values()):
+        raise ValueError(f"scores must have a task, each with a metric, got {dict(scores)!r:.60}.")
+
+    def benefit(name: str, score: float) -> float:
+        if math.isnan(score):
+            return 0.0
+        return 100.0 - score if METRICS[name].is_error else score
+
+    return statistics.fmean(
+        statistics.fmean(benefit(name, score) for name, score in metrics.items())
+        for metrics in scores.values()
+    )

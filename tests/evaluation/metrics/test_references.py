@@ -17,7 +17,7 @@ def test_pair_single_takes_exactly_one_and_strips():
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [
-        (["a"], ["x", "y"], "must be as many, got 1 and 2"),
+        (["a"], ["x", "y"], "must have the same length, got 1 and 2"),
         ([], [], "at least one example, got none"),
         (["a", "b"], ["x", []], r"references\[1\] must hold at least one text"),
         ("a", "x", "must be lists of texts"),

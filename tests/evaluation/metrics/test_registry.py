@@ -1,9 +1,17 @@
+import math
+
 import pytest
 
 from t5jax.evaluation.metrics.bootstrap import bootstrap_interval
 from t5jax.evaluation.metrics.error_rates import word_error_rate
 from t5jax.evaluation.metrics.matching import squad_f1
-from t5jax.evaluation.metrics.registry import METRICS, MetricOptions, check_metrics, compute_metrics
+from t5jax.evaluation.metrics.registry import (
+    METRICS,
+    MetricOptions,
+    check_metrics,
+    compute_metrics,
+    mean_score,
+)
 
 PREDICTIONS = ["1", "0", "1", "1"]
 REFERENCES = ["1", "1", "1", "0"]
@@ -51,9 +59,27 @@ def test_measure_passes_options_on():
         ),
         (["BLEU"], MetricOptions(), "did you mean 'bleu'"),
         (["wer"], MetricOptions(lowercase=True), r"lowercase must go with one of bleu, .* got wer"),
-        (["f1"], MetricOptions(), "f1 must know its class"),
+        (["f1"], MetricOptions(), "f1 must have .* positive"),
     ],
 )
 def test_check_refuses_unknown_names_and_idle_options(names, options, message):
     with pytest.raises(ValueError, match=message):
         check_metrics(names, options)
+
+
+def test_mean_score_is_the_mean_over_tasks_of_their_means():
+    """By hand: one is (30 + 50) / 2 = 40, two 100 - 20 = 80, three 0, four (100 - 130 + 60) / 2."""
+    scores = {
+        "one": {"bleu": 30.0, "chrf": 50.0},
+        "two": {"wer": 20.0},
+        "three": {"f1": math.nan},
+        "four": {"cer": 130.0, "accuracy": 60.0},
+    }
+    assert mean_score(scores) == pytest.approx((40 + 80 + 0 + 15) / 4)
+    assert mean_score({"two": scores["two"]}) == 80
+
+
+@pytest.mark.parametrize("scores", [{}, {"one": {"wer": 1.0}, "two": {}}])
+def test_mean_score_refuses_tasks_without_scores(scores):
+    with pytest.raises(ValueError, match="scores must have a task"):
+        mean_score(scores)
