@@ -99,6 +99,15 @@ from .text_files import (
     file_ending as file_ending,
 )
 from .text_files import (
+    file_suffix as file_suffix,
+)
+from .text_files import (
+    numbered_records as numbered_records,
+)
+from .text_files import (
+    read_lines as read_lines,
+)
+from .text_files import (
     read_rows as read_rows,
 )
 from .token_stream import (

@@ -1,8 +1,8 @@
-"""One file of text, in any of the usual formats, plain or compressed, read document by document.
+"""Readers of text files in the usual formats, plain or compressed, row by row.
 
 Not the loaders of `datasets`: those guess the types of all columns from the first 10 MB, and fail
-on a later row with another key or type, in columns that nobody asked for; and their errors name
-neither the file nor the line.  These read the columns that are asked for, as fast.
+on a later row with another key or type, even in columns that are not read; and their errors name
+neither the file nor the line.  These read only the columns that are asked for, as fast.
 """
 
 import bz2
@@ -18,55 +18,80 @@ from typing import Any
 
 from t5jax.errors import suggest
 
-Record = dict[str, Any] | None  # None is a line that is no record
+Record = dict[str, Any] | None  # None is a blank line, which is no record
 
 
-_BLANK = object()  # such a line among values of JSON, of which null is one
+Reader = Callable[[str, Sequence[str] | None], Iterator[Record]]
 
 
-VERSION = 1  # of what is read from a file; raise it when a change here changes that, for caches
+_BLANK = object()  # a blank line among the values of JSON, which include None
+
+
+VERSION = 1  # part of the keys of caches; raise it when a change here changes what is read
 
 
 class CorpusError(ValueError):
-    """A source of text was found, but its content cannot be used."""
+    """A source of text exists, but its content cannot be used."""
+
+
+def file_suffix(file: str) -> str:
+    """Return the suffix of a file's name in lower case, without that of a compression.
+
+    Example:
+      >>> file_suffix("answers.TSV.gz")
+      '.tsv'
+    """
+    name, suffix = os.path.splitext(file.lower())
+    return os.path.splitext(name)[1] if suffix in _COMPRESSIONS else suffix
 
 
 def file_ending(file: str) -> str:
-    """Find the format of a file by its name.
+    """Return the suffix that names the format of a file.
 
     Returns:
-      the ending without that of the compression, such as ".jsonl"; "" if it is not a known one.
+      The suffix without that of a compression, such as ".jsonl"; "" if it is not a known one.
     """
-    name, last = os.path.splitext(file.lower())
-    if last in _COMPRESSIONS:
-        last = os.path.splitext(name)[1]
-        return last if last in _FORMATS and last != ".parquet" else ""
-    return last if last in _FORMATS else ""
+    suffix = file_suffix(file)
+    # Parquet files are compressed inside.
+    unknown = suffix not in _FORMATS or (suffix == ".parquet" and not file.lower().endswith(suffix))
+    return "" if unknown else suffix
 
 
 def same_format(endings: Iterable[str]) -> bool:
-    """Tell whether files with these endings are read in the same way: .json and .jsonl are."""
+    """Return True if files with these endings are read in the same way, as .json and .jsonl are."""
     return len({_FORMATS[ending] for ending in endings}) <= 1
 
 
 def read_texts(file: str, column: str) -> Iterator[str]:
-    """Read the documents of a file: `read_rows` that have any text."""
+    """Read the documents of a file: the rows of `read_rows` that have any text."""
     return (text for text in read_rows(file, column) if text.strip())
 
 
+def read_lines(file: str) -> Iterator[str]:
+    """Read a file of any suffix line by line; compression is told by the suffix.
+
+    Yields:
+      Each line without its end, "" for a blank one.
+    Raises:
+      CorpusError: the file is damaged or not UTF-8.
+    """
+    for _, record in _numbered(_read_lines, file, ["text"]):
+        yield record["text"]
+
+
 def read_rows(file: str, column: str) -> Iterator[str]:
-    """Read a file row by row.
+    """Read the texts of a file row by row.
 
     Args:
       file: path with a known ending.
       column: column or key that holds the text; a .txt file has the column "text".
     Yields:
-      the text of each line (.txt), object (.jsonl, .json) or row (.csv, .tsv, .parquet), "" where
+      The text of each line (.txt), object (.jsonl, .json) or row (.csv, .tsv, .parquet), "" where
       it has none; blank lines count in a .txt file only.
     Raises:
       CorpusError: the file is damaged or in another format, or the column is missing or not text.
     """
-    for row, record in _numbered(file, [column]):
+    for row, record in numbered_records(file, [column]):
         value = record.get(column)
         if value is not None and not isinstance(value, str):
             raise CorpusError(
@@ -77,18 +102,18 @@ def read_rows(file: str, column: str) -> Iterator[str]:
 
 
 def read_records(file: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Read a file row by row as `read_rows` does, several columns at once, whatever they hold.
+    """Read several columns of a file row by row, whatever they hold.
 
     Args:
       file: path with a known ending.
-      columns: those to read, all of which each row must have; without them, all that a row has.
+      columns: columns to read, all of which each row must have; all that a row has if None.
     Yields:
-      a dict from column to text, or to None where there is none; from .jsonl, .json and .parquet
+      A dict from column to text, or to None where there is none; from .jsonl, .json and .parquet
       also to numbers, lists and all else that they can hold.
     Raises:
       CorpusError: the file is damaged or in another format, or a row lacks a column.
     """
-    for row, record in _numbered(file, columns):
+    for row, record in numbered_records(file, columns):
         for column in columns or ():
             if column not in record:
                 raise CorpusError(
@@ -98,9 +123,25 @@ def read_records(file: str, columns: Sequence[str] | None = None) -> Iterator[di
         yield record if columns is None else {column: record[column] for column in columns}
 
 
-def _numbered(file: str, columns: Sequence[str] | None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Records, each with the number of its row; blank lines are numbered, and left out."""
-    read = _FORMATS[file_ending(file)]
+def numbered_records(
+    file: str, columns: Sequence[str] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read several columns of a file, with the number of each row, for messages.
+
+    Args:
+      file: path with a known ending.
+      columns: columns to read, which the first row must have; all if None.
+    Yields:
+      The number of a row, from 1, and the record in it; blank lines are numbered but left out.
+    Raises:
+      CorpusError: the file is damaged or in another format, or the first row lacks a column.
+    """
+    return _numbered(_FORMATS[file_ending(file)], file, columns)
+
+
+def _numbered(
+    read: Reader, file: str, columns: Sequence[str] | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     row = 0
     try:
         for row, record in enumerate(read(file, columns), start=1):
@@ -120,29 +161,29 @@ def _numbered(file: str, columns: Sequence[str] | None) -> Iterator[tuple[int, d
         elif isinstance(error, UnicodeEncodeError):  # of a row that was read
             line = row
         raise CorpusError(
-            f"{file} must be a complete {file_ending(file)} file in UTF-8, got an error in row "
-            f"{line}: {reason}; repair the file or take it away."
+            f"{file} must be a complete {file_ending(file) or 'text'} file in UTF-8, got an error "
+            f"in row {line}: {reason}; repair the file or take it away."
         ) from error
 
 
 def _check_text(value: object) -> None:
-    """Fails on a lone surrogate, which JSON can write, Arrow cannot."""
+    """Raise UnicodeEncodeError for a lone surrogate, which JSON can write, Arrow cannot."""
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str):
             text.encode()
 
 
 def missing_column_error(where: str, column: str, columns: Iterable[str]) -> CorpusError:
-    """Make the error for a column that is not there; it lists those that are."""
+    """Make the error for a missing column; it lists the columns that exist."""
     columns = list(columns)
     hint = suggest(column, columns, "choose one of these.")
     return CorpusError(f"{where} must have a column {column!r}, got {', '.join(columns)}; {hint}")
 
 
-def _check_columns(file: str, columns: Sequence[str] | None, there: Iterable[str]) -> None:
+def _check_columns(file: str, columns: Sequence[str] | None, known: Iterable[str]) -> None:
     for column in columns or ():
-        if column not in there:
-            raise missing_column_error(file, column, there)
+        if column not in known:
+            raise missing_column_error(file, column, known)
 
 
 def _read_lines(file: str, columns: Sequence[str] | None) -> Iterator[Record]:
@@ -153,22 +194,25 @@ def _read_lines(file: str, columns: Sequence[str] | None) -> Iterator[Record]:
 
 
 def _read_json(file: str, columns: Sequence[str] | None) -> Iterator[Record]:
-    """One object per line or one array of objects; the first that has keys must have the columns,
-    later ones may lack them."""
+    """Read one object per line, or one array of objects.
+
+    The first object that has keys must have the columns, later ones may lack them.
+    """
     with _open(file) as stream:
         if stream.peek(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             records = json.load(stream)
         else:
             records = (json.loads(line) if line else _BLANK for line in map(bytes.strip, stream))
         first = True
-        for record in records:
+        for row, record in enumerate(records, start=1):
             if record is _BLANK:
                 yield None
                 continue
             if not isinstance(record, dict):
                 raise CorpusError(
                     f'{file} must hold objects such as {{"{(columns or ["text"])[0]}": "..."}}, '
-                    f"one per line, got {record!r:.80}; plain text belongs in a .txt file."
+                    f"one per line, got {record!r:.80} in row {row}; plain text belongs in a .txt "
+                    "file."
                 )
             if first and record:
                 _check_columns(file, columns, record)
@@ -199,12 +243,12 @@ def _read_parquet(file: str, columns: Sequence[str] | None) -> Iterator[Record]:
     with pyarrow.parquet.ParquetFile(file) as table:
         names = table.schema_arrow.names
         _check_columns(file, columns, names)
-        wanted = list(columns or dict.fromkeys(names))
-        for batch in table.iter_batches(batch_size=1000, columns=wanted):
-            there = batch.schema.names  # in the order of the file
-            held = [batch.column(there.index(column)).to_pylist() for column in wanted]
-            for values in zip(*held, strict=True):
-                yield dict(zip(wanted, values, strict=True))
+        columns = list(columns or dict.fromkeys(names))
+        for batch in table.iter_batches(batch_size=1000, columns=columns):
+            order = batch.schema.names  # that of the file, whatever was asked for
+            arrays = [batch.column(order.index(column)).to_pylist() for column in columns]
+            for values in zip(*arrays, strict=True):
+                yield dict(zip(columns, values, strict=True))
 
 
 def _open(file: str) -> io.BufferedReader:
@@ -218,7 +262,7 @@ def _open_zstd(file: str) -> Any:
     return pyarrow.input_stream(file, compression="zstd")
 
 
-_FORMATS: dict[str, Callable[[str, Sequence[str] | None], Iterator[Record]]] = {
+_FORMATS: dict[str, Reader] = {
     ".txt": _read_lines,
     ".jsonl": _read_json,
     ".json": _read_json,
@@ -236,4 +280,4 @@ _COMPRESSIONS: dict[str, Callable[[str], Any]] = {
 }
 
 
-KNOWN_ENDINGS = f"{', '.join(_FORMATS)}, and {', '.join(_COMPRESSIONS)} behind all but .parquet"
+KNOWN_ENDINGS = f"{', '.join(_FORMATS)}, and {', '.join(_COMPRESSIONS)} after all but .parquet"

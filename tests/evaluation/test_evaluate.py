@@ -154,10 +154,10 @@ def test_evaluate_prints_sacrebleu_s_signature(evaluate):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--predictions one.txt --references de.ref --metrics wer", "got 1 and 3 examples."),
+        ("--predictions one.txt --references de.ref --metrics wer", "got 1 and 3."),
         ("--predictions de.txt --references de.ref --metrics blue", "did you mean 'bleu'?"),
         ("--predictions de.txt --references nowhere --metrics wer", "No such file"),
-        ("--predictions de.txt --metrics wer", "references must be given for de.txt"),
+        ("--predictions de.txt --metrics wer", "references must be set for de.txt"),
         ("--predictions de.txt yes.txt --references de.ref --metrics wer", "write NAME=FILE"),
         ("--predictions de.txt a=yes.txt --references de.ref --metrics wer", "or all be written"),
         ("--predictions a=de.txt --references b=de.ref --metrics wer", "got 'b'; tasks are 'a'."),

@@ -1,9 +1,31 @@
+import bz2
+import gzip
 import json
+import lzma
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 from t5jax.evaluation.predictions import read_predictions
+
+
+COMPRESS = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: pyarrow.Codec("zstd").compress(data, asbytes=True),
+}
+# A file of predictions and one of references in each format.
+FORMATS = {
+    "lines": (("p", "a", "", "b"), ("r.de", "x", "", "y")),
+    "jsonl": (
+        ("p.jsonl", {"prediction": "a"}, {"output": ""}, {"prediction": "b"}),
+        ("r.jsonl", {"target": "x"}, {"references": [""]}, {"target": "y"}),
+    ),
+    "tsv": (("p.tsv", "1\ta", "2\t", "3\tb"), ("r.tsv", "3\ty", "1\tx", "2\t")),
+    "dict": (("p.tsv", "1\ta", "2\t", "3\tb"), ("r.dict", "1 x", "2 # none", "3 y")),
+}
 
 
 @pytest.fixture
@@ -100,11 +122,11 @@ def test_read_takes_cmudict_s_test_words(shared_data, tmp_path):
 @pytest.mark.parametrize(
     ("prediction", "reference", "message"),
     [
-        (("p", "a"), ("r", "a", "b"), r"p and .*r must be as long, got 1 and 2 examples"),
-        (("p",), ("r", "a"), "p must hold at least one example, and it is empty"),
-        (("p.jsonl", ""), ("r", "a"), "p.jsonl must hold at least one example, got blank lines"),
+        (("p", "a"), ("r", "a", "b"), r"p and .*r must have the same number .* got 1 and 2"),
+        (("p",), ("r", "a"), "p must hold at least one example, got none"),
+        (("p.jsonl", ""), ("r", "a"), "p.jsonl must hold at least one example, got none"),
         (("p.tsv", "a\tb", "a\tc"), ("r", "a\tb"), "one prediction for a key, got two of a"),
-        (("p.tsv", "a"), ("r", "a\tb"), "a key, a tab and a text, got 'a' in line 1"),
+        (("p.tsv", "a"), ("r", "a\tb"), "a key, a tab and a text, got 'a' in row 1"),
         (
             ("p.tsv", "a\tb"),
             ("r", "a\tb", "b\tb", "c\tb", "d\tb", "e\tb"),
@@ -115,10 +137,15 @@ def test_read_takes_cmudict_s_test_words(shared_data, tmp_path):
             ("r", "a\tb"),
             "r must have a text for every key, got none for 1 of 2: z.",
         ),
-        (("p.jsonl", {"text": "a"}), ("r", "a"), "under 'prediction' or 'output', got .* line 1"),
+        (("p.jsonl", {"text": "a"}), ("r", "a"), "under 'prediction' or 'output', got .* row 1"),
         (("p.jsonl", {"prediction": 3}), ("r", "a"), "under 'prediction' or 'output'"),
-        (("p.jsonl", "{"), ("r", "a"), "got an error in line 1: .* at column 2"),
-        (("p.jsonl", "[1]"), ("r", "a"), r"a JSON object in each line, got \[1\] in line 1"),
+        (("p.jsonl", "{"), ("r", "a"), "p.jsonl .* in row 1: .* at column 2"),
+        (
+            ("p.jsonl", {"prediction": "a"}, "3"),
+            ("r", "a"),
+            r"p.jsonl .* objects .* got 3 in row 2",
+        ),
+        (("p.jsonl", "[1]"), ("r", "a"), r"p.jsonl .* objects .* got 1 in row 1"),
         (("p.jsonl", {"prediction": "a"}), ("r.jsonl", {"target": None}), "'target', got"),
         (("p.jsonl", {"prediction": "a"}), ("r.jsonl", {"references": []}), "'target', got"),
         (("p.jsonl", {"prediction": "a"}), ("r.tsv", "a\tb"), "all have keys or none"),
@@ -132,10 +159,9 @@ def test_read_refuses_in_a_sentence(write, prediction, reference, message):
 @pytest.mark.parametrize("keyed", [False, True])
 @pytest.mark.parametrize(
     ("ending", "message"),
-    [(x, f"must be text, got a packed {x} file; unpack it") for x in (".gz", ".bz2", ".xz", ".zst")]
-    + [
-        (x, f"must be .jsonl, .tsv, .dict or lines of text, got {x.lower()}; write an object")
-        for x in (".json", ".csv", ".parquet", ".JSON")
+    [
+        (x, f"must be .jsonl, .tsv, .dict or lines of text, got {x.lower().removesuffix('.gz')};")
+        for x in (".json", ".csv", ".parquet", ".JSON", ".csv.gz")
     ],
 )
 def test_read_refuses_other_formats(write, ending, message, keyed):
@@ -164,11 +190,32 @@ def test_read_wants_every_key_in_every_file_of_references(write):
 
 @pytest.mark.parametrize("name", ["p.txt", "p.tsv"])
 def test_read_refuses_predictions_without_references(write, name):
-    with pytest.raises(ValueError, match=f"references must be given for .*{name}, got none"):
+    with pytest.raises(ValueError, match=f"references must be set for .*{name}, got none"):
         read_predictions(write(name, "a\tb"), [])
 
 
 def test_read_refuses_other_encodings(tmp_path):
     (tmp_path / "p").write_bytes("ä\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="must be text in UTF-8"):
+    with pytest.raises(ValueError, match=r"p must be .* UTF-8, got an error in row 1"):
         read_predictions(tmp_path / "p", [tmp_path / "p"])
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_read_takes_compressed_files(write, name, compression):
+    plain = [write(*file) for file in FORMATS[name]]
+    packed = [file.with_name(file.name + compression) for file in plain]
+    for file, other in zip(plain, packed, strict=True):
+        other.write_bytes(COMPRESS[compression](file.read_bytes()))
+    expected = (["a", "", "b"], [["x"], [""], ["y"]])
+    assert read_predictions(plain[0], plain[1:]) == expected
+    assert read_predictions(packed[0], packed[1:]) == expected
+    assert read_predictions(plain[0], packed[1:]) == expected
+
+
+def test_read_names_a_compressed_file_that_is_cut(write):
+    file = write("p.jsonl", *({"prediction": f"{i} {i * i}", "target": "x"} for i in range(500)))
+    cut = file.with_name("p.jsonl.gz")
+    cut.write_bytes(gzip.compress(file.read_bytes())[:-100])
+    with pytest.raises(ValueError, match=r"p\.jsonl\.gz must be .* row \d+"):
+        read_predictions(cut, [])
