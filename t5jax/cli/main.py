@@ -59,15 +59,15 @@ def run_command(
 
 
 def entry() -> None:
-    """The command `t5jax`."""
-    from t5jax.evaluation import Evaluate, evaluate_files
+    """Run the command `t5jax`."""
+    from t5jax.cli import evaluate
     from t5jax.planning import Plan, plan_step
     from t5jax.pretrained import Convert, Inspect, convert_checkpoint, inspect_checkpoint
     from t5jax.recipes import Generate, generate_file
 
     commands: dict[type, Callable[[Any], object]] = {
         Generate: generate_file,
-        Evaluate: evaluate_files,
+        evaluate.Evaluate: evaluate.evaluate,
         Convert: convert_checkpoint,
         Inspect: inspect_checkpoint,
         Plan: plan_step,

@@ -2,8 +2,14 @@
 
 from . import metrics as metrics
 from .evaluate import (
-    Evaluate as Evaluate,
+    EvalTask as EvalTask,
 )
 from .evaluate import (
     evaluate_files as evaluate_files,
+)
+from .predictions import (
+    Predictions as Predictions,
+)
+from .predictions import (
+    read_predictions as read_predictions,
 )

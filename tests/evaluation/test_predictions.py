@@ -9,7 +9,6 @@ import pytest
 
 from t5jax.evaluation.predictions import read_predictions
 
-
 COMPRESS = {
     ".gz": gzip.compress,
     ".bz2": bz2.compress,

@@ -72,7 +72,7 @@ def test_docs_options_exist():
 
     import tyro
 
-    from t5jax.evaluation.evaluate import Evaluate
+    from t5jax.cli.evaluate import Evaluate
     from t5jax.planning.plan import Plan
     from t5jax.pretrained.convert import Convert
     from t5jax.pretrained.describe import Inspect

@@ -1,0 +1,202 @@
+"""`t5jax evaluate`: metrics of predictions in files, with intervals, for one task or several."""
+
+import dataclasses
+import json as jsons
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
+
+from t5jax.evaluation import EvalTask, evaluate_files
+from t5jax.evaluation.metrics import MetricOptions, TextOptions, check_metrics, used_options
+from t5jax.fileio import write_atomically
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Compare predictions with references.
+
+    Files have a line for each example, or are .jsonl with a prediction and its references or
+    target, or .tsv with a key, a tab and a text, further references of a key in further lines.
+    They may be compressed: .gz, .bz2, .xz or .zst.
+
+    Several tasks are written NAME=FILE, a metric of only one of them NAME=METRIC, and a class of
+    only one NAME=CLASS.
+    """
+
+    predictions: Annotated[tuple[str, ...], arg(metavar="[NAME=]FILE ...")]
+    """A file of predictions, or one for each task."""
+    references: Annotated[tuple[str, ...], arg(metavar="[NAME=]FILE ...")] = ()
+    """Files of references, each with one for every prediction; needless for a .jsonl with both."""
+    metrics: Annotated[tuple[str, ...], arg(metavar="[NAME=]METRIC ...")]
+    """Such as bleu, chrf, rougeL, squad_f1, accuracy, wer; an unknown name lists all."""
+    keyed: FlagCreatePairsOff[bool] = False
+    """Read files of other endings as .tsv."""
+    text: OmitArgPrefixes[FlagCreatePairsOff[TextOptions]] = TextOptions()
+    positive: Annotated[tuple[str, ...], arg(metavar="[NAME=]CLASS ...")] = ()
+    """Class to compute F1 of."""
+    bootstrap: Annotated[int, arg(metavar="N")] = 0
+    """Bootstrap resamples of the examples, for 95 % intervals; 1000 is usual."""
+    seed: int = 0
+    """Random seed of the resamples."""
+    json: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Write all numbers here, too."""
+
+
+def evaluate(options: Evaluate) -> None:
+    """Print the metrics of each task.
+
+    Raises:
+      ValueError: names, files or metrics do not match, or a library is missing.
+      OSError: a file cannot be read or written.
+    """
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+    report = evaluate_files(parse_tasks(options), bootstrap=options.bootstrap, seed=options.seed)
+    for name, task in report["tasks"].items():
+        _print_task(name, task)
+    if "average" in report:
+        print(f"average of {len(report['tasks'])} tasks  {report['average']:.2f}")
+        scores = [x["score"] for task in report["tasks"].values() for x in task["metrics"].values()]
+        if None in scores:
+            print("undefined metrics count as 0 in the average")
+    if options.bootstrap:
+        print(f"intervals: {options.bootstrap} draws of examples, seed {options.seed}")
+    if options.json:
+        write_atomically(options.json, jsons.dumps(report, indent=1, ensure_ascii=False) + "\n")
+
+
+def _print_task(name: str, report: dict[str, Any]) -> None:
+    print(f"{name}: {report['examples']} examples, {report['references']} references")
+    width = max(map(len, report["metrics"]))
+    for metric, values in report["metrics"].items():
+        if values["score"] is None:
+            print(f"  {metric:{width}}  undefined")
+            continue
+        line = f"  {metric:{width}}  {values['score']:7.2f}"
+        low, high = values.get("interval", (None, None))
+        if low is not None:
+            line += f"   95 %: {low:.2f} to {high:.2f}"
+        print(line)
+    for values in report["metrics"].values():
+        if "detail" in values:
+            print(f"  {values['detail']}")
+
+
+def parse_tasks(options: Evaluate) -> dict[str, EvalTask]:
+    """Parse [NAME=]FILE, [NAME=]METRIC and [NAME=]CLASS to tasks by name.
+
+    Returns:
+      Tasks by name; a single task without a name has that of its file of predictions.
+    Raises:
+      ValueError: names do not match, or metrics and options do not.
+    """
+    files = _files_by_name(options.predictions)
+    references = _files_by_name(options.references)
+    _check_files(options, files, references)
+    metrics = [text.rpartition("=")[::2] for text in options.metrics]
+    for name, metric in metrics:
+        if name:
+            _check_name(name, files, f"metric {metric!r}")
+    classes = _classes_by_name(options.positive, files)
+    # An option is right if the metrics of one task take it.
+    check_metrics(
+        [metric for _, metric in metrics],
+        _metric_options(options, options.positive[0] if options.positive else None),
+    )
+    tasks = {}
+    for name, (file,) in files.items():
+        names = list(dict.fromkeys(metric for owner, metric in metrics if owner in ("", name)))
+        if not names:
+            raise ValueError(f"task {name!r} must have a metric, got none; write {name}=METRIC.")
+        if name and name in classes and "f1" not in names:
+            raise ValueError(
+                f"the class of task {name!r} must go with f1, got {', '.join(names)}; write "
+                f"--metrics {name}=f1, too."
+            )
+        positive = classes.get(name, classes.get(""))
+        if "f1" in names and positive is None:
+            raise ValueError(
+                f"f1 of task {name!r} must have its class, got none; write --positive {name}=CLASS."
+            )
+        tasks[name or file] = EvalTask(
+            predictions=Path(file),
+            references=[Path(x) for x in references.get(name, [])],
+            metrics=names,
+            options=used_options(names, _metric_options(options, positive)),
+            keyed=options.keyed,
+        )
+    return tasks
+
+
+def _metric_options(options: Evaluate, positive: str | None) -> MetricOptions:
+    return MetricOptions(**dataclasses.asdict(options.text), positive=positive)
+
+
+def _files_by_name(texts: tuple[str, ...]) -> dict[str, list[str]]:
+    """Group files by the name of their task; files without a name by ""."""
+    files: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, file = text.partition("=")
+        # A path may hold "=", too.
+        if not equals or "/" in name or Path(text).exists():
+            name, file = "", text
+        files.setdefault(name, []).append(file)
+    return files
+
+
+def _check_files(
+    options: Evaluate, predictions: dict[str, list[str]], references: dict[str, list[str]]
+) -> None:
+    if "" in predictions and len(predictions) > 1:
+        raise ValueError(
+            f"predictions must be one file, or all be written NAME=FILE, got "
+            f"{' '.join(options.predictions)}."
+        )
+    for name, files in predictions.items():
+        if len(files) > 1:
+            task = f"task {name!r}" if name else "a task"
+            raise ValueError(
+                f"{task} must have one file of predictions, got {' '.join(files)}; write NAME=FILE "
+                "for several tasks."
+            )
+    if "" in references and "" not in predictions:
+        raise ValueError(
+            f"references must be written NAME=FILE, as predictions are, got "
+            f"{' '.join(references[''])}."
+        )
+    for name in references:
+        _check_name(name, predictions, "references")
+
+
+def _classes_by_name(texts: tuple[str, ...], tasks: Collection[str]) -> dict[str, str]:
+    """Return the class of each task by its name; that of all other tasks by ""."""
+    classes: dict[str, str] = {}
+    for text in texts:
+        name, equals, label = text.partition("=")
+        # A class may hold "=", too, and there is no name where no task has one.
+        if not equals or "" in tasks:
+            name, label = "", text
+        if name:
+            _check_name(name, tasks, f"class {label!r}")
+        if name in classes:
+            raise ValueError(
+                f"positive must be one class for a task, got {classes[name]!r} and {label!r}; "
+                "write NAME=CLASS for several tasks."
+            )
+        classes[name] = label
+    return classes
+
+
+def _check_name(name: str, tasks: Collection[str], what: str) -> None:
+    if name in tasks:
+        return
+    if "" in tasks:
+        raise ValueError(
+            f"{what} of {name!r} must be of a task with that name, but no task has a name; write "
+            f"--predictions {name}=FILE."
+        )
+    raise ValueError(
+        f"{what} must be of a task, got {name!r}; tasks are {', '.join(map(repr, tasks))}."
+    )
