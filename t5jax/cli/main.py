@@ -60,17 +60,15 @@ def run_command(
 
 def entry() -> None:
     """Run the command `t5jax`."""
-    from t5jax.cli import evaluate
-    from t5jax.planning import Plan, plan_step
-    from t5jax.pretrained import Convert, Inspect, convert_checkpoint, inspect_checkpoint
+    from t5jax.cli import convert, evaluate, inspect, plan
     from t5jax.recipes import Generate, generate_file
 
     commands: dict[type, Callable[[Any], object]] = {
         Generate: generate_file,
         evaluate.Evaluate: evaluate.evaluate,
-        Convert: convert_checkpoint,
-        Inspect: inspect_checkpoint,
-        Plan: plan_step,
+        convert.Convert: convert.convert,
+        inspect.Inspect: inspect.inspect,
+        plan.Plan: plan.plan,
     }
     run_command(
         functools.reduce(operator.or_, commands),

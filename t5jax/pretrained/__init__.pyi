@@ -4,16 +4,16 @@ from . import formats as formats
 from . import hf as hf
 from . import t5x as t5x
 from .convert import (
-    Convert as Convert,
+    REPORT_FILE as REPORT_FILE,
+)
+from .convert import (
+    Conversion as Conversion,
 )
 from .convert import (
     convert_checkpoint as convert_checkpoint,
 )
 from .describe import (
-    Inspect as Inspect,
-)
-from .describe import (
-    inspect_checkpoint as inspect_checkpoint,
+    describe_checkpoint as describe_checkpoint,
 )
 from .native import (
     CHECKPOINTS as CHECKPOINTS,

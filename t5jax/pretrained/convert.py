@@ -1,16 +1,13 @@
-"""From one checkpoint format to another, with a report of what became of every tensor."""
+"""Convert a checkpoint from one format to another, with a report of every tensor."""
 
 import dataclasses
 import json
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from t5jax.fileio import write_atomically
 from t5jax.models import Params
@@ -20,113 +17,109 @@ from t5jax.pretrained.hf import save_hf
 from t5jax.pretrained.source import CheckpointSource, Progress, Weights, WrittenArray
 from t5jax.pretrained.t5x import save_t5x
 
+Format = Literal["hf", "t5x", "t5jax"]
+
+
 REPORT_FILE = "conversion.json"
 
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+class Conversion(NamedTuple):
+    """A checkpoint that was converted."""
+
+    source: CheckpointSource
+    """The checkpoint that was read."""
+    report: dict[str, Any]
+    """The content of `conversion.json`: every tensor that was written, renamed or ignored."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Convert:
-    """Write a checkpoint in another format, bit for bit unless --dtype says otherwise."""
+def convert_checkpoint(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    to: Format,
+    dtype: Literal["keep", "float32", "bfloat16"] = "keep",
+    encoder_only: bool = False,
+    scan_layers: bool = False,
+    max_shard_bytes: int = 5 * 10**9,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> Conversion:
+    """Write a checkpoint in another format, bit for bit unless `dtype` says otherwise.
 
-    source: Positional[Annotated[str, arg(metavar="SOURCE")]]
-    """Folder, file or hub id of any format that t5jax loads."""
-    destination: Positional[Annotated[str, arg(metavar="DESTINATION")]]
-    """New folder, made whole or not at all."""
-    to: Literal["hf", "t5x", "t5jax"]
-    """Hugging Face safetensors, T5X, or t5jax's own format."""
-    dtype: Literal["keep", "float32", "bfloat16"] = "keep"
-    """Type to write; "keep" leaves every tensor as it is."""
-    encoder_only: FlagCreatePairsOff[bool] = False
-    """Leave out the decoder."""
-    scan_layers: FlagCreatePairsOff[bool] = False
-    """For T5X: one array for all layers of a stack, for models that scan over layers."""
-    max_shard_size: Annotated[str, arg(metavar="SIZE")] = "5GB"
-    """For Hugging Face: where there is more, several files and an index are written."""
-    revision: Annotated[str | None, arg(metavar="NAME")] = None
-    """Branch, tag or commit on the hub."""
-    subfolder: Annotated[str | None, arg(metavar="FOLDER")] = None
-    """Where the model lies in a folder or repository of several."""
-    overwrite: FlagCreatePairsOff[bool] = False
-    """Replace a model at the destination."""
+    A report of every tensor is written to `conversion.json` in the destination.
 
-    def __post_init__(self):
-        if self.scan_layers and self.to != "t5x":
-            raise ValueError(f"scan_layers must be left out for {self.to}; it is of T5X alone.")
-        parse_size(self.max_shard_size)
-
-
-def parse_size(text: str) -> int:
-    """Bytes in a size such as "5GB", by powers of 1000.
-
-    Raises:
-      ValueError: something else.
-    """
-    matched = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)b?", text.strip().lower())
-    size = 0 if matched is None else int(float(matched[1]) * _UNITS[matched[2]])
-    if not size:
-        raise ValueError(f"max_shard_size must be a size such as 5GB or 300MB, got {text!r}.")
-    return size
-
-
-def convert_checkpoint(options: Convert) -> dict[str, Any]:
-    """Converts, says what was done, and writes the same in full to `conversion.json`.
-
-    Returns:
-      The content of that file.
+    Args:
+      source: folder, file or hub id of any format that `load` reads.
+      destination: new folder, written completely or not at all.
+      to: Hugging Face safetensors, T5X, or t5jax's own format.
+      dtype: type to write; "keep" leaves every tensor as it is.
+      encoder_only: leave out the decoder.
+      scan_layers: write one array for all layers of a stack, for T5X models that scan over layers.
+      max_shard_bytes: size above which Hugging Face weights are split into several files.
+      revision: branch, tag or commit on the hub.
+      subfolder: folder of the model in a folder or repository of several.
+      overwrite: replace a model at the destination.
+      progress: called with the number of bytes that were just read, and that of the whole source.
     Raises:
       ValueError: the source cannot be read or is at the destination, or the destination's format
         cannot hold it.
-      FileExistsError: there is something at the destination, which is not to be or must not be
-        replaced.
+      FileExistsError: the destination exists, and is not a model or must not be replaced.
     """
-    path = open.locate_checkpoint(
-        options.source, revision=options.revision, subfolder=options.subfolder
-    )
-    source = open.open_checkpoint(path, encoder_only=options.encoder_only)
-    _check_apart(path, source, Path(options.destination).expanduser())
+    if scan_layers and to != "t5x":
+        raise ValueError(f"scan_layers must be left out for {to}; it is of T5X alone.")
+    path = open.locate_checkpoint(str(source), revision=revision, subfolder=subfolder)
+    checkpoint = open.open_checkpoint(path, encoder_only=encoder_only)
+    _check_apart(path, checkpoint, Path(destination).expanduser())
     tokenizer = open.find_tokenizer(path)
-    dtype = None if options.dtype == "keep" else DTYPES[options.dtype]
+    total = sum(checkpoint.num_bytes(name) for name in checkpoint.layout)
+
+    def advance(num_bytes: int) -> None:
+        if progress is not None:
+            progress(num_bytes, total)
+
+    array_type = None if dtype == "keep" else DTYPES[dtype]
+    config = checkpoint.config
     written: list[WrittenArray] = []
-    total = sum(source.num_bytes(name) for name in source.layout)
-    with _progress_bar(total) as progress:
-        weights, params = _read(options, source, dtype, progress)
-        where, config = options.destination, source.config
-        if options.to == "hf":
+    if to == "t5jax":
+        params = _read_params(checkpoint, array_type, advance)
+        open.save_pretrained(destination, config, params, tokenizer, overwrite=overwrite)
+        weights = Weights.of(params)
+        written += [WrittenArray.of(name, name, weights.read(name)) for name in weights.shapes]
+    else:
+        weights = _lazy_weights(checkpoint, array_type, advance)
+        if to == "hf":
             save_hf(
-                where,
+                destination,
                 config,
                 weights,
                 tokenizer,
-                overwrite=options.overwrite,
-                max_shard_bytes=parse_size(options.max_shard_size),
-                written=written.append,
-            )
-        elif options.to == "t5x":
-            save_t5x(
-                where,
-                config,
-                weights,
-                tokenizer,
-                scanned=options.scan_layers,
-                overwrite=options.overwrite,
+                overwrite=overwrite,
+                max_shard_bytes=max_shard_bytes,
                 written=written.append,
             )
         else:
-            open.save_pretrained(where, config, params, tokenizer, overwrite=options.overwrite)
-            written += [WrittenArray.of(name, name, weights.read(name)) for name in weights.shapes]
-    report = _report(options, source, written)
-    write_atomically(Path(where).expanduser() / REPORT_FILE, json.dumps(report, indent=1) + "\n")
-    _print(options, source, report)
-    return report
+            save_t5x(
+                destination,
+                config,
+                weights,
+                tokenizer,
+                scanned=scan_layers,
+                overwrite=overwrite,
+                written=written.append,
+            )
+    report = _report(checkpoint, written, to=to, dtype=dtype)
+    file = Path(destination).expanduser() / REPORT_FILE
+    write_atomically(file, json.dumps(report, indent=1) + "\n")
+    return Conversion(checkpoint, report)
 
 
 def _check_apart(path: Path, source: CheckpointSource, destination: Path) -> None:
-    """Refuses to replace what is read, whatever --overwrite says: the copy may hold less of it."""
+    """Refuse to replace what is read, even to overwrite: the copy may hold less of it."""
     destination = destination.resolve()
     read = [path, source.path, *{array.file for array in source.arrays.values()}]
-    # Where a file lies, and where it lies if it is a link.
+    # The place of a file, and that of a link to it.
     read = [p for file in read for p in (file.resolve(), file.parent.resolve() / file.name)]
     if any(file.is_relative_to(destination) for file in read):
         raise ValueError(
@@ -135,38 +128,29 @@ def _check_apart(path: Path, source: CheckpointSource, destination: Path) -> Non
         )
 
 
-def _read(
-    options: Convert, source: CheckpointSource, dtype: np.dtype | None, progress: Progress
-) -> tuple[Weights, Params]:
-    """What to write: one parameter at a time, with no `Params`, unless all are needed at once.
-
-    A checksum is of all of them, as they are in the files.
-    """
-    checked = source.check is not None
-    if not checked and options.to != "t5jax":
-        return source.weights(dtype=dtype, progress=progress), {}
-    params = source.params(dtype=None if checked else dtype, progress=progress)
-    if checked and dtype is not None:
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    return Weights.of(params), params
+def _lazy_weights(source: CheckpointSource, dtype: np.dtype | None, progress: Progress) -> Weights:
+    """Return weights to read one by one, or all at once if a checksum of all must be right."""
+    if source.check is None:
+        return source.weights(dtype=dtype, progress=progress)
+    return Weights.of(_read_params(source, dtype, progress))
 
 
-@contextmanager
-def _progress_bar(total: int) -> Iterator[Progress]:
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit="B", unit_scale=True, desc="converting", delay=0.5) as bar:
-        yield bar.update
+def _read_params(source: CheckpointSource, dtype: np.dtype | None, progress: Progress) -> Params:
+    # A checksum is of the parameters as they are in the files.
+    if source.check is None or dtype is None:
+        return source.params(dtype=dtype, progress=progress)
+    params = source.params(progress=progress)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
 def _report(
-    options: Convert, source: CheckpointSource, written: list[WrittenArray]
+    source: CheckpointSource, written: list[WrittenArray], *, to: str, dtype: str
 ) -> dict[str, Any]:
     return {
         "source": str(source.path),
         "format": source.format,
-        "to": options.to,
-        "dtype": options.dtype,
+        "to": to,
+        "dtype": dtype,
         "config": dataclasses.asdict(source.config),
         "parameters": sum(int(np.prod(shape)) for shape in source.shapes.values()),
         "bytes": sum(int(np.prod(w.shape)) * DTYPES[w.dtype].itemsize for w in written),
@@ -175,20 +159,3 @@ def _report(
         "ignored": dict(source.ignored),
         "tensors": [w._asdict() for w in written],
     }
-
-
-def _print(options: Convert, source: CheckpointSource, report: dict[str, Any]) -> None:
-    read = sum(len(leaf.names) for leaf in source.layout.values())
-    size = sum(source.num_bytes(path) for path in source.layout)
-    example = next(iter(source.layout.items()))
-    print(f"read     {read} tensors, {size:,} bytes, from {source.path} ({source.format})")
-    print(
-        f"wrote    {len(report['tensors'])} tensors, {report['bytes']:,} bytes, "
-        f"to {options.destination}"
-    )
-    print(f"renamed  {read}, such as {example[1].names[0]} -> {example[0]}")
-    for line in source.ignored_lines():
-        print(f"ignored  {line}")
-    for note in source.notes:
-        print(f"note     {note}")
-    print(f"report   {options.destination}/{REPORT_FILE}: every tensor, with its SHA-256")

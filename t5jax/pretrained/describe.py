@@ -1,11 +1,10 @@
-"""What a checkpoint is, told without reading its weights."""
+"""Describe a checkpoint without reading its weights."""
 
 import dataclasses
-import json
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from t5jax.models import COMPUTE_FIELDS, T5Config, preset_fields
 from t5jax.pretrained import open
@@ -13,48 +12,25 @@ from t5jax.pretrained.source import CheckpointSource
 from t5jax.tokenizers import Tokenizer
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Inspect:
-    """Say what a checkpoint is, without reading its weights."""
+def describe_checkpoint(
+    source: str | Path, *, revision: str | None = None, subfolder: str | None = None
+) -> dict[str, Any]:
+    """Describe a checkpoint without reading its weights.
 
-    source: Positional[Annotated[str, arg(metavar="SOURCE")]]
-    """Folder, file or hub id, which is downloaded, of any format that t5jax loads."""
-    revision: Annotated[str | None, arg(metavar="NAME")] = None
-    """Branch, tag or commit on the hub."""
-    subfolder: Annotated[str | None, arg(metavar="FOLDER")] = None
-    """Where the model lies in a folder or repository of several."""
-    json: FlagCreatePairsOff[bool] = False
-    """Print JSON instead of lines for people."""
-
-
-def inspect_checkpoint(options: Inspect) -> dict[str, Any]:
-    """Prints what a checkpoint is, and returns it.
-
+    Args:
+      source: folder, file or hub id of any format that `load` reads; a hub id is downloaded.
+      revision: branch, tag or commit on the hub.
+      subfolder: folder of the model in a folder or repository of several.
+    Returns:
+      Facts by name, the most important first, that JSON can hold.
     Raises:
-      ValueError: it cannot be read.
+      ValueError: the source cannot be read.
     """
-    path = open.locate_checkpoint(
-        options.source, revision=options.revision, subfolder=options.subfolder
-    )
-    source = open.open_checkpoint(path)
-    found = describe_checkpoint(source, open.find_tokenizer(path))
-    if options.json:
-        print(json.dumps(found, indent=1))
-        return found
-    for name, value in found.items():
-        lines = value if isinstance(value, list) else [value]
-        if isinstance(value, dict):
-            # Amounts are read, sizes and ids are copied.
-            form = "," if name == "types" else ""
-            lines = [", ".join(f"{key} {item:{form}}" for key, item in value.items())]
-        for i, line in enumerate(lines):
-            text = f"{line:,}" if isinstance(line, int) else line
-            print(f"{name if i == 0 else '':12}  {text}")
-    return found
+    path = open.locate_checkpoint(str(source), revision=revision, subfolder=subfolder)
+    return _describe(open.open_checkpoint(path), open.find_tokenizer(path))
 
 
-def describe_checkpoint(source: CheckpointSource, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The facts about a checkpoint, in the order in which they are worth reading."""
+def _describe(source: CheckpointSource, tokenizer: Tokenizer | None) -> dict[str, Any]:
     config = source.config
     counts = {path: int(np.prod(shape)) for path, shape in source.shapes.items()}
     types: dict[str, int] = {}
@@ -96,7 +72,7 @@ def describe_checkpoint(source: CheckpointSource, tokenizer: Tokenizer | None) -
 
 
 def model_family(config: T5Config) -> str:
-    """The published models of this shape, or the family whose kind of layers it has."""
+    """Return the published models of this shape, or the family with this kind of layers."""
     shape = dataclasses.asdict(config)
     names = [
         name

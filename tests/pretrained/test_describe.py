@@ -16,7 +16,7 @@ from t5jax.models.config import T5Config
 from t5jax.models.presets import preset_fields
 from t5jax.models.t5 import abstract_params
 from t5jax.pretrained import source
-from t5jax.pretrained.describe import Inspect, inspect_checkpoint, model_family
+from t5jax.pretrained.describe import describe_checkpoint, model_family
 from t5jax.pretrained.formats import tf_bundle
 from t5jax.pretrained.formats.lazy_array import BLOCK_BYTES, FileRegion
 from t5jax.pretrained.formats.safetensors import SafetensorsWriter
@@ -110,7 +110,7 @@ def write_sparse(path: Path, name: str, dtype=np.float32) -> Path:
 
 
 def run(path, **options):
-    return inspect_checkpoint(Inspect(source=str(path), **options))
+    return describe_checkpoint(path, **options)
 
 
 # What is read.
@@ -218,32 +218,6 @@ def test_run_says_what_a_folder_holds(folder):
         "ignored": ["lm_head.weight: the same as shared.weight"],
         "notes": [],
     }
-
-
-def test_run_prints_aligned_lines(folder, capsys):
-    found = run(folder)
-    lines = capsys.readouterr().out.splitlines()
-    assert "layers        encoder 2, decoder 3" in lines
-    assert "tokenizer     kind SentencePieceTokenizer, ids 15, sentinels 5" in lines
-    assert "special ids   padding 0, end 1, decoder start 0, unknown 2" in lines
-    assert "parameters    13,360" in lines
-    float32, bfloat16 = found["types"]["float32"], found["types"]["bfloat16"]
-    assert f"types         float32 {float32:,}, bfloat16 {bfloat16:,}" in lines
-    assert not any(line.startswith("notes") for line in lines)
-    assert all(line[12:14] == "  " and line[14] != " " for line in lines)
-
-
-def test_run_prints_every_note_on_a_line_of_its_own(capsys):
-    run(MESH_TF)
-    lines = capsys.readouterr().out.splitlines()
-    ignored = next(i for i, line in enumerate(lines) if line.startswith("ignored"))
-    assert lines[ignored].endswith("encoder/rms_norm/scale_slot_m and 4 more: not of the model")
-    assert lines[-1].startswith(f"{'':14}the activation is assumed")
-
-
-def test_run_prints_json_if_asked_to(folder, capsys):
-    found = run(folder, json=True)
-    assert json.loads(capsys.readouterr().out) == found
 
 
 def test_run_gives_every_reason_for_ignoring_once(tmp_path):
