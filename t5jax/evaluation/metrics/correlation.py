@@ -1,6 +1,7 @@
 """Correlations of predicted numbers, and perplexity."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -75,7 +76,8 @@ def _pearson(rows: Float[np.ndarray, "n 2"]) -> float:
 
     if _has_constant_column(rows):
         return float("nan")
-    return 100 * float(stats.pearsonr(rows[:, 0], rows[:, 1]).statistic)
+    result: Any = stats.pearsonr(rows[:, 0], rows[:, 1])
+    return 100 * float(result.statistic)
 
 
 def _spearman(rows: Float[np.ndarray, "n 2"]) -> float:
@@ -83,7 +85,8 @@ def _spearman(rows: Float[np.ndarray, "n 2"]) -> float:
 
     if _has_constant_column(rows):
         return float("nan")
-    return 100 * float(stats.spearmanr(rows).statistic)
+    result: Any = stats.spearmanr(rows)
+    return 100 * float(result.statistic)
 
 
 def _has_constant_column(rows: Float[np.ndarray, "n 2"]) -> bool:
