@@ -1,47 +1,53 @@
-"""The memory of a process that trains on CPUs."""
+"""Process settings: glibc malloc, and JAX's persistent compilation cache."""
 
 import ctypes
 import importlib.metadata
 import importlib.util
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
-# Names of mallopt's settings in malloc.h.
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+# Parameters of mallopt, from malloc.h, and their values: no block is mapped on its own, the heap is
+# never trimmed, and all threads share one arena.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
-_NEVER = -1
+_MALLOC_SETTINGS = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_ARENA_MAX: 1}
 
 
 def keep_memory() -> bool:
-    """Keeps what a program frees for its next step, in place of giving it back to the system.
+    """Set glibc malloc to keep freed memory for the next step instead of returning it.
 
     XLA takes a step's temporaries from malloc.  glibc returns gigabytes of them to the system after
     every step, and the next one pays a page fault for each 4 KiB: for a T5 small, a seventh of a
-    step's time in float32 and a fifth in bfloat16.
-    The process holds its peak until it ends, and up to twice the temporaries where small arrays
-    that live longer divide them.
+    step's time in float32 and a fifth in bfloat16.  In exchange, the process holds its peak until
+    it ends, up to twice the temporaries where small arrays that live longer divide them.
 
-    Must come before JAX computes anything, since the threads that it starts then take memory from
-    pools of their own.  Does nothing where accelerators are installed or the C library is another,
-    and with T5JAX_KEEP_MEMORY=0 in the environment.
+    Call it before JAX computes anything, since the threads that JAX starts then take memory from
+    arenas of their own.  It does nothing if accelerators are installed, if the C library is not
+    glibc, or with T5JAX_KEEP_MEMORY=0 in the environment.
 
     Returns:
-      Whether memory is kept.
+      True if glibc accepted the settings.
     """
     if os.environ.get("T5JAX_KEEP_MEMORY") == "0" or _may_find_accelerators():
         return False
-    if platform.libc_ver()[0] != "glibc":
+    mallopt = _mallopt()
+    if mallopt is None:
         return False
-    mallopt = ctypes.CDLL(None).mallopt
-    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_ARENA_MAX, 1))
-    accepted = [mallopt(name, value) == 1 for name, value in settings]
+    # No `all` of a generator: every setting is tried.
+    accepted = [mallopt(name, value) == 1 for name, value in _MALLOC_SETTINGS.items()]
     return all(accepted)
 
 
+def _mallopt() -> Callable[[int, int], int] | None:
+    """Return glibc's mallopt, or None if the C library is another."""
+    return ctypes.CDLL(None).mallopt if platform.libc_ver()[0] == "glibc" else None
+
+
 def _may_find_accelerators() -> bool:
-    """Whether JAX would look for devices other than CPUs, as far as can be told before it does."""
+    """Return True if JAX may look for devices other than CPUs, before it does."""
     if os.environ.get("JAX_PLATFORMS", "").lower() == "cpu":
         return False
     plugins = importlib.metadata.entry_points(group="jax_plugins")
@@ -49,21 +55,22 @@ def _may_find_accelerators() -> bool:
     return bool(plugins) or any(importlib.util.find_spec(name) is not None for name in names)
 
 
-# The least recently used programs are dropped beyond it.
+# Beyond this size, the least recently used programs are dropped.
 _MAX_BYTES = 2 << 30
 
 
 def enable_compilation_cache(folder: str | os.PathLike | None = None) -> Path | None:
-    """Keeps compiled programs in a folder, so that the next process does not compile them again.
+    """Enable JAX's persistent compilation cache, so that later processes need not compile again.
 
-    The command line calls this; a library leaves the choice to its user.  If JAX has been given a
-    place, by `JAX_COMPILATION_CACHE_DIR` or in its config, that is left as it is;
-    `JAX_ENABLE_COMPILATION_CACHE=0` turns the cache off.
+    The command line calls this; a library leaves the choice to its user.  A folder that was set
+    before, by `JAX_COMPILATION_CACHE_DIR` or in JAX's config, stays; the cache is off with
+    `JAX_ENABLE_COMPILATION_CACHE=0`.
 
     Args:
-      folder: made if it is not there; `t5jax/programs` in the user's cache folder if None.
+      folder: folder of the cache, made if missing; `t5jax/programs` in the user's cache folder if
+        None.
     Returns:
-      The folder; None if JAX has one already, or if it cannot be written to.
+      The folder; None if another one was set before, or if it cannot be written to.
     """
     import jax
 
@@ -78,7 +85,7 @@ def enable_compilation_cache(folder: str | os.PathLike | None = None) -> Path | 
     if not os.access(path, os.W_OK):
         return None
     jax.config.update("jax_compilation_cache_dir", str(path))
-    # By default, JAX keeps only what took a second to compile, and all of it for ever.
+    # By default, JAX keeps only what took a second to compile, but all of that for ever.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
     return path

@@ -8,6 +8,9 @@ from .batch import (
 from .batch import (
     pad_sequences as pad_sequences,
 )
+from .batch import (
+    shift_right as shift_right,
+)
 from .corpus import (
     DataConfig as DataConfig,
 )

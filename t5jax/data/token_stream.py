@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from t5jax.tokenizers import Tokenizer
+from t5jax.tokenizers import Tokenizer, encode_with_eos
 
 if TYPE_CHECKING:
     import datasets
@@ -75,7 +75,7 @@ def tokenize_dataset(documents: "datasets.Dataset", tokenizer: Tokenizer) -> "da
     import datasets
 
     def encode(texts: list[str]) -> dict[str, list[list[int]]]:
-        return {"ids": [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]}
+        return {"ids": [encode_with_eos(tokenizer, text) for text in texts]}
 
     identity = hashlib.sha256(f"{documents._fingerprint} {tokenizer.fingerprint}".encode())
     return documents.map(

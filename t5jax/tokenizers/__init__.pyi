@@ -3,6 +3,9 @@
 from .base import (
     Tokenizer as Tokenizer,
 )
+from .base import (
+    encode_with_eos as encode_with_eos,
+)
 from .byte import (
     ByteTokenizer as ByteTokenizer,
 )

@@ -66,6 +66,17 @@ class Tokenizer(Protocol):
         """Write the files that `load_tokenizer` and transformers read; makes the folder."""
 
 
+def encode_with_eos(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Encode a text, with EOS at the end, as every input and target of a T5 model has it.
+
+    Example:
+      >>> from t5jax.tokenizers import ByteTokenizer
+      >>> encode_with_eos(ByteTokenizer(), "a")
+      [100, 1]
+    """
+    return [*tokenizer.encode(text), tokenizer.eos_id]
+
+
 def checked_sentinel(k: int, count: int) -> int:
     if not 0 <= k < count:
         raise ValueError(f"sentinel k must be in [0, {count}), got {k}; hide fewer, longer spans.")
