@@ -75,7 +75,7 @@ def score_tokens(
     """
     bound = bind(config, params)
     encoded = bound.encode(encoder_tokens, encoder_mask=encoder_mask)
-    states = bound.decode_states(
+    states = bound.decode(
         shifted_targets(targets, config), encoded, encoder_mask=encoder_mask
     )
 
@@ -112,7 +112,7 @@ def cross_attention_weights(
     config: T5Config,
 ) -> Float[Array, "L B N T S"]:
     """How much each target reads from each input token when it is written."""
-    return bind(config, params).cross_weights(
+    return bind(config, params).cross_attention_weights(
         encoder_tokens, shifted_targets(targets, config), encoder_mask=encoder_mask
     )
 

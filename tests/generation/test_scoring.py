@@ -137,11 +137,15 @@ def test_embed_of_a_row_without_tokens_is_zero_and_leaves_the_others(tiny):
     np.testing.assert_array_equal(found[:2], expected[:2])
 
 
-def test_cross_weights_are_the_module_s_for_shifted_targets(tiny):
+def test_cross_attention_weights_are_the_module_s_for_shifted_targets(tiny):
     config, params = tiny
     targets = jnp.asarray(TARGETS[::NUM_TARGETS])
     found = cross_attention_weights(params, TOKENS, MASK, targets, config=config)
-    run = jax.jit(lambda bound, tokens, mask, x: bound.cross_weights(tokens, x, encoder_mask=mask))
+
+    @jax.jit
+    def run(bound, tokens, mask, targets):
+        return bound.cross_attention_weights(tokens, targets, encoder_mask=mask)
+
     expected = run(bind(config, params), TOKENS, MASK, shifted_targets(targets, config))
     assert found.shape == (3, 3, 3, T, S)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)

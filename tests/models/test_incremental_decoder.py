@@ -25,7 +25,8 @@ def by_steps(config, params, tokens, mask, targets, num_beams):
     """[R, T, V], and the last cache, which has more room than tokens."""
     bound = bind(config, params)
     states = bound.encode(tokens, encoder_mask=mask)
-    step, cache = bound.decoding(states, encoder_mask=mask, max_len=T + 3, num_beams=num_beams)
+    decoder = bound.incremental_decoder()
+    step, cache = decoder.start(states, encoder_mask=mask, max_len=T + 3, num_beams=num_beams)
 
     def one(cache, row):
         logits, cache = step(row, cache)
@@ -109,23 +110,25 @@ def test_step_with_int8_kernels_equals_float_kernels_of_their_values(
         assert np.abs(np.asarray(found) - exact).max() > 2e-2 * scale
 
 
-def test_stepper_joins_queries_keys_and_values_of_every_layer(tiny_config, tiny_params):
-    stepper = jax.jit(lambda params: bind(tiny_config, params).stepper())(tiny_params)
+def test_incremental_decoder_fuses_queries_keys_and_values_of_every_layer(tiny_config, tiny_params):
+    decoder = jax.jit(lambda params: bind(tiny_config, params).incremental_decoder())(tiny_params)
     layers = tiny_params["decoder"]["layers"]["self_attention"]
-    assert len(stepper.blocks) == len(stepper.biases) == 3
-    for i, block in enumerate(stepper.blocks):
+    assert len(decoder.blocks) == len(decoder.biases) == 3
+    for i, block in enumerate(decoder.blocks):
         parts = [np.asarray(layers[name][i]) for name in ("query", "key", "value")]
-        joined = block.self_attention.joined.get_value()
-        np.testing.assert_array_equal(joined, np.concatenate(parts, axis=1))
+        fused = block.self_attention.qkv.get_value()
+        np.testing.assert_array_equal(fused, np.concatenate(parts, axis=1))
         assert block.self_attention.query is None
 
 
-def test_stepper_holds_weights_in_the_type_that_is_computed_in(tiny_config, tiny_params):
+def test_incremental_decoder_holds_weights_in_the_type_that_is_computed_in(
+    tiny_config, tiny_params
+):
     config = tiny_config.replace(dtype="bfloat16")
     rounded = round_kernels(tiny_params)
     for params in (tiny_params, rounded):
-        stepper = jax.jit(lambda params: bind(config, params).stepper())(params)
-        for block in stepper.blocks:
+        decoder = jax.jit(lambda params: bind(config, params).incremental_decoder())(params)
+        for block in decoder.blocks:
             leaves = jax.tree.leaves(block, is_leaf=is_kernel)
             kinds = {leaf.dtype.name for leaf in leaves if not is_kernel(leaf)}
             assert kinds == {"bfloat16"}
