@@ -11,7 +11,6 @@ from t5jax.generation.scoring import (
     encode_batch,
     score_tokens,
     shifted_targets,
-    target_logits,
 )
 from t5jax.models.t5 import bind
 
@@ -102,15 +101,6 @@ def test_shifted_targets_begin_with_the_start_token_and_lack_their_last(tiny):
     found = shifted_targets(jnp.asarray(TARGETS), tiny[0])
     assert np.asarray(found)[:, 0].tolist() == [3] * 6
     np.testing.assert_array_equal(np.asarray(found)[:, 1:], TARGETS[:, :-1])
-
-
-def test_logits_are_those_of_the_module(tiny, log_probs):
-    config, params = tiny
-    found = np.asarray(
-        target_logits(params, TOKENS, MASK, TARGETS[::NUM_TARGETS], config=config), np.float64
-    )
-    found -= np.log(np.exp(found).sum(-1, keepdims=True))
-    np.testing.assert_allclose(found, log_probs[::NUM_TARGETS], rtol=0, atol=ABSOLUTE)
 
 
 @pytest.mark.parametrize("projection_dim", [0, 7])
