@@ -57,6 +57,3 @@ from .scorer import (
 from .scorer import (
     check_positive as check_positive,
 )
-from .scoring import (
-    target_logits as target_logits,
-)

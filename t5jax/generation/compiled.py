@@ -31,7 +31,7 @@ from t5jax.models import DecoderCache, DecodeStep, IncrementalDecoder, Params, T
 @functools.partial(jax.jit, static_argnames=("config",))
 def prepare_decoder(params: Params, *, config: T5Config) -> IncrementalDecoder:
     """The decoder's weights as a loop wants them, to be kept between calls."""
-    return bind(config, params).stepper()
+    return bind(config, params).incremental_decoder()
 
 
 @functools.partial(jax.jit, static_argnames=("config", "max_len", "num_beams"))
@@ -118,7 +118,7 @@ def advance_loop(
       most: most tokens to write now.
       most_k: at least `draws["top_k"]`, if it is there; known when compiling.
     """
-    config = step.stepper.config
+    config = step.decoder.config
     chooser = greedy
     if draws:
         seed = jax.random.key(draws["seed"])
@@ -175,7 +175,7 @@ def search_beams(
     early_stopping: EarlyStopping,
 ) -> Beams:
     """Search for the best `num_beams` continuations of each input."""
-    config = step.stepper.config
+    config = step.decoder.config
     penalties = {"power": power_penalty, "gnmt": gnmt_penalty}
     modes: dict[EarlyStopping, StoppingRule] = {
         True: "full",

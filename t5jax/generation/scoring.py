@@ -75,9 +75,7 @@ def score_tokens(
     """
     bound = bind(config, params)
     encoded = bound.encode(encoder_tokens, encoder_mask=encoder_mask)
-    states = bound.decode_states(
-        shifted_targets(targets, config), encoded, encoder_mask=encoder_mask
-    )
+    states = bound.decode(shifted_targets(targets, config), encoded, encoder_mask=encoder_mask)
 
     def chunk(pair):
         x, wanted = pair
@@ -112,20 +110,6 @@ def cross_attention_weights(
     config: T5Config,
 ) -> Float[Array, "L B N T S"]:
     """How much each target reads from each input token when it is written."""
-    return bind(config, params).cross_weights(
+    return bind(config, params).cross_attention_weights(
         encoder_tokens, shifted_targets(targets, config), encoder_mask=encoder_mask
     )
-
-
-@functools.partial(jax.jit, static_argnames=("config",))
-def target_logits(
-    params: Params,
-    encoder_tokens: Int[Array, "B S"],
-    encoder_mask: Bool[Array, "B S"],
-    targets: Int[Array, "B T"],
-    *,
-    config: T5Config,
-) -> Float[Array, "B T V"]:
-    """Logits in the place of every target token."""
-    bound = bind(config, params)
-    return bound(encoder_tokens, shifted_targets(targets, config), encoder_mask=encoder_mask)

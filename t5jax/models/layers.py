@@ -1,13 +1,14 @@
 """The parts of a T5.
 
-Shape letters: B batch, T query length, S key length, D d_model, N heads, H d_kv, J = N * H,
-F d_ff, V vocabulary, R relative buckets.
+Shape letters: B batch, T query length, S key length, C cache length, D d_model, N heads, H d_kv,
+J = N * H, F d_ff, V vocabulary, R relative buckets.
 
 Parameters are float32; each is cast to the type of the activations it meets.  Norm statistics,
 attention scores and softmax are float32 whatever the activations are.
 """
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,9 @@ from t5jax.models.config import T5Config
 from t5jax.ops import (
     AttentionKind,
     Segments,
-    add_shared,
+    add_bias,
     attention,
+    concatenate_kernels,
     einsum,
     einsum_f32,
     matmul,
@@ -86,7 +88,7 @@ def dropout(
     key: Key[Array, ""] | None,
     shared_axis: int | None = None,
 ) -> Float[Array, "*A"]:
-    """Zeroes elements with probability `rate` and scales up the others; no key means evaluation.
+    """Zero elements with probability `rate` and scale up the others; no key means evaluation.
 
     `shared_axis` names the axis along which all elements share one decision.  T5 drops the same
     features at every position of a sequence.
@@ -100,8 +102,8 @@ def dropout(
     return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros((), x.dtype))
 
 
-def project(x: Float[Array, "*A I"], kernel: nnx.Param) -> Float[Array, "*A O"]:
-    """Multiplies every position by a kernel [I, O], in the type of `x`."""
+def project(x: Float[Array, "*A I"], kernel: Any) -> Float[Array, "*A O"]:
+    """Multiply every position by a kernel [I, O], in the type of `x`."""
     return matmul(x, kernel.get_value())
 
 
@@ -121,7 +123,7 @@ class Embedder(nnx.Module):
 
 
 class OutputLayer(nnx.Module):
-    """Decoder states to logits, where the embedding table does not do it."""
+    """Untied output projection (lm_head)."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         shape = (config.d_model, config.vocab_size)
@@ -129,7 +131,7 @@ class OutputLayer(nnx.Module):
 
 
 class SentenceProjection(nnx.Module):
-    """A sentence's mean encoder state to its embedding.  (arXiv:2108.08877, section 3)"""
+    """Projection of a sentence's mean encoder state.  (arXiv:2108.08877, section 3)"""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         shape = (config.d_model, config.projection_dim)
@@ -159,7 +161,11 @@ class RMSNorm(nnx.Module):
 
 
 class RelativeBias(nnx.Module):
-    """What a head adds to a score because of how far apart query and key are."""
+    """T5 relative position bias.
+
+    A number added to every attention score, learnt for each head and bucket of distances between
+    query and key.  (arXiv:1910.10683, section 2.1)
+    """
 
     def __init__(self, config: T5Config, *, bidirectional: bool, rngs: nnx.Rngs):
         shape = (config.relative_buckets, config.num_heads)
@@ -168,7 +174,7 @@ class RelativeBias(nnx.Module):
         self.max_distance = config.relative_max_distance
 
     def by_offset(self, length: int) -> Float[Array, "N offsets"]:
-        """Bias of every offset from `1 - length` to `length - 1`, in that order."""
+        """Return the bias of every offset from `1 - length` to `length - 1`, in that order."""
         buckets = relative_position_bucket(
             np.arange(1 - length, length),
             bidirectional=self.bidirectional,
@@ -178,134 +184,151 @@ class RelativeBias(nnx.Module):
         return self.embedding[...][buckets].T.astype(jnp.float32)
 
     def __call__(self, length: int) -> Float[Array, "1 N length length"]:
-        """Bias of every query (third axis) and key (fourth) of a sequence."""
+        """Return the bias of every query (third axis) and key (fourth) of a sequence."""
         offsets = np.arange(length)[None, :] - np.arange(length)[:, None]
         return self.by_offset(length)[:, offsets + length - 1][None]
 
-    def under(
+    def for_mask(
         self, mask: Bool[Array, "#B 1 #length length"] | Segments, length: int
     ) -> Float[Array, "1 N length length"] | Float[Array, "N offsets"]:
-        """The bias as attention takes it with this mask: of every offset if it is `Segments`."""
+        """Return the bias as attention takes it with this mask: by offset if it is `Segments`."""
         return self.by_offset(length) if isinstance(mask, Segments) else self(length)
 
 
 class Attention(nnx.Module):
-    """Multi-head attention with additive bias and without division by sqrt(H).
+    """Multi-head attention with an additive bias and no division by sqrt(H).
 
-    T5 folds that division into the initial queries.  Called as
-    `attention(x, *attention.keys_values(states), mask=mask)`, so that a decoder can keep keys and
-    values.
+    T5 folds that division into the initial query kernel.  Projecting (`project_q`, `project_kv`,
+    `project_qkv`) is apart from attending, so that keys and values can be kept in between.
     """
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        d_model, joined = config.d_model, config.num_heads * config.d_kv
-        self.query = nnx.Param(_fan_in_normal(rngs.params(), (d_model, joined)) * config.d_kv**-0.5)
-        self.key = nnx.Param(_fan_in_normal(rngs.params(), (d_model, joined)))
-        self.value = nnx.Param(_fan_in_normal(rngs.params(), (d_model, joined)))
-        self.out = nnx.Param(_fan_in_normal(rngs.params(), (joined, d_model)))
-        # Query, key and value as one kernel; a decoding loop makes it of the three.
-        self.joined: nnx.Param | None = nnx.data(None)
+        d_model, inner = config.d_model, config.num_heads * config.d_kv
+        self.query = nnx.Param(_fan_in_normal(rngs.params(), (d_model, inner)) * config.d_kv**-0.5)
+        self.key = nnx.Param(_fan_in_normal(rngs.params(), (d_model, inner)))
+        self.value = nnx.Param(_fan_in_normal(rngs.params(), (d_model, inner)))
+        self.out = nnx.Param(_fan_in_normal(rngs.params(), (inner, d_model)))
+        # [D, 3 J], in place of the three kernels after `fuse_qkv`.
+        self.qkv: nnx.Param | None = nnx.data(None)
         self.num_heads = config.num_heads
         self.dropout_rate = config.dropout_rate
         self.kind: AttentionKind = config.attention
 
-    def _heads(self, y: Float[Array, "B T J"]) -> Float[Array, "B N T H"]:
-        return y.reshape(*y.shape[:2], self.num_heads, -1).swapaxes(1, 2)
+    def fuse_qkv(self) -> None:
+        """Replace the kernels of queries, keys and values by one, which one product multiplies."""
+        kernels = (kernel.get_value() for kernel in (self.query, self.key, self.value))
+        self.qkv = nnx.Param(concatenate_kernels(*kernels))
+        self.query = self.key = self.value = None
 
-    def queries(self, x: Float[Array, "B T D"]) -> Float[Array, "B N T H"]:
-        """What the positions of `x` ask for."""
-        return self._heads(project(x, self.query))
+    def project_q(self, x: Float[Array, "B T D"]) -> Float[Array, "B N T H"]:
+        """Return the queries of every position of `x`."""
+        return self._split_heads(project(x, self.query))
 
-    def keys_values(
-        self, states: Float[Array, "B S D"]
+    def project_kv(
+        self, x: Float[Array, "B S D"]
     ) -> tuple[Float[Array, "B N S H"], Float[Array, "B N S H"]]:
-        """What queries attend to, and what they then read."""
-        return self._heads(project(states, self.key)), self._heads(project(states, self.value))
+        """Return the keys and values of every position of `x`."""
+        return self._split_heads(project(x, self.key)), self._split_heads(project(x, self.value))
 
-    def queries_keys_values(
+    def project_qkv(
         self, x: Float[Array, "B T D"]
     ) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T H"], Float[Array, "B N T H"]]:
-        """All three of one sequence that attends to itself."""
-        if self.joined is None:
-            return self.queries(x), *self.keys_values(x)
-        queries, keys, values = jnp.split(project(x, self.joined), 3, axis=-1)
-        return self._heads(queries), self._heads(keys), self._heads(values)
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        keys: Float[Array, "B N S H"],
-        values: Float[Array, "B N S H"],
-        *,
-        mask: Bool[Array, "#B 1 #T S"] | Segments,
-        bias: Float[Array, "1 N T S"] | Float[Array, "N offsets"] | None = None,
-        dropout_key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B T D"]:
-        """Reads from `values` for every position of `x`; other arguments as of `attend`."""
-        return self.attend(
-            self.queries(x), keys, values, mask=mask, bias=bias, dropout_key=dropout_key
-        )
+        """Return queries, keys and values of a sequence that attends to itself."""
+        if self.qkv is None:
+            return self.project_q(x), *self.project_kv(x)
+        q, k, v = jnp.split(project(x, self.qkv), 3, axis=-1)  # [B, T, J] each
+        return self._split_heads(q), self._split_heads(k), self._split_heads(v)
 
     def weights(
         self,
-        queries: Float[Array, "B N T H"],
-        keys: Float[Array, "B N S H"],
+        q: Float[Array, "B N T H"],
+        k: Float[Array, "B N S H"],
         *,
         mask: Bool[Array, "#B 1 #T S"],
-        bias: Float[Array, "1 N T S"] | None,
+        bias: Float[Array, "#B N T S"] | None,
         dtype: Any = jnp.float32,
     ) -> Float[Array, "B N T S"]:
-        """How much every query attends to every key; computed in float32, rounded to `dtype`."""
-        scores = einsum_f32("bnth,bnsh->bnts", queries, keys)
+        """Return softmax(q . k + bias), computed in float32 and rounded to `dtype`."""
+        scores = einsum_f32("bnth,bnsh->bnts", q, k)
         if bias is not None:
-            scores = add_shared(scores, bias)
+            scores = add_bias(scores, bias)
         # The least finite value, since a row of -inf has no softmax.
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
         return softmax(scores, dtype)
 
     def attend(
         self,
-        queries: Float[Array, "B N T H"],
-        keys: Float[Array, "B N S H"],
-        values: Float[Array, "B N S H"],
+        q: Float[Array, "B N T H"],
+        k: Float[Array, "B N S H"],
+        v: Float[Array, "B N S H"],
         *,
         mask: Bool[Array, "#B 1 #T S"] | Segments,
-        bias: Float[Array, "1 N T S"] | Float[Array, "N offsets"] | None = None,
+        bias: Float[Array, "#B N T S"] | Float[Array, "N offsets"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Reads from `values` for every query.
+        """Return the output projection of the values that every query attends to.
 
         Args:
-          queries: of the sequence that reads.
-          keys: of the sequence attended to.
-          values: of the same.
+          q: queries.
+          k: keys of the sequence attended to.
+          v: values of the same sequence.
           mask: True where a query may look, or segments, with which attention is computed in
             blocks.  A query that may look nowhere gets the mean value.
-          bias: added to the scores, of every pair or, with segments, of every offset from 1 - T to
-            S - 1; float32.
-          dropout_key: for the attention weights; None when not training.
+          bias: float32, added to the scores of every pair or, with segments, of every offset from
+            1 - T to S - 1.
+          dropout_key: of the attention weights; None evaluates.
         """
-        values = self._drop_values(values, dropout_key)
+        v = self._drop_values(v, dropout_key)
         if isinstance(mask, Segments):
-            read = attention.attend(queries, keys, values, segments=mask, bias=bias, kind=self.kind)
+            y = attention.attend(q, k, v, segments=mask, bias=bias, kind=self.kind)
         else:
-            weights = self.weights(queries, keys, mask=mask, bias=bias, dtype=values.dtype)
-            read = einsum("bnts,bnsh->bnth", weights, values)
-        read = read.swapaxes(1, 2)
-        return project(read.reshape(*read.shape[:2], -1), self.out)
+            weights = self.weights(q, k, mask=mask, bias=bias, dtype=v.dtype)  # [B, N, T, S]
+            y = einsum("bnts,bnsh->bnth", weights, v)
+        y = y.swapaxes(1, 2)  # [B, T, N, H]
+        return project(y.reshape(*y.shape[:2], -1), self.out)
+
+    def _split_heads(self, y: Float[Array, "B T J"]) -> Float[Array, "B N T H"]:
+        return y.reshape(*y.shape[:2], self.num_heads, -1).swapaxes(1, 2)
 
     def _drop_values(
-        self, values: Float[Array, "B N S H"], key: Key[Array, ""] | None
+        self, v: Float[Array, "B N S H"], key: Key[Array, ""] | None
     ) -> Float[Array, "B N S H"]:
-        """Values such that reading them is reading with weights that were dropped.
+        """Drop values, which has the effect of dropping attention weights.
 
-        All queries drop the same keys, so that a value can be dropped in a weight's stead: one
-        factor for a key, not one for every pair.
+        All queries drop the same keys, so one factor a key does the work of one factor a pair.
         """
         if key is None or self.dropout_rate == 0:
-            return values
-        ones = jnp.ones((*values.shape[:2], 1, values.shape[2]), values.dtype)
-        return values * dropout(ones, rate=self.dropout_rate, key=key).swapaxes(2, 3)
+            return v
+        ones = jnp.ones((*v.shape[:2], 1, v.shape[2]), v.dtype)
+        return v * dropout(ones, rate=self.dropout_rate, key=key).swapaxes(2, 3)
+
+
+class KVCache(NamedTuple):
+    """Keys and values of one layer's self-attention, with room for C positions.
+
+    A loop over a single row has no axis B, which would keep XLA from updating the cache in place.
+    """
+
+    keys: Float[Array, "*B N C H"]
+    values: Float[Array, "*B N C H"]
+    position: Int[Array, ""] | Int[Array, " B"]
+    """Where the next token is written: the same in all rows, or one for each; below C."""
+
+    def write(self, k: Float[Array, "B N 1 H"], v: Float[Array, "B N 1 H"]) -> "KVCache":
+        """Return the cache with keys and values of one more token in every row."""
+        return self._replace(keys=self._put(self.keys, k), values=self._put(self.values, v))
+
+    def read(self, num_rows: int) -> tuple[Float[Array, "B N C H"], Float[Array, "B N C H"]]:
+        """Return keys and values of all positions."""
+        shape = (num_rows, *self.keys.shape[-3:])
+        return self.keys.reshape(shape), self.values.reshape(shape)
+
+    def _put(self, cache: Array, new: Array) -> Array:
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=-2)
+        new = new.reshape(*cache.shape[:-2], 1, cache.shape[-1])
+        if self.position.ndim and cache.ndim > 3:
+            return jax.vmap(put)(cache, new, self.position)
+        return put(cache, new, self.position.reshape(()))
 
 
 class FeedForward(nnx.Module):
@@ -324,9 +347,8 @@ class FeedForward(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], *, dropout_key: Key[Array, ""] | None = None
     ) -> Float[Array, "B T D"]:
-        hidden = project(x, self.wi)
-        hidden = _ACTIVATIONS[self.activation](hidden)
+        h = _ACTIVATIONS[self.activation](project(x, self.wi))  # [B, T, F]
         if self.wi_linear is not None:
-            hidden = hidden * project(x, self.wi_linear)
-        hidden = dropout(hidden, rate=self.dropout_rate, key=dropout_key, shared_axis=-2)
-        return project(hidden, self.wo)
+            h = h * project(x, self.wi_linear)
+        h = dropout(h, rate=self.dropout_rate, key=dropout_key, shared_axis=-2)
+        return project(h, self.wo)  # [B, T, D]

@@ -1,14 +1,15 @@
 """Weights in int8: a quarter of the memory of float32, and a measured error."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
-from t5jax.generation import target_logits
 from t5jax.models.config import T5Config
-from t5jax.models.t5 import Params
+from t5jax.models.t5 import Params, bind
 from t5jax.ops import is_kernel, quantize_kernel
 
 # Names of the parameters that are multiplied with; embeddings and norms stay as they are.
@@ -19,7 +20,7 @@ _SAMPLE_ROWS, _SAMPLE_LENGTH, _SAMPLE_TARGETS = 4, 64, 16
 
 
 class LogitError(NamedTuple):
-    """How far logits with rounded weights are from the original ones, on a sample.
+    """Distance of logits with rounded weights from the original ones, on a sample.
 
     Logits count from the mean of their position, since that is what softmax sees.
     """
@@ -33,14 +34,14 @@ class LogitError(NamedTuple):
 
 
 def quantize_params(params: Params, config: T5Config) -> tuple[Params, LogitError]:
-    """Rounds every kernel to int8, by the largest weight of each output feature.
+    """Round every kernel to int8, by the largest weight of each output feature.
 
     Args:
       params: of a model with a decoder, in any float type.
       config: of the model.
     Returns:
-      Parameters with `Int8Kernel`s, and what the rounding does to logits: measured on
-      random ids, which a model is less sure of than of text.
+      Parameters with `Int8Kernel`s, and the error of their logits on random ids, which a model is
+      less sure of than of text.
     """
     rounded = jax.tree.map_with_path(
         lambda path, leaf: _quantize(leaf) if path[-1].key in _KERNELS else leaf, params
@@ -49,21 +50,23 @@ def quantize_params(params: Params, config: T5Config) -> tuple[Params, LogitErro
     high = min(config.vocab_size, 32000)
     tokens = rng.integers(2, high, (_SAMPLE_ROWS, _SAMPLE_LENGTH), dtype=np.int32)
     targets = rng.integers(2, high, (_SAMPLE_ROWS, _SAMPLE_TARGETS), dtype=np.int32)
-    exact, found = (
-        _centred(target_logits(p, tokens, np.ones(tokens.shape, bool), targets, config=config))
-        for p in (params, rounded)
+    start = np.full((_SAMPLE_ROWS, 1), config.decoder_start_id, np.int32)
+    decoder_tokens = np.concatenate([start, targets[:, :-1]], axis=1)
+    exact, approximate = (
+        _centred(_logits(weights, tokens, decoder_tokens, config=config))
+        for weights in (params, rounded)
     )
-    difference = jnp.abs(found - exact)
+    difference = jnp.abs(approximate - exact)
     error = LogitError(
         relative=float(jnp.sqrt(jnp.mean(difference**2) / jnp.mean(exact**2))),
         largest=float(jnp.max(difference)),
-        agreement=float(jnp.mean(jnp.argmax(found, -1) == jnp.argmax(exact, -1))),
+        agreement=float(jnp.mean(jnp.argmax(approximate, -1) == jnp.argmax(exact, -1))),
     )
     return rounded, error
 
 
 def check_saveable(params: Params) -> None:
-    """Refuses rounded weights: no file format has a place for them.
+    """Refuse rounded weights, for which no file format has a place.
 
     Raises:
       ValueError: there are some.
@@ -76,5 +79,17 @@ def check_saveable(params: Params) -> None:
 _quantize = jax.jit(quantize_kernel)
 
 
-def _centred(logits):
+@functools.partial(jax.jit, static_argnames=("config",))
+def _logits(
+    params: Params,
+    encoder_tokens: Int[Array, "B S"],
+    decoder_tokens: Int[Array, "B T"],
+    *,
+    config: T5Config,
+) -> Float[Array, "B T V"]:
+    mask = jnp.ones(encoder_tokens.shape, bool)
+    return bind(config, params)(encoder_tokens, decoder_tokens, encoder_mask=mask)
+
+
+def _centred(logits: Float[Array, "B T V"]) -> Float[Array, "B T V"]:
     return logits - jnp.mean(logits, axis=-1, keepdims=True)

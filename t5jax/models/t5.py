@@ -14,12 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from t5jax.models.config import T5Config
-from t5jax.models.incremental_decoder import (
-    DecoderCache,
-    DecodeStep,
-    IncrementalDecoder,
-    project_logits,
-)
+from t5jax.models.incremental_decoder import IncrementalDecoder, project_logits
 from t5jax.models.layers import Embedder, OutputLayer, SentenceProjection
 from t5jax.models.transformer import Decoder, Encoder, split_key
 from t5jax.ops import (
@@ -81,30 +76,29 @@ class T5(nnx.Module):
         decoder_segment_ids: Int[Array, "B T"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T V"]:
-        """Logits of every target position, given the inputs and the targets before it.
+        """Return the logits of every target position, given the inputs and the targets before it.
 
         Args:
           encoder_tokens: input ids.
           decoder_tokens: target ids shifted right by one, starting with `decoder_start_id`.
           encoder_mask: True on input ids that are not padding.
-          encoder_segment_ids: which of several packed examples an input id belongs to; padding 0.
+          encoder_segment_ids: number of the packed example that an input id belongs to; padding 0.
           decoder_segment_ids: the same for the targets.  Examples do not see one another.
           dropout_key: turns dropout on; None evaluates.
         Returns:
           [B, T, V] float32.
         """
-        return self.logits(
-            self.target_states(
-                encoder_tokens,
-                decoder_tokens,
-                encoder_mask=encoder_mask,
-                encoder_segment_ids=encoder_segment_ids,
-                decoder_segment_ids=decoder_segment_ids,
-                dropout_key=dropout_key,
-            )
-        )
+        x = self.decoder_hidden_states(
+            encoder_tokens,
+            decoder_tokens,
+            encoder_mask=encoder_mask,
+            encoder_segment_ids=encoder_segment_ids,
+            decoder_segment_ids=decoder_segment_ids,
+            dropout_key=dropout_key,
+        )  # [B, T, D]
+        return self.logits(x)
 
-    def target_states(
+    def decoder_hidden_states(
         self,
         encoder_tokens: Int[Array, "B S"],
         decoder_tokens: Int[Array, "B T"],
@@ -114,17 +108,17 @@ class T5(nnx.Module):
         decoder_segment_ids: Int[Array, "B T"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Final decoder states of every target position; arguments as in `__call__`."""
+        """Return the final decoder states of every target position; arguments as in a call."""
         keys = split_key(dropout_key, 2)
-        states = self.encode(
+        encoded = self.encode(
             encoder_tokens,
             encoder_mask=encoder_mask,
             encoder_segment_ids=encoder_segment_ids,
             dropout_key=keys[0],
-        )
-        return self.decode_states(
+        )  # [B, S, D]
+        return self.decode(
             decoder_tokens,
-            states,
+            encoded,
             encoder_mask=encoder_mask,
             encoder_segment_ids=encoder_segment_ids,
             decoder_segment_ids=decoder_segment_ids,
@@ -139,50 +133,28 @@ class T5(nnx.Module):
         encoder_segment_ids: Int[Array, "B S"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B S D"]:
-        """Final encoder states, in the config's `dtype`; arguments as in `__call__`."""
-        mask = self._mask(
-            segments_from_ids(
-                encoder_segment_ids, encoder_segment_ids, key_mask=encoder_mask, causal=False
-            ),
-            encoder_tokens.shape[1],
-            encoder_tokens.shape[1],
+        """Return the final encoder states, in the compute dtype; arguments as in a call."""
+        length = encoder_tokens.shape[1]
+        segments = segments_from_ids(
+            encoder_segment_ids, encoder_segment_ids, key_mask=encoder_mask, causal=False
         )
+        mask = self._mask(segments, length, length)
         return self.encoder(self._embed(encoder_tokens), mask=mask, dropout_key=dropout_key)
 
     def decode(
         self,
-        decoder_tokens: Int[Array, "B T"],
-        states: Float[Array, "B S D"],
-        *,
-        encoder_mask: Bool[Array, "B S"],
-        encoder_segment_ids: Int[Array, "B S"] | None = None,
-        decoder_segment_ids: Int[Array, "B T"] | None = None,
-        dropout_key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B T V"]:
-        """Logits from `encode`'s states; other arguments as in `__call__`."""
-        x = self.decode_states(
-            decoder_tokens,
-            states,
-            encoder_mask=encoder_mask,
-            encoder_segment_ids=encoder_segment_ids,
-            decoder_segment_ids=decoder_segment_ids,
-            dropout_key=dropout_key,
-        )
-        return self.logits(x)
-
-    def decode_states(
-        self,
         decoder_tokens: Int[Array, "R T"],
-        states: Float[Array, "B S D"],
+        encoded: Float[Array, "B S D"],
         *,
         encoder_mask: Bool[Array, "B S"],
         encoder_segment_ids: Int[Array, "B S"] | None = None,
         decoder_segment_ids: Int[Array, "R T"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "R T D"]:
-        """Final decoder states, which `logits` reads; arguments as of `decode`.
+        """Return the final decoder states, which `logits` takes, from those of `encode`.
 
-        Without segments, rows may be several for each input, next to one another.
+        Other arguments are as in a call.  Without segments, there may be several rows for each
+        input, next to one another.
         """
         decoder = self._decoder()
         length = decoder_tokens.shape[1]
@@ -190,86 +162,58 @@ class T5(nnx.Module):
             raise ValueError(
                 "segment ids must be given for both encoder and decoder, got only one of them."
             )
-        mask = segments_from_ids(
+        segments = segments_from_ids(
             decoder_segment_ids, decoder_segment_ids, key_mask=None, causal=True
         )
-        mask = self._mask(mask, length, length)
-        cross_mask = segments_from_ids(
+        mask = self._mask(segments, length, length)
+        cross_segments = segments_from_ids(
             decoder_segment_ids, encoder_segment_ids, key_mask=encoder_mask, causal=False
         )
-        cross_mask = self._mask(cross_mask, length, states.shape[1])
-        x = self._embed(decoder_tokens)
-        return decoder(x, states, mask=mask, cross_mask=cross_mask, dropout_key=dropout_key)
+        cross_mask = self._mask(cross_segments, length, encoded.shape[1])
+        x = self._embed(decoder_tokens)  # [R, T, D]
+        return decoder(x, encoded, mask=mask, cross_mask=cross_mask, dropout_key=dropout_key)
 
-    def cross_weights(
+    def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Return the logits of final decoder states."""
+        return constrain_activations(project_logits(x, self._output_kernel(), self.config))
+
+    def cross_attention_weights(
         self,
         encoder_tokens: Int[Array, "B S"],
         decoder_tokens: Int[Array, "B T"],
         *,
         encoder_mask: Bool[Array, "B S"],
     ) -> Float[Array, "L B N T S"]:
-        """How much every target position reads from every input position; as of `__call__`."""
-        states = self.encode(encoder_tokens, encoder_mask=encoder_mask)
+        """Return the attention weights of targets on inputs, by layer; arguments as in a call."""
+        encoded = self.encode(encoder_tokens, encoder_mask=encoder_mask)
         mask = jnp.tri(decoder_tokens.shape[1], dtype=bool)[None, None]
-        return self._decoder().cross_weights(
-            self._embed(decoder_tokens),
-            states,
-            mask=mask,
-            cross_mask=encoder_mask[:, None, None, :],
+        cross_mask = encoder_mask[:, None, None, :]
+        return self._decoder().cross_attention_weights(
+            self._embed(decoder_tokens), encoded, mask=mask, cross_mask=cross_mask
         )
 
-    def decoding(
-        self,
-        states: Float[Array, "B S D"],
-        *,
-        encoder_mask: Bool[Array, "B S"],
-        max_len: int,
-        num_beams: int = 1,
-    ) -> tuple[DecodeStep, DecoderCache]:
-        """What a decoding loop needs to write up to `max_len` tokens for each row.
-
-        Cross-attention keys and values are computed here, and stacked weights sliced: who decodes
-        often keeps `stepper()`.
-
-        Args:
-          states: from `encode`.
-          encoder_mask: True on input ids that are not padding.
-          max_len: most tokens the loop will feed.
-          num_beams: rows of the loop for each row of `states`, next to one another.
-        Returns:
-          `step(tokens, cache) -> (logits, cache)`, for one token a row, and the empty cache.
-        """
-        return self.stepper().start(
-            states, encoder_mask=encoder_mask, max_len=max_len, num_beams=num_beams
+    def incremental_decoder(self) -> IncrementalDecoder:
+        """Return the decoder laid out for a decoding loop; worth keeping between requests."""
+        return IncrementalDecoder.from_decoder(
+            self.config, self._decoder(), self.token_embedder, self._output_kernel()
         )
 
-    def stepper(self) -> IncrementalDecoder:
-        """The decoder's weights as a decoding loop wants them; worth keeping between requests."""
-        decoder = self._decoder()
-        return IncrementalDecoder.of(
-            self.config, decoder, self.token_embedder, self._output_kernel()
-        )
+    def output_embedding(self) -> tuple[Float[Array, "..."], int]:
+        """Return the kernel of the logits as it is stored, and its vocabulary axis."""
+        if self.output is not None:
+            return self.output.kernel[...], 1
+        return self.token_embedder.embedding[...], 0
 
     def _mask(
         self, segments: Segments, query_len: int, key_len: int
     ) -> Bool[Array, "#B 1 #T S"] | Segments:
-        """Segments where attention is computed in blocks, and a dense mask where it is not."""
+        """Return segments if attention is computed in blocks, and a dense mask if not."""
         blocks = uses_blocks(self.config.attention, query_len, key_len)
         return segments if blocks else segments.dense(query_len, key_len)
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         x = self.token_embedder(tokens).astype(self.config.dtype)
         return constrain_activations(x)
-
-    def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Logits of `decode_states`' states."""
-        return constrain_activations(project_logits(x, self._output_kernel(), self.config))
-
-    def output_table(self) -> tuple[Float[Array, "..."], int]:
-        """The kernel that makes states logits as it is stored, and which axis is the vocabulary."""
-        if self.output is not None:
-            return self.output.kernel[...], 1
-        return self.token_embedder.embedding[...], 0
 
     def _output_kernel(self) -> Kernel:
         if self.output is not None:

@@ -1,7 +1,7 @@
-"""One layer of each stack, made of the parts in `layers`.
+"""Encoder and decoder: blocks of the parts in `layers`, and stacks of blocks.
 
-Shape letters: B batch, T query length, S key length, D d_model, N heads, H d_kv; C cache length,
-I inputs and Q queries of each where several rows read one input.
+Shape letters: B batch, T target length, S input length, D d_model, N heads, H d_kv, L layers;
+I inputs and R rows of the decoder, R / I for each input, next to one another.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from t5jax.models.config import T5Config
-from t5jax.models.layers import Attention, FeedForward, RelativeBias, RMSNorm, dropout
-from t5jax.ops import Segments, on_cpu
+from t5jax.models.layers import Attention, FeedForward, KVCache, RelativeBias, RMSNorm, dropout
+from t5jax.ops import Segments, is_kernel, on_cpu
 from t5jax.parallel import constrain_activations
 
 
 class EncoderBlock(nnx.Module):
-    """Self-attention over the whole input, then feed-forward; norms first, residuals around."""
+    """Self-attention over the whole input, then feed-forward."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.attention_norm = RMSNorm(config)
@@ -37,20 +37,33 @@ class EncoderBlock(nnx.Module):
         x: Float[Array, "B S D"],
         *,
         mask: Bool[Array, "B 1 #S S"] | Segments,
-        bias: Float[Array, "1 N S S"] | Float[Array, "N offsets"],
+        bias: Float[Array, "1 N S S"] | Float[Array, "N offsets"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B S D"]:
-        keys = split_key(dropout_key, 4)
-        h = self.attention_norm(x)
-        heads = self.attention.queries_keys_values(h)
-        h = self.attention.attend(*heads, mask=mask, bias=bias, dropout_key=keys[0])
-        x = x + dropout(h, rate=self.dropout_rate, key=keys[1], shared_axis=-2)
-        h = self.mlp(self.mlp_norm(x), dropout_key=keys[2])
-        return x + dropout(h, rate=self.dropout_rate, key=keys[3], shared_axis=-2)
+        """Apply the block.
+
+        Args:
+          x: states before the block.
+          mask: of self-attention.
+          bias: the stack's relative bias; None takes the layer's own.
+          dropout_key: turns dropout on; None evaluates.
+        """
+        keys, rate = split_key(dropout_key, 4), self.dropout_rate
+        if bias is None:
+            bias = _own_bias(self.relative_bias, mask, x.shape[1])
+
+        h = self.attention_norm(x)  # [B, S, D]
+        q, k, v = self.attention.project_qkv(h)  # [B, N, S, H]
+        h = self.attention.attend(q, k, v, mask=mask, bias=bias, dropout_key=keys[0])  # [B, S, D]
+        x = x + dropout(h, rate=rate, key=keys[1], shared_axis=-2)
+
+        h = self.mlp_norm(x)
+        h = self.mlp(h, dropout_key=keys[2])
+        return x + dropout(h, rate=rate, key=keys[3], shared_axis=-2)
 
 
 class DecoderBlock(nnx.Module):
-    """Self-attention over what is written, cross-attention over the input, feed-forward."""
+    """Causal self-attention, cross-attention over the input, then feed-forward."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.self_attention_norm = RMSNorm(config)
@@ -66,89 +79,145 @@ class DecoderBlock(nnx.Module):
         )
         self.dropout_rate = config.dropout_rate
 
-    def self_heads(
-        self, x: Float[Array, "B T D"]
-    ) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T H"], Float[Array, "B N T H"]]:
-        """Queries, keys and values of self-attention; a decoding loop keeps the last two."""
-        return self.self_attention.queries_keys_values(self.self_attention_norm(x))
-
-    def read_itself(
-        self,
-        x: Float[Array, "B T D"],
-        self_heads: tuple[
-            Float[Array, "B N T H"], Float[Array, "B N C H"], Float[Array, "B N C H"]
-        ],
-        *,
-        mask: Bool[Array, "#B 1 #T C"] | Segments,
-        bias: Float[Array, "1 N T C"] | Float[Array, "N offsets"],
-        dropout_key: Key[Array, ""] | None = None,
-        residual_key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B T D"]:
-        """The first third of the block: `x` and what self-attention adds to it."""
-        h = self.self_attention.attend(*self_heads, mask=mask, bias=bias, dropout_key=dropout_key)
-        return x + dropout(h, rate=self.dropout_rate, key=residual_key, shared_axis=-2)
-
-    def cross_queries(self, x: Float[Array, "B T D"], num_inputs: int) -> Float[Array, "I N Q H"]:
-        """Queries of cross-attention, those of all rows that read one input next to one another."""
-        h = self.cross_attention_norm(x)
-        return self.cross_attention.queries(h.reshape(num_inputs, -1, h.shape[-1]))
+    def encoder_kv(
+        self, encoded: Float[Array, "I S D"]
+    ) -> tuple[Float[Array, "I N S H"], Float[Array, "I N S H"]]:
+        """Return the cross-attention keys and values of the encoder's output."""
+        return self.cross_attention.project_kv(encoded)
 
     def __call__(
         self,
-        x: Float[Array, "B T D"],
-        self_heads: tuple[
-            Float[Array, "B N T H"], Float[Array, "B N C H"], Float[Array, "B N C H"]
-        ],
-        cross_keys_values: tuple[Float[Array, "I N S H"], Float[Array, "I N S H"]],
+        x: Float[Array, "R T D"],
+        encoder_kv: tuple[Float[Array, "I N S H"], Float[Array, "I N S H"]],
         *,
-        mask: Bool[Array, "#B 1 #T C"] | Segments,
-        cross_mask: Bool[Array, "I 1 #Q S"] | Segments,
-        bias: Float[Array, "1 N T C"] | Float[Array, "N offsets"],
+        mask: Bool[Array, "#R 1 #T C"] | Segments,
+        cross_mask: Bool[Array, "I 1 #T S"] | Segments,
+        bias: Float[Array, "#R N T C"] | Float[Array, "N offsets"] | None = None,
+        cache: KVCache | None = None,
         dropout_key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B T D"]:
-        """One block.
+    ) -> tuple[Float[Array, "R T D"], Any]:
+        """Apply the block, to whole targets or, with a cache, to one more token of each row.
 
-        Heads are `self_heads(x)` in training; in decoding, keys and values come from a cache.  Rows
-        of `x` may be several for each of I inputs, next to one another, which they all read.
+        Args:
+          x: states before the block; the rows of one input are next to one another.
+          encoder_kv: from the method of that name.
+          mask: of self-attention, over the C = T targets or the C positions of the cache.
+          cross_mask: of cross-attention.
+          bias: the stack's relative bias; None takes the layer's own.
+          cache: keys and values of earlier tokens.
+          dropout_key: turns dropout on; None evaluates.
+        Returns:
+          States after the block, and the `KVCache` with the new keys and values, if there is one.
         """
-        keys = split_key(dropout_key, 6)
-        x = self.read_itself(
-            x, self_heads, mask=mask, bias=bias, dropout_key=keys[0], residual_key=keys[1]
+        keys, rate = split_key(dropout_key, 6), self.dropout_rate
+        if bias is None:
+            bias = _own_bias(self.relative_bias, mask, x.shape[1])
+
+        h = self.self_attention_norm(x)  # [R, T, D]
+        q, k, v = self.self_attention.project_qkv(h)  # [R, N, T, H]
+        if cache is not None:
+            cache = cache.write(k, v)
+            k, v = cache.read(len(x))  # [R, N, C, H]
+        h = self.self_attention.attend(q, k, v, mask=mask, bias=bias, dropout_key=keys[0])
+        x = x + dropout(h, rate=rate, key=keys[1], shared_axis=-2)  # [R, T, D]
+
+        h = self.cross_attention_norm(x)
+        q = self._cross_q(h, len(encoder_kv[0]))  # [I, N, R / I * T, H]
+        h = self.cross_attention.attend(q, *encoder_kv, mask=cross_mask, dropout_key=keys[2])
+        h = h.reshape(x.shape)  # [R, T, D]
+        x = x + dropout(h, rate=rate, key=keys[3], shared_axis=-2)
+
+        h = self.mlp_norm(x)
+        h = self.mlp(h, dropout_key=keys[4])
+        x = x + dropout(h, rate=rate, key=keys[5], shared_axis=-2)
+        return x, cache
+
+    def cross_attention_weights(
+        self,
+        x: Float[Array, "R T D"],
+        encoder_kv: tuple[Float[Array, "I N S H"], Float[Array, "I N S H"]],
+        *,
+        mask: Bool[Array, "#R 1 T T"],
+        cross_mask: Bool[Array, "I 1 #T S"],
+        bias: Float[Array, "1 N T T"] | None = None,
+    ) -> Float[Array, "I N T S"]:
+        """Return the attention weights of every target on every input; arguments as in a call."""
+        if bias is None:
+            bias = _own_bias(self.relative_bias, mask, x.shape[1])
+        q, k, v = self.self_attention.project_qkv(self.self_attention_norm(x))
+        x = x + self.self_attention.attend(q, k, v, mask=mask, bias=bias)
+        q = self._cross_q(self.cross_attention_norm(x), len(encoder_kv[0]))
+        return self.cross_attention.weights(q, encoder_kv[0], mask=cross_mask, bias=None)
+
+    def for_decoding(self, dtype: str) -> "DecoderBlock":
+        """Return a copy in the compute dtype, with one kernel for q, k and v of self-attention."""
+        # Scales of int8 kernels stay float32.
+        block = jax.tree.map(
+            lambda leaf: leaf if is_kernel(leaf) else leaf.astype(dtype), self, is_leaf=is_kernel
         )
-        queries = self.cross_queries(x, len(cross_keys_values[0]))
-        h = self.cross_attention.attend(
-            queries, *cross_keys_values, mask=cross_mask, dropout_key=keys[2]
-        )
-        h = h.reshape(x.shape)
-        x = x + dropout(h, rate=self.dropout_rate, key=keys[3], shared_axis=-2)
-        h = self.mlp(self.mlp_norm(x), dropout_key=keys[4])
-        return x + dropout(h, rate=self.dropout_rate, key=keys[5], shared_axis=-2)
+        block.self_attention.fuse_qkv()
+        return block
+
+    def _cross_q(self, h: Float[Array, "R T D"], num_inputs: int) -> Float[Array, "I N Q H"]:
+        # Rows of one input are queries of one sequence, so that its keys are read once.
+        return self.cross_attention.project_q(h.reshape(num_inputs, -1, h.shape[-1]))
 
 
 def split_key(key: Key[Array, ""] | None, count: int):
-    """`count` keys, or as many times None if dropout is off."""
+    """Split a key, or return `count` times None if dropout is off."""
     return [None] * count if key is None else jax.random.split(key, count)
 
 
-# A CPU copies what a loop keeps for its backward pass, and runs the loop's body on fewer threads:
-# stacks of up to so many layers are written out there, which takes a third of the time.
-_MAX_UNROLLED_LAYERS = 12
+def _own_bias(relative_bias: RelativeBias | None, mask: Any, length: int) -> Array:
+    assert relative_bias is not None, "a block without a relative bias takes that of its stack"
+    return relative_bias.for_mask(mask, length)
 
 
-class Encoder(nnx.Module):
-    """A stack of encoder blocks."""
+class Stack(nnx.Module):
+    """Blocks of one class, their parameters stacked on a leading axis, and a final norm.
 
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+    The layers share one relative bias, or each block owns one (umT5).
+    """
+
+    def __init__(
+        self,
+        config: T5Config,
+        block: type[EncoderBlock] | type[DecoderBlock],
+        *,
+        num_layers: int,
+        bidirectional: bool,
+        rngs: nnx.Rngs,
+    ):
         self.config = config
-        self.layers = _stack(
-            lambda rngs: EncoderBlock(config, rngs=rngs), config.num_encoder_layers, rngs
-        )
+        keys = jax.random.split(rngs.params(), num_layers)
+        self.layers: Any = jax.vmap(lambda key: block(config, rngs=nnx.Rngs(params=key)))(keys)
         self.relative_bias = (
             None
             if config.relative_bias_per_layer
-            else RelativeBias(config, bidirectional=True, rngs=rngs)
+            else RelativeBias(config, bidirectional=bidirectional, rngs=rngs)
         )
         self.final_norm = RMSNorm(config)
+
+    def layer(self, index: int) -> Any:
+        """Return one block of the stack."""
+        return jax.tree.map(lambda leaf: leaf[index], self.layers)
+
+    def shared_bias(self, mask: Any, length: int) -> Array | None:
+        """Return the bias that all layers share, or None if each has its own."""
+        return None if self.relative_bias is None else self.relative_bias.for_mask(mask, length)
+
+
+class Encoder(Stack):
+    """A stack of encoder blocks."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        super().__init__(
+            config,
+            EncoderBlock,
+            num_layers=config.num_encoder_layers,
+            bidirectional=True,
+            rngs=rngs,
+        )
 
     def __call__(
         self,
@@ -157,104 +226,83 @@ class Encoder(nnx.Module):
         mask: Bool[Array, "B 1 #S S"] | Segments,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B S D"]:
-        length = x.shape[1]
-        shared_bias = None if self.relative_bias is None else self.relative_bias.under(mask, length)
+        """Return the final states of embedded inputs."""
+        bias = self.shared_bias(mask, x.shape[1])
 
         def block(x, layer, key):
-            bias = (
-                shared_bias if shared_bias is not None else layer.relative_bias.under(mask, length)
-            )
             return layer(x, mask=mask, bias=bias, dropout_key=key)
 
-        keys = split_key(dropout_key, 3)
-        rate = self.config.dropout_rate
-        x = dropout(x, rate=rate, key=keys[0], shared_axis=-2)
-        x = _scan(self.config, block, x, self.layers, keys[1])
+        keys, rate = split_key(dropout_key, 3), self.config.dropout_rate
+        x = dropout(x, rate=rate, key=keys[0], shared_axis=-2)  # [B, S, D]
+        x = _scan_layers(self.config, block, x, self.layers, keys[1])
+        x = self.final_norm(x)
         # The one place where T5X drops positions independently.
-        return dropout(self.final_norm(x), rate=rate, key=keys[2])
+        return dropout(x, rate=rate, key=keys[2])
 
 
-class Decoder(nnx.Module):
+class Decoder(Stack):
     """A stack of decoder blocks."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        self.config = config
-        self.layers = _stack(
-            lambda rngs: DecoderBlock(config, rngs=rngs), config.num_decoder_layers, rngs
+        super().__init__(
+            config,
+            DecoderBlock,
+            num_layers=config.num_decoder_layers,
+            bidirectional=False,
+            rngs=rngs,
         )
-        self.relative_bias = (
-            None
-            if config.relative_bias_per_layer
-            else RelativeBias(config, bidirectional=False, rngs=rngs)
-        )
-        self.final_norm = RMSNorm(config)
 
     def __call__(
         self,
         x: Float[Array, "R T D"],
-        states: Float[Array, "B S D"],
+        encoded: Float[Array, "I S D"],
         *,
         mask: Bool[Array, "#R 1 T T"] | Segments,
-        cross_mask: Bool[Array, "B 1 #T S"] | Segments,
+        cross_mask: Bool[Array, "I 1 #T S"] | Segments,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "R T D"]:
-        length = x.shape[1]
-        shared_bias = None if self.relative_bias is None else self.relative_bias.under(mask, length)
+        """Return the final states of embedded targets."""
+        bias = self.shared_bias(mask, x.shape[1])
 
         def block(x, layer, key):
-            return layer(
-                x,
-                layer.self_heads(x),
-                layer.cross_attention.keys_values(states),
-                mask=mask,
-                cross_mask=cross_mask,
-                bias=shared_bias
-                if shared_bias is not None
-                else layer.relative_bias.under(mask, length),
-                dropout_key=key,
-            )
+            kv = layer.encoder_kv(encoded)  # [I, N, S, H]
+            return layer(x, kv, mask=mask, cross_mask=cross_mask, bias=bias, dropout_key=key)[0]
 
-        keys = split_key(dropout_key, 3)
-        rate = self.config.dropout_rate
-        x = dropout(x, rate=rate, key=keys[0], shared_axis=-2)
-        x = _scan(self.config, block, x, self.layers, keys[1])
-        return dropout(self.final_norm(x), rate=rate, key=keys[2], shared_axis=-2)
+        keys, rate = split_key(dropout_key, 3), self.config.dropout_rate
+        x = dropout(x, rate=rate, key=keys[0], shared_axis=-2)  # [R, T, D]
+        x = _scan_layers(self.config, block, x, self.layers, keys[1])
+        x = self.final_norm(x)
+        return dropout(x, rate=rate, key=keys[2], shared_axis=-2)
 
-    def cross_weights(
+    def cross_attention_weights(
         self,
         x: Float[Array, "B T D"],
-        states: Float[Array, "B S D"],
+        encoded: Float[Array, "B S D"],
         *,
         mask: Bool[Array, "#B 1 T T"],
         cross_mask: Bool[Array, "B 1 #T S"],
     ) -> Float[Array, "L B N T S"]:
-        """How much every target position reads from every input position, in every layer."""
-        length = x.shape[1]
-        shared_bias = None if self.relative_bias is None else self.relative_bias(length)
+        """Return the attention weights of every layer; arguments as in a call."""
+        masks = {"mask": mask, "cross_mask": cross_mask, "bias": self.shared_bias(mask, x.shape[1])}
 
         def body(x, layer):
-            bias = shared_bias if shared_bias is not None else layer.relative_bias(length)
-            heads = layer.self_heads(x)
-            keys_values = layer.cross_attention.keys_values(states)
-            queries = layer.cross_queries(
-                layer.read_itself(x, heads, mask=mask, bias=bias), len(states)
-            )
-            weights = layer.cross_attention.weights(
-                queries, keys_values[0], mask=cross_mask, bias=None
-            )
-            x = layer(x, heads, keys_values, mask=mask, cross_mask=cross_mask, bias=bias)
-            return x, weights
+            kv = layer.encoder_kv(encoded)
+            weights = layer.cross_attention_weights(x, kv, **masks)
+            return layer(x, kv, **masks)[0], weights
 
         return jax.lax.scan(body, x, self.layers)[1]
 
 
-def _stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> Any:
-    keys = jax.random.split(rngs.params(), count)
-    return jax.vmap(lambda key: make(nnx.Rngs(params=key)))(keys)
+# A CPU copies what a loop keeps for its backward pass, and runs the loop's body on fewer threads:
+# unrolling stacks of up to this many layers takes a third off the time of a step (jax 0.10.2,
+# benchmarks/train.py; benchmarks/depth.py has what it costs in compile time).
+_MAX_UNROLLED_LAYERS = 12
 
 
-def _scan(config: T5Config, block: Callable, x: Array, layers: Any, key: Key[Array, ""] | None):
-    """Runs `block(x, layer, key)` over the stacked layers; a loop compiles as fast for many."""
+def _scan_layers(
+    config: T5Config, block: Callable, x: Array, layers: Any, key: Key[Array, ""] | None
+) -> Array:
+    """Apply `block(x, layer, key)` layer after layer; compile time does not grow with depth."""
 
     def body(x, layer_and_key):
         # Without this, the partitioner of `fsdp` divides features instead of examples.
@@ -262,7 +310,7 @@ def _scan(config: T5Config, block: Callable, x: Array, layers: Any, key: Key[Arr
 
     count = jax.tree.leaves(layers)[0].shape[0]
     # Who saves memory has no use for speed; in a loop the compiler cannot undo it either.
-    written_out = on_cpu() and count <= _MAX_UNROLLED_LAYERS and config.remat == "none"
+    unroll = on_cpu() and count <= _MAX_UNROLLED_LAYERS and config.remat == "none"
     # Inside a loop nothing is merged across iterations, so no barriers are needed.
     if config.remat == "full":
         body = jax.checkpoint(body, prevent_cse=False)
@@ -270,5 +318,5 @@ def _scan(config: T5Config, block: Callable, x: Array, layers: Any, key: Key[Arr
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
     keys = None if key is None else jax.random.split(key, count)
-    x, _ = jax.lax.scan(body, x, (layers, keys), unroll=count if written_out else 1)
+    x, _ = jax.lax.scan(body, x, (layers, keys), unroll=count if unroll else 1)
     return x

@@ -8,7 +8,7 @@ from .attention import (
     uses_blocks as uses_blocks,
 )
 from .contraction import (
-    add_shared as add_shared,
+    add_bias as add_bias,
 )
 from .contraction import (
     einsum as einsum,

@@ -84,9 +84,13 @@ def _transpose_in_memory(x: Float[Array, "*A R C"]) -> Float[Array, "*A C R"]:
     return jax.lax.optimization_barrier(parts).reshape(*outer, columns, rows)
 
 
+def add_bias(x: Float[Array, "B *A"], bias: Float[Array, "#B *A"]) -> Float[Array, "B *A"]:
+    """Add a bias, shared by all examples or one for each; see `sum_examples` for its gradient."""
+    return _add_shared(x, bias) if bias.shape[0] == 1 else x + bias
+
+
 @jax.custom_vjp
-def add_shared(x: Float[Array, "B *A"], shared: Float[Array, "1 *A"]) -> Float[Array, "B *A"]:
-    """`x + shared`, where all examples share the second."""
+def _add_shared(x: Array, shared: Array) -> Array:
     return x + shared
 
 
@@ -98,7 +102,7 @@ def _add_shared_backward(_: None, cotangent: Array) -> tuple[Array, Array]:
     return cotangent, sum_examples(cotangent)
 
 
-add_shared.defvjp(_add_shared_forward, _add_shared_backward)
+_add_shared.defvjp(_add_shared_forward, _add_shared_backward)
 
 
 def softmax(scores: Float[Array, "*A S"], dtype: Any) -> Float[Array, "*A S"]:

@@ -190,8 +190,8 @@ def _decoding(workload: Workload, mesh: Mesh) -> Lowered:
         write = jax.jit(lambda step, cache, tokens: step(tokens, cache), donate_argnums=1)
         program = write.lower(step, cache, tokens)
     num_bytes = {
-        "parameters": bytes_per_device(step.stepper),
-        "cache": bytes_per_device(cache) + bytes_per_device(step.cross),
+        "parameters": bytes_per_device(step.decoder),
+        "cache": bytes_per_device(cache) + bytes_per_device(step.encoder_kv),
     }
     return Lowered(program, num_bytes)
 

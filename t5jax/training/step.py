@@ -357,7 +357,7 @@ def _loss(
     encoder_tokens = batch["encoder_input_tokens"]
     segments = batch.get("encoder_segment_ids")
     model = bind(config, params)
-    states = model.target_states(
+    states = model.decoder_hidden_states(
         encoder_tokens,
         batch["decoder_input_tokens"],
         encoder_mask=encoder_tokens != config.pad_id if segments is None else segments > 0,
@@ -365,7 +365,7 @@ def _loss(
         decoder_segment_ids=batch.get("decoder_segment_ids"),
         dropout_key=dropout_key,
     )
-    kernel, vocab_axis = model.output_table()
+    kernel, vocab_axis = model.output_embedding()
     return loss.chunked_cross_entropy(
         states,
         kernel,

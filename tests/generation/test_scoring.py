@@ -11,7 +11,6 @@ from t5jax.generation.scoring import (
     encode_batch,
     score_tokens,
     shifted_targets,
-    target_logits,
 )
 from t5jax.models.t5 import bind
 
@@ -104,15 +103,6 @@ def test_shifted_targets_begin_with_the_start_token_and_lack_their_last(tiny):
     np.testing.assert_array_equal(np.asarray(found)[:, 1:], TARGETS[:, :-1])
 
 
-def test_logits_are_those_of_the_module(tiny, log_probs):
-    config, params = tiny
-    found = np.asarray(
-        target_logits(params, TOKENS, MASK, TARGETS[::NUM_TARGETS], config=config), np.float64
-    )
-    found -= np.log(np.exp(found).sum(-1, keepdims=True))
-    np.testing.assert_allclose(found, log_probs[::NUM_TARGETS], rtol=0, atol=ABSOLUTE)
-
-
 @pytest.mark.parametrize("projection_dim", [0, 7])
 def test_embed_is_the_mean_of_states_projected_and_of_length_1(tiny, projection_dim):
     config, params = tiny[0].replace(projection_dim=projection_dim), dict(tiny[1])
@@ -137,11 +127,15 @@ def test_embed_of_a_row_without_tokens_is_zero_and_leaves_the_others(tiny):
     np.testing.assert_array_equal(found[:2], expected[:2])
 
 
-def test_cross_weights_are_the_module_s_for_shifted_targets(tiny):
+def test_cross_attention_weights_are_the_module_s_for_shifted_targets(tiny):
     config, params = tiny
     targets = jnp.asarray(TARGETS[::NUM_TARGETS])
     found = cross_attention_weights(params, TOKENS, MASK, targets, config=config)
-    run = jax.jit(lambda bound, tokens, mask, x: bound.cross_weights(tokens, x, encoder_mask=mask))
+
+    @jax.jit
+    def run(bound, tokens, mask, targets):
+        return bound.cross_attention_weights(tokens, targets, encoder_mask=mask)
+
     expected = run(bind(config, params), TOKENS, MASK, shifted_targets(targets, config))
     assert found.shape == (3, 3, 3, T, S)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)

@@ -122,7 +122,7 @@ def their_forward(model, encoder, mask, decoder):
 @jax.jit
 def our_forward(model, encoder, mask, decoder):
     states = model.encode(encoder, encoder_mask=mask)
-    return states, model.decode(decoder, states, encoder_mask=mask)
+    return states, model.logits(model.decode(decoder, states, encoder_mask=mask))
 
 
 @torch.no_grad()

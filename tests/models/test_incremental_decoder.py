@@ -25,7 +25,8 @@ def by_steps(config, params, tokens, mask, targets, num_beams):
     """[R, T, V], and the last cache, which has more room than tokens."""
     bound = bind(config, params)
     states = bound.encode(tokens, encoder_mask=mask)
-    step, cache = bound.decoding(states, encoder_mask=mask, max_len=T + 3, num_beams=num_beams)
+    decoder = bound.incremental_decoder()
+    step, cache = decoder.start(states, encoder_mask=mask, max_len=T + 3, num_beams=num_beams)
 
     def one(cache, row):
         logits, cache = step(row, cache)
@@ -109,23 +110,25 @@ def test_step_with_int8_kernels_equals_float_kernels_of_their_values(
         assert np.abs(np.asarray(found) - exact).max() > 2e-2 * scale
 
 
-def test_stepper_joins_queries_keys_and_values_of_every_layer(tiny_config, tiny_params):
-    stepper = jax.jit(lambda params: bind(tiny_config, params).stepper())(tiny_params)
+def test_incremental_decoder_fuses_queries_keys_and_values_of_every_layer(tiny_config, tiny_params):
+    decoder = jax.jit(lambda params: bind(tiny_config, params).incremental_decoder())(tiny_params)
     layers = tiny_params["decoder"]["layers"]["self_attention"]
-    assert len(stepper.blocks) == len(stepper.biases) == 3
-    for i, block in enumerate(stepper.blocks):
+    assert len(decoder.blocks) == len(decoder.biases) == 3
+    for i, block in enumerate(decoder.blocks):
         parts = [np.asarray(layers[name][i]) for name in ("query", "key", "value")]
-        joined = block.self_attention.joined.get_value()
-        np.testing.assert_array_equal(joined, np.concatenate(parts, axis=1))
+        fused = block.self_attention.qkv.get_value()
+        np.testing.assert_array_equal(fused, np.concatenate(parts, axis=1))
         assert block.self_attention.query is None
 
 
-def test_stepper_holds_weights_in_the_type_that_is_computed_in(tiny_config, tiny_params):
+def test_incremental_decoder_holds_weights_in_the_type_that_is_computed_in(
+    tiny_config, tiny_params
+):
     config = tiny_config.replace(dtype="bfloat16")
     rounded = round_kernels(tiny_params)
     for params in (tiny_params, rounded):
-        stepper = jax.jit(lambda params: bind(config, params).stepper())(params)
-        for block in stepper.blocks:
+        decoder = jax.jit(lambda params: bind(config, params).incremental_decoder())(params)
+        for block in decoder.blocks:
             leaves = jax.tree.leaves(block, is_leaf=is_kernel)
             kinds = {leaf.dtype.name for leaf in leaves if not is_kernel(leaf)}
             assert kinds == {"bfloat16"}
@@ -144,3 +147,61 @@ def test_step_of_a_decoder_whose_layers_have_biases_of_their_own(tiny_config):
     expected = at_once(config, params, *inputs, TARGETS)
     found, _ = by_steps(config, params, TOKENS, MASK, TARGETS, BEAMS)
     np.testing.assert_allclose(found, expected, rtol=0, atol=4e-5)
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_rows_at_different_positions_have_the_logits_of_whole_targets(tiny_config, per_layer):
+    config = tiny_config.replace(relative_bias_per_layer=per_layer)
+    rng = np.random.default_rng(4)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.4 * rng.normal(size=leaf.shape), leaf.dtype),
+        abstract_params(config),
+    )
+    # Two of the six rows begin at once, the others one to three steps later.
+    delay = np.array([0, 3, 1, 0, 2, 1])
+
+    @jax.jit
+    def staggered(params):
+        bound = bind(config, params)
+        mask = jnp.asarray(MASK)
+        encoded = bound.encode(jnp.asarray(TOKENS), encoder_mask=mask)
+        decoder = bound.incremental_decoder()
+        step, cache = decoder.start(encoded, encoder_mask=mask, max_len=T + 2, num_beams=BEAMS)
+
+        def one(cache, time):
+            # A row that is not to go on is set back, and writes over the token that it fed.
+            position = jnp.clip(time - delay, 0, T - 1)
+            tokens = jnp.take_along_axis(jnp.asarray(TARGETS), position[:, None], axis=1)[:, 0]
+            logits, cache = step(tokens, cache._replace(position=position))
+            return cache, (position, logits)
+
+        start = cache._replace(position=jnp.zeros(len(delay), jnp.int32))
+        return jax.lax.scan(one, start, jnp.arange(T + delay.max()))[1]
+
+    positions, logits = map(np.asarray, staggered(params))
+    inputs = TOKENS.repeat(BEAMS, axis=0), MASK.repeat(BEAMS, axis=0)
+    expected = np.asarray(at_once(config, params, *inputs, TARGETS))
+    assert any(len(set(row)) > 2 for row in positions)
+    for row in range(len(delay)):
+        assert set(positions[:, row]) == set(range(T))
+        # Five layers of float32 sums; logits of size 1 to 4.
+        np.testing.assert_allclose(
+            logits[:, row], expected[row, positions[:, row]], rtol=0, atol=4e-5
+        )
+
+
+def test_a_single_row_takes_a_position_of_its_own(tiny_config, tiny_params):
+    def run(params, position):
+        bound = bind(tiny_config, params)
+        mask = jnp.asarray(MASK[:1])
+        encoded = bound.encode(jnp.asarray(TOKENS[:1]), encoder_mask=mask)
+        step, cache = bound.incremental_decoder().start(encoded, encoder_mask=mask, max_len=T)
+        cache = cache._replace(position=position)
+        for i in range(3):
+            logits, cache = step(jnp.asarray(TARGETS[:1, i]), cache)
+        return logits, cache.position
+
+    expected, _ = jax.jit(run)(tiny_params, jnp.zeros((), jnp.int32))
+    logits, position = jax.jit(run)(tiny_params, jnp.zeros(1, jnp.int32))
+    np.testing.assert_array_equal(position, [3])
+    np.testing.assert_array_equal(logits, expected)

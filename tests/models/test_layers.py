@@ -163,7 +163,8 @@ def attend(attention, x, states, mask, bias=None, **kwargs):
     x, states = jnp.asarray(x), jnp.asarray(states)
     bias = None if bias is None else jnp.asarray(bias)[None]
     mask = jnp.asarray(mask)[:, None]
-    return attention(x, *attention.keys_values(states), mask=mask, bias=bias, **kwargs)
+    q, (k, v) = attention.project_q(x), attention.project_kv(states)
+    return attention.attend(q, k, v, mask=mask, bias=bias, **kwargs)
 
 
 @pytest.fixture(scope="module")

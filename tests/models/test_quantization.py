@@ -10,8 +10,8 @@ import pytest
 from helpers.forced_decoding import LIMIT, forced_log_probs, greedy_ids, score_by_hand
 
 import t5jax
-from t5jax.generation.scoring import target_logits
 from t5jax.models.quantization import check_saveable
+from t5jax.models.t5 import bind
 from t5jax.ops.linear import is_kernel, quantize_kernel
 from t5jax.parallel.mesh import MeshConfig, make_mesh
 from t5jax.text2text import Text2Text
@@ -81,12 +81,13 @@ def test_to_int8_tells_the_error_that_numpy_finds(pair):
     exact, loaded = pair
     rng = np.random.default_rng(0)
     tokens, targets = (rng.integers(2, 97, (4, size), dtype=np.int32) for size in (64, 16))
-    mask = np.ones(tokens.shape, bool)
+    shifted = np.roll(targets, 1, axis=1)
 
     def logits(t5):
-        found = target_logits(t5.params, tokens, mask, targets, config=t5.config)
-        found = np.asarray(found, np.float64)
-        return found - found.mean(axis=-1, keepdims=True)
+        shifted[:, 0] = t5.config.decoder_start_id
+        run = jax.jit(lambda model, *batch: model(*batch, encoder_mask=batch[0] >= 0))
+        centred = np.asarray(run(bind(t5.config, t5.params), tokens, shifted), np.float64)
+        return centred - centred.mean(axis=-1, keepdims=True)
 
     before, after = logits(exact), logits(widened(loaded))
     difference = after - before

@@ -47,13 +47,8 @@ def test_decoder_scan_equals_loop_over_sliced_layers(tiny_config, tiny_params):
         scanned = bound.decoder(x, states, **masks)
         for i in range(tiny_config.num_decoder_layers):
             layer = layer_of(bound.decoder, i)
-            x = layer(
-                x,
-                layer.self_heads(x),
-                layer.cross_attention.keys_values(states),
-                bias=bound.decoder.relative_bias(T),
-                **masks,
-            )
+            bias = bound.decoder.relative_bias(T)
+            x, _ = layer(x, layer.encoder_kv(states), bias=bias, **masks)
         return scanned, bound.decoder.final_norm(x)
 
     scanned, looped = both(tiny_params)
@@ -75,7 +70,9 @@ def test_program_does_not_grow_with_depth(tiny_config):
 
 
 @pytest.mark.parametrize("per_layer", [False, True])
-def test_cross_weights_are_the_softmax_of_queries_and_keys_in_every_layer(tiny_config, per_layer):
+def test_cross_attention_weights_are_the_softmax_of_queries_and_keys_in_every_layer(
+    tiny_config, per_layer
+):
     config = tiny_config.replace(relative_bias_per_layer=per_layer)
     rng = np.random.default_rng(1)
     # No scale is 0, and scores are of size 1.
@@ -88,19 +85,24 @@ def test_cross_weights_are_the_softmax_of_queries_and_keys_in_every_layer(tiny_c
     def run(params):
         bound = bind(config, params)
         mask = jnp.asarray(MASK)
-        found = bound.cross_weights(TOKENS, TARGETS, encoder_mask=mask)
-        # What every layer asks, and what it attends to.
+        weights = bound.cross_attention_weights(TOKENS, TARGETS, encoder_mask=mask)
+        # Cross-attention's input in every layer: the output of one that adds nothing after it.
+        muted = bind(config, jax.tree.map_with_path(mute, params))
         states = bound.encode(TOKENS, encoder_mask=mask)
         masks = {"mask": jnp.tri(T, dtype=bool)[None, None], "cross_mask": mask[:, None, None]}
         x = bound.token_embedder(TARGETS)
         asked = []
         for i in range(config.num_decoder_layers):
-            layer = layer_of(bound.decoder, i)
+            layer, quiet = layer_of(bound.decoder, i), layer_of(muted.decoder, i)
             bias = (layer if per_layer else bound.decoder).relative_bias(T)
-            heads, pair = layer.self_heads(x), layer.cross_attention.keys_values(states)
-            asked.append(layer.read_itself(x, heads, mask=masks["mask"], bias=bias))
-            x = layer(x, heads, pair, bias=bias, **masks)
-        return found, states, asked
+            kv = layer.encoder_kv(states)
+            asked.append(quiet(x, kv, bias=bias, **masks)[0])
+            x, _ = layer(x, kv, bias=bias, **masks)
+        return weights, states, asked
+
+    def mute(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return leaf * 0 if name.endswith(("cross_attention/out", "mlp/wo")) else leaf
 
     found, states, asked = jax.tree.map(np.asarray, run(params))
     assert (found.shape, found.dtype) == ((3, 3, 3, T, S), np.float32)

@@ -196,7 +196,7 @@ def logits_by_steps(config, params, encoder_tokens, decoder_tokens, mask):
     """[B, T, V] and the last cache; it has more room than tokens, as when a loop stops early."""
     bound = bind(config, params)
     states = bound.encode(encoder_tokens, encoder_mask=mask)
-    step, cache = bound.decoding(states, encoder_mask=mask, max_len=T + 3)
+    step, cache = bound.incremental_decoder().start(states, encoder_mask=mask, max_len=T + 3)
 
     def one(cache, tokens):
         logits, cache = step(tokens, cache)
@@ -311,7 +311,7 @@ def test_t5_bfloat16_states_and_cache_are_bfloat16(tiny, batch):
     def start(params):
         bound = bind(config, params)
         states = bound.encode(encoder_tokens, encoder_mask=mask)
-        return states, bound.decoding(states, encoder_mask=mask, max_len=4)[1]
+        return states, bound.incremental_decoder().start(states, encoder_mask=mask, max_len=4)[1]
 
     states, cache = jax.eval_shape(start, params)
     found = {leaf.dtype for leaf in (states, *cache.keys, *cache.values)}
@@ -634,7 +634,7 @@ def test_t5_without_decoder_encodes_and_nothing_else(tiny, batch):
     with pytest.raises(ValueError, match=r"must have a decoder.*num_decoder_layers = 0; use"):
         bound(encoder_tokens, decoder_tokens, encoder_mask=mask)
     with pytest.raises(ValueError, match="must have a decoder"):
-        bound.decoding(states, encoder_mask=mask, max_len=4)
+        bound.incremental_decoder().start(states, encoder_mask=mask, max_len=4)
 
 
 # Which axis of a parameter, without its layer axis, lies on which axis of the mesh.

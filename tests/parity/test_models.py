@@ -139,10 +139,9 @@ def our_layers(model, encoder, mask, decoder):
     for i in range(model.config.num_decoder_layers):
         found.append(x)
         block = jax.tree.map(lambda leaf, i=i: leaf[i], model.decoder.layers)
-        x = block(
+        x, _ = block(
             x,
-            block.self_heads(x),
-            block.cross_attention.keys_values(states),
+            block.encoder_kv(states),
             mask=jax.numpy.tri(target_length, dtype=bool)[None, None],
             cross_mask=cross_mask,
             bias=model.decoder.relative_bias(target_length),

@@ -112,8 +112,8 @@ def test_decode_step_counts_are_xlas(optimised, own_checks):
     mask = jax.ShapeDtypeStruct((16, 48), jnp.bool_)
 
     def start(params, states, mask):
-        decoding = bind(WIDE, params).decoding
-        return decoding(states, encoder_mask=mask, max_len=20)
+        decoder = bind(WIDE, params).incremental_decoder()
+        return decoder.start(states, encoder_mask=mask, max_len=20)
 
     step, cache = jax.eval_shape(start, params, states, mask)
     tokens = jax.ShapeDtypeStruct((16,), jnp.int32)
