@@ -3,16 +3,16 @@
 from .automaton import (
     Automaton as Automaton,
 )
-from .automaton import (
+from .automaton_builders import (
     check_automaton as check_automaton,
 )
-from .automaton import (
+from .automaton_builders import (
     from_edges as from_edges,
 )
-from .automaton import (
+from .automaton_builders import (
     matcher as matcher,
 )
-from .automaton import (
+from .automaton_builders import (
     trie as trie,
 )
 from .beam import (
@@ -34,22 +34,16 @@ from .logits_processors import (
     LogitsProcessors as LogitsProcessors,
 )
 from .loop import (
-    DEAD_END as DEAD_END,
-)
-from .loop import (
-    EOS as EOS,
-)
-from .loop import (
-    GOING_ON as GOING_ON,
-)
-from .loop import (
-    LIMIT as LIMIT,
-)
-from .loop import (
-    STOP as STOP,
+    Finish as Finish,
 )
 from .loop import (
     LoopState as LoopState,
+)
+from .loop import (
+    SampleFn as SampleFn,
+)
+from .loop import (
+    StepFn as StepFn,
 )
 from .loop import (
     decode_loop as decode_loop,

@@ -1,226 +1,362 @@
-"""Beam search: the likeliest sequences, as far as a few open ones at a time can find them."""
+"""Beam search: an approximate search for the most likely sequences.
+
+Shape letters: B inputs, K beams, C = 2 K candidates, P width of the prefixes, W = 1 + P + max_len
+width of the sequences, V vocabulary.
+"""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from t5jax.decoding import automaton
-from t5jax.decoding.logits_processors import Context, LogitsProcessors, automaton_ended
-from t5jax.decoding.loop import EOS, LIMIT, STOP, StepFn
+from t5jax.decoding.logits_processors import Context, LogitsProcessors
+from t5jax.decoding.loop import Finish, StepFn, advance_automaton
 
-# Far below any log-probability, and finite, so that differences of two are numbers.
+# Far below any log-probability, and finite, so that the difference of two is a number.
 _NEVER = -1.0e9
 
 
 StoppingRule = Literal["full", "heuristic", "never"]
-
-
-"""When a row is done: as soon as it has enough sequences; when the best open one, if it ended now,
-would not be among them; or when no continuation can be."""
+"""Condition under which an input is done, as `early_stopping` True, False and "never" in
+transformers: it has K finished sequences; its best open sequence, if it ended now, would not be
+among them; or no continuation of an open sequence could be."""
 
 
 class Beams(NamedTuple):
-    """The best sequences of every row, best first."""
+    """The best finished sequences of every input, in descending order of their scores."""
 
     tokens: Int[Array, "B K W"]
-    """Start token, prefix and what was written; padding behind."""
+    """Start token, prefix and generated tokens, padded on the right."""
     scores: Float[Array, "B K"]
-    """Log-probability divided by the penalty of the length; -inf where there is no sequence."""
+    """Log-probability divided by the length penalty; -inf where there is no sequence."""
     log_probs: Float[Array, "B K"]
-    """Of what was written behind the prefix, in nats, as the rules have left it."""
+    """Log-probability of the tokens after the prefix, in nats, after the logits processors."""
     finish: Int[Array, "B K"]
-    """Why it has ended: EOS, LIMIT or STOP of `loop`."""
+    """EOS, LIMIT or STOP of `Finish`."""
     lengths: Int[Array, "B K"]
-    """Tokens behind the start token, the prefix among them."""
+    """Number of tokens after the start token, the prefix included."""
     failed: Int[Array, ""]
-    """The first position with logits that are not finite; -1 if there is none."""
+    """First position with logits that are not finite; -1 if there is none."""
+
+
+class _Open(NamedTuple):
+    """Open sequences; K, or as candidates C of them, in descending order of `log_probs`."""
+
+    tokens: Int[Array, "B C W"]
+    log_probs: Float[Array, "B C"]
+    automaton_states: Int[Array, "B C"]
+    stop_states: Int[Array, "B C"]
 
 
 class _State(NamedTuple):
+    """Carry of the search."""
+
     position: Int[Array, ""]
-    cache: Any
-    written: Int[Array, "B K W"]
-    log_probs: Float[Array, "B K"]
-    allowed: Int[Array, "B K"]
-    stopping: Int[Array, "B K"]
-    ended: Beams
+    cache: PyTree
+    beams: _Open
+    finished: Beams
     done: Bool[Array, " B"]
 
 
 def power_penalty(alpha: Float[Array, ""]) -> Callable[[Array], Array]:
-    """Length to the power of `alpha`, as in Hugging Face transformers; 0 is none."""
+    """Return the length penalty of transformers, `length ** alpha`; 0 is none."""
     return lambda length: length.astype(jnp.float32) ** alpha
 
 
 def gnmt_penalty(alpha: Float[Array, ""]) -> Callable[[Array], Array]:
-    """((5 + length) / 6) ** alpha, as in T5X and T5's paper.  (arXiv:1609.08144, equation 14)"""
+    """Return the length penalty of T5X and the T5 paper, `((5 + length) / 6) ** alpha`.
+
+    arXiv:1609.08144, equation 14.
+    """
     return lambda length: ((5.0 + length.astype(jnp.float32)) / 6.0) ** alpha
 
 
 def beam_search(
     step: StepFn,
-    cache: Any,
+    cache: PyTree,
     *,
     num_beams: int,
     penalty: Callable[[Int[Array, "..."]], Float[Array, "..."]],
     early_stopping: StoppingRule,
-    rules: LogitsProcessors,
+    processors: LogitsProcessors,
     start_tokens: Int[Array, " B"],
     prefix: Int[Array, "B P"],
     prefix_lens: Int[Array, " B"],
     done: Bool[Array, " B"],
-    limit: Int[Array, ""],
+    max_new_tokens: Int[Array, ""],
     max_len: int,
     eos_id: int,
     pad_id: int,
 ) -> Beams:
-    """Keeps the `num_beams` likeliest open sequences of every row, and the best that have ended.
+    """Search for the most likely sequences of every input, with K open ones at a time.
 
-    A sequence ends with EOS, which counts in its length, at a stop string, or at `limit`.  The
-    prefix counts neither in its length nor in its log-probability.
+    A sequence ends with EOS, which counts in its length, at an end of an automaton, or at
+    `max_new_tokens`.  The prefix counts neither in its length nor in its log-probability.
 
     Args:
-      step: from the last tokens, beams innermost, and the cache to the next logits and cache.
-      cache: its first state; every array with axes has B * num_beams rows, beams innermost.
-      num_beams: K, sequences kept, open and ended ones each.
-      penalty: of a length, from 1 on; scores are log-probabilities divided by it.
-      early_stopping: when a row is done.
-      rules: what may be written.
-      start_tokens: fed first.
-      prefix: what every sequence begins with, behind the start token; padded on the right.
-      prefix_lens: tokens of every row's prefix.
-      done: rows that are not to be decoded at all.
-      limit: most tokens of a sequence behind its prefix, at most `max_len`; a traced value.
-      max_len: room for them.
-      eos_id: ends a sequence; it is written.
-      pad_id: fills a sequence behind its end.
+      step: the model, called with B * K rows, the beams of an input next to one another.
+      cache: its initial cache; every array with axes has B * K rows.
+      num_beams: K, number of open and of finished sequences of an input.
+      penalty: maps lengths, >= 1, to the divisors of log-probabilities that give scores.
+      early_stopping: condition under which an input is done.
+      processors: change the log-probabilities of a step.
+      start_tokens: [B] the tokens fed first.
+      prefix: [B, P] the tokens that every sequence begins with, padded on the right.
+      prefix_lens: [B] number of tokens in every prefix.
+      done: [B] True for inputs that are not decoded.
+      max_new_tokens: maximum number of tokens after the prefix, at most `max_len`; traced.
+      max_len: number of tokens that `tokens` has room for after the prefix.
+      eos_id: ends a sequence; it is part of it.
+      pad_id: fills a sequence after its end.
+    Returns:
+      The K best finished sequences of every input.
     """
     batch, prefix_width = prefix.shape
     width = 1 + prefix_width + max_len
-    limit = jnp.minimum(limit, max_len)
-    shape = (batch, num_beams)
-    given = jnp.concatenate([start_tokens[:, None], prefix], axis=1).astype(jnp.int32)
-    given = jnp.pad(given, ((0, 0), (0, max_len)), constant_values=pad_id)
-    written = jnp.broadcast_to(given[:, None], (*shape, width))
-    # All beams start alike, so that only the first may go on.
-    first = jnp.where(jnp.arange(num_beams)[None] == 0, 0.0, _NEVER)
-    nothing = jnp.full(shape, -jnp.inf, jnp.float32)
-    initial = jnp.zeros(shape, jnp.int32)
-    state = _State(
-        position=jnp.int32(0),
-        cache=cache,
-        written=written,
-        log_probs=jnp.broadcast_to(first, shape).astype(jnp.float32),
-        allowed=initial,
-        stopping=initial,
-        ended=Beams(written, nothing, nothing, initial, initial, jnp.int32(-1)),
-        done=done,
-    )
+    max_new_tokens = jnp.minimum(max_new_tokens, max_len)
+    prompt = jnp.concatenate([start_tokens[:, None], prefix], axis=1).astype(jnp.int32)
+    prompt = jnp.pad(prompt, ((0, 0), (0, max_len)), constant_values=pad_id)
 
-    def running(state: _State):
-        more = (state.position < width - 1) & ~jnp.all(state.done)
-        return more & (state.ended.failed < 0)
+    def running(state: _State) -> Bool[Array, ""]:
+        open_inputs = (state.position < width - 1) & ~jnp.all(state.done)
+        return open_inputs & (state.finished.failed < 0)
 
     def advance(state: _State) -> _State:
-        position = state.position
-        flat_written = state.written.reshape(-1, width)
-        last = jax.lax.dynamic_index_in_dim(flat_written, position, axis=1, keepdims=False)
+        position, beams = state.position, state.beams
+        num_new = position - prefix_lens  # [B], negative within the prefix
+        in_prefix = num_new < 0
+        sequences = beams.tokens.reshape(-1, width)
+        last = jax.lax.dynamic_index_in_dim(sequences, position, axis=1, keepdims=False)
         logits, cache = step(last, state.cache)
         logits = logits.astype(jnp.float32)
-        vocab_size = logits.shape[-1]
-        count = position - prefix_lens
         context = Context(
-            written=flat_written,
+            sequences=sequences,
             length=position + 1,
-            num_new=jnp.repeat(count, num_beams),
-            limit=limit,
-            states=state.allowed.reshape(-1),
+            num_new=jnp.repeat(num_new, num_beams),
+            max_new_tokens=max_new_tokens,
+            states=beams.automaton_states.reshape(-1),
         )
-        scores = rules.apply(jax.nn.log_softmax(logits), context, eos_id=eos_id)
-        scores = scores.reshape(batch, num_beams, vocab_size)
-        in_prefix = count < 0
+        log_probs = processors(jax.nn.log_softmax(logits), context, eos_id=eos_id)
+        log_probs = log_probs.reshape(batch, num_beams, -1)
         if prefix_width:
-            next_given = jax.lax.dynamic_index_in_dim(given, position + 1, axis=1)
-            forced = jnp.where(jnp.arange(vocab_size)[None] == next_given, 0.0, -jnp.inf)
-            scores = jnp.where(in_prefix[:, None, None], forced[:, None], scores)
-        totals = scores + state.log_probs[..., None]
+            next_in_prefix = jax.lax.dynamic_index_in_dim(prompt, position + 1, axis=1)
+            log_probs = _force(log_probs, next_in_prefix, in_prefix)
 
-        # Twice as many as beams: of each open sequence one candidate at most has ended.
-        num_candidates = min(2 * num_beams, num_beams * vocab_size)
-        best, flat = jax.lax.top_k(totals.reshape(batch, -1), num_candidates)
-        parents, tokens = flat // vocab_size, (flat % vocab_size).astype(jnp.int32)
-        sequences = jnp.take_along_axis(state.written, parents[..., None], axis=1)
-        sequences = jax.lax.dynamic_update_index_in_dim(sequences, tokens, position + 1, axis=2)
-        allowed = jnp.take_along_axis(state.allowed, parents, axis=1)
-        stopping = jnp.take_along_axis(state.stopping, parents, axis=1)
-        beginning = in_prefix[:, None]
-        finish = jnp.where(count + 1 == limit, LIMIT, 0)[:, None]
-        if rules.automaton is not None:
-            allowed = jnp.where(beginning, allowed, _advance(rules.automaton, allowed, tokens))
-            finish = jnp.where(automaton_ended(rules.automaton, allowed) & ~beginning, STOP, finish)
-        if rules.stop is not None:
-            stopping = jnp.where(beginning, stopping, _advance(rules.stop, stopping, tokens))
-            finish = jnp.where(automaton_ended(rules.stop, stopping) & ~beginning, STOP, finish)
-        finish = jnp.where((tokens == eos_id) & ~beginning, EOS, finish)
-        possible = best > _NEVER / 2
-        ends = finish > 0
+        candidates, parents, tokens = _expand(beams, log_probs, position)
+        candidates, finish = _finish(
+            candidates,
+            tokens,
+            processors,
+            in_prefix=in_prefix,
+            at_limit=num_new + 1 == max_new_tokens,
+            eos_id=eos_id,
+        )
+        ended = finish > Finish.GOING_ON
+        length = jnp.maximum(num_new + 1, 1)
+        finished = _collect(
+            state.finished,
+            candidates,
+            finish,
+            ended & ~state.done[:, None],
+            length=position + 1,
+            penalty=penalty(length),
+        )
+        highest = jnp.max(logits, axis=-1).reshape(batch, num_beams)
+        not_finite = jnp.any(~jnp.isfinite(highest) & ~state.done[:, None])
+        finished = finished._replace(failed=jnp.where(not_finite, position, jnp.int32(-1)))
 
-        # Those that ended count if they are among the best K, ended or not.
-        length = jnp.maximum(count + 1, 1)
-        ranked = jnp.arange(num_candidates)[None] < num_beams
-        candidate = ends & possible & ranked & ~state.done[:, None]
-        weighted = jnp.where(candidate, best / penalty(length)[:, None], -jnp.inf)
-        finish = jnp.broadcast_to(finish, best.shape).astype(jnp.int32)
-        lengths = jnp.full(best.shape, position + 1)
-        ended = _best(num_beams, state.ended, (sequences, weighted, best, finish, lengths))
-        highest = jnp.max(logits, axis=-1).reshape(shape)
-        broken = jnp.any(~jnp.isfinite(highest) & ~state.done[:, None])
-        ended = ended._replace(failed=jnp.where(broken, position, jnp.int32(-1)))
-
-        open_log_probs, kept = jax.lax.top_k(jnp.where(ends, _NEVER, best), num_beams)
-        parents = jnp.take_along_axis(parents, kept, axis=1)
-        rows = jnp.arange(batch)[:, None] * num_beams + parents
-        cache = jax.tree.map(lambda leaf: leaf[rows.reshape(-1)] if leaf.ndim else leaf, cache)
-        if early_stopping == "full":
-            done = jnp.all(ended.scores > -jnp.inf, axis=1)
-        else:
-            best_length = limit if early_stopping == "never" else length
-            # Log-probabilities fall, and penalties may rise or fall with the length.
-            reachable = jnp.maximum(
-                open_log_probs[:, 0] / penalty(length), open_log_probs[:, 0] / penalty(best_length)
-            )
-            done = jnp.min(ended.scores, axis=1) >= reachable
-        # Without an open sequence there is nothing to go on with.
-        done = done | (open_log_probs[:, 0] <= _NEVER / 2)
+        beams, parents = _select_open(candidates, parents, ended, num_beams)
+        done = _is_done(
+            beams.log_probs[:, 0], finished.scores, early_stopping, penalty, length, max_new_tokens
+        )
         return _State(
             position=position + 1,
-            cache=cache,
-            written=jnp.take_along_axis(sequences, kept[..., None], axis=1),
-            log_probs=open_log_probs,
-            allowed=jnp.take_along_axis(allowed, kept, axis=1),
-            stopping=jnp.take_along_axis(stopping, kept, axis=1),
-            ended=ended,
+            cache=_gather_cache(cache, parents),
+            beams=beams,
+            finished=finished,
             done=state.done | done,
         )
 
-    return jax.lax.while_loop(running, advance, state).ended
+    state = _init_state(cache, prompt, num_beams, done)
+    return jax.lax.while_loop(running, advance, state).finished
 
 
-def _advance(of: automaton.Automaton, states: Int[Array, "B C"], tokens: Int[Array, "B C"]):
-    return automaton.advance_states(of, states.reshape(-1), tokens.reshape(-1)).reshape(
-        states.shape
+def _init_state(
+    cache: PyTree, prompt: Int[Array, "B W"], num_beams: int, done: Bool[Array, " B"]
+) -> _State:
+    """Return the state before the first step, with nothing finished."""
+    batch, width = prompt.shape
+    shape = (batch, num_beams)
+    tokens = jnp.broadcast_to(prompt[:, None], (*shape, width))
+    # All beams start alike, so that only the first may continue.
+    first = jnp.where(jnp.arange(num_beams)[None] == 0, 0.0, _NEVER)
+    log_probs = jnp.broadcast_to(first, shape).astype(jnp.float32)
+    nothing = jnp.full(shape, -jnp.inf, jnp.float32)
+    zeros = jnp.zeros(shape, jnp.int32)
+    return _State(
+        position=jnp.int32(0),
+        cache=cache,
+        beams=_Open(tokens, log_probs, automaton_states=zeros, stop_states=zeros),
+        finished=Beams(tokens, nothing, nothing, zeros, zeros, failed=jnp.int32(-1)),
+        done=done,
     )
 
 
-def _best(num_beams: int, ended: Beams, new: tuple[Array, ...]) -> Beams:
-    """The best of those that had ended and of new ones."""
-    parts = [jnp.concatenate(pair, axis=1) for pair in zip(ended[:-1], new, strict=True)]
-    _, index = jax.lax.top_k(parts[1], num_beams)
-    tokens = jnp.take_along_axis(parts[0], index[..., None], axis=1)
-    scores, log_probs, finish, lengths = (
-        jnp.take_along_axis(part, index, axis=1) for part in parts[1:]
+def _force(
+    log_probs: Float[Array, "B K V"], token: Int[Array, "B 1"], in_prefix: Bool[Array, " B"]
+) -> Float[Array, "B K V"]:
+    """Give the next token of the prefix log-probability 0 and all others -inf, within a prefix."""
+    vocab_size = log_probs.shape[-1]
+    forced = jnp.where(jnp.arange(vocab_size)[None] == token, 0.0, -jnp.inf)
+    return jnp.where(in_prefix[:, None, None], forced[:, None], log_probs)
+
+
+def _expand(
+    beams: _Open, log_probs: Float[Array, "B K V"], position: Int[Array, ""]
+) -> tuple[_Open, Int[Array, "B C"], Int[Array, "B C"]]:
+    """Extend every open sequence by one token, and keep the C best.
+
+    With twice as many candidates as beams, K of them are open: of each open sequence, at most one
+    continuation ends with EOS.
+
+    Args:
+      beams: the K open sequences.
+      log_probs: of every next token.
+      position: of the last token.
+    Returns:
+      The candidates, with the automaton states of their parents; the index of each one's parent
+      beam; and its last token.
+    """
+    batch, num_beams, vocab_size = log_probs.shape
+    totals = log_probs + beams.log_probs[..., None]
+    num_candidates = min(2 * num_beams, num_beams * vocab_size)
+    best, index = jax.lax.top_k(totals.reshape(batch, -1), num_candidates)
+    parents, tokens = index // vocab_size, (index % vocab_size).astype(jnp.int32)
+    sequences = jnp.take_along_axis(beams.tokens, parents[..., None], axis=1)
+    candidates = _Open(
+        tokens=jax.lax.dynamic_update_index_in_dim(sequences, tokens, position + 1, axis=2),
+        log_probs=best,
+        automaton_states=jnp.take_along_axis(beams.automaton_states, parents, axis=1),
+        stop_states=jnp.take_along_axis(beams.stop_states, parents, axis=1),
     )
-    return Beams(tokens, scores, log_probs, finish, lengths, ended.failed)
+    return candidates, parents, tokens
+
+
+def _finish(
+    candidates: _Open,
+    tokens: Int[Array, "B C"],
+    processors: LogitsProcessors,
+    *,
+    in_prefix: Bool[Array, " B"],
+    at_limit: Bool[Array, " B"],
+    eos_id: int,
+) -> tuple[_Open, Int[Array, "B C"]]:
+    """Return the candidates with the automata advanced by `tokens`, and the `Finish` of each."""
+    in_prefix = in_prefix[:, None]
+    finish = jnp.where(at_limit, Finish.LIMIT, Finish.GOING_ON)[:, None]
+    automaton_states, finish = advance_automaton(
+        processors.automaton, candidates.automaton_states, tokens, finish, in_prefix=in_prefix
+    )
+    stop_states, finish = advance_automaton(
+        processors.stop_automaton, candidates.stop_states, tokens, finish, in_prefix=in_prefix
+    )
+    finish = jnp.where((tokens == eos_id) & ~in_prefix, Finish.EOS, finish)
+    candidates = candidates._replace(automaton_states=automaton_states, stop_states=stop_states)
+    return candidates, finish
+
+
+def _collect(
+    finished: Beams,
+    candidates: _Open,
+    finish: Int[Array, "B C"],
+    ended: Bool[Array, "B C"],
+    *,
+    length: Int[Array, ""],
+    penalty: Float[Array, " B"],
+) -> Beams:
+    """Add the candidates that have ended to the finished sequences, and keep the K best.
+
+    As in transformers, a candidate counts only if it is among the K best, open or ended.
+    """
+    num_beams = finished.scores.shape[1]
+    log_probs = candidates.log_probs
+    is_possible = log_probs > _NEVER / 2
+    is_ranked = jnp.arange(log_probs.shape[1])[None] < num_beams
+    counts = ended & is_possible & is_ranked
+    scores = jnp.where(counts, log_probs / penalty[:, None], -jnp.inf)
+    lengths = jnp.full(log_probs.shape, length)
+
+    def merge(old: Array, new: Array) -> Array:
+        return jnp.concatenate([old, new], axis=1)
+
+    all_scores = merge(finished.scores, scores)
+    _, best = jax.lax.top_k(all_scores, num_beams)
+
+    def take(old: Array, new: Array) -> Array:
+        return jnp.take_along_axis(merge(old, new), best, axis=1)
+
+    return Beams(
+        tokens=jnp.take_along_axis(
+            merge(finished.tokens, candidates.tokens), best[..., None], axis=1
+        ),
+        scores=jnp.take_along_axis(all_scores, best, axis=1),
+        log_probs=take(finished.log_probs, log_probs),
+        finish=take(finished.finish, finish),
+        lengths=take(finished.lengths, lengths),
+        failed=finished.failed,
+    )
+
+
+def _select_open(
+    candidates: _Open,
+    parents: Int[Array, "B C"],
+    ended: Bool[Array, "B C"],
+    num_beams: int,
+) -> tuple[_Open, Int[Array, "B K"]]:
+    """Return the K best candidates that have not ended, and their parent beams."""
+    log_probs, best = jax.lax.top_k(jnp.where(ended, _NEVER, candidates.log_probs), num_beams)
+    beams = _Open(
+        tokens=jnp.take_along_axis(candidates.tokens, best[..., None], axis=1),
+        log_probs=log_probs,
+        automaton_states=jnp.take_along_axis(candidates.automaton_states, best, axis=1),
+        stop_states=jnp.take_along_axis(candidates.stop_states, best, axis=1),
+    )
+    return beams, jnp.take_along_axis(parents, best, axis=1)
+
+
+def _gather_cache(cache: PyTree, parents: Int[Array, "B K"]) -> PyTree:
+    """Give every beam the cache of its parent."""
+    batch, num_beams = parents.shape
+    rows = jnp.arange(batch)[:, None] * num_beams + parents
+    return jax.tree.map(lambda leaf: leaf[rows.reshape(-1)] if leaf.ndim else leaf, cache)
+
+
+def _is_done(
+    best_open: Float[Array, " B"],
+    finished_scores: Float[Array, "B K"],
+    early_stopping: StoppingRule,
+    penalty: Callable[[Int[Array, "..."]], Float[Array, "..."]],
+    length: Int[Array, " B"],
+    max_new_tokens: Int[Array, ""],
+) -> Bool[Array, " B"]:
+    """Return True for inputs that the stopping rule ends.
+
+    Args:
+      best_open: log-probability of the best open sequence.
+      finished_scores: scores of the finished sequences, -inf where there are fewer than K.
+      early_stopping: the stopping rule.
+      penalty: the length penalty.
+      length: number of tokens after the prefix.
+      max_new_tokens: maximum of `length`.
+    """
+    if early_stopping == "full":
+        done = jnp.all(finished_scores > -jnp.inf, axis=1)
+    else:
+        final_length = max_new_tokens if early_stopping == "never" else length
+        # Log-probabilities fall with the length; penalties may rise or fall.
+        reachable = jnp.maximum(best_open / penalty(length), best_open / penalty(final_length))
+        done = jnp.min(finished_scores, axis=1) >= reachable
+    # Without an open sequence there is nothing to continue.
+    return done | (best_open <= _NEVER / 2)

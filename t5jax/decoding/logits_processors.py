@@ -1,8 +1,10 @@
-"""What may be written next: each rule changes the scores of a step, most by ruling tokens out.
+"""Logits processors: they change the scores of a step, most by ruling tokens out.
 
-Scores are logits, or in a beam search log-probabilities; a token that is out has -inf.  The rules
-and their order are those of Hugging Face transformers, but for the automaton, which has the last
-word.  Shape letters: R rows of a decoding loop, beams innermost, W written positions, V vocabulary.
+Scores are logits, or in a beam search log-probabilities; a token that is ruled out has -inf.  The
+processors and their order are those of Hugging Face transformers, except that the automaton comes
+last.
+
+Shape letters: R rows of a decoding loop, beams innermost, W width of the sequences, V vocabulary.
 """
 
 import dataclasses
@@ -16,152 +18,203 @@ from t5jax.decoding.automaton import Automaton, allowed_tokens
 
 
 class Context(NamedTuple):
-    """How far every row has come."""
+    """Progress of every row at the current step."""
 
-    written: Int[Array, "R W"]
-    """Start token, prefix and what was written; from `length` on, anything."""
+    sequences: Int[Array, "R W"]
+    """Start token, prefix and generated tokens; arbitrary from `length` on."""
     length: Int[Array, ""]
-    """Tokens in `written`, the start token among them."""
+    """Number of valid tokens in `sequences`, the start token included."""
     num_new: Int[Array, " R"]
-    """Tokens that were written behind the prefix; negative within it."""
-    limit: Int[Array, ""]
-    """Most tokens to write behind the prefix."""
+    """Number of tokens generated after the prefix; negative within it."""
+    max_new_tokens: Int[Array, ""]
+    """Maximum number of tokens to generate after the prefix."""
     states: Int[Array, " R"]
-    """Of the automaton of `LogitsProcessors`, if it has one."""
+    """State of `LogitsProcessors.automaton`, if it is set."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogitsProcessors:
-    """All rules; None is off.  Which are on is known when compiling, their values are not.
+    """The logits processors of a decoding loop.
+
+    Attributes are named as in the generation config of transformers.  None, or 0, turns a
+    processor off.  The set of those that are on is static; their values are traced.
 
     Attributes:
-      repetition_penalty: scores of tokens that occur already are divided by it if positive, and
-        multiplied if negative.  (arXiv:1909.05858, section 4.1)
-      bad_words: sequences that may not occur, right-aligned behind -1.
-      min_tokens: EOS is out before so many tokens.
-      automaton: must accept what is written behind the prefix.
-      forced_first: the only first token.
-      forced_last: the only token at the limit.
-      suppressed: True for tokens that are always out.
-      first_suppressed: True for tokens that are out as the first, or behind `forced_first`.
-      stop: an automaton that ends a row when it arrives at an end; it rules nothing out.
-      no_repeat_ngram: no sequence of so many tokens occurs twice; 0 is off.
+      repetition_penalty: divisor of the positive scores of tokens that occur already, and factor of
+        the negative ones.  (arXiv:1909.05858, section 4.1)
+      bad_words_ids: sequences that may not occur, padded on the left with -1.
+      min_new_tokens: number of tokens before which EOS is ruled out.
+      automaton: must accept the tokens after the prefix.
+      forced_bos_token_id: the only first token allowed.
+      forced_eos_token_id: the only token allowed as the last before the limit.
+      suppress_tokens: [V] bool, True for tokens that are always ruled out.
+      begin_suppress_tokens: [V] bool, True for tokens that are ruled out as the first, or with
+        `forced_bos_token_id` as the second.
+      stop_automaton: ends a row that reaches one of its ends; it rules nothing out.
+      no_repeat_ngram_size: size of the n-grams that may not occur twice.
     """
 
     repetition_penalty: Float[Array, ""] | None = None
-    bad_words: Int[Array, "words length"] | None = None
-    min_tokens: Int[Array, ""] | None = None
+    bad_words_ids: Int[Array, "words length"] | None = None
+    min_new_tokens: Int[Array, ""] | None = None
     automaton: Automaton | None = None
-    forced_first: Int[Array, ""] | None = None
-    forced_last: Int[Array, ""] | None = None
-    suppressed: Bool[Array, " V"] | None = None
-    first_suppressed: Bool[Array, " V"] | None = None
-    stop: Automaton | None = None
-    no_repeat_ngram: int = dataclasses.field(default=0, metadata={"static": True})
+    forced_bos_token_id: Int[Array, ""] | None = None
+    forced_eos_token_id: Int[Array, ""] | None = None
+    suppress_tokens: Bool[Array, " V"] | None = None
+    begin_suppress_tokens: Bool[Array, " V"] | None = None
+    stop_automaton: Automaton | None = None
+    no_repeat_ngram_size: int = dataclasses.field(default=0, metadata={"static": True})
 
-    def apply(
+    def __call__(
         self, scores: Float[Array, "R V"], context: Context, *, eos_id: int
     ) -> Float[Array, "R V"]:
-        """Scores of the next token by all rules that are on."""
+        """Return the scores of the next token after all processors that are on.
+
+        Args:
+          scores: [R, V] float32 logits or log-probabilities.
+          context: progress of every row.
+          eos_id: id of EOS.
+        Returns:
+          [R, V] float32; -inf for tokens that are ruled out.
+        """
         if self.repetition_penalty is not None:
-            scores = penalize_repetition(scores, context, self.repetition_penalty)
-        if self.no_repeat_ngram:
-            scores = forbid_repeated_ngrams(scores, context, self.no_repeat_ngram)
-        if self.bad_words is not None:
-            scores = forbid_sequences(scores, context, self.bad_words)
-        if self.min_tokens is not None:
-            early = (context.num_new < self.min_tokens)[:, None]
-            scores = _rule_out(scores, early & _is(eos_id, scores))
-        if self.forced_first is not None:
-            scores = _force(scores, self.forced_first, context.num_new == 0)
-        if self.forced_last is not None:
-            scores = _force(scores, self.forced_last, context.num_new == context.limit - 1)
-        if self.suppressed is not None:
-            scores = _rule_out(scores, self.suppressed[None])
-        if self.first_suppressed is not None:
-            # A forced token leaves no choice; the one behind it is the first that is chosen.
-            first = 0 if self.forced_first is None else 1
-            here = (context.num_new == first)[:, None]
-            scores = _rule_out(scores, here & self.first_suppressed[None])
+            scores = _repetition_penalty(scores, context, self.repetition_penalty)
+        if self.no_repeat_ngram_size:
+            scores = _no_repeat_ngram(scores, context, self.no_repeat_ngram_size)
+        if self.bad_words_ids is not None:
+            scores = _no_bad_words(scores, context, self.bad_words_ids)
+        if self.min_new_tokens is not None:
+            scores = _min_new_tokens(scores, context, self.min_new_tokens, eos_id=eos_id)
+        if self.forced_bos_token_id is not None:
+            scores = _forced_bos_token(scores, context, self.forced_bos_token_id)
+        if self.forced_eos_token_id is not None:
+            scores = _forced_eos_token(scores, context, self.forced_eos_token_id)
+        if self.suppress_tokens is not None:
+            scores = _suppress_tokens(scores, self.suppress_tokens)
+        if self.begin_suppress_tokens is not None:
+            # A forced token leaves no choice; the next one is the first that is chosen.
+            begin = 0 if self.forced_bos_token_id is None else 1
+            scores = _suppress_tokens_at_begin(
+                scores, context, self.begin_suppress_tokens, begin_index=begin
+            )
         if self.automaton is not None:
-            # Last, for a forced token too must be one that it allows.
-            remaining = context.limit - context.num_new
-            may = allowed_tokens(self.automaton, context.states, remaining)
-            scores = _rule_out(scores, ~may)
+            # Last, because it must allow forced tokens too.
+            scores = _automaton_constraint(scores, context, self.automaton)
         return scores
 
 
-def automaton_ended(of: Automaton, states: Int[Array, "*A"]) -> Bool[Array, "*A"]:
-    """Whether an automaton has arrived at an end."""
-    return (states >= 0) & of.ends[states]
-
-
-def penalize_repetition(
+def _repetition_penalty(
     scores: Float[Array, "R V"], context: Context, penalty: Float[Array, ""]
 ) -> Float[Array, "R V"]:
-    """Makes tokens that occur already less likely, or more with a penalty below 1."""
-    occurs = _mark(context.written, _so_far(context), scores.shape)
+    """Penalize tokens that occur already, as RepetitionPenaltyLogitsProcessor does."""
+    positions = jnp.arange(context.sequences.shape[1]) < context.length
+    valid = jnp.broadcast_to(positions[None], context.sequences.shape)
+    occurs = _token_mask(context.sequences, valid, scores.shape)
     return jnp.where(occurs, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
-def forbid_repeated_ngrams(
-    scores: Float[Array, "R V"], context: Context, size: int
+def _no_repeat_ngram(
+    scores: Float[Array, "R V"], context: Context, ngram_size: int
 ) -> Float[Array, "R V"]:
-    """Rules out tokens that would complete a sequence of `size` tokens that occurs already."""
-    written, length = context.written, context.length
-    width = written.shape[1]
-    # Whether the `size - 1` tokens from each position on are the last ones.
-    same = jnp.ones(written.shape, bool)
-    for k in range(size - 1):
-        # Before there are so many tokens, the index is of no position.
-        last = jnp.take(written, length - size + 1 + k, axis=1, mode="clip")
-        same = same & (jnp.roll(written, -k, axis=1) == last[:, None])
-    following = jnp.roll(written, 1 - size, axis=1)
-    complete = (jnp.arange(width) + size - 1 < length) & (length + 1 >= size)
-    return _rule_out(scores, _mark(following, same & complete[None], scores.shape))
+    """Rule out tokens that would repeat an n-gram, as NoRepeatNGramLogitsProcessor does."""
+    sequences, length = context.sequences, context.length
+    width = sequences.shape[1]
+    # True where the `ngram_size - 1` tokens from a position on equal the last ones.
+    matches = jnp.ones(sequences.shape, bool)
+    for k in range(ngram_size - 1):
+        # In shorter sequences the clipped index is arbitrary; `complete` masks them.
+        last = jnp.take(sequences, length - ngram_size + 1 + k, axis=1, mode="clip")
+        matches = matches & (jnp.roll(sequences, -k, axis=1) == last[:, None])
+    continuations = jnp.roll(sequences, 1 - ngram_size, axis=1)
+    complete = (jnp.arange(width) + ngram_size - 1 < length) & (length + 1 >= ngram_size)
+    repeats = _token_mask(continuations, matches & complete[None], scores.shape)
+    return _rule_out(scores, repeats)
 
 
-def forbid_sequences(
+def _no_bad_words(
     scores: Float[Array, "R V"], context: Context, words: Int[Array, "words length"]
 ) -> Float[Array, "R V"]:
-    """Rules out tokens that would complete one of some sequences."""
-    written, length = context.written, context.length
+    """Rule out tokens that would complete a bad word, as NoBadWordsLogitsProcessor does."""
+    sequences, length = context.sequences, context.length
     size = words.shape[1]
-    begun = jnp.ones((len(written), len(words)), bool)
+    begun = jnp.ones((len(sequences), len(words)), bool)
     for k in range(size - 1):
-        last = jnp.take(written, length - size + 1 + k, axis=1, mode="clip")
+        last = jnp.take(sequences, length - size + 1 + k, axis=1, mode="clip")
         begun = begun & ((words[None, :, k] == last[:, None]) | (words[None, :, k] < 0))
-    # A sequence is looked for where its tokens fit behind the start token.
+    # Words longer than the sequence, the start token excluded, cannot be complete.
     fits = jnp.sum(words >= 0, axis=1, dtype=jnp.int32) <= length
-    endings = jnp.broadcast_to(words[None, :, -1], begun.shape)
-    return _rule_out(scores, _mark(endings, begun & fits[None], scores.shape))
+    last_tokens = jnp.broadcast_to(words[None, :, -1], begun.shape)
+    return _rule_out(scores, _token_mask(last_tokens, begun & fits[None], scores.shape))
 
 
-def _so_far(context: Context) -> Bool[Array, "R W"]:
-    positions = jnp.arange(context.written.shape[1]) < context.length
-    return jnp.broadcast_to(positions[None], context.written.shape)
+def _min_new_tokens(
+    scores: Float[Array, "R V"], context: Context, min_length: Int[Array, ""], *, eos_id: int
+) -> Float[Array, "R V"]:
+    """Rule out an early EOS, as MinNewTokensLengthLogitsProcessor does."""
+    early = (context.num_new < min_length)[:, None]
+    return _rule_out(scores, early & _one_hot(eos_id, scores))
 
 
-def _mark(tokens: Int[Array, "R n"], chosen: Bool[Array, "R n"], shape: tuple[int, ...]) -> Array:
-    """True for the chosen tokens of every row."""
+def _forced_bos_token(
+    scores: Float[Array, "R V"], context: Context, token: Int[Array, ""]
+) -> Float[Array, "R V"]:
+    """Force the first token, as ForcedBOSTokenLogitsProcessor does."""
+    return _force(scores, token, context.num_new == 0)
+
+
+def _forced_eos_token(
+    scores: Float[Array, "R V"], context: Context, token: Int[Array, ""]
+) -> Float[Array, "R V"]:
+    """Force the last token before the limit, as ForcedEOSTokenLogitsProcessor does."""
+    return _force(scores, token, context.num_new == context.max_new_tokens - 1)
+
+
+def _suppress_tokens(scores: Float[Array, "R V"], tokens: Bool[Array, " V"]) -> Float[Array, "R V"]:
+    """Rule tokens out at every step, as SuppressTokensLogitsProcessor does."""
+    return _rule_out(scores, tokens[None])
+
+
+def _suppress_tokens_at_begin(
+    scores: Float[Array, "R V"], context: Context, tokens: Bool[Array, " V"], *, begin_index: int
+) -> Float[Array, "R V"]:
+    """Rule tokens out at one step, as SuppressTokensAtBeginLogitsProcessor does."""
+    at_begin = (context.num_new == begin_index)[:, None]
+    return _rule_out(scores, at_begin & tokens[None])
+
+
+def _automaton_constraint(
+    scores: Float[Array, "R V"], context: Context, automaton: Automaton
+) -> Float[Array, "R V"]:
+    """Rule out tokens after which the automaton cannot reach an end in time.
+
+    This is PrefixConstrainedLogitsProcessor for the set of sequences that the automaton accepts.
+    """
+    remaining = context.max_new_tokens - context.num_new
+    return _rule_out(scores, ~allowed_tokens(automaton, context.states, remaining))
+
+
+def _token_mask(
+    tokens: Int[Array, "R n"], selected: Bool[Array, "R n"], shape: tuple[int, ...]
+) -> Bool[Array, "R V"]:
+    """Return an [R, V] mask, True for the selected tokens of every row."""
     rows = jnp.arange(shape[0])[:, None]
-    # Past the vocabulary, so that it is dropped.
-    tokens = jnp.where(chosen, tokens, shape[1])
+    # Out of the vocabulary, so that the update is dropped.
+    tokens = jnp.where(selected, tokens, shape[1])
     return jnp.zeros(shape, bool).at[rows, tokens].set(True, mode="drop")
 
 
-def _is(token: Int[Array, ""] | int, scores: Float[Array, "R V"]) -> Bool[Array, "1 V"]:
+def _one_hot(token: Int[Array, ""] | int, scores: Float[Array, "R V"]) -> Bool[Array, "1 V"]:
     return (jnp.arange(scores.shape[1]) == token)[None]
 
 
 def _force(
-    scores: Float[Array, "R V"], token: Int[Array, ""], here: Bool[Array, " R"]
+    scores: Float[Array, "R V"], token: Int[Array, ""], rows: Bool[Array, " R"]
 ) -> Float[Array, "R V"]:
-    """Score 0 for the token and -inf for all others, in some rows."""
-    only = jnp.where(_is(token, scores), jnp.float32(0), -jnp.inf)
-    return jnp.where(here[:, None], only, scores)
+    """Set the score of the token to 0 and all others to -inf, in the rows that are True."""
+    forced = jnp.where(_one_hot(token, scores), jnp.float32(0), -jnp.inf)
+    return jnp.where(rows[:, None], forced, scores)
 
 
-def _rule_out(scores: Float[Array, "R V"], out: Bool[Array, "#R V"]) -> Float[Array, "R V"]:
-    return jnp.where(out, -jnp.inf, scores)
+def _rule_out(scores: Float[Array, "R V"], tokens: Bool[Array, "#R V"]) -> Float[Array, "R V"]:
+    return jnp.where(tokens, -jnp.inf, scores)

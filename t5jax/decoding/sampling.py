@@ -1,16 +1,24 @@
-"""Ways to choose the next token."""
+"""Greedy choice, and sampling truncated by top-k, top-p, min-p or typicality."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 
 def greedy(logits: Float[Array, "B V"], position: Int[Array, ""]) -> Int[Array, " B"]:
-    """The most likely token; the lowest id on a tie."""
+    """Return the most likely tokens; the lowest id on a tie.
+
+    Args:
+      logits: [B, V] float32.
+      position: unused; part of the signature of a `SampleFn`.
+    Returns:
+      [B] int32.
+    """
     del position
-    # Two reductions that a CPU vectorises, where it computes `argmax` token by token.
+    # Same as `argmax`, which jax 0.10.2 does not vectorize on a CPU, unlike these two reductions;
+    # measured by the greedy rows of benchmarks/decode.py.
     best = jnp.max(logits, axis=-1, keepdims=True)
     vocab_size = logits.shape[-1]
     ids = jnp.where(logits == best, jnp.arange(vocab_size)[None], vocab_size - 1)
@@ -23,81 +31,93 @@ def sampler(
     temperature: Float[Array, ""],
     truncation: Callable[[Float[Array, "B V"]], Float[Array, "B V"]] = lambda logits: logits,
 ) -> Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]]:
-    r"""Draws each token from :math:`\mathrm{softmax}(\mathrm{logits} / \mathrm{temperature})`.
+    r"""Return a function that samples from :math:`\mathrm{softmax}(\mathrm{logits} / T)`.
 
     Args:
-      row_keys: one key a row, so that what a row gets does not depend on its neighbours.
-      temperature: above 0; below 1 sharpens, above 1 flattens.
-      truncation: sets the logits, divided by the temperature, of tokens that are out to -inf; see
-        `truncate`.
+      row_keys: [B] one key a row, so that a row's samples do not depend on the rest of the batch.
+      temperature: T > 0; below 1 sharpens the distribution, above 1 flattens it.
+      truncation: maps the logits, divided by the temperature, to logits with -inf for tokens that
+        are not sampled, such as `top_k` or `top_p`.
+    Returns:
+      A `SampleFn`, which folds the position into every row's key.
     """
 
-    def sample(logits, position):
+    def sample(logits: Float[Array, "B V"], position: Int[Array, ""]) -> Int[Array, " B"]:
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(row_keys, position)
         return jax.vmap(jax.random.categorical)(keys, truncation(logits / temperature))
 
     return sample
 
 
-def top_k(logits: Float[Array, "B V"], k: Int[Array, ""], *, most: int) -> Float[Array, "B V"]:
-    """The `k` most likely tokens.  (arXiv:1805.04833)
+def top_k(logits: Float[Array, "B V"], k: Int[Array, ""], *, max_k: int) -> Float[Array, "B V"]:
+    """Keep the `k` most likely tokens.  (arXiv:1805.04833)
 
     Args:
-      logits: -inf for tokens that are out already.
-      k: from 1 on; a traced value.
-      most: at least `k`, known when compiling.
+      logits: [B, V], -inf for tokens that are ruled out already.
+      k: number of tokens, >= 1; traced.
+      max_k: static upper bound of `k`.
+    Returns:
+      [B, V] logits, -inf for all other tokens.  Tokens that tie with the last are kept.
     """
-    best = jax.lax.top_k(logits, min(most, logits.shape[-1]))[0]
-    least = jnp.take(best, jnp.minimum(k, best.shape[-1]) - 1, axis=-1)
-    return _keep(logits, logits >= least[:, None])
+    best = jax.lax.top_k(logits, min(max_k, logits.shape[-1]))[0]
+    threshold = jnp.take(best, jnp.minimum(k, best.shape[-1]) - 1, axis=-1)
+    return _keep(logits, logits >= threshold[:, None])
 
 
 def top_p(logits: Float[Array, "B V"], p: Float[Array, ""]) -> Float[Array, "B V"]:
-    """The fewest most likely tokens whose probabilities add up to `p`.  (arXiv:1904.09751)
+    """Keep the smallest set of most likely tokens whose probabilities sum to at least `p`.
+
+    This is nucleus sampling.  (arXiv:1904.09751)
 
     Args:
-      logits: -inf for tokens that are out already.
+      logits: [B, V], -inf for tokens that are ruled out already.
       p: in (0, 1].
+    Returns:
+      [B, V] logits, -inf for all other tokens.  Tokens that tie with the last are kept.
     """
-    falling = -jnp.sort(-logits, axis=-1)
-    before = jnp.cumsum(jax.nn.softmax(falling), axis=-1) - jax.nn.softmax(falling)
-    # The last token before which less than p has been gathered; the first always is one.
-    last = jnp.sum(before < p, axis=-1, dtype=jnp.int32) - 1
-    least = jnp.take_along_axis(falling, jnp.maximum(last, 0)[:, None], axis=-1)
-    return _keep(logits, logits >= least)
+    descending = -jnp.sort(-logits, axis=-1)
+    preceding = jnp.cumsum(jax.nn.softmax(descending), axis=-1) - jax.nn.softmax(descending)
+    # The last token that less than p precedes; the first always is one.
+    last = jnp.sum(preceding < p, axis=-1, dtype=jnp.int32) - 1
+    threshold = jnp.take_along_axis(descending, jnp.maximum(last, 0)[:, None], axis=-1)
+    return _keep(logits, logits >= threshold)
 
 
 def min_p(logits: Float[Array, "B V"], p: Float[Array, ""]) -> Float[Array, "B V"]:
-    """Tokens at least `p` times as likely as the most likely one.  (arXiv:2407.01082)
+    """Keep tokens at least `p` times as likely as the most likely one.  (arXiv:2407.01082)
 
     Args:
-      logits: -inf for tokens that are out already.
+      logits: [B, V], -inf for tokens that are ruled out already.
       p: in [0, 1].
+    Returns:
+      [B, V] logits, -inf for all other tokens.
     """
     return _keep(logits, logits >= jnp.max(logits, axis=-1, keepdims=True) + jnp.log(p))
 
 
 def typical(logits: Float[Array, "B V"], p: Float[Array, ""]) -> Float[Array, "B V"]:
-    """The most typical tokens, whose probabilities add up to `p`.  (arXiv:2202.00666)
+    """Keep the most typical tokens, whose probabilities sum to at least `p`.  (arXiv:2202.00666)
 
-    Typical is a token whose surprise is near to the expected one, the entropy.
+    A token is typical if its surprisal is close to the entropy, the expected surprisal.
 
     Args:
-      logits: -inf for tokens that are out already.
+      logits: [B, V], -inf for tokens that are ruled out already.
       p: in (0, 1].
+    Returns:
+      [B, V] logits, -inf for all other tokens.  Tokens that tie with the last are kept.
     """
     log_probs = jax.nn.log_softmax(logits)
     probs = jnp.exp(log_probs)
-    surprise = jnp.where(probs > 0, -log_probs, 0.0)
-    entropy = jnp.sum(probs * surprise, axis=-1, keepdims=True)
-    distance = jnp.where(probs > 0, jnp.abs(surprise - entropy), jnp.inf)
+    surprisal = jnp.where(probs > 0, -log_probs, 0.0)
+    entropy = jnp.sum(probs * surprisal, axis=-1, keepdims=True)
+    distance = jnp.where(probs > 0, jnp.abs(surprisal - entropy), jnp.inf)
     order = jnp.argsort(distance, axis=-1)
-    gathered = jnp.cumsum(jnp.take_along_axis(probs, order, axis=-1), axis=-1)
-    last = jnp.minimum(jnp.sum(gathered < p, axis=-1, dtype=jnp.int32), logits.shape[-1] - 1)
+    cumulative = jnp.cumsum(jnp.take_along_axis(probs, order, axis=-1), axis=-1)
+    last = jnp.minimum(jnp.sum(cumulative < p, axis=-1, dtype=jnp.int32), logits.shape[-1] - 1)
     sorted_distance = jnp.take_along_axis(distance, order, axis=-1)
-    most = jnp.take_along_axis(sorted_distance, last[:, None], axis=-1)
-    return _keep(logits, distance <= most)
+    threshold = jnp.take_along_axis(sorted_distance, last[:, None], axis=-1)
+    return _keep(logits, distance <= threshold)
 
 
-def _keep(logits: Float[Array, "B V"], kept: Array) -> Float[Array, "B V"]:
+def _keep(logits: Float[Array, "B V"], kept: Bool[Array, "B V"]) -> Float[Array, "B V"]:
     return jnp.where(kept, logits, -jnp.inf)

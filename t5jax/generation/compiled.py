@@ -132,11 +132,11 @@ def advance_loop(
     return decode_loop(
         step,
         state,
-        choose=chooser,
-        rules=rules,
+        sample_fn=chooser,
+        processors=rules,
         prefix_lens=prefix_lens,
-        limit=limit,
-        most=most,
+        max_new_tokens=limit,
+        max_steps=most,
         eos_id=config.eos_id,
         pad_id=config.pad_id,
     )
@@ -145,7 +145,7 @@ def advance_loop(
 def _truncate(logits: Float[Array, "B V"], *, draws: Mapping[str, Array], most_k: int) -> Array:
     # In the order in which Hugging Face transformers does it.
     if "top_k" in draws:
-        logits = top_k(logits, draws["top_k"], most=most_k)
+        logits = top_k(logits, draws["top_k"], max_k=most_k)
     if "top_p" in draws:
         logits = top_p(logits, draws["top_p"])
     if "min_p" in draws:
@@ -188,12 +188,12 @@ def search_beams(
         num_beams=num_beams,
         penalty=penalties[penalty_form](length_penalty),
         early_stopping=modes[early_stopping],
-        rules=rules,
+        processors=rules,
         start_tokens=jnp.full(rows.shape, config.decoder_start_id, jnp.int32),
         prefix=prefix,
         prefix_lens=prefix_lens,
         done=rows < 0,
-        limit=limit,
+        max_new_tokens=limit,
         max_len=max_len,
         eos_id=config.eos_id,
         pad_id=config.pad_id,

@@ -138,19 +138,19 @@ class Constraints:
             repetition_penalty=(
                 None if self.repetition_penalty == 1 else jnp.float32(self.repetition_penalty)
             ),
-            bad_words=jnp.asarray(_right_aligned(words)) if words else None,
-            min_tokens=_scalar(self.min_new_tokens or None),
+            bad_words_ids=jnp.asarray(_right_aligned(words)) if words else None,
+            min_new_tokens=_scalar(self.min_new_tokens or None),
             automaton=self._automaton(config, tokenizer, max_new_tokens),
-            forced_first=_scalar(self.forced_bos_token_id),
-            forced_last=_scalar(self.forced_eos_token_id),
-            suppressed=_mask(self.suppress_tokens, vocab_size),
-            first_suppressed=_mask(self.begin_suppress_tokens, vocab_size),
-            stop=(
+            forced_bos_token_id=_scalar(self.forced_bos_token_id),
+            forced_eos_token_id=_scalar(self.forced_eos_token_id),
+            suppress_tokens=_mask(self.suppress_tokens, vocab_size),
+            begin_suppress_tokens=_mask(self.begin_suppress_tokens, vocab_size),
+            stop_automaton=(
                 _stop(_need(tokenizer, "stop_strings"), tuple(self.stop_strings), vocab_size)
                 if self.stop_strings
                 else None
             ),
-            no_repeat_ngram=self.no_repeat_ngram_size,
+            no_repeat_ngram_size=self.no_repeat_ngram_size,
         )
 
     def prefixes(

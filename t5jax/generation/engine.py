@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from t5jax.decoding import DEAD_END, EOS, GOING_ON, LIMIT, STOP, LogitsProcessors, LoopState
+from t5jax.decoding import Finish, LogitsProcessors, LoopState
 from t5jax.generation import batching, compiled
 from t5jax.generation.config import GenerationConfig
 from t5jax.models import DecoderCache, DecodeStep, IncrementalDecoder, Params, T5Config
@@ -15,10 +15,10 @@ FinishReason = Literal["eos", "length", "stop", "dead_end"]
 
 
 _REASONS: dict[int, FinishReason] = {
-    EOS: "eos",
-    LIMIT: "length",
-    STOP: "stop",
-    DEAD_END: "dead_end",
+    Finish.EOS: "eos",
+    Finish.LIMIT: "length",
+    Finish.STOP: "stop",
+    Finish.DEAD_END: "dead_end",
 }
 
 
@@ -117,7 +117,7 @@ class Engine:
                 finish = np.asarray(state.finish)
                 grown = []
                 for i, row in list(open_rows.items()):
-                    ended = finish[i] != GOING_ON
+                    ended = finish[i] != Finish.GOING_ON
                     grown.append((row, answers[i] if ended else None, answers[i].ids))
                     if ended:
                         del open_rows[i]
@@ -242,12 +242,12 @@ class _Batch(NamedTuple):
         )
 
     def written(self, state: LoopState) -> list[list[GeneratedSequence]]:
-        tokens, lengths = np.asarray(state.written), np.asarray(state.lengths)
+        tokens, lengths = np.asarray(state.sequences), np.asarray(state.lengths)
         finish = np.asarray(state.finish)
         nan = float("nan")
         found = [
             GeneratedSequence([], "dead_end", -np.inf, -np.inf)
-            if end == DEAD_END
+            if end == Finish.DEAD_END
             else GeneratedSequence(
                 row[1 : length + 1].tolist(), _REASONS.get(int(end), "length"), nan, nan
             )

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from helpers import token_sets
 
-from t5jax.decoding import automaton, loop
-from t5jax.decoding.automaton import from_edges, matcher
+from t5jax.decoding import trie
+from t5jax.decoding.automaton_builders import from_edges, matcher
 from t5jax.decoding.beam import Beams, beam_search, gnmt_penalty, power_penalty
 from t5jax.decoding.logits_processors import LogitsProcessors
-from t5jax.decoding.loop import LIMIT, STOP
+from t5jax.decoding.loop import Finish
 
 PAD, EOS, VOCAB, MAX_LEN = 0, 1, 5, 4
 STARTS = (2, 3, 4)
@@ -65,7 +65,7 @@ def search(
     done,
     limit,
     alpha,
-    rules,
+    processors,
     *,
     num_beams,
     form,
@@ -78,12 +78,12 @@ def search(
         num_beams=num_beams,
         penalty=form(alpha),
         early_stopping=early_stopping,
-        rules=rules,
+        processors=processors,
         start_tokens=start,
         prefix=prefix,
         prefix_lens=prefix_lens,
         done=done,
-        limit=limit,
+        max_new_tokens=limit,
         max_len=max_len,
         eos_id=EOS,
         pad_id=PAD,
@@ -107,7 +107,7 @@ def run(
     starts=STARTS,
     prefixes=None,
     done=None,
-    rules=None,
+    processors=None,
 ):
     found = search(
         weights,
@@ -116,7 +116,7 @@ def run(
         np.zeros(len(starts), bool) if done is None else np.array(done),
         np.int32(limit),
         np.float32(PENALTIES[kind][1]),
-        LogitsProcessors() if rules is None else rules,
+        LogitsProcessors() if processors is None else processors,
         num_beams=num_beams,
         form=PENALTIES[kind][0],
         early_stopping=early_stopping,
@@ -143,7 +143,7 @@ def sequences_of(found, row, prefix=()):
 
 
 def why(tokens, stops=lambda tokens: False):
-    return loop.EOS if tokens[-1] == EOS else STOP if stops(tokens) else LIMIT
+    return Finish.EOS if tokens[-1] == EOS else Finish.STOP if stops(tokens) else Finish.LIMIT
 
 
 def all_sequences(weights, start, limit, prefix=(), stops=lambda tokens: False):
@@ -204,9 +204,11 @@ def test_search_ends_sequences_at_a_stop_string(weights, string, prefixes):
     def stops(tokens):
         return string in b"".join(PIECES[token] for token in tokens).decode()
 
-    found = run(weights, num_beams=128, prefixes=prefixes, rules=LogitsProcessors(stop=stop))
+    found = run(
+        weights, num_beams=128, prefixes=prefixes, processors=LogitsProcessors(stop_automaton=stop)
+    )
     check_best(found, weights, prefixes=prefixes, stops=stops)
-    assert (found.finish[found.scores > -np.inf] == STOP).any()
+    assert (found.finish[found.scores > -np.inf] == Finish.STOP).any()
 
 
 def by_hand(
@@ -325,26 +327,26 @@ def all_at_once(log_probs, history, count):
 
 
 ALL = {
-    "no_repeat_ngram": 2,
+    "no_repeat_ngram_size": 2,
     "repetition_penalty": jnp.float32(1.5),
-    "min_tokens": jnp.int32(6),
-    "forced_first": jnp.int32(3),
-    "forced_last": jnp.int32(2),
+    "min_new_tokens": jnp.int32(6),
+    "forced_bos_token_id": jnp.int32(3),
+    "forced_eos_token_id": jnp.int32(2),
 }
 RULES = {
-    no_pair_twice: ["no_repeat_ngram"],
+    no_pair_twice: ["no_repeat_ngram_size"],
     less_of_the_same: ["repetition_penalty"],
-    no_early_end: ["min_tokens"],
-    three_then_two: ["forced_first", "forced_last"],
+    no_early_end: ["min_new_tokens"],
+    three_then_two: ["forced_bos_token_id", "forced_eos_token_id"],
     all_at_once: list(ALL),
 }
 
 
 @pytest.mark.parametrize("prefixes", [((), (), ()), PREFIXES], ids=["bare", "prefix"])
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_search_keeps_rules_as_its_definition_says(weights, rule, prefixes):
-    rules = LogitsProcessors(**{name: ALL[name] for name in RULES[rule]})
-    found = run(weights, num_beams=3, limit=9, max_len=9, prefixes=prefixes, rules=rules)
+def test_search_keeps_processors_as_its_definition_says(weights, rule, prefixes):
+    processors = LogitsProcessors(**{name: ALL[name] for name in RULES[rule]})
+    found = run(weights, num_beams=3, limit=9, max_len=9, prefixes=prefixes, processors=processors)
     differs = []
     for row, (start, prefix) in enumerate(zip(STARTS, prefixes, strict=True)):
         options = {"num_beams": 3, "score": float, "mode": "never", "limit": 9, "prefix": prefix}
@@ -361,7 +363,9 @@ def test_search_stops_narrow_beams_as_its_definition_says(weights):
     def stops(tokens):
         return string in b"".join(PIECES[token] for token in tokens).decode()
 
-    found = run(weights, num_beams=3, limit=9, max_len=9, rules=LogitsProcessors(stop=stop))
+    found = run(
+        weights, num_beams=3, limit=9, max_len=9, processors=LogitsProcessors(stop_automaton=stop)
+    )
     for row, start in enumerate(STARTS):
         expected = by_hand(
             all_log_probs(weights),
@@ -379,14 +383,14 @@ def test_search_stops_narrow_beams_as_its_definition_says(weights):
 
 
 def test_search_of_a_row_does_not_depend_on_the_others(weights):
-    rules = LogitsProcessors(
-        no_repeat_ngram=2,
-        stop=matcher([b"cc"], PIECES, vocab_size=VOCAB),
-        automaton=automaton.trie(
+    processors = LogitsProcessors(
+        no_repeat_ngram_size=2,
+        stop_automaton=matcher([b"cc"], PIECES, vocab_size=VOCAB),
+        automaton=trie(
             [(2, 3, 4, 2, 3), (2, 4), (3, 3), (4,), (4, 0, 2)], eos_id=EOS, vocab_size=VOCAB
         ),
     )
-    options = {"num_beams": 3, "limit": 9, "max_len": 9, "rules": rules}
+    options = {"num_beams": 3, "limit": 9, "max_len": 9, "processors": processors}
     options["early_stopping"] = "heuristic"
     together = run(weights, prefixes=PREFIXES, **options)
     order = [2, 0, 1, 2]
@@ -426,7 +430,7 @@ def test_search_with_more_beams_than_sequences_marks_the_rest(weights):
 
 
 @functools.partial(jax.jit, static_argnames="num_beams")
-def failure(bad, place, position, done, rules, *, num_beams):
+def failure(bad, place, position, done, processors, *, num_beams):
     """What `search` reports where the logits of one row at one position are bad.
 
     The rows have prefixes of 0, 3 and 1 tokens.
@@ -445,12 +449,12 @@ def failure(bad, place, position, done, rules, *, num_beams):
         num_beams=num_beams,
         penalty=power_penalty(jnp.float32(0)),
         early_stopping="full",
-        rules=rules,
+        processors=processors,
         start_tokens=jnp.array(STARTS),
         prefix=jnp.asarray(prefix),
         prefix_lens=jnp.asarray(lens),
         done=done,
-        limit=jnp.int32(MAX_LEN),
+        max_new_tokens=jnp.int32(MAX_LEN),
         max_len=MAX_LEN,
         eos_id=EOS,
         pad_id=PAD,
@@ -459,14 +463,14 @@ def failure(bad, place, position, done, rules, *, num_beams):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_search_reports_the_position_of_logits_that_are_not_finite(bad):
-    def position(place, position, *, done=(False, False, False), **rules):
+    def position(place, position, *, done=(False, False, False), **processors):
         bad_row = np.full(VOCAB, bad, np.float32)
         given = (
             bad_row,
             np.int32(place),
             np.int32(position),
             np.array(done),
-            LogitsProcessors(**rules),
+            LogitsProcessors(**processors),
         )
         return int(failure(*given, num_beams=2))
 
@@ -478,7 +482,7 @@ def test_search_reports_the_position_of_logits_that_are_not_finite(bad):
         assert position(2, where) == (where if where < 1 + MAX_LEN else -1)
     # Rows that have nothing more to write are done, while others are not.
     for where in range(3 + MAX_LEN):
-        found = position(0, where, forced_first=jnp.int32(EOS))
+        found = position(0, where, forced_bos_token_id=jnp.int32(EOS))
         assert found == (where if where < 1 else -1)
 
 
@@ -504,17 +508,17 @@ def test_search_ends_where_an_automaton_does(weights):
     tokens = [token for token in range(VOCAB) if token != EOS]
     edges = {state: dict.fromkeys(tokens, state + 1) for state in (0, 1)}
     pairs = from_edges(edges, vocab_size=VOCAB, ends=[2])
-    found = run(weights, num_beams=32, rules=LogitsProcessors(automaton=pairs))
+    found = run(weights, num_beams=32, processors=LogitsProcessors(automaton=pairs))
     for row, start in enumerate(STARTS):
         exact = all_sequences(weights, start, 2, stops=lambda written: len(written) == 2)
         expected = {s: total / 2 for s, total in exact.items() if EOS not in s}
         best = sorted(expected, key=expected.__getitem__, reverse=True)
-        assert sequences_of(found, row) == [(s, STOP) for s in best]
+        assert sequences_of(found, row) == [(s, Finish.STOP) for s in best]
 
 
 def test_search_finds_nothing_in_a_dead_end(weights):
-    nothing = LogitsProcessors(suppressed=jnp.ones(VOCAB, bool))
-    found = run(weights, num_beams=3, rules=nothing, prefixes=PREFIXES)
+    nothing = LogitsProcessors(suppress_tokens=jnp.ones(VOCAB, bool))
+    found = run(weights, num_beams=3, processors=nothing, prefixes=PREFIXES)
     assert [sequences_of(found, row) for row in range(3)] == [[], [], []]
     assert found.failed == -1
 
@@ -524,11 +528,13 @@ def test_search_goes_on_past_beams_in_a_dead_end(weights):
 
     But where a prefix and a start token leave three, those end in nothing before.
     """
-    rules = LogitsProcessors(no_repeat_ngram=1, suppressed=jnp.arange(VOCAB) == EOS)
-    found = run(weights, num_beams=64, limit=3, rules=rules, starts=(2, 3), prefixes=((), (4,)))
+    processors = LogitsProcessors(no_repeat_ngram_size=1, suppress_tokens=jnp.arange(VOCAB) == EOS)
+    found = run(
+        weights, num_beams=64, limit=3, processors=processors, starts=(2, 3), prefixes=((), (4,))
+    )
     for sequence, finish in sequences_of(found, 0):
         assert sorted(sequence) == [0, 3, 4]
-        assert finish == LIMIT
+        assert finish == Finish.LIMIT
     assert len(sequences_of(found, 0)) == 6
     assert sequences_of(found, 1, (4,)) == []
 
@@ -564,12 +570,12 @@ def search_allowed(allowed, *, num_beams, kind, mode):
             num_beams=num_beams,
             penalty=PENALTIES[kind][0](alpha),
             early_stopping=mode,
-            rules=LogitsProcessors(automaton=make(trie)),
+            processors=LogitsProcessors(automaton=make(trie)),
             start_tokens=start,
             prefix=jnp.asarray(prefix),
             prefix_lens=jnp.asarray(lens),
             done=jnp.zeros(3, bool),
-            limit=limit,
+            max_new_tokens=limit,
             max_len=token_sets.LONGEST + 2,
             eos_id=EOS,
             pad_id=PAD,
@@ -644,12 +650,14 @@ def test_narrow_search_of_a_set_is_what_its_definition_says(allowed, num_beams, 
 
 def test_search_never_returns_what_a_forced_token_makes_invalid(weights):
     """Rules that contradict one another leave nothing."""
-    trie = automaton.trie([(3, 4)], eos_id=EOS, vocab_size=VOCAB)
+    machine = trie([(3, 4)], eos_id=EOS, vocab_size=VOCAB)
     for first, last in ((EOS, EOS), (2, EOS), (3, 2), (3, EOS)):
         for limit in (1, 2, 3):
-            rules = LogitsProcessors(
-                automaton=trie, forced_first=jnp.int32(first), forced_last=jnp.int32(last)
+            processors = LogitsProcessors(
+                automaton=machine,
+                forced_bos_token_id=jnp.int32(first),
+                forced_eos_token_id=jnp.int32(last),
             )
-            found = run(weights, num_beams=2, rules=rules, limit=limit)
-            expected = [((3, 4, EOS), loop.EOS)] if (first, last, limit) == (3, EOS, 3) else []
+            found = run(weights, num_beams=2, processors=processors, limit=limit)
+            expected = [((3, 4, EOS), Finish.EOS)] if (first, last, limit) == (3, EOS, 3) else []
             assert [sequences_of(found, row) for row in range(3)] == [expected] * 3

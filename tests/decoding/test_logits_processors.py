@@ -1,4 +1,4 @@
-"""Rules against plain Python, token by token, and against transformers' own processors."""
+"""Logits processors against plain Python, token by token, and against those of transformers."""
 
 import itertools
 import random
@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5jax.decoding.automaton import from_edges
+from t5jax.decoding.automaton_builders import from_edges
 from t5jax.decoding.logits_processors import Context, LogitsProcessors
 
 EOS, V, W, R = 1, 11, 13, 7
 LENGTHS = range(1, W + 1)
 
-_apply = jax.jit(LogitsProcessors.apply, static_argnames="eos_id")
+_apply = jax.jit(LogitsProcessors.__call__, static_argnames="eos_id")
 
 
 class History:
@@ -23,9 +23,9 @@ class History:
     def __init__(self, length, *, seed, limit=9, equal=False):
         rng = np.random.default_rng([seed, length])
         self.length, self.limit = length, limit
-        self.written = rng.integers(0, 5, (R, W))
+        self.sequences = rng.integers(0, 5, (R, W))
         # Ids of no token too: nothing may be looked up there.
-        self.written[:, length:] = rng.integers(-3, V + 9, (R, W - length))
+        self.sequences[:, length:] = rng.integers(-3, V + 9, (R, W - length))
         # Positive and negative; some tokens are out already.
         self.scores = rng.normal(size=(R, V)).astype(np.float32) * 3
         self.scores[rng.random((R, V)) < 0.05] = -np.inf
@@ -38,21 +38,21 @@ class History:
 
     @property
     def rows(self):
-        return self.written[:, : self.length].tolist()
+        return self.sequences[:, : self.length].tolist()
 
-    def apply(self, rules):
+    def apply(self, processors):
         context = Context(
-            written=jnp.asarray(self.written, jnp.int32),
+            sequences=jnp.asarray(self.sequences, jnp.int32),
             length=jnp.int32(self.length),
             num_new=jnp.asarray(self.num_new, jnp.int32),
-            limit=jnp.int32(self.limit),
+            max_new_tokens=jnp.int32(self.limit),
             states=jnp.asarray(self.states, jnp.int32),
         )
-        found = _apply(rules, jnp.asarray(self.scores), context, eos_id=EOS)
+        found = _apply(processors, jnp.asarray(self.scores), context, eos_id=EOS)
         assert found.dtype == np.float32
         return np.asarray(found)
 
-    def expect(self, rules, *changes):
+    def expect(self, processors, *changes):
         """Compares with functions from a row's scores, tokens and count to its new scores."""
         rows = []
         for scores, row, count in zip(self.scores, self.rows, self.num_new.tolist(), strict=True):
@@ -61,7 +61,7 @@ class History:
                 changed = change(changed, row, count)
             rows.append(changed)
         # One product of float32 numbers, rounded once or twice.
-        np.testing.assert_allclose(self.apply(rules), np.array(rows, np.float32), rtol=2e-7)
+        np.testing.assert_allclose(self.apply(processors), np.array(rows, np.float32), rtol=2e-7)
 
 
 def histories(count=3, **options):
@@ -76,7 +76,7 @@ def only(scores, chosen):
     return [0.0 if token == chosen else -np.inf for token in range(len(scores))]
 
 
-# The rules in plain Python.
+# The processors in plain Python.
 
 
 def penalized(penalty):
@@ -138,25 +138,25 @@ def aligned(words):
     return jnp.array([[*[-1] * (4 - len(word)), *word] for word in [*words, words[0]]], jnp.int32)
 
 
-def test_rules_that_are_off_change_nothing():
+def test_processors_that_are_off_change_nothing():
     for history in histories():
         np.testing.assert_array_equal(history.apply(LogitsProcessors()), history.scores)
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.3, 2.0])
 def test_repetition_penalty_makes_what_occurs_less_likely(penalty):
-    rules = LogitsProcessors(repetition_penalty=jnp.float32(penalty))
+    processors = LogitsProcessors(repetition_penalty=jnp.float32(penalty))
     for history in histories():
-        history.expect(rules, penalized(np.float32(penalty)))
+        history.expect(processors, penalized(np.float32(penalty)))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 20])
 def test_no_repeat_ngram_lets_none_occur_twice(size):
     changed = 0
     for history in histories():
-        rules = LogitsProcessors(no_repeat_ngram=size)
-        history.expect(rules, unrepeated(size))
-        changed += (history.apply(rules) != history.scores).any()
+        processors = LogitsProcessors(no_repeat_ngram_size=size)
+        history.expect(processors, unrepeated(size))
+        changed += (history.apply(processors) != history.scores).any()
     assert (changed > 0) == (size < 5)
 
 
@@ -170,51 +170,57 @@ WORDS = [
 
 @pytest.mark.parametrize("words", WORDS)
 def test_bad_words_are_not_completed(words):
-    rules, changed = LogitsProcessors(bad_words=aligned(words)), 0
+    processors, changed = LogitsProcessors(bad_words_ids=aligned(words)), 0
     for history in histories(20):
-        history.expect(rules, without_words(words))
-        changed += (history.apply(rules) != history.scores).any()
+        history.expect(processors, without_words(words))
+        changed += (history.apply(processors) != history.scores).any()
     assert changed
 
 
 def test_bad_words_do_not_begin_with_the_start_token():
     """Which is not written, and shares its id with padding."""
-    rules = LogitsProcessors(bad_words=aligned([(3, 4), (2, 3, 4)]))
+    processors = LogitsProcessors(bad_words_ids=aligned([(3, 4), (2, 3, 4)]))
     history = History(1, seed=0)
-    history.written[:, 0] = 3
-    np.testing.assert_array_equal(history.apply(rules), history.scores)
+    history.sequences[:, 0] = 3
+    np.testing.assert_array_equal(history.apply(processors), history.scores)
     history = History(2, seed=0)
-    history.written[:, :2] = [2, 3]
-    history.expect(rules, suppressed({4}))  # as the second of 3 4
+    history.sequences[:, :2] = [2, 3]
+    history.expect(processors, suppressed({4}))  # as the second of 3 4
 
 
 def test_min_tokens_keeps_eos_out_before():
     for least in range(1, 6):
         for history in histories():
-            history.expect(LogitsProcessors(min_tokens=jnp.int32(least)), not_ended_before(least))
+            history.expect(
+                LogitsProcessors(min_new_tokens=jnp.int32(least)), not_ended_before(least)
+            )
 
 
 def test_forced_first_is_the_only_first_token():
     for history in histories():
-        history.expect(LogitsProcessors(forced_first=jnp.int32(5)), forced_at(0, 5))
+        history.expect(LogitsProcessors(forced_bos_token_id=jnp.int32(5)), forced_at(0, 5))
 
 
 @pytest.mark.parametrize("limit", [1, 4, 9])
 def test_forced_last_is_the_only_token_at_the_limit(limit):
     for history in histories(limit=limit):
-        history.expect(LogitsProcessors(forced_last=jnp.int32(EOS)), forced_at(limit - 1, EOS))
+        history.expect(
+            LogitsProcessors(forced_eos_token_id=jnp.int32(EOS)), forced_at(limit - 1, EOS)
+        )
 
 
 def test_suppressed_tokens_are_always_out():
     for history in histories():
-        history.expect(LogitsProcessors(suppressed=mask({0, 4, 9})), suppressed({0, 4, 9}))
+        history.expect(LogitsProcessors(suppress_tokens=mask({0, 4, 9})), suppressed({0, 4, 9}))
 
 
 def test_first_suppressed_tokens_are_out_as_the_first_that_is_chosen():
-    rules = LogitsProcessors(first_suppressed=mask({0, 4, 9}))
-    behind = LogitsProcessors(first_suppressed=mask({0, 4, 9}), forced_first=jnp.int32(4))
+    processors = LogitsProcessors(begin_suppress_tokens=mask({0, 4, 9}))
+    behind = LogitsProcessors(
+        begin_suppress_tokens=mask({0, 4, 9}), forced_bos_token_id=jnp.int32(4)
+    )
     for history in histories():
-        history.expect(rules, suppressed_at(0, {0, 4, 9}))
+        history.expect(processors, suppressed_at(0, {0, 4, 9}))
         history.expect(behind, forced_at(0, 4), suppressed_at(1, {0, 4, 9}))
 
 
@@ -243,7 +249,7 @@ def in_states(history, *, lost=False):
     open_states = [b for b in STATES if EOS not in b and len(b) < history.length]
     for row in range(R):
         beginning = rng.choice(open_states)
-        history.written[row, history.length - len(beginning) : history.length] = beginning
+        history.sequences[row, history.length - len(beginning) : history.length] = beginning
         history.num_new[row] = len(beginning)
         history.states[row] = STATES[beginning]
         if lost and row % 3 == 0:
@@ -272,23 +278,25 @@ def test_automaton_has_the_last_word():
     """A forced token that it does not allow leaves nothing."""
     history = in_states(History(1, seed=0))
     for token, left in ((4, {4}), (5, set())):
-        found = history.apply(LogitsProcessors(automaton=machine(), forced_first=jnp.int32(token)))
+        found = history.apply(
+            LogitsProcessors(automaton=machine(), forced_bos_token_id=jnp.int32(token))
+        )
         assert [set(np.flatnonzero(row > -np.inf)) for row in found] == [left] * R
 
 
 ALL = {
     "repetition_penalty": jnp.float32(1.7),
-    "bad_words": aligned([(9,), (2, 3), (4, 4, 4)]),
-    "min_tokens": jnp.int32(4),
-    "forced_first": jnp.int32(3),
-    "forced_last": jnp.int32(EOS),
-    "suppressed": mask({5, 6}),
-    "first_suppressed": mask({2, 7}),
-    "no_repeat_ngram": 2,
+    "bad_words_ids": aligned([(9,), (2, 3), (4, 4, 4)]),
+    "min_new_tokens": jnp.int32(4),
+    "forced_bos_token_id": jnp.int32(3),
+    "forced_eos_token_id": jnp.int32(EOS),
+    "suppress_tokens": mask({5, 6}),
+    "begin_suppress_tokens": mask({2, 7}),
+    "no_repeat_ngram_size": 2,
 }
 
 
-def test_rules_together_apply_one_after_the_other():
+def test_processors_together_apply_one_after_the_other():
     for history in histories(6, limit=8):
         history.expect(
             LogitsProcessors(**ALL),
@@ -303,30 +311,32 @@ def test_rules_together_apply_one_after_the_other():
         )
 
 
-def test_rules_do_not_read_what_is_not_written():
+def test_processors_do_not_read_what_is_not_written():
     for history in histories(1):
         before = history.apply(LogitsProcessors(**ALL))
-        history.written[:, history.length :] = 3
+        history.sequences[:, history.length :] = 3
         np.testing.assert_array_equal(history.apply(LogitsProcessors(**ALL)), before)
 
 
-def test_rules_of_a_row_do_not_depend_on_the_others():
+def test_processors_of_a_row_do_not_depend_on_the_others():
     for history in histories(1):
         before = history.apply(LogitsProcessors(**ALL))
         order = np.random.default_rng(history.length).integers(0, R, R)
-        for name in ("written", "scores", "num_new", "states"):
+        for name in ("sequences", "scores", "num_new", "states"):
             setattr(history, name, getattr(history, name)[order])
         np.testing.assert_array_equal(history.apply(LogitsProcessors(**ALL)), before[order])
 
 
-def test_rules_of_one_kind_share_a_program():
+def test_processors_of_one_kind_share_a_program():
     history = History(5, seed=0)
-    history.apply(LogitsProcessors(min_tokens=jnp.int32(1), suppressed=mask({3})))
+    history.apply(LogitsProcessors(min_new_tokens=jnp.int32(1), suppress_tokens=mask({3})))
     before = _apply._cache_size()
     for least, token in itertools.product(range(3), range(3)):
-        history.apply(LogitsProcessors(min_tokens=jnp.int32(least), suppressed=mask({token})))
+        history.apply(
+            LogitsProcessors(min_new_tokens=jnp.int32(least), suppress_tokens=mask({token}))
+        )
     for other in histories(1):
-        other.apply(LogitsProcessors(min_tokens=jnp.int32(2), suppressed=mask({3})))
+        other.apply(LogitsProcessors(min_new_tokens=jnp.int32(2), suppress_tokens=mask({3})))
     assert _apply._cache_size() == before
 
 
@@ -335,12 +345,12 @@ def test_rules_of_one_kind_share_a_program():
 
 @pytest.fixture
 def theirs():
-    """Compares the rules with a list of transformers' processors."""
+    """Compares ours with a list of transformers' processors."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     from helpers.transformers_models import one_thread
 
-    def compare(rules, processors_of, *, log_probs=(False, True), prepare=None, **options):
+    def compare(ours, processors_of, *, log_probs=(False, True), prepare=None, **options):
         changed = 0
         for history in histories(equal=True, **options):
             if prepare:
@@ -354,7 +364,7 @@ def theirs():
                 scores = torch.from_numpy(history.scores.copy())
                 expected = transformers.LogitsProcessorList(processors)(ids, scores).numpy()
                 # Two float32 roundings of one product or quotient.
-                np.testing.assert_allclose(history.apply(rules), expected, rtol=2e-7)
+                np.testing.assert_allclose(history.apply(ours), expected, rtol=2e-7)
                 changed += not np.array_equal(expected, history.scores)
         assert changed
 
@@ -378,7 +388,7 @@ def test_repetition_penalty_is_that_of_transformers(theirs, penalty):
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_no_repeat_ngram_is_that_of_transformers(theirs, size):
     theirs(
-        LogitsProcessors(no_repeat_ngram=size),
+        LogitsProcessors(no_repeat_ngram_size=size),
         lambda hf, history: [hf.NoRepeatNGramLogitsProcessor(size)],
         count=10,
     )
@@ -386,13 +396,13 @@ def test_no_repeat_ngram_is_that_of_transformers(theirs, size):
 
 def start_token(history):
     """One that is in no word: releases of transformers differ in whether a word may hold it."""
-    history.written[:, 0] = 10
+    history.sequences[:, 0] = 10
 
 
 @pytest.mark.parametrize("words", WORDS)
 def test_bad_words_are_those_of_transformers(theirs, words):
     theirs(
-        LogitsProcessors(bad_words=aligned(words)),
+        LogitsProcessors(bad_words_ids=aligned(words)),
         lambda hf, history: [hf.NoBadWordsLogitsProcessor([list(w) for w in words], EOS)],
         prepare=start_token,
         count=20,
@@ -402,7 +412,7 @@ def test_bad_words_are_those_of_transformers(theirs, words):
 @pytest.mark.parametrize("least", [1, 4])
 def test_min_tokens_is_that_of_transformers(theirs, least):
     theirs(
-        LogitsProcessors(min_tokens=jnp.int32(least)),
+        LogitsProcessors(min_new_tokens=jnp.int32(least)),
         lambda hf, history: [hf.MinNewTokensLengthLogitsProcessor(prompt_len(history), least, EOS)],
     )
 
@@ -414,7 +424,7 @@ def without_prefix(history):
 
 def test_forced_first_is_that_of_transformers(theirs):
     theirs(
-        LogitsProcessors(forced_first=jnp.int32(5)),
+        LogitsProcessors(forced_bos_token_id=jnp.int32(5)),
         lambda hf, history: [hf.ForcedBOSTokenLogitsProcessor(5)],
         prepare=without_prefix,
     )
@@ -422,21 +432,21 @@ def test_forced_first_is_that_of_transformers(theirs):
 
 def test_forced_last_is_that_of_transformers(theirs):
     theirs(
-        LogitsProcessors(forced_last=jnp.int32(EOS)),
+        LogitsProcessors(forced_eos_token_id=jnp.int32(EOS)),
         lambda hf, history: [hf.ForcedEOSTokenLogitsProcessor(prompt_len(history) + 9, EOS)],
     )
 
 
 def test_suppressed_is_that_of_transformers(theirs):
     theirs(
-        LogitsProcessors(suppressed=mask({0, 4, 9})),
+        LogitsProcessors(suppress_tokens=mask({0, 4, 9})),
         lambda hf, history: [hf.SuppressTokensLogitsProcessor([0, 4, 9])],
     )
 
 
 def test_first_suppressed_is_that_of_transformers(theirs):
     theirs(
-        LogitsProcessors(first_suppressed=mask({0, 4, 9})),
+        LogitsProcessors(begin_suppress_tokens=mask({0, 4, 9})),
         lambda hf, history: [
             hf.SuppressTokensAtBeginLogitsProcessor([0, 4, 9], prompt_len(history))
         ],
@@ -456,7 +466,7 @@ def test_automaton_is_prefix_allowed_tokens_of_transformers(theirs):
     theirs(LogitsProcessors(automaton=machine()), processors, prepare=prepare, limit=99)
 
 
-def test_rules_together_are_those_of_transformers_in_its_order(theirs):
+def test_processors_together_are_those_of_transformers_in_its_order(theirs):
     """As `generate` lines them up; a forced first token moves the next rule by one."""
     theirs(
         LogitsProcessors(**ALL),
@@ -476,8 +486,8 @@ def test_rules_together_are_those_of_transformers_in_its_order(theirs):
     )
 
 
-def test_rules_together_behind_a_prefix_are_those_of_transformers(theirs):
-    some = {name: rule for name, rule in ALL.items() if name != "forced_first"}
+def test_processors_together_behind_a_prefix_are_those_of_transformers(theirs):
+    some = {name: rule for name, rule in ALL.items() if name != "forced_bos_token_id"}
     theirs(
         LogitsProcessors(**some),
         lambda hf, history: [

@@ -9,10 +9,10 @@ import pytest
 import scipy.stats
 from helpers import token_sets
 
-from t5jax.decoding import automaton, loop
-from t5jax.decoding.automaton import from_edges, matcher
+from t5jax.decoding import trie
+from t5jax.decoding.automaton_builders import from_edges, matcher
 from t5jax.decoding.logits_processors import LogitsProcessors
-from t5jax.decoding.loop import DEAD_END, LIMIT, STOP, decode_loop, init_loop
+from t5jax.decoding.loop import Finish, decode_loop, init_loop
 from t5jax.decoding.sampling import greedy, sampler
 
 V, MAX_LEN = 7, 9
@@ -61,15 +61,15 @@ def _begin(start, prefix, done):
 
 
 @functools.partial(jax.jit, static_argnames="chooser")
-def _decode(table, state, prefix_lens, rules, limit, most, chooser):
+def _decode(table, state, prefix_lens, processors, limit, most, chooser):
     return decode_loop(
         step_of(table),
         state,
-        choose=chooser,
-        rules=rules,
+        sample_fn=chooser,
+        processors=processors,
         prefix_lens=prefix_lens,
-        limit=limit,
-        most=most,
+        max_new_tokens=limit,
+        max_steps=most,
         eos_id=EOS,
         pad_id=PAD,
     )
@@ -95,7 +95,7 @@ def decode(
     chooser=greedy,
     done=None,
     limit=MAX_LEN,
-    rules=None,
+    processors=None,
 ):
     """The state at the end, in numpy."""
     state, lens = begin(start, prefixes, done=done)
@@ -103,7 +103,7 @@ def decode(
         table,
         state,
         lens,
-        rules or LogitsProcessors(),
+        processors or LogitsProcessors(),
         np.int32(limit),
         np.int32(99),
         chooser=chooser,
@@ -113,7 +113,7 @@ def decode(
 
 def behind_start(state):
     """What every row has written, its prefix included, and nothing but padding behind it."""
-    rows = state.written[:, 1:].tolist()
+    rows = state.sequences[:, 1:].tolist()
     for row, length in zip(rows, state.lengths, strict=True):
         assert row[length:] == [PAD] * (len(row) - length)
     return [row[:length] for row, length in zip(rows, state.lengths, strict=True)]
@@ -121,15 +121,21 @@ def behind_start(state):
 
 def test_decode_greedy_walks_each_row_until_its_eos(table):
     found = decode(table, START)
-    assert found.written.dtype == np.int32
-    assert found.written[:, 0].tolist() == list(START)
+    assert found.sequences.dtype == np.int32
+    assert found.sequences[:, 0].tolist() == list(START)
     assert behind_start(found) == [walk(start) for start in START]
     # As drawn: rows that end at once, after two tokens, and not at all.
-    assert found.written[0, 1:].tolist() == [2, EOS] + [PAD] * 7
-    assert found.written[1, 1:].tolist() == [EOS] + [PAD] * 8
-    assert found.written[2, 1:].tolist() == [4, 5, 3] * 3
+    assert found.sequences[0, 1:].tolist() == [2, EOS] + [PAD] * 7
+    assert found.sequences[1, 1:].tolist() == [EOS] + [PAD] * 8
+    assert found.sequences[2, 1:].tolist() == [4, 5, 3] * 3
     assert found.lengths.tolist() == [2, 1, 9, 9, 9]
-    assert found.finish.tolist() == [loop.EOS, loop.EOS, LIMIT, LIMIT, LIMIT]
+    assert found.finish.tolist() == [
+        Finish.EOS,
+        Finish.EOS,
+        Finish.LIMIT,
+        Finish.LIMIT,
+        Finish.LIMIT,
+    ]
     assert found.failed == -1
 
 
@@ -142,7 +148,7 @@ def test_decode_takes_limit_as_traced_value(table):
 
 
 def test_decode_names_eos_at_the_limit_eos(table):
-    assert decode(table, (0, 3), limit=2).finish.tolist() == [loop.EOS, LIMIT]
+    assert decode(table, (0, 3), limit=2).finish.tolist() == [Finish.EOS, Finish.LIMIT]
 
 
 def test_decode_stops_when_the_last_row_has_ended(table):
@@ -197,12 +203,12 @@ def test_decode_writes_behind_prefixes_of_unequal_lengths(table, limit):
     """They count in no limit, EOS within one ends nothing, and all of it is in `lengths`."""
     found = decode(table, START, PREFIXES, limit=limit)
     expected = [walk(*pair, limit=limit) for pair in zip(START, PREFIXES, strict=True)]
-    assert found.written.shape == (5, 1 + 4 + MAX_LEN)
+    assert found.sequences.shape == (5, 1 + 4 + MAX_LEN)
     assert behind_start(found) == expected
     ended = [row[-1] == EOS for row in expected]
     assert any(ended)
     assert not all(ended)
-    assert found.finish.tolist() == [loop.EOS if end else LIMIT for end in ended]
+    assert found.finish.tolist() == [Finish.EOS if end else Finish.LIMIT for end in ended]
 
 
 def test_decode_with_a_prefix_is_that_of_the_row_alone(table):
@@ -234,11 +240,11 @@ def test_decode_reads_every_token_of_a_prefix(table):
     state = decode_loop(
         step,
         state,
-        choose=greedy,
-        rules=LogitsProcessors(),
+        sample_fn=greedy,
+        processors=LogitsProcessors(),
         prefix_lens=jnp.asarray(lens),
-        limit=jnp.int32(4),
-        most=4,
+        max_new_tokens=jnp.int32(4),
+        max_steps=4,
         eos_id=EOS,
         pad_id=PAD,
     )
@@ -259,7 +265,7 @@ def test_decode_goes_on_where_it_stopped(table, most):
         assert state.position == min(most * call, whole.position)
         # What was written stays.
         np.testing.assert_array_equal(
-            state.written[:, : before.position + 1], before.written[:, : before.position + 1]
+            state.sequences[:, : before.position + 1], before.sequences[:, : before.position + 1]
         )
     jax.tree.map(np.testing.assert_array_equal, state, whole)
 
@@ -309,25 +315,27 @@ def test_decode_does_not_mind_what_ended_rows_read(table):
 
 def test_decode_ends_in_a_dead_end_where_nothing_may_be_written(table):
     all_but_three = np.arange(V) != 3
-    rules = LogitsProcessors(suppressed=jnp.asarray(all_but_three), no_repeat_ngram=2)
+    processors = LogitsProcessors(
+        suppress_tokens=jnp.asarray(all_but_three), no_repeat_ngram_size=2
+    )
     # 3 3, and a third 3 would repeat that; with the start token it repeats at once.
-    found = decode(table, (0, 3, 0), [(), (3,), (4, 5)], rules=rules)
-    assert found.finish.tolist() == [DEAD_END] * 3
+    found = decode(table, (0, 3, 0), [(), (3,), (4, 5)], processors=processors)
+    assert found.finish.tolist() == [Finish.DEAD_END] * 3
     assert behind_start(found) == [[3, 3], [3], [4, 5, 3, 3]]
 
 
 def test_decode_of_other_rows_goes_on_past_a_dead_end(table):
-    rules = LogitsProcessors(no_repeat_ngram=1)
+    processors = LogitsProcessors(no_repeat_ngram_size=1)
     # No token twice: seven tokens, one of them fed first.
-    found = decode(table, START, rules=rules)
+    found = decode(table, START, processors=processors)
     # EOS has ended two; the others are out of tokens, at the latest.
     for start, row, finish in zip(START, behind_start(found), found.finish, strict=True):
         assert len({start, *row}) == 1 + len(row)
-        assert finish == (loop.EOS if row[-1] == EOS else DEAD_END)
+        assert finish == (Finish.EOS if row[-1] == EOS else Finish.DEAD_END)
     assert behind_start(found)[0] == [2, EOS]
-    no_end = LogitsProcessors(no_repeat_ngram=1, suppressed=jnp.arange(V) == EOS)
-    found = decode(table, (0, 3), rules=no_end)
-    assert found.finish.tolist() == [DEAD_END] * 2
+    no_end = LogitsProcessors(no_repeat_ngram_size=1, suppress_tokens=jnp.arange(V) == EOS)
+    found = decode(table, (0, 3), processors=no_end)
+    assert found.finish.tolist() == [Finish.DEAD_END] * 2
     assert found.lengths.tolist() == [5, 5]
 
 
@@ -340,7 +348,7 @@ STRINGS = ["b", "abab", "ec", "c d", "ce", "cc d", "c de c d", "abx"]
 def test_decode_stops_at_a_stop_string(table, string, prefixes):
     """It is looked for in what is written, not in the prefix."""
     stop = matcher([string.encode()], PIECES, vocab_size=V)
-    found = decode(table, START, prefixes, rules=LogitsProcessors(stop=stop))
+    found = decode(table, START, prefixes, processors=LogitsProcessors(stop_automaton=stop))
     rows, finish = [], []
     for start, prefix in zip(START, prefixes, strict=True):
         whole, end = walk(start, prefix), len(prefix)
@@ -350,8 +358,8 @@ def test_decode_stops_at_a_stop_string(table, string, prefixes):
             if whole[end - 1] == EOS or string in text:
                 break
         rows.append(whole[:end])
-        last = loop.EOS if whole[end - 1] == EOS else LIMIT
-        finish.append(STOP if string in text else last)
+        last = Finish.EOS if whole[end - 1] == EOS else Finish.LIMIT
+        finish.append(Finish.STOP if string in text else last)
     assert behind_start(found) == rows
     assert found.finish.tolist() == finish
 
@@ -361,9 +369,9 @@ def test_decode_ends_where_an_automaton_does(table):
     others = {token: 0 for token in range(V) if token not in (EOS, 5)}
     edges = {0: {**others, 5: 1}, 1: {**dict.fromkeys(others, 1), 5: 2}}
     twice = from_edges(edges, vocab_size=V, ends=[2])
-    found = decode(table, (3, 4, 5), ((), (), (5,)), rules=LogitsProcessors(automaton=twice))
+    found = decode(table, (3, 4, 5), ((), (), (5,)), processors=LogitsProcessors(automaton=twice))
     assert behind_start(found) == [[4, 5, 3, 4, 5], [5, 3, 4, 5], [5, 3, 4, 5, 3, 4, 5]]
-    assert found.finish.tolist() == [STOP] * 3
+    assert found.finish.tolist() == [Finish.STOP] * 3
 
 
 def test_decode_does_not_end_in_its_prefix(table):
@@ -371,15 +379,15 @@ def test_decode_does_not_end_in_its_prefix(table):
     start_is_end = from_edges(
         {0: {**dict.fromkeys(range(2, V), 0), EOS: 1}}, vocab_size=V, ends=[0, 1]
     )
-    found = decode(table, (3, 3), ((), (4, 5)), rules=LogitsProcessors(automaton=start_is_end))
+    found = decode(table, (3, 3), ((), (4, 5)), processors=LogitsProcessors(automaton=start_is_end))
     assert behind_start(found) == [[4], [4, 5, 3]]
-    assert found.finish.tolist() == [STOP] * 2
+    assert found.finish.tolist() == [Finish.STOP] * 2
 
 
 def test_decode_names_a_stop_string_at_the_limit_stop(table):
     stop = matcher([b"e"], PIECES, vocab_size=V)
-    found = decode(table, (3, 4), rules=LogitsProcessors(stop=stop), limit=2)
-    assert found.finish.tolist() == [STOP, STOP]
+    found = decode(table, (3, 4), processors=LogitsProcessors(stop_automaton=stop), limit=2)
+    assert found.finish.tolist() == [Finish.STOP, Finish.STOP]
     assert behind_start(found) == [[4, 5], [5]]
 
 
@@ -423,15 +431,15 @@ def write_allowed(weights, tries, limits, starts, *, seeds=None):
         state = decode_loop(
             step,
             state,
-            choose=chooser,
-            rules=LogitsProcessors(automaton=trie),
+            sample_fn=chooser,
+            processors=LogitsProcessors(automaton=trie),
             prefix_lens=jnp.asarray(lens),
-            limit=limit,
-            most=99,
+            max_new_tokens=limit,
+            max_steps=99,
             eos_id=token_sets.EOS,
             pad_id=token_sets.PAD,
         )
-        return state.written, state.lengths, state.finish
+        return state.sequences, state.lengths, state.finish
 
     return map(np.asarray, run(tries, limits, starts, seeds))
 
@@ -449,7 +457,7 @@ def allowed():
 def test_decode_greedy_writes_the_likeliest_token_that_leads_to_one_of_a_set(allowed):
     sets, weights, tries, limits, starts = allowed
     written, lengths, finish = write_allowed(weights, tries, limits, starts)
-    ends = {loop.EOS: 0, DEAD_END: 0}
+    ends = {Finish.EOS: 0, Finish.DEAD_END: 0}
     for i, sequences in enumerate(sets):
         fitting = token_sets.fitting(sequences, limits[i])
         for row, prefix in enumerate(SET_PREFIXES):
@@ -462,7 +470,7 @@ def test_decode_greedy_writes_the_likeliest_token_that_leads_to_one_of_a_set(all
                 memory = remember(memory, expected[-1])
             found = written[i, row, 1 : 1 + lengths[i, row]].tolist()
             assert found == [*prefix, *expected]
-            assert finish[i, row] == (loop.EOS if fitting else DEAD_END)
+            assert finish[i, row] == (Finish.EOS if fitting else Finish.DEAD_END)
             ends[int(finish[i, row])] += 1
     assert min(ends.values()) > 300
 
@@ -477,7 +485,7 @@ def test_decode_draws_nothing_but_one_of_a_set(allowed):
         for row, prefix in enumerate(SET_PREFIXES):
             found = tuple(written[i, row, 1 + len(prefix) : 1 + lengths[i, row]].tolist())
             assert found in (fitting or [()])
-            assert finish[i, row] == (loop.EOS if fitting else DEAD_END)
+            assert finish[i, row] == (Finish.EOS if fitting else Finish.DEAD_END)
             seen.add((i, found))
     possible = sum(len(token_sets.fitting(s, n)) for s, n in zip(sets, limits, strict=True))
     assert len(seen) > possible / 2
@@ -485,15 +493,17 @@ def test_decode_draws_nothing_but_one_of_a_set(allowed):
 
 def test_decode_never_writes_what_a_forced_token_makes_invalid(table):
     """Rules that contradict one another leave nothing."""
-    trie = automaton.trie([(3, 4)], eos_id=EOS, vocab_size=V)
+    machine = trie([(3, 4)], eos_id=EOS, vocab_size=V)
     for first, last in ((EOS, EOS), (5, EOS), (3, 2), (3, EOS)):
         for limit in (1, 2, 3):
-            rules = LogitsProcessors(
-                automaton=trie, forced_first=jnp.int32(first), forced_last=jnp.int32(last)
+            processors = LogitsProcessors(
+                automaton=machine,
+                forced_bos_token_id=jnp.int32(first),
+                forced_eos_token_id=jnp.int32(last),
             )
-            found = decode(table, (0, 3), rules=rules, limit=limit)
+            found = decode(table, (0, 3), processors=processors, limit=limit)
             fulfilled = (first, last, limit) == (3, EOS, 3)
-            assert found.finish.tolist() == [loop.EOS if fulfilled else DEAD_END] * 2
+            assert found.finish.tolist() == [Finish.EOS if fulfilled else Finish.DEAD_END] * 2
             if fulfilled:
                 assert behind_start(found) == [[3, 4, EOS]] * 2
 
@@ -516,15 +526,15 @@ def sampled(table, start, seeds, prefix, prefix_lens, limit=MAX_LEN):
     state = decode_loop(
         step_of(table),
         state,
-        choose=sampler(keys, temperature=jnp.float32(3.0)),
-        rules=LogitsProcessors(),
+        sample_fn=sampler(keys, temperature=jnp.float32(3.0)),
+        processors=LogitsProcessors(),
         prefix_lens=prefix_lens,
-        limit=jnp.int32(limit),
-        most=99,
+        max_new_tokens=jnp.int32(limit),
+        max_steps=99,
         eos_id=EOS,
         pad_id=PAD,
     )
-    return state.written[:, 1:]
+    return state.sequences[:, 1:]
 
 
 def draw(table, start, seeds, prefixes=None, **options):

@@ -36,13 +36,13 @@ def with_ties(row, chosen, values):
 
 
 @pytest.mark.parametrize("k", [1, 3, 11, 50])
-@pytest.mark.parametrize("most", [50, 64])
-def test_top_k_keeps_the_k_best(k, most):
+@pytest.mark.parametrize("max_k", [50, 64])
+def test_top_k_keeps_the_k_best(k, max_k):
     expected = []
     for row in LOGITS:
         chosen = sorted(range(11), key=lambda i, row=row: -row[i])[:k]
         expected.append(with_ties(row, chosen, row))
-    assert kept_by(top_k, jnp.int32(k), most=most) == expected
+    assert kept_by(top_k, jnp.int32(k), max_k=max_k) == expected
 
 
 @pytest.mark.parametrize("p", [1e-6, 0.3, 0.75, 0.97])
@@ -89,7 +89,7 @@ def test_typical_keeps_those_of_expected_surprise(p):
 @pytest.mark.parametrize(
     ("ours", "theirs", "value"),
     [
-        (lambda x: top_k(x, jnp.int32(7), most=8), "TopKLogitsWarper", 7),
+        (lambda x: top_k(x, jnp.int32(7), max_k=8), "TopKLogitsWarper", 7),
         (lambda x: top_p(x, jnp.float32(0.8)), "TopPLogitsWarper", 0.8),
         (lambda x: min_p(x, jnp.float32(0.1)), "MinPLogitsWarper", 0.1),
         (lambda x: typical(x, jnp.float32(0.7)), "TypicalLogitsWarper", 0.7),

@@ -11,7 +11,7 @@ import pytest
 from helpers import scripts_of_languages
 from helpers.forced_decoding import LIMIT, forced_logits, greedy_ids, score_by_hand
 
-from t5jax.decoding.automaton import from_edges, trie
+from t5jax.decoding.automaton_builders import from_edges, trie
 from t5jax.generation.constraints import Constraints
 from t5jax.text2text import Text2Text
 
@@ -134,7 +134,7 @@ def test_texts_need_a_tokenizer_and_ids_do_not(t5):
             rules(bare, **{name: ["the"]})
     with pytest.raises(ValueError, match="decoder_prefix must come with a tokenizer"):
         prefixes(bare, 1, "the")
-    assert rules(bare, bad_words_ids=[[5, 6]]).bad_words is not None
+    assert rules(bare, bad_words_ids=[[5, 6]]).bad_words_ids is not None
     assert prefixes(bare, 2, [[5], [6, 7]]) == [[5], [6, 7]]
 
 
@@ -161,8 +161,10 @@ def test_prefixes_that_do_not_fit_are_named(t5):
 
 def test_rules_without_constraints_are_all_off(t5):
     found = rules(t5)
-    assert [value for name, value in vars(found).items() if name != "no_repeat_ngram"] == [None] * 9
-    assert found.no_repeat_ngram == 0
+    assert [value for name, value in vars(found).items() if name != "no_repeat_ngram_size"] == [
+        None
+    ] * 9
+    assert found.no_repeat_ngram_size == 0
 
 
 def test_rules_of_similar_sizes_have_one_shape(t5):
@@ -172,7 +174,7 @@ def test_rules_of_similar_sizes_have_one_shape(t5):
         [[[1, 2, 3, 4]] * 4, [[5] * 3] * 3],
     ):
         for words in lists:
-            found = np.asarray(rules(t5, bad_words_ids=words).bad_words)
+            found = np.asarray(rules(t5, bad_words_ids=words).bad_words_ids)
             assert {size.bit_count() for size in found.shape} == {1}
             spelled = {tuple(token for token in row if token >= 0) for row in found.tolist()}
             assert spelled == set(map(tuple, words))
@@ -439,7 +441,9 @@ def test_stop_strings_are_found_when_the_decoded_text_holds_them(t5, kinds, kind
         texts = [text.lstrip(" ") for text in texts]
     count = 0
     for strings in MATCHED:
-        stop = Constraints(stop_strings=strings).rules(config, found, max_new_tokens=5).stop
+        stop = (
+            Constraints(stop_strings=strings).rules(config, found, max_new_tokens=5).stop_automaton
+        )
         rows, first = np.asarray(stop.rows)[np.asarray(stop.row_of)], np.asarray(stop.first_edge)
         tokens, targets, ends = map(np.asarray, (stop.tokens, stop.targets, stop.ends))
         for state in range(len(rows)):

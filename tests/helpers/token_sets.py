@@ -6,7 +6,7 @@ import itertools
 import jax
 import numpy as np
 
-from t5jax.decoding import automaton
+from t5jax.decoding import trie
 
 PAD, EOS, VOCAB = 0, 1, 6
 LONGEST = 4
@@ -31,11 +31,11 @@ def stacked(sets):
     Returns:
       A function that makes one automaton of one slice of the arrays, and the arrays.
     """
-    tries = [automaton.trie(s, eos_id=EOS, vocab_size=VOCAB) for s in sets]
-    most_edges = max(trie.most_edges for trie in tries)
-    form = jax.tree.structure(dataclasses.replace(tries[0], most_edges=most_edges))
+    tries = [trie(s, eos_id=EOS, vocab_size=VOCAB) for s in sets]
+    max_edges = max(machine.max_edges for machine in tries)
+    form = jax.tree.structure(dataclasses.replace(tries[0], max_edges=max_edges))
     # What pads an array is never read: no state leads there.
-    parts = zip(*(map(np.asarray, jax.tree.leaves(trie)) for trie in tries), strict=True)
+    parts = zip(*(map(np.asarray, jax.tree.leaves(machine)) for machine in tries), strict=True)
     return form.unflatten, [_stack(arrays) for arrays in parts]
 
 

@@ -10,16 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5jax.decoding.automaton import (
-    UNREACHABLE,
-    advance_states,
-    allowed_tokens,
-    check_automaton,
-    from_edges,
-    matcher,
-    next_states,
-    trie,
-)
+from t5jax.decoding.automaton import UNREACHABLE, advance_states, allowed_tokens, next_states
+from t5jax.decoding.automaton_builders import check_automaton, from_edges, matcher, trie
 from t5jax.tokenizers.sentencepiece import SentencePieceTokenizer
 
 EOS = 1
@@ -154,7 +146,7 @@ def test_trie_with_wide_branches_gives_them_rows_of_their_own():
     machine = trie(sequences, eos_id=EOS, vocab_size=WIDE)
     check_automaton(machine, WIDE)
     assert machine.rows.shape == (4, WIDE)
-    assert machine.most_edges <= 256
+    assert machine.max_edges <= 256
     prefixes = [[], [3], [3, 5], [3, 5, 7], [4], [3, 4], [8, 8], [9]]
     for remaining in (1, 2, 3, 4):
         found = choices(machine, run(machine, prefixes), remaining)
@@ -251,7 +243,7 @@ def test_from_edges_shares_a_row_among_states_that_differ_little():
     machine = from_edges(edges, vocab_size=WIDE, ends=[5])
     check_edges(machine, edges, WIDE)
     assert machine.rows.shape[0] == 2
-    assert machine.most_edges == 128
+    assert machine.max_edges == 128
 
 
 def test_from_edges_needs_no_edges():
@@ -432,9 +424,9 @@ def edited(name, index, value):
         (lambda m: {"ends": m.ends.astype(int)}, r"ends must be bool\[8\], got int32\[8\];"),
         (lambda m: {"distance": m.distance.astype(float)}, "distance must be int32"),
         (lambda m: {"first_edge": np.asarray(m.first_edge, np.int64)}, "got int64"),
-        (lambda m: {"most_edges": 1}, r"most_edges must be in \[2, 22\], .*, got 1;"),
-        (lambda m: {"most_edges": 10**9}, "most_edges must be in .*, got 1000000000;"),
-        (lambda m: {"most_edges": 2.0}, "most_edges must be in .*, got 2.0;"),
+        (lambda m: {"max_edges": 1}, r"max_edges must be in \[2, 22\], .*, got 1;"),
+        (lambda m: {"max_edges": 10**9}, "max_edges must be in .*, got 1000000000;"),
+        (lambda m: {"max_edges": 2.0}, "max_edges must be in .*, got 2.0;"),
     ],
 )
 def test_check_names_what_does_not_fit(change, message, own_checks):

@@ -1,0 +1,328 @@
+"""Builders of automata, in numpy: from edges, from a set of sequences, from byte patterns."""
+
+import collections
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from t5jax.decoding.automaton import UNREACHABLE, Automaton
+
+MAX_STATES = 2**24
+
+
+# (state, token or byte) -> next state.
+_Transitions = dict[tuple[int, int], int]
+
+
+def from_edges(
+    edges: Mapping[int, Mapping[int, int]], *, vocab_size: int, ends: Collection[int]
+) -> Automaton:
+    """Build an automaton from its transitions.
+
+    Args:
+      edges: of each state, a mapping from allowed tokens to next states; state 0 is the start, and
+        states without edges may be left out.
+      vocab_size: width of the model's logits.
+      ends: states in which a sequence is complete.
+    Raises:
+      ValueError: a token is outside the vocabulary, or a state outside [0, MAX_STATES).
+    """
+    transitions = {(q, token): target for q, row in edges.items() for token, target in row.items()}
+    states = {0, *edges, *ends, *transitions.values()}
+    for state in (min(states), max(states)):
+        if not 0 <= state < MAX_STATES:
+            raise ValueError(f"states must be in [0, {MAX_STATES}), got {state}; renumber them.")
+    return _acceptor(transitions, np.isin(np.arange(max(states) + 1), [*ends]), vocab_size)
+
+
+def trie(sequences: Sequence[Sequence[int]], *, eos_id: int, vocab_size: int) -> Automaton:
+    """Build the automaton that accepts a set of sequences, each followed by EOS, and no others.
+
+    Args:
+      sequences: token ids without EOS; the empty sequence stands for EOS alone.
+      eos_id: id of EOS.
+      vocab_size: width of the model's logits.
+    Raises:
+      ValueError: there are no sequences, EOS is inside one, or a token is outside the vocabulary.
+    """
+    if not len(sequences):
+        raise ValueError("sequences must be at least one, got none; list what may be generated.")
+    for index, sequence in enumerate(sequences):
+        if eos_id in sequence:
+            raise ValueError(
+                f"sequences must be without EOS, got {eos_id} in sequence {index}; leave it out."
+            )
+    transitions, complete = _prefix_tree(sequences)
+    end = len(transitions) + 1
+    transitions |= {(node, eos_id): end for node in complete}
+    return _acceptor(transitions, np.arange(end + 1) == end, vocab_size)
+
+
+def matcher(
+    patterns: Sequence[bytes],
+    pieces: Sequence[bytes],
+    *,
+    vocab_size: int,
+    first_pieces: Sequence[bytes] | None = None,
+) -> Automaton:
+    """Build the automaton that ends once the text of the tokens contains one of the patterns.
+
+    It allows every token, stays at its end, and has `distance` 0 everywhere.  It is the automaton
+    of Aho and Corasick (1975) over bytes, walked once for every state and token.
+
+    Args:
+      patterns: byte strings, found anywhere in the text, within one token or across several.
+      pieces: the bytes that each token appends to the text; tokens without a piece append none.
+      vocab_size: width of the model's logits.
+      first_pieces: the bytes that each token appends to the empty text, if they differ, as with
+        SentencePiece, which drops leading spaces; defaults to `pieces`.
+    Raises:
+      ValueError: there are no patterns, one is empty, or there are more pieces than tokens.
+    """
+    if not patterns or not all(isinstance(pattern, bytes) and pattern for pattern in patterns):
+        raise ValueError(
+            f"patterns must be bytes, one or more, none empty, got {patterns!r:.60}; encode text."
+        )
+    # With first pieces, the empty text is a state of its own before all others.
+    root = 0 if first_pieces is None else 1
+    table = _byte_table(patterns, root)
+    text = _Text.from_pieces(pieces, vocab_size)
+    row = _walk(table, root, text)
+    exceptions = []
+    for state in range(len(table)):
+        if state < root:
+            first = _Text.from_pieces(first_pieces or (), vocab_size)
+            successors = np.where(first.lengths > 0, _walk(table, root, first), state)
+        else:
+            successors = _walk(table, state, text)
+        tokens = np.flatnonzero(successors != row)
+        exceptions.append(_Edges(np.full_like(tokens, state), tokens, successors[tokens]))
+    ends = np.arange(len(table)) == len(table) - 1
+    return _pack(row, exceptions, ends=ends, distance=np.zeros(len(table), np.int32))
+
+
+def check_automaton(automaton: Automaton, vocab_size: int) -> None:
+    """Check that the arrays of an automaton fit together, for automata built by hand.
+
+    Args:
+      automaton: its arrays may be numpy's.
+      vocab_size: width of the model's logits.
+    Raises:
+      ValueError: an array has the wrong shape or dtype, or a value outside its range.
+    """
+    sizes = (np.size(part) for part in (automaton.rows, automaton.row_of, automaton.tokens))
+    num_entries, num_states, num_edges = (max(size, 1) for size in sizes)
+    num_rows = -(-num_entries // vocab_size)
+    # Shape, lowest value, and upper bound of the values, exclusive.
+    expected = {
+        "rows": ([num_rows, vocab_size], -1, num_states),
+        "row_of": ([num_states], 0, num_rows),
+        "tokens": ([num_edges], 0, vocab_size),
+        "targets": ([num_edges], -1, num_states),
+        "first_edge": ([num_states + 1], 0, num_edges + 1),
+        "distance": ([num_states], 0, UNREACHABLE + 1),
+        "ends": ([num_states], 0, 2),
+    }
+    for name, (shape, low, high) in expected.items():
+        array, dtype = np.asarray(getattr(automaton, name)), "bool" if name == "ends" else "int32"
+        if array.dtype != dtype or [*array.shape] != shape:
+            raise _misfit(name, f"be {dtype}{shape}", f"{array.dtype}{[*array.shape]}")
+        outside = array[(array < low) | (array >= high)]
+        if outside.size:
+            raise _misfit(name, f"be in [{low}, {high})", outside[0])
+    end_distance = np.asarray(automaton.distance)[np.asarray(automaton.ends)]
+    if end_distance.any():
+        raise _misfit("distance", "be 0 in ends", end_distance.max())
+    _check_edges(automaton, vocab_size, num_states)
+
+
+def _check_edges(automaton: Automaton, vocab_size: int, num_states: int) -> None:
+    """Check that exceptions are grouped by state and their tokens ascend within each."""
+    first_edge, max_edges = np.asarray(automaton.first_edge), automaton.max_edges
+    counts = np.diff(first_edge)
+    if first_edge[0] != 0 or counts.min() < 0:
+        raise _misfit("first_edge", "start with 0 and never fall", first_edge[:8].tolist())
+    if not isinstance(max_edges, int) or not counts.max() <= max_edges <= 2 * vocab_size:
+        rule = f"be in [{counts.max()}, {2 * vocab_size}], at least the maximum over states"
+        raise _misfit("max_edges", rule, repr(max_edges))
+    state = np.repeat(np.arange(num_states), counts)
+    tokens = np.asarray(automaton.tokens)[: len(state)]
+    falls = np.flatnonzero((np.diff(state) == 0) & (np.diff(tokens) <= 0))
+    if falls.size:
+        pair = tokens[falls[0] : falls[0] + 2].tolist()
+        raise _misfit("tokens", "rise within a state", f"{pair} in state {state[falls[0]]}")
+
+
+def _misfit(name: str, rule: str, value: object) -> ValueError:
+    return ValueError(
+        f"automaton's {name} must {rule}, got {value}; build it with trie, matcher or from_edges."
+    )
+
+
+class _Edges(NamedTuple):
+    """Transitions as arrays of equal length."""
+
+    sources: np.ndarray
+    tokens: np.ndarray
+    targets: np.ndarray
+
+
+class _Text(NamedTuple):
+    """The bytes of all tokens, concatenated."""
+
+    content: np.ndarray
+    begins: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def from_pieces(cls, pieces: Sequence[bytes], vocab_size: int) -> "_Text":
+        if len(pieces) > vocab_size:
+            raise ValueError(
+                f"pieces must be at most {vocab_size}, the vocab_size, got {len(pieces)}; "
+                "take those of the model's own tokenizer."
+            )
+        lengths = np.zeros(vocab_size, np.int64)
+        lengths[: len(pieces)] = [len(piece) for piece in pieces]
+        content = np.frombuffer(b"".join(pieces), np.uint8)
+        return cls(content, np.cumsum(lengths) - lengths, lengths)
+
+
+def _prefix_tree(sequences: Sequence[Sequence[int]]) -> tuple[_Transitions, set[int]]:
+    """Return the tree of all prefixes, and the states of the complete sequences.
+
+    State 0 is the empty prefix; the others are numbered in the order of the dictionary.
+    """
+    transitions: _Transitions = {}
+    complete = set()
+    for sequence in sequences:
+        state = 0
+        for symbol in sequence:
+            state = transitions.setdefault((state, symbol), len(transitions) + 1)
+        complete.add(state)
+    return transitions, complete
+
+
+def _acceptor(transitions: _Transitions, ends: np.ndarray, vocab_size: int) -> Automaton:
+    """Build the automaton in which no other transition is allowed."""
+    for state, token in transitions:
+        if not 0 <= token < vocab_size:
+            raise ValueError(
+                f"tokens must be in [0, {vocab_size}), the vocabulary, got {token} after state "
+                f"{state}; encode with the model's own tokenizer."
+            )
+    sources, tokens = np.array(list(transitions), np.int64).reshape(-1, 2).T
+    targets = np.fromiter(transitions.values(), np.int64, len(transitions))
+    edges = _Edges(sources, tokens, targets)
+    none_allowed = np.full(vocab_size, -1, np.int32)
+    return _pack(none_allowed, [edges], ends=ends, distance=_distances(edges, ends))
+
+
+def _distances(edges: _Edges, ends: np.ndarray) -> np.ndarray:
+    """Return the minimum number of edges from each state to an end, by backward BFS."""
+    distance = np.where(ends, 0, UNREACHABLE).astype(np.int32)
+    sources = edges.sources[np.argsort(edges.targets, kind="stable")]
+    counts = np.bincount(edges.targets, minlength=len(ends))
+    begins = np.cumsum(counts) - counts
+    frontier, steps = np.flatnonzero(ends), 0
+    while frontier.size:
+        steps += 1
+        size = counts[frontier]
+        within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+        frontier = np.unique(sources[np.repeat(begins[frontier], size) + within])
+        frontier = frontier[distance[frontier] == UNREACHABLE]
+        distance[frontier] = steps
+    return distance
+
+
+def _byte_table(patterns: Sequence[bytes], root: int) -> np.ndarray:
+    """Return the next state of every state and byte; in the last state a pattern is complete.
+
+    Every other state stands for the longest suffix of the text that is a prefix of a pattern;
+    `root`, for the empty suffix.
+    """
+    transitions, complete = _prefix_tree(patterns)
+    children = collections.defaultdict(list)
+    for (node, byte), child in transitions.items():
+        children[node].append((byte, child))
+    end = len(transitions) + 1
+    table = np.zeros((end + 1, 256), np.int32)
+    table[end] = end
+    failure, queue = {}, collections.deque([0])
+    while queue:
+        node = queue.popleft()
+        # Bytes that do not continue this prefix may continue its longest proper suffix.
+        if node:
+            table[node] = table[failure[node]]
+        for byte, child in children[node]:
+            fallback = int(table[node, byte])
+            if child in complete or fallback == end:
+                table[node, byte] = end
+            else:
+                table[node, byte], failure[child] = child, fallback
+                queue.append(child)
+    return np.concatenate([np.full((root, 256), root, np.int32), root + table])
+
+
+def _walk(table: np.ndarray, start: int, text: _Text) -> np.ndarray:
+    """Return the state after each token, walked from `start` byte by byte."""
+    states = np.full(len(text.lengths), start, np.int32)
+    tokens, depth = np.flatnonzero(text.lengths), 0
+    while tokens.size:
+        states[tokens] = table[states[tokens], text.content[text.begins[tokens] + depth]]
+        depth += 1
+        tokens = tokens[text.lengths[tokens] > depth]
+    return states
+
+
+def _pack(
+    row: np.ndarray, parts: Sequence[_Edges], *, ends: np.ndarray, distance: np.ndarray
+) -> Automaton:
+    """Build the automaton whose states all have this row, but for the edges of `parts`."""
+    # No edge leads to the states that pad.
+    padding = (0, _round_up(len(ends)) - len(ends))
+    ends = np.pad(ends, padding)
+    distance = np.pad(distance, padding, constant_values=UNREACHABLE)
+    edges, first_edge = _group_by_state(parts, len(ends))
+    # Up to this many exceptions cost a step little; states with more get rows of their own.
+    max_exceptions = max(256, len(row) // 64)
+    rows, row_of = [row], np.zeros(len(ends), np.int32)
+    is_sparse, dense_parts = np.ones(len(edges.sources), bool), []
+    for state in np.flatnonzero(np.diff(first_edge) > max_exceptions):
+        of_state = slice(first_edge[state], first_edge[state + 1])
+        own = row.copy()
+        own[edges.tokens[of_state]] = edges.targets[of_state]
+        nearest = min(range(len(rows)), key=lambda k, own=own: np.count_nonzero(own != rows[k]))
+        if np.count_nonzero(own != rows[nearest]) > max_exceptions:
+            nearest = len(rows)
+            rows.append(own)
+        tokens = np.flatnonzero(own != rows[nearest])
+        dense_parts.append(_Edges(np.full_like(tokens, state), tokens, own[tokens]))
+        row_of[state] = nearest
+        is_sparse[of_state] = False
+    sparse = _Edges(*(part[is_sparse] for part in edges))
+    edges, first_edge = _group_by_state([sparse, *dense_parts], len(ends))
+
+    rows += [row] * (_round_up(len(rows)) - len(rows))
+    padding = (0, _round_up(len(edges.tokens)) - len(edges.tokens))
+    exceptions = (np.pad(part, padding) for part in (edges.tokens, edges.targets))
+    integers = (np.stack(rows), row_of, first_edge, *exceptions, distance)
+    return Automaton(
+        *(jnp.asarray(part, jnp.int32) for part in integers),
+        ends=jnp.asarray(ends),
+        max_edges=_round_up(int(np.diff(first_edge).max())),
+    )
+
+
+def _group_by_state(parts: Sequence[_Edges], num_states: int) -> tuple[_Edges, np.ndarray]:
+    """Return the edges sorted by source and token, and the [num_states + 1] offsets of sources."""
+    edges = _Edges(*map(np.concatenate, zip(*parts, strict=True)))
+    order = np.lexsort((edges.tokens, edges.sources))
+    counts = np.bincount(edges.sources, minlength=num_states)
+    return _Edges(*(part[order] for part in edges)), np.concatenate([[0], np.cumsum(counts)])
+
+
+def _round_up(count: int) -> int:
+    """Return the smallest power of two that is at least `count`, and at least 1."""
+    return 1 << max(count - 1, 0).bit_length()
