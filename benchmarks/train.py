@@ -54,21 +54,21 @@ def ours(options: argparse.Namespace, dtype: str) -> Callable[[], float]:
     config = T5Config.preset(options.model, dtype=dtype, dropout_rate=0.1, remat=options.remat)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     rate = ScheduleConfig(name="constant", learning_rate=1e-3, warmup_steps=0)
-    adafactor = make_optimizer(
-        OptimizerConfig(name="adafactor", schedule=rate),
+    tx = make_optimizer(
+        OptimizerConfig(name=options.optimizer, schedule=rate),
         total_steps=100,
         stacked=is_stacked,
     )
     step_options = StepConfig(vocab_chunks=options.vocab_chunks)
     step = make_train_step(
         config,
-        adafactor,
+        tx,
         schedule=learning_rate_schedule(rate, total_steps=100),
         mesh=mesh,
         options=step_options,
         seed=0,
     )
-    held = [init_state(config, adafactor, mesh=mesh, seed=0, options=step_options)]
+    held = [init_state(config, tx, mesh=mesh, seed=0, options=step_options)]
     batch = shard_batch(make_batch(options, config.vocab_size), mesh=mesh)
 
     def run() -> float:
@@ -162,6 +162,12 @@ def main() -> None:
     parser.add_argument("--target-length", type=int, default=114)
     parser.add_argument("--dtypes", nargs="+", default=list(BARS))
     parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
+    parser.add_argument(
+        "--optimizer",
+        default="adafactor",
+        choices=("adafactor", "adamw", "muon"),
+        help="of t5jax; PyTorch has Adafactor",
+    )
     parser.add_argument("--vocab-chunks", type=int, default=None)
     parser.add_argument("--keep-memory", action="store_true", help="for PyTorch, too")
     parser.add_argument("--rounds", type=int, default=5)

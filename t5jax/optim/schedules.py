@@ -1,4 +1,4 @@
-"""Learning rate as a function of the step."""
+"""Learning rate schedules, functions of the step."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ ScheduleName = Literal["rsqrt", "constant", "linear", "cosine"]
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """How the learning rate moves during a run.
+    """Shape, height and warm-up of the learning rate.
 
     The rate is relative: all optimizers multiply it by the RMS of the parameter they update.
     T5 pre-trains with rsqrt, 1.0, 10000 and fine-tunes with constant, 0.001, 0; nanoT5 pre-trains
@@ -24,9 +24,9 @@ class ScheduleConfig:
     """Shape: rsqrt is T5's 1/sqrt(step) after a flat start; the others ramp up linearly, then stay
     (constant) or fall to final_fraction of the peak at the last step (linear, cosine)."""
     learning_rate: float
-    """Peak; for rsqrt the base, which gives a peak of learning_rate / sqrt(warmup_steps)."""
+    """Peak rate; for rsqrt the base, which gives a peak of learning_rate / sqrt(warmup_steps)."""
     warmup_steps: int
-    """Length of the ramp; for rsqrt of the flat start."""
+    """Number of steps of the ramp; for rsqrt, of the flat start."""
     final_fraction: float = 0.0
     """Rate at the last step, as a fraction of the peak; linear and cosine only."""
 
@@ -36,11 +36,11 @@ class ScheduleConfig:
                 f"name must be one of {', '.join(get_args(ScheduleName))}, got {self.name!r}; "
                 "T5 pre-trains with rsqrt and fine-tunes with constant."
             )
-        least = 1 if self.name == "rsqrt" else 0
-        if self.warmup_steps < least:
+        min_warmup_steps = 1 if self.name == "rsqrt" else 0
+        if self.warmup_steps < min_warmup_steps:
             raise ValueError(
-                f"warmup_steps must be >= {least} for {self.name}, got {self.warmup_steps}; "
-                "T5 pre-trains with 10000."
+                f"warmup_steps must be >= {min_warmup_steps} for {self.name}, "
+                f"got {self.warmup_steps}; T5 pre-trains with 10000."
             )
         if not 0 < self.peak < 1:
             raise ValueError(
@@ -67,23 +67,23 @@ class ScheduleConfig:
 
     @property
     def spans_run(self) -> bool:
-        """Whether the rate at a step depends on how long the run is."""
+        """True if the rate at a step depends on the length of the run."""
         return self.name in ("linear", "cosine")
 
 
 def learning_rate_schedule(config: ScheduleConfig, *, total_steps: int) -> optax.Schedule:
-    """Turn a config into a function of the step.
+    """Build the schedule of a config.
 
     With w = warmup_steps, steps counted from 0:
 
       rsqrt: learning_rate / sqrt(max(step, w)), with no ramp (arXiv:1910.10683, section 3.1.2);
-      else:  peak * (step + 1) / w while step < w, so that step 0 already moves the parameters and
-             step w - 1 is at the peak; the decay begins at step w.
+      others: peak * (step + 1) / w while step < w, so that step 0 already moves the parameters and
+              step w - 1 is at the peak; the decay begins at step w.
 
     Args:
       config: shape, height and warm-up.
-      total_steps: updates in the run; linear and cosine reach their final rate at this step and
-        keep it, the others ignore it.
+      total_steps: number of updates in the run; linear and cosine reach their final rate at this
+        step and keep it, the others ignore it.
     Returns:
       step -> float32 scalar; works inside jit.
     Raises:
@@ -110,12 +110,12 @@ def _schedule(config: ScheduleConfig, total_steps: int) -> optax.Schedule:
         case "rsqrt":
             return lambda step: config.learning_rate / jnp.sqrt(jnp.maximum(step, float(warmup)))
         case "constant":
-            after = optax.constant_schedule(peak)
+            decay = optax.constant_schedule(peak)
         case "linear":
-            after = optax.linear_schedule(peak, config.final_fraction * peak, decay_steps)
+            decay = optax.linear_schedule(peak, config.final_fraction * peak, decay_steps)
         case "cosine":
-            after = optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_fraction)
+            decay = optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_fraction)
     if warmup == 0:
-        return after
+        return decay
     ramp = optax.linear_schedule(peak / warmup, peak, warmup - 1)
-    return optax.join_schedules([ramp, after], [warmup])
+    return optax.join_schedules([ramp, decay], [warmup])

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t5jax.ops import contraction
+from t5jax.optim import muon
 from t5jax.optim.optimizer import OptimizerConfig, make_optimizer
 from t5jax.optim.schedules import ScheduleConfig
 
@@ -281,7 +281,7 @@ def test_muon_goes_layer_by_layer_where_that_is_no_slower(monkeypatch):
     param, grads = random_run((3, 12, 20))
     grads = [{"layers/w": grad} for grad in grads]
     expected, _ = train(make(MUON), {"layers/w": param}, grads)
-    monkeypatch.setattr(contraction, "on_cpu", lambda: False)
+    monkeypatch.setattr(muon, "on_cpu", lambda: False)
     got, _ = train(make(MUON), {"layers/w": param}, grads)
     assert_same_path([x["layers/w"] for x in got], [x["layers/w"] for x in expected])
 

@@ -1,0 +1,133 @@
+"""Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; arXiv:2502.16982)."""
+
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float32, Int32, PyTree
+
+from t5jax.ops import on_cpu
+from t5jax.optim.layers import IsStacked, increment, map_moments
+from t5jax.parallel import path_name
+
+DIRECTION_RMS = 0.2  # AdamW's is 0.2 to 0.4 (arXiv:2502.16982, section 2.2)
+
+
+SQUARE_FLOOR = 1e-30  # a zero gradient stays zero
+
+
+# Five steps of a x + b x^3 + c x^5 bring singular values near one (Jordan et al. 2024).
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+_NEWTON_SCHULZ_STEPS = 5
+
+
+class MuonState(NamedTuple):
+    """State of Muon.
+
+    count: number of updates so far.
+    moments: the tree of the parameters, each replaced by its float32 moments, of its shape:
+      {"momentum"} for a matrix of a layer, else Adam's {"mu", "nu"}.
+    """
+
+    count: Int32[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
+    moments: PyTree[Float32[Array, "..."]]
+
+
+def scale_by_muon(
+    *, momentum: float, adam: optax.GradientTransformation, is_stacked: IsStacked
+) -> optax.GradientTransformation:
+    """Replace the gradients of matrices by orthogonal directions, and all others by Adam's.
+
+    For each matrix [I, O] of a stack of layers, with gradient g:
+
+      m = momentum m + (1 - momentum) g
+      direction = 0.2 sqrt(max(I, O)) orthogonalize(momentum m + (1 - momentum) g)
+
+    Matrices named `embedding` are tables, and take Adam's direction.  Mesh axes must be of type
+    Auto.
+
+    Args:
+      momentum: decay of the running mean m, in [0, 1).
+      adam: for parameters that are not matrices of layers, from `optax.scale_by_adam`.
+      is_stacked: predicate of paths.
+    Returns:
+      init and update as in optax, for float32 trees; the state is a `MuonState`.
+    Raises:
+      ValueError: by `init`, if there is no matrix in a stack.
+    """
+
+    def is_matrix(path: jax.tree_util.KeyPath, param: Array) -> bool:
+        name = path_name(path)
+        # A layer may have a table too, of its attention's position biases.
+        is_table = name.rpartition("/")[2] == "embedding"
+        return is_stacked(name) and param.ndim == 3 and not is_table
+
+    def init(params: PyTree) -> MuonState:
+        def init_moments(path: jax.tree_util.KeyPath, param: Array) -> dict[str, Array]:
+            names = ("momentum",) if is_matrix(path, param) else ("mu", "nu")
+            return {name: jnp.zeros_like(param) for name in names}
+
+        if not any(is_matrix(*leaf) for leaf in jax.tree.leaves_with_path(params)):
+            raise ValueError(
+                "muon must have matrices of layers to train, got none; choose adamw instead."
+            )
+        moments = jax.tree.map_with_path(init_moments, params)
+        return MuonState(count=jnp.zeros((), jnp.int32), moments=moments)
+
+    def average(mean: Array, grad: Array) -> Array:
+        return momentum * mean + (1.0 - momentum) * grad
+
+    def update(updates: PyTree, state: Any, params: Any = None) -> tuple[PyTree, MuonState]:
+        del params
+
+        def update_leaf(
+            _: jax.tree_util.KeyPath, grad: Array, moments: dict[str, Array]
+        ) -> tuple[Array, dict[str, Array]]:
+            if "momentum" not in moments:
+                adam_state = optax.ScaleByAdamState(state.count, **moments)
+                direction, new = cast(Any, adam.update(grad, adam_state))
+                return direction, {"mu": new.mu, "nu": new.nu}
+            mean = average(moments["momentum"], grad)
+            direction = orthogonalize_layers(average(mean, grad))  # Nesterov's look-ahead
+            scale = DIRECTION_RMS * max(grad.shape[1:]) ** 0.5
+            return scale * direction, {"momentum": mean}
+
+        directions, moments = map_moments(update_leaf, updates, state.moments)
+        return directions, MuonState(increment(state.count), moments)
+
+    return optax.GradientTransformation(init, update)
+
+
+def orthogonalize_layers(stack: Float32[Array, "L I O"]) -> Float32[Array, "L I O"]:
+    """Orthogonalize every matrix of a stack.
+
+    The loop is the plain form: a mesh then gathers one layer at a time.  A CPU computes the layers
+    as one batch, because XLA gives the products inside a loop fewer threads there (jax 0.10.2).
+    Measure with `python benchmarks/train.py --optimizer muon`; once the loop is no slower, the
+    batch can go.
+    """
+    if on_cpu():
+        return jax.vmap(orthogonalize)(stack)
+    return jax.lax.map(orthogonalize, stack)
+
+
+def orthogonalize(matrix: Float32[Array, "I O"]) -> Float32[Array, "I O"]:
+    """Bring the singular values of a matrix near one, by Newton-Schulz iteration.
+
+    Args:
+      matrix: [I, O]; the zero matrix stays zero.
+    Returns:
+      [I, O], with singular values in about [0.68, 1.2], except those below about 1/700 of the
+      Frobenius norm, which stay smaller.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x * jax.lax.rsqrt(jnp.sum(jnp.square(x)) + SQUARE_FLOOR)
+    a, b, c = _NEWTON_SCHULZ
+    for _ in range(_NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.T if tall else x
