@@ -6,9 +6,6 @@ from .batch import (
     Batch as Batch,
 )
 from .batch import (
-    pad_sequences as pad_sequences,
-)
-from .batch import (
     shift_right as shift_right,
 )
 from .corpus import (

@@ -9,12 +9,6 @@ from .batching import (
 from .batching import (
     pad_batch as pad_batch,
 )
-from .compiled import (
-    prefill as prefill,
-)
-from .compiled import (
-    prepare_decoder as prepare_decoder,
-)
 from .config import (
     GenerationConfig as GenerationConfig,
 )
@@ -22,13 +16,16 @@ from .config import (
     GenerationOverrides as GenerationOverrides,
 )
 from .config import (
-    show_options as show_options,
-)
-from .constraints import (
     Ids as Ids,
+)
+from .config import (
+    override_config as override_config,
 )
 from .detokenizer import (
     StreamingDetokenizer as StreamingDetokenizer,
+)
+from .detokenizer import (
+    detokenize as detokenize,
 )
 from .engine import (
     Engine as Engine,
@@ -39,21 +36,24 @@ from .engine import (
 from .engine import (
     GeneratedSequence as GeneratedSequence,
 )
+from .engine import (
+    StreamedSequence as StreamedSequence,
+)
+from .engine import (
+    prefill as prefill,
+)
+from .engine import (
+    prepare_decoder as prepare_decoder,
+)
 from .outputs import (
     GenerationOutput as GenerationOutput,
 )
 from .outputs import (
-    Writing as Writing,
+    TokenAlternative as TokenAlternative,
 )
 from .outputs import (
     make_outputs as make_outputs,
 )
-from .outputs import (
-    output_text as output_text,
-)
-from .scorer import (
+from .scoring import (
     Scorer as Scorer,
-)
-from .scorer import (
-    check_positive as check_positive,
 )
