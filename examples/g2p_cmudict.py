@@ -236,13 +236,13 @@ def pronounce(
     inputs = [lexicon.inputs(word) for word in words]
     candidates: list[list[str]] = [[] for _ in words]
     for t5 in models:
-        answers = t5.answers(
+        outputs = t5.generate_outputs(
             [texts[0] for texts in inputs],
             num_beams=num_beams,
             num_return_sequences=num_beams,
             batch_size=256,
         )
-        for found, best in zip(candidates, answers, strict=True):
+        for found, best in zip(candidates, outputs, strict=True):
             found.extend(one.text for one in best if one.text not in found)
     open_ = [place for place, found in enumerate(candidates) if len(found) > 1]
     asked = [text for place in open_ for text in inputs[place]]

@@ -1,208 +1,291 @@
-"""What `t5jax.load` returns: a model with its parameters and tokenizer, from text to text."""
+"""A T5 with its tokenizer, from text to text."""
 
-import functools
 import os
+import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Unpack
 
+import jax
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from t5jax.decoding import LogitsProcessors
+from t5jax.errors import check_at_least
 from t5jax.generation import (
     Engine,
     FinishReason,
-    GeneratedSequence,
     GenerationConfig,
     GenerationOutput,
     GenerationOverrides,
     Scorer,
+    StreamedSequence,
     StreamingDetokenizer,
-    Writing,
     batch_bucket,
-    check_positive,
+    detokenize,
     length_bucket,
     make_outputs,
-    output_text,
-    show_options,
+    override_config,
 )
-from t5jax.models import check_saveable
+from t5jax.models import T5, LogitError, Params, T5Config, bind, check_saveable
+from t5jax.ops import is_kernel
 from t5jax.pretrained import save_pretrained
+from t5jax.tokenizers import Tokenizer, encode_with_eos
 
 
 class StreamEvent(NamedTuple):
-    """A piece of an answer that `Text2Text.stream` gives out."""
+    """A piece of an output that `Text2Text.stream` yields."""
 
     row: int
-    """Place of the input in `texts`."""
+    """Position of the input in `texts`."""
     text: str
-    """What the answer goes on with; may be empty in the last piece."""
+    """The next piece of text; the last one may be empty."""
     finish_reason: FinishReason | None
-    """Why the answer has ended, in its last piece."""
+    """Why the output ended, in its last piece."""
 
 
-class Text2Text(Scorer):
+class RankedCandidate(NamedTuple):
+    """A candidate of `Text2Text.rank`."""
+
+    text: str
+    place: int
+    """Position in the list of candidates."""
+    log_prob: float
+    """Log-probability of all its tokens and EOS, in nats."""
+
+
+class Text2Text:
     """A T5 ready for use.
 
-    Texts are tokenised, grouped by length, padded to a few fixed lengths and run through compiled
+    Texts are tokenized, grouped by length, padded to a few fixed lengths and run through compiled
     programs; results come in the order of the texts.  The first call with a new combination of
     lengths compiles, later ones do not.
 
     Attributes:
-      config: the architecture.
-      params: nested dict of arrays.
-      tokenizer: None if the model came without one; then only the methods on ids work.
-      logit_error: what rounding the weights has changed, if they were rounded.
+      logit_error: change of the logits by rounding the weights, if they were rounded.
+      engine: generates ids from ids.
+      scorer: computes states and log-probabilities of ids.
     """
 
-    @functools.cached_property
-    def _writer(self) -> Engine:
-        return Engine(self.config, self.params)
+    def __init__(
+        self,
+        config: T5Config,
+        params: Params,
+        tokenizer: Tokenizer | None,
+        *,
+        logit_error: LogitError | None = None,
+    ):
+        """Check that the three fit together.
 
-    @show_options
-    def generate(self, texts: Sequence[str], **options: Unpack[GenerationOverrides]) -> list[str]:
-        """Writes an answer to every text.
+        Raises:
+          ValueError: parameters of other shapes, or a tokenizer with more ids than embeddings.
+        """
+        self._model = bind(config, params)
+        if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"the tokenizer must have at most vocab_size = {config.vocab_size} ids, got "
+                f"{tokenizer.vocab_size}; it belongs to another model."
+            )
+        if tokenizer is not None and tokenizer.eos_id != config.eos_id:
+            raise ValueError(
+                f"the tokenizer must end sequences as the model does, with eos_id = "
+                f"{config.eos_id}, got {tokenizer.eos_id}; it belongs to another model."
+            )
+        self._config = config
+        self._params = params
+        self._tokenizer = tokenizer
+        self.logit_error = logit_error
+        self.engine = Engine(config, params, tokenizer)
+        self.scorer = Scorer(config, params)
+
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self.params, is_leaf=is_kernel)
+        count = sum(leaf.size for leaf in leaves)
+        error = f", {self.logit_error}" if self.logit_error else ""
+        return f"Text2Text({count / 1e6:.1f} M parameters, {self.config}{error})"
+
+    @property
+    def config(self) -> T5Config:
+        """The architecture."""
+        return self._config
+
+    @property
+    def params(self) -> Params:
+        """Nested dict of arrays.
+
+        Other weights are another `Text2Text`: generation keeps a copy of some, so that only half of
+        the methods would see changes in the dict.
+        """
+        return self._params
+
+    @property
+    def model(self) -> T5:
+        """The `flax.nnx` module, for everything that the methods here do not do."""
+        return self._model
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """None if the model came without one; then only the methods on ids work."""
+        return self._tokenizer
+
+    def generate(
+        self,
+        texts: Sequence[str],
+        config: GenerationConfig | None = None,
+        **overrides: Unpack[GenerationOverrides],
+    ) -> list[str]:
+        """Generate an output for every text.
 
         Args:
           texts: inputs, with whatever prefix the model was trained on.
-          **options: any field of `t5jax.generation.GenerationConfig`, such as `max_new_tokens`
-            (64), `num_beams` (1), `temperature` (0.0, the likeliest token each time) or `stop_strings`.
+          config: options of the generation; defaults to `GenerationConfig()`.
+          **overrides: fields of `t5jax.GenerationConfig`, such as `max_new_tokens` (64),
+            `num_beams` (1), `temperature` (0.0, greedy) or `stop_strings`; they take precedence.
+        Returns:
+          The outputs, in the order of the texts.
         Raises:
-          TypeError: an option that there is not.
+          TypeError: an unknown option.
           ValueError: an option out of range or without effect, options that contradict one another,
-            a text longer than allowed, or constraints that leave no token to write.
+            a text longer than allowed, or constraints that leave no token to generate.
         """
-        given = GenerationConfig.of(dict(options))
-        tokenizer = self._need_tokenizer()
-        found, prefixes = self._write("texts", texts, given, 1)
-        dead = [i for i, (one,) in enumerate(found) if one.finish_reason == "dead_end"]
+        config = override_config(config, overrides)
+        tokenizer = self._require_tokenizer()
+        inputs = self.tokenize(texts, max_tokens=config.max_input_tokens, truncate=config.truncate)
+        sequences = [row[0] for row in self.engine.generate(inputs, config)]
+        dead = [i for i, one in enumerate(sequences) if one.finish_reason == "dead_end"]
         if dead:
             raise ValueError(
-                f"constraints must leave something to write, and left nothing for "
-                f"{', '.join(f'texts[{i}]' for i in dead[:5])}; loosen them, or call `answers`, "
-                "which tells of each."
+                f"constraints must leave something to generate, and left nothing for "
+                f"{', '.join(f'texts[{i}]' for i in dead[:5])}; loosen them, or call "
+                "generate_outputs, which returns such outputs as dead ends."
             )
         return [
-            output_text(one, len(prefix), given, tokenizer)
-            for (one,), prefix in zip(found, prefixes, strict=True)
+            detokenize(
+                tokenizer, one.ids, stop_strings=config.stop_strings, prefix_len=one.prefix_len
+            )
+            for one in sequences
         ]
 
-    @show_options
-    def answers(
+    def generate_outputs(
         self,
         texts: Sequence[str],
+        config: GenerationConfig | None = None,
         *,
         num_return_sequences: int = 1,
         num_alternatives: int = 0,
         cross_attention: bool = False,
-        **options: Unpack[GenerationOverrides],
+        **overrides: Unpack[GenerationOverrides],
     ) -> list[list[GenerationOutput]]:
-        """Answers to every text, with their ids, log-probabilities and the reason why they ended.
+        """Generate outputs with their ids, log-probabilities and finish reasons.
 
         Args:
           texts: as in `generate`.
-          num_return_sequences: the best so many answers that a beam search finds, best first, or so
-            many draws.  Beams may find fewer if the model can write only fewer.
-          num_alternatives: likeliest tokens to tell of in the place of each token.
-          cross_attention: whether to tell how much each token reads from each of the input.
-          **options: as in `generate`.
+          config: as in `generate`.
+          num_return_sequences: number of samples, or of the best sequences of a beam search, best
+            first.  A beam search finds fewer if the model can generate only fewer.
+          num_alternatives: number of most likely tokens to list in the place of each token.
+          cross_attention: return the attention of each token to each input token.
+          **overrides: as in `generate`.
+        Returns:
+          The outputs of each text.
         Raises:
-          TypeError: as from `generate`.
-          ValueError: as from `generate`, but for constraints that leave no token to write: such an
-            answer has `finish_reason` "dead_end"; or several answers where there is but one.
+          TypeError: as in `generate`.
+          ValueError: as in `generate`, except for constraints that leave no token to generate: such
+            an output has `finish_reason` "dead_end"; or several outputs where there is only one.
         """
-        given = GenerationConfig.of(dict(options))
-        check_positive(num_return_sequences=num_return_sequences)
+        config = override_config(config, overrides)
+        check_at_least(1, num_return_sequences=num_return_sequences)
         if not 0 <= num_alternatives <= self.config.vocab_size:
             raise ValueError(
                 f"num_alternatives must be in [0, vocab_size = {self.config.vocab_size}], got "
                 f"{num_alternatives}."
             )
-        if num_return_sequences > given.num_beams and not given.temperature:
+        if num_return_sequences > config.num_beams and not config.temperature:
             raise ValueError(
-                f"num_return_sequences must be at most num_beams = {given.num_beams}, got "
-                f"{num_return_sequences}; use as many beams, or a temperature above 0 to draw."
+                f"num_return_sequences must be at most num_beams = {config.num_beams}, got "
+                f"{num_return_sequences}; use as many beams, or a temperature above 0 to sample."
             )
-        inputs = self.encode_texts("texts", texts, given.max_input_tokens, given.truncate)
-        found, prefixes = self.write_ids(inputs, given, num_return_sequences)
+        tokenizer = self._require_tokenizer()
+        inputs = self.tokenize(texts, max_tokens=config.max_input_tokens, truncate=config.truncate)
         return make_outputs(
-            Writing(inputs, prefixes, found),
-            given,
-            params=self.params,
-            config=self.config,
-            tokenizer=self._need_tokenizer(),
+            inputs,
+            self.engine.generate(inputs, config, num_return_sequences=num_return_sequences),
+            config=config,
+            scorer=self.scorer,
+            tokenizer=tokenizer,
             num_alternatives=num_alternatives,
-            with_attention=cross_attention,
+            cross_attention=cross_attention,
         )
 
-    @show_options
     def stream(
-        self, texts: Sequence[str], **options: Unpack[GenerationOverrides]
+        self,
+        texts: Sequence[str],
+        config: GenerationConfig | None = None,
+        **overrides: Unpack[GenerationOverrides],
     ) -> Iterator[StreamEvent]:
-        """Writes an answer to every text, and gives out its pieces as soon as they are certain.
+        """Generate an output for every text, and yield its pieces as soon as they are certain.
 
-        All texts of a batch grow side by side; the pieces of each, joined, are what `generate`
-        returns.
+        The texts of a batch take turns; the pieces of each, joined, are the output of `generate`.
 
         Args:
           texts: as in `generate`.
-          **options: as in `generate`, but for beams, of which none is certain before the end.
+          config: as in `generate`, without beams, since the best one is not known before the end.
+          **overrides: as in `generate`.
+        Returns:
+          An iterator over the pieces.
         Raises:
-          TypeError: as from `generate`.
-          ValueError: as from `generate`; constraints that leave nothing to write end an answer with
-            the reason "dead_end".
+          TypeError: as in `generate`.
+          ValueError: as in `generate`, at once, except for constraints that leave no token to
+            generate: such an output ends with the reason "dead_end".
         """
-        given = GenerationConfig.of(dict(options))
-        if given.num_beams > 1:
+        config = override_config(config, overrides)
+        if config.num_beams > 1:
             raise ValueError(
-                f"num_beams must be 1 to stream, got {given.num_beams}; the best beam is not known "
-                "before the end."
+                f"num_beams must be 1 to stream, got {config.num_beams}; the best beam is known "
+                "only at the end."
             )
-        inputs = self.encode_texts("texts", texts, given.max_input_tokens, given.truncate)
-        # Now, where the caller can still be told what is wrong.
-        return self._stream(inputs, given, *self._rules(len(inputs), given))
+        inputs = self.tokenize(texts, max_tokens=config.max_input_tokens, truncate=config.truncate)
+        # A generator function would check nothing before the first piece is requested.
+        return self._stream_text(self.engine.stream(inputs, config), config.stop_strings)
 
-    def _stream(
-        self,
-        inputs: list[list[int]],
-        options: GenerationConfig,
-        prefixes: list[list[int]],
-        rules: LogitsProcessors,
+    def _stream_text(
+        self, sequences: Iterator[StreamedSequence], stop_strings: Sequence[str]
     ) -> Iterator[StreamEvent]:
-        tokenizer = self._need_tokenizer()
-        growing = [
-            StreamingDetokenizer(
-                tokenizer, stop_strings=options.stop_strings, prefix_len=len(prefix)
-            )
-            for prefix in prefixes
-        ]
-        for grown in self._writer.stream(inputs, prefixes, options, rules):
-            for row, whole, ids in grown:
-                text = growing[row].grow(whole.ids if whole else ids, ended=whole is not None)
-                if text or whole:
-                    yield StreamEvent(row, text, whole.finish_reason if whole else None)
+        tokenizer = self._require_tokenizer()
+        detokenizers: dict[int, StreamingDetokenizer] = {}
+        for row, ids, prefix_len, finish_reason in sequences:
+            if row not in detokenizers:
+                detokenizers[row] = StreamingDetokenizer(
+                    tokenizer, stop_strings=stop_strings, prefix_len=prefix_len
+                )
+            text = detokenizers[row].grow(ids, ended=finish_reason is not None)
+            if text or finish_reason is not None:
+                yield StreamEvent(row, text, finish_reason)
 
-    @show_options
     def generate_ids(
         self,
         encoder_tokens: Int[Array, "B S"] | Int[np.ndarray, "B S"],
+        config: GenerationConfig | None = None,
         *,
         encoder_mask: Bool[Array, "B S"] | Bool[np.ndarray, "B S"],
-        **options: Unpack[GenerationOverrides],
+        **overrides: Unpack[GenerationOverrides],
     ) -> Int[np.ndarray, "B T"]:
-        """`generate` from ids to ids.
+        """Generate ids from ids.
 
         Args:
           encoder_tokens: input ids.
+          config: as in `generate`.
           encoder_mask: True on ids that are not padding.
-          **options: as in `generate`.
+          **overrides: as in `generate`.
         Returns:
           [B, T] int32, T = max_new_tokens and the longest prefix; rows end with EOS unless
-          something else ended them, then padding.  A row that constraints left nothing to write
-          is padding.
+          something else ended them, then padding.  A row is padding if constraints left nothing to
+          generate.
+        Raises:
+          TypeError: as in `generate`.
+          ValueError: as in `generate`; arrays of other shapes, or ids outside the vocabulary.
         """
-        given = GenerationConfig.of(dict(options))
+        config = override_config(config, overrides)
         tokens, mask = np.asarray(encoder_tokens), np.asarray(encoder_mask)
         if tokens.ndim != 2 or tokens.shape != mask.shape:
             raise ValueError(
@@ -215,48 +298,264 @@ class Text2Text(Scorer):
                 f"ids must be in [0, vocab_size = {self.config.vocab_size}), got "
                 f"{ids.min()} to {ids.max()}; another tokenizer made them."
             )
-        inputs = [_between(row) for row in np.where(mask, tokens.astype(np.int64), -1)]
-        inputs = self.check_lengths(
-            "encoder_tokens", inputs, given.max_input_tokens, given.truncate
+        inputs = [_strip_masked(row) for row in np.where(mask, tokens.astype(np.int64), -1)]
+        inputs = self._limit_lengths(
+            "encoder_tokens", inputs, max_tokens=config.max_input_tokens, truncate=config.truncate
         )
-        found, prefixes = self.write_ids(inputs, given, 1)
-        width = given.max_new_tokens + max(map(len, prefixes), default=0)
-        ids = np.full((len(found), width), self.config.pad_id, np.int32)
-        for row, (one,) in zip(ids, found, strict=True):
+        sequences = [row[0] for row in self.engine.generate(inputs, config)]
+        width = config.max_new_tokens + max((one.prefix_len for one in sequences), default=0)
+        ids = np.full((len(sequences), width), self.config.pad_id, np.int32)
+        for row, one in zip(ids, sequences, strict=True):
             row[: len(one.ids)] = one.ids
         return ids
 
     def warmup(
         self,
+        config: GenerationConfig | None = None,
         *,
         input_lengths: Sequence[int] = (64,),
         num_texts: Sequence[int] = (1,),
-        **options: Unpack[GenerationOverrides],
+        **overrides: Unpack[GenerationOverrides],
     ) -> float:
-        """Compiles what `generate` needs, so that no later call of these sizes waits for it.
+        """Compile the programs of `generate`, so that no later call of these sizes has to.
 
         A program serves a whole bucket of lengths (`t5jax.generation.batching`), a power of two of
         texts, and all values of the options that are on.
 
         Args:
-          input_lengths: tokens of inputs to come, EOS included.
-          num_texts: how many of them are computed at once.
-          **options: as in `generate`.
+          config: as in `generate`.
+          input_lengths: numbers of tokens of the inputs to come, EOS included.
+          num_texts: numbers of inputs computed at once.
+          **overrides: as in `generate`.
         Returns:
-          Seconds that it took.
+          The time it took, in seconds.
         """
-        given = GenerationConfig.of(dict(options))
-        begun = time.perf_counter()
+        config = override_config(config, overrides)
+        start = time.perf_counter()
         for length in dict.fromkeys(map(length_bucket, input_lengths)):
             for count in dict.fromkeys(map(batch_bucket, num_texts)):
-                self.write_ids([[self.config.eos_id] * length] * count, given, 1)
-        return time.perf_counter() - begun
+                self.engine.generate([[self.config.eos_id] * length] * count, config)
+        return time.perf_counter() - start
 
-    def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
-        """Writes config, parameters and tokenizer to a folder that `t5jax.load` reads.
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_size: int = 32,
+        max_input_tokens: int = 2048,
+        truncate: bool = False,
+    ) -> tuple[Float[np.ndarray, "B S D"], Bool[np.ndarray, "B S"]]:
+        """Return the final encoder states of every token, and a mask that is True on tokens.
 
         Args:
-          folder: made whole or not at all.
+          texts: inputs.
+          batch_size: number of texts computed at once.
+          max_input_tokens: longest text allowed, in tokens with EOS.
+          truncate: cut longer texts, with a warning, instead of refusing them.
+        Returns:
+          States and mask; S is the length of the longest text with EOS, and states after the end of
+          a text are 0.
+        """
+        check_at_least(1, batch_size=batch_size)
+        inputs = self.tokenize(texts, max_tokens=max_input_tokens, truncate=truncate)
+        return self.scorer.encode(inputs, batch_size=batch_size)
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_size: int = 32,
+        max_input_tokens: int = 2048,
+        truncate: bool = False,
+    ) -> Float[np.ndarray, "B E"]:
+        """Return one vector of length 1 for every text: the mean of its encoder states.
+
+        If the model has a projection (sentence-T5, GTR), it is applied to the mean, and E is its
+        width; otherwise E is d_model.  (arXiv:2108.08877, section 3)
+
+        Args:
+          texts: inputs.
+          batch_size: as in `encode`.
+          max_input_tokens: as in `encode`.
+          truncate: as in `encode`.
+        """
+        check_at_least(1, batch_size=batch_size)
+        inputs = self.tokenize(texts, max_tokens=max_input_tokens, truncate=truncate)
+        return self.scorer.embed(inputs, batch_size=batch_size)
+
+    def score(
+        self,
+        inputs: Sequence[str],
+        targets: Sequence[str],
+        *,
+        batch_size: int = 32,
+        max_input_tokens: int = 2048,
+        truncate: bool = False,
+    ) -> Float[np.ndarray, " B"]:
+        """Return the log-probability, in nats, of each target and EOS given its input.
+
+        Args:
+          inputs: texts.
+          targets: one for each input.
+          batch_size: number of pairs computed at once.
+          max_input_tokens: longest input or target allowed, in tokens with EOS.
+          truncate: cut longer ones, with a warning, instead of refusing them.
+        """
+        if len(inputs) != len(targets):
+            raise ValueError(
+                "inputs and targets must have the same length, got "
+                f"{len(inputs)} and {len(targets)}."
+            )
+        _check_texts("targets", targets)
+        scores = self.score_candidates(
+            inputs,
+            [[target] for target in targets],
+            batch_size=batch_size,
+            max_input_tokens=max_input_tokens,
+            truncate=truncate,
+        )
+        return np.array([row[0] for row in scores], np.float32)
+
+    def score_candidates(
+        self,
+        inputs: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        *,
+        batch_size: int = 32,
+        max_input_tokens: int = 2048,
+        truncate: bool = False,
+    ) -> list[Float[np.ndarray, " k"]]:
+        """Return the log-probabilities, in nats, of several targets for each input.
+
+        An input is encoded once for all of its targets.
+
+        Args:
+          inputs: texts.
+          candidates: targets of each input; their numbers may differ.
+          batch_size: number of pairs computed at once; those of an input are always together.
+          max_input_tokens: as in `score`.
+          truncate: as in `score`.
+        """
+        scores = self.score_tokens(
+            inputs,
+            candidates,
+            batch_size=batch_size,
+            max_input_tokens=max_input_tokens,
+            truncate=truncate,
+        )
+        return [np.array([one.sum() for one in row], np.float32) for row in scores]
+
+    def score_tokens(
+        self,
+        inputs: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        *,
+        batch_size: int = 32,
+        max_input_tokens: int = 2048,
+        truncate: bool = False,
+    ) -> list[list[Float[np.ndarray, " T"]]]:
+        """Return the log-probability, in nats, of every token of several targets for each input.
+
+        Args:
+          inputs: texts.
+          candidates: as in `score_candidates`.
+          batch_size: as in `score_candidates`.
+          max_input_tokens: as in `score`.
+          truncate: as in `score`.
+        Returns:
+          An array for each target, EOS included.
+        """
+        check_at_least(1, batch_size=batch_size)
+        encoded = self.tokenize(
+            inputs, max_tokens=max_input_tokens, truncate=truncate, name="inputs"
+        )
+        if len(inputs) != len(candidates):
+            raise ValueError(
+                "inputs and candidates must have the same length, got "
+                f"{len(inputs)} and {len(candidates)}."
+            )
+        for i, row in enumerate(candidates):
+            _check_texts(f"candidates[{i}]", row)
+        targets = iter(
+            self.tokenize(
+                [text for row in candidates for text in row],
+                max_tokens=max_input_tokens,
+                truncate=truncate,
+                name="targets",
+            )
+        )
+        return self.scorer.score_candidates(
+            encoded, [[next(targets) for _ in row] for row in candidates], batch_size=batch_size
+        )
+
+    def rank(
+        self,
+        inputs: Sequence[str],
+        candidates: Sequence[str] | Sequence[Sequence[str]],
+        *,
+        batch_size: int = 32,
+        max_input_tokens: int = 2048,
+        truncate: bool = False,
+    ) -> list[list[RankedCandidate]]:
+        """Rank candidates by their log-probability, most likely first.
+
+        T5 and T0 are evaluated on choices like this.  (arXiv:2110.08207, section 5)
+
+        Args:
+          inputs: texts.
+          candidates: the same for all inputs, or a list for each of them.
+          batch_size: as in `score_candidates`.
+          max_input_tokens: as in `score`.
+          truncate: as in `score`.
+        """
+        if not isinstance(candidates, Sequence) or isinstance(candidates, str):
+            raise TypeError(
+                f"candidates must be a list of texts, or of such lists, got {candidates!r:.60}."
+            )
+        shared = [one for one in candidates if isinstance(one, str)]
+        rows = [list(one) for one in candidates if not isinstance(one, str)]
+        if shared and rows:
+            raise TypeError("candidates must be texts, or lists of texts, got some of both.")
+        rows = rows or [shared] * len(inputs)
+        scores = self.score_candidates(
+            inputs,
+            rows,
+            batch_size=batch_size,
+            max_input_tokens=max_input_tokens,
+            truncate=truncate,
+        )
+        return [
+            [
+                RankedCandidate(texts[k], k, float(log_probs[k]))
+                for k in np.argsort(-log_probs, kind="stable").tolist()
+            ]
+            for texts, log_probs in zip(rows, scores, strict=True)
+        ]
+
+    def tokenize(
+        self, texts: Sequence[str], *, max_tokens: int, truncate: bool, name: str = "texts"
+    ) -> list[list[int]]:
+        """Return the ids of every text, with EOS.
+
+        Args:
+          texts: texts to encode.
+          max_tokens: longest text allowed, in tokens with EOS.
+          truncate: cut longer texts, with a warning, instead of refusing them.
+          name: name of the texts in messages.
+        Raises:
+          TypeError: not a list of strings.
+          ValueError: a text that is too long, or no tokenizer.
+        """
+        tokenizer = self._require_tokenizer()
+        _check_texts(name, texts)
+        inputs = [encode_with_eos(tokenizer, text) for text in texts]
+        return self._limit_lengths(name, inputs, max_tokens=max_tokens, truncate=truncate)
+
+    def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
+        """Write config, parameters and tokenizer to a folder that `t5jax.load` reads.
+
+        Args:
+          folder: written whole or not at all.
           overwrite: replace an existing folder, which otherwise is an error.
         Raises:
           ValueError: weights that were rounded when they were loaded.
@@ -264,41 +563,49 @@ class Text2Text(Scorer):
         check_saveable(self.params)
         save_pretrained(folder, self.config, self.params, self.tokenizer, overwrite=overwrite)
 
-    def _write(self, name: str, texts: Sequence[str], options: GenerationConfig, count: int):
-        inputs = self.encode_texts(name, texts, options.max_input_tokens, options.truncate)
-        return self.write_ids(inputs, options, count)
+    def _require_tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise ValueError(
+                "this model was loaded without a tokenizer; pass `tokenizer=` to t5jax.load, put "
+                "spiece.model into its folder, or call generate_ids with ids of your own."
+            )
+        return self._tokenizer
 
-    def write_ids(
-        self,
-        inputs: Sequence[Sequence[int]],
-        options: GenerationConfig,
-        count: int,
-        *,
-        places: Sequence[int] | None = None,
-    ) -> tuple[list[list[GeneratedSequence]], list[list[int]]]:
-        """What `answers` is made of: ids in, sequences and the prefixes they begin with out.
-
-        Args:
-          inputs: ids of each input, with EOS.
-          options: of the generation.
-          count: answers for each input.
-          places: numbers of the inputs, which their draws depend on; where they stand if None.
-        """
-        prefixes, rules = self._rules(len(inputs), options)
-        found = self._writer.write(inputs, prefixes, options, rules, count=count, places=places)
-        return found, prefixes
-
-    def _rules(
-        self, count: int, options: GenerationConfig
-    ) -> tuple[list[list[int]], LogitsProcessors]:
-        prefixes = options.prefixes(
-            count, self.config, self._tokenizer, most=options.max_input_tokens
-        )
-        limit = options.max_new_tokens
-        return prefixes, options.rules(self.config, self._tokenizer, max_new_tokens=limit)
+    def _limit_lengths(
+        self, name: str, inputs: list[list[int]], *, max_tokens: int, truncate: bool
+    ) -> list[list[int]]:
+        too_long = [i for i, ids in enumerate(inputs) if len(ids) > max_tokens]
+        for i in too_long:
+            if not truncate:
+                raise ValueError(
+                    f"{name}[{i}] must have at most {max_tokens} tokens, got {len(inputs[i])}; "
+                    "shorten it, raise max_input_tokens, or cut it with truncate=True."
+                )
+            inputs[i] = [*inputs[i][: max_tokens - 1], self.config.eos_id]
+        if too_long:
+            listed = ", ".join(f"{name}[{i}]" for i in too_long[:3])
+            _warn_caller(
+                f"{len(too_long)} of {len(inputs)} {name} were cut to {max_tokens} tokens: "
+                f"{listed}{', ...' * (len(too_long) > 3)}."
+            )
+        return inputs
 
 
-def _between(ids: np.ndarray) -> list[int]:
-    """A row without the masked positions, below 0, at its ends; only distances count in T5."""
-    (kept,) = np.nonzero(ids >= 0)
-    return ids[kept[0] : kept[-1] + 1].tolist() if len(kept) else []
+def _warn_caller(message: str) -> None:
+    """Warn with the place of the user's call, or on Python 3.11 with a place near it."""
+    if sys.version_info >= (3, 12):
+        warnings.warn(message, skip_file_prefixes=(os.path.dirname(__file__),), stacklevel=2)
+    else:
+        warnings.warn(message, stacklevel=5)
+
+
+def _strip_masked(ids: np.ndarray) -> list[int]:
+    """Return a row without the masked positions, below 0, at its ends; T5 sees only distances."""
+    (places,) = np.nonzero(ids >= 0)
+    return ids[places[0] : places[-1] + 1].tolist() if len(places) else []
+
+
+def _check_texts(name: str, texts: Sequence[str]) -> None:
+    is_list = isinstance(texts, Sequence) and not isinstance(texts, str)
+    if not is_list or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name} must be a list of strings, got {texts!r:.60}.")

@@ -30,22 +30,3 @@ def shift_right(targets: Int[np.ndarray, "*B T"], *, start_id: int) -> Int[np.nd
     shifted = np.roll(targets, 1, axis=-1)
     shifted[..., 0] = start_id
     return shifted
-
-
-def pad_sequences(
-    sequences: Sequence[Sequence[int]], *, length: int, pad_id: int
-) -> Int[np.ndarray, "B length"]:
-    """Stacks id sequences, filled up on the right to `length`.
-
-    Raises:
-      ValueError: a sequence is longer than `length`; the message says which.
-    """
-    rows = np.full((len(sequences), length), pad_id, np.int32)
-    for i, sequence in enumerate(sequences):
-        if len(sequence) > length:
-            raise ValueError(
-                f"sequence {i} must have at most {length} tokens, got {len(sequence)}; "
-                "shorten it or raise the limit."
-            )
-        rows[i, : len(sequence)] = sequence
-    return rows

@@ -3,13 +3,9 @@
 from . import metrics as metrics
 from .evaluate import (
     EvalTask as EvalTask,
-)
-from .evaluate import (
     evaluate_files as evaluate_files,
 )
 from .predictions import (
     Predictions as Predictions,
-)
-from .predictions import (
     read_predictions as read_predictions,
 )

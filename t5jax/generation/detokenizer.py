@@ -1,24 +1,23 @@
-"""Text out of ids that are still being written."""
+"""Text of generated ids, whole or while they grow."""
 
 from collections.abc import Sequence
 
 from t5jax.tokenizers import Tokenizer
 
-# What decoding writes for bytes that are no character, or not yet one.
+# Tokenizers decode bytes that are no character, or not yet one, as this.
 _INCOMPLETE = "\ufffd"
 
 
 class StreamingDetokenizer:
-    """The text of a growing sequence, in pieces that joined are the text of the whole.
+    """Decodes a growing sequence into pieces of text; joined, they are the text of the whole.
 
-    A piece is given out when later tokens can no longer change it: a character whose bytes are not
-    all there waits for them, spaces wait for what follows, and so does what may turn out to be the
-    beginning of a stop string.
+    A piece is returned when later tokens can no longer change it: a character waits for its last
+    byte, spaces for the next character, and a possible beginning of a stop string for its rest.
 
     Args:
-      tokenizer: what decodes the ids.
+      tokenizer: decodes the ids.
       stop_strings: the text ends before the first of them.
-      prefix_len: ids in which stop strings are not looked for.
+      prefix_len: number of ids in which stop strings do not count.
     """
 
     def __init__(
@@ -27,14 +26,14 @@ class StreamingDetokenizer:
         self._tokenizer = tokenizer
         self._stop_strings = stop_strings
         self._prefix_len = prefix_len
-        self._given = 0
+        self._num_returned = 0
 
     def grow(self, ids: Sequence[int], *, ended: bool) -> str:
-        """The next piece of text, which may be empty.
+        """Return the next piece of text, which may be empty.
 
         Args:
           ids: all ids so far.
-          ended: whether there will be no more.
+          ended: True if there will be no more.
         """
         text = detokenize(
             self._tokenizer, ids, stop_strings=self._stop_strings, prefix_len=self._prefix_len
@@ -42,14 +41,17 @@ class StreamingDetokenizer:
         if not ended:
             text = self._certain(text, ids)
             text = text.rstrip(_INCOMPLETE + " ")
-            text = text[: len(text) - _begun(text, self._stop_strings)]
-        piece = text[self._given :]
-        self._given = max(self._given, len(text))
+            text = text[: len(text) - _stop_string_overlap(text, self._stop_strings)]
+        piece = text[self._num_returned :]
+        self._num_returned = max(self._num_returned, len(text))
         return piece
 
     def _certain(self, text: str, ids: Sequence[int]) -> str:
-        """What one more byte leaves of the text: some vocabularies decode a run of bytes as a whole
-        or not at all, so that a character's first byte undoes the characters before it."""
+        """Return the start of the text that one more byte cannot change.
+
+        Some vocabularies decode a run of bytes as a whole or not at all, so that the first byte of
+        a character undoes the characters before it.
+        """
         last = list(ids[-1:])
         if self._tokenizer.decode(last) != _INCOMPLETE:
             return text
@@ -62,19 +64,19 @@ class StreamingDetokenizer:
 def detokenize(
     tokenizer: Tokenizer, ids: Sequence[int], *, stop_strings: Sequence[str], prefix_len: int
 ) -> str:
-    """The text of some ids, up to the first stop string behind the prefix."""
+    """Decode ids up to the first stop string after the prefix."""
     text = tokenizer.decode(ids)
     if not stop_strings:
         return text
-    # As the automaton sees it: the text of the ids behind the prefix, whatever joins them.
-    behind = tokenizer.decode(ids[prefix_len:])
-    places = [behind.find(string) for string in stop_strings]
-    first = min((place for place in places if place >= 0), default=len(behind))
-    return text[: len(text) - (len(behind) - first)]
+    # The automaton sees the text of the ids after the prefix, whatever joins them.
+    suffix = tokenizer.decode(ids[prefix_len:])
+    places = [suffix.find(string) for string in stop_strings]
+    first = min((place for place in places if place >= 0), default=len(suffix))
+    return text[: len(text) - (len(suffix) - first)]
 
 
-def _begun(text: str, stop_strings: Sequence[str]) -> int:
-    """How many characters at the end of a text could be the beginning of a stop string."""
+def _stop_string_overlap(text: str, stop_strings: Sequence[str]) -> int:
+    """Return the number of last characters that could begin a stop string."""
     return max(
         (
             size

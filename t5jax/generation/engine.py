@@ -1,20 +1,41 @@
-"""Ids in, ids out: batches, prefixes, strategies and the reasons why an answer ended."""
+"""Generation from ids to ids: for each batch of inputs, prefill, then decode."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
-from t5jax.decoding import Finish, LogitsProcessors, LoopState
-from t5jax.generation import batching, compiled
-from t5jax.generation.config import GenerationConfig
-from t5jax.models import DecoderCache, DecodeStep, IncrementalDecoder, Params, T5Config
+from t5jax.decoding import (
+    Beams,
+    Finish,
+    LogitsProcessors,
+    LoopState,
+    StoppingRule,
+    beam_search,
+    decode_loop,
+    gnmt_penalty,
+    greedy,
+    init_loop,
+    min_p,
+    power_penalty,
+    sampler,
+    top_k,
+    top_p,
+    typical,
+)
+from t5jax.generation.batching import InputBatch, batches_by_length, length_bucket
+from t5jax.generation.config import EarlyStopping, GenerationConfig
+from t5jax.generation.constraints import compile_constraints, encode_prefixes
+from t5jax.models import DecoderCache, DecodeStep, IncrementalDecoder, Params, T5Config, bind
+from t5jax.tokenizers import Tokenizer
 
 FinishReason = Literal["eos", "length", "stop", "dead_end"]
 
-
-_REASONS: dict[int, FinishReason] = {
+_FINISH_REASONS: dict[int, FinishReason] = {
     Finish.EOS: "eos",
     Finish.LIMIT: "length",
     Finish.STOP: "stop",
@@ -23,246 +44,344 @@ _REASONS: dict[int, FinishReason] = {
 
 
 class GeneratedSequence(NamedTuple):
-    """One sequence that a model has written."""
+    """One sequence that a model has generated."""
 
     ids: list[int]
-    """With prefix, and with EOS if it was written."""
+    """With the prefix, and with EOS if it was generated."""
+    prefix_len: int
+    """Number of ids of the prefix."""
     finish_reason: FinishReason
     score: float
     """Log-probability divided by the penalty of the length; NaN without beams."""
     log_prob: float
-    """Of what stands behind the prefix, as the rules have left it; NaN without beams."""
+    """Log-probability of the ids after the prefix, as logits processors have left it; NaN without
+    beams."""
+
+
+class StreamedSequence(NamedTuple):
+    """A sequence that grows."""
+
+    row: int
+    """Position of the input."""
+    ids: list[int]
+    """All ids so far, with the prefix."""
+    prefix_len: int
+    """Number of ids of the prefix."""
+    finish_reason: FinishReason | None
+    """None while the sequence grows."""
 
 
 class Engine:
-    """Writes answers to inputs given as ids.
+    """Generates ids from ids.
 
     Attributes:
-      config: of the model.
-      params: of the model.
+      model_config: config of the model.
+      params: parameters of the model.
+      tokenizer: tokenizer of the model; constraints given as texts need one.
     """
 
-    def __init__(self, config: T5Config, params: Params):
-        self.config = config
+    def __init__(self, model_config: T5Config, params: Params, tokenizer: Tokenizer | None):
+        self.model_config = model_config
         self.params = params
+        self.tokenizer = tokenizer
 
     @functools.cached_property
-    def stepper(self) -> IncrementalDecoder:
-        """The decoder's weights, laid out for writing at the first call."""
-        return compiled.prepare_decoder(self.params, config=self.config)
+    def decoder(self) -> IncrementalDecoder:
+        """The decoder's weights, laid out for decoding at the first use."""
+        return prepare_decoder(self.params, config=self.model_config)
 
-    def write(
+    def generate(
         self,
-        encoded: Sequence[Sequence[int]],
-        prefixes: Sequence[Sequence[int]],
-        options: GenerationConfig,
-        rules: LogitsProcessors,
+        inputs: Sequence[Sequence[int]],
+        config: GenerationConfig,
         *,
-        count: int = 1,
-        places: Sequence[int] | None = None,
+        num_return_sequences: int = 1,
     ) -> list[list[GeneratedSequence]]:
-        """Answers to every input, in order; computed by length.
+        """Generate sequences for every input.
 
         Args:
-          encoded: ids of every input.
-          prefixes: what the answers to each begin with.
-          options: strategy, limits and batch size.
-          rules: of `options`.
-          count: answers for each input: the best of a beam search, which may find fewer, or draws.
-          places: numbers of the inputs, which their draws depend on; where they stand if None.
+          inputs: ids of every input, with EOS.
+          config: options of the generation.
+          num_return_sequences: number of samples of an input, or of the best sequences of its beam
+            search, which may find fewer.
+        Returns:
+          The sequences of each input, best first, in the order of the inputs.
+        Raises:
+          ValueError: constraints that do not fit the model or that no output fulfils, or logits
+            that are not finite.
         """
-        numbers = np.arange(len(encoded)) if places is None else np.asarray(places)
+        sequences: list[list[GeneratedSequence]] = [[] for _ in inputs]
+        for batch in self.generate_batches(
+            inputs, config, num_return_sequences=num_return_sequences
+        ):
+            for index, generated in batch.items():
+                sequences[index] = generated
+        return sequences
 
-        def run(rows, tokens, mask):
-            batch = _Batch.of(self.config, prefixes, options, rows, numbers, count)
-            if options.num_beams > 1:
-                return self._search(batch, tokens, mask, options, rules)
-            step, state = self._start(batch, tokens, mask)
-            width = batch.prefix.shape[1]
-            state = self._advance(batch, step, state, options, rules, width + batch.max_len)
-            check_finite(state.failed)
-            return batch.written(state)
+    def generate_batches(
+        self,
+        inputs: Sequence[Sequence[int]],
+        config: GenerationConfig,
+        *,
+        num_return_sequences: int = 1,
+        row_ids: Sequence[int] | None = None,
+    ) -> Iterator[dict[int, list[GeneratedSequence]]]:
+        """Generate sequences batch by batch, shortest inputs first.
 
-        found = batching.by_length(
-            encoded, run, batch_size=options.batch_size, pad_id=self.config.pad_id
-        )
-        return [answers[:count] for answers in found]
+        Args:
+          inputs: ids of every input, with EOS.
+          config: options of the generation.
+          num_return_sequences: as in `generate`.
+          row_ids: number of every input, which together with the seed determines its samples;
+            defaults to the position.
+        Yields:
+          Position of an input -> its sequences, best first, for every input of a batch.
+        Raises:
+          ValueError: as in `generate`.
+        """
+        prefixes, processors = self._compile(config, len(inputs))
+        row_ids = range(len(inputs)) if row_ids is None else row_ids
+        for batch in self._batches(inputs, config):
+            if config.num_beams > 1:
+                rows = _loop_rows(batch, prefixes, row_ids, self.model_config, num_samples=1)
+                step, cache = self._prefill(batch, rows, config, num_beams=config.num_beams)
+                beams = self._search_beams(step, cache, rows, config, processors)
+                sequences = _beam_sequences(beams, rows, num_return_sequences)
+            else:
+                rows = _loop_rows(
+                    batch, prefixes, row_ids, self.model_config, num_samples=num_return_sequences
+                )
+                step, cache = self._prefill(batch, rows, config, num_beams=num_return_sequences)
+                state = self._start_loop(cache, rows, config)
+                state = self._advance_loop(
+                    step, state, rows, config, processors, max_steps=state.sequences.shape[1] - 1
+                )
+                sequences = _loop_sequences(state, rows, num_return_sequences)
+            # Rows that fill up the batch come last.
+            yield dict(zip(batch.indices, sequences, strict=False))
 
     def stream(
-        self,
-        encoded: Sequence[Sequence[int]],
-        prefixes: Sequence[Sequence[int]],
-        options: GenerationConfig,
-        rules: LogitsProcessors,
-    ) -> Iterator[list[tuple[int, GeneratedSequence | None, list[int]]]]:
-        """Answers as they grow: after every token, what each row of a batch has come to.
+        self, inputs: Sequence[Sequence[int]], config: GenerationConfig
+    ) -> Iterator[StreamedSequence]:
+        """Generate a sequence for every input, and yield each after every token.
 
-        Yields:
-          For each row that has grown: the place of its input, the whole answer if it has ended, and
-          all its ids so far.
+        Args:
+          inputs: ids of every input, with EOS.
+          config: options of the generation, without beams.
+        Returns:
+          An iterator over the sequences of a batch in turns, batch by batch.
+        Raises:
+          ValueError: as in `generate`; constraints are checked at once.
         """
-        for rows, tokens, mask in batching.batches_by_length(
-            encoded, batch_size=options.batch_size, pad_id=self.config.pad_id
-        ):
-            numbers = np.arange(len(encoded))
-            batch = _Batch.of(self.config, prefixes, options, rows, numbers, 1)
-            step, state = self._start(batch, tokens, mask)
-            open_rows = {i: int(row) for i, row in enumerate(rows) if row >= 0}
-            most = 1 + min(int(batch.prefix_lens[i]) for i in open_rows)
-            while open_rows:
-                state = self._advance(batch, step, state, options, rules, most)
-                most = 1
-                check_finite(state.failed)
-                answers = [found[0] for found in batch.written(state)]
-                finish = np.asarray(state.finish)
-                grown = []
-                for i, row in list(open_rows.items()):
-                    ended = finish[i] != Finish.GOING_ON
-                    grown.append((row, answers[i] if ended else None, answers[i].ids))
-                    if ended:
-                        del open_rows[i]
-                yield grown
+        return self._stream(inputs, config, *self._compile(config, len(inputs)))
 
-    def _read(
-        self, batch: "_Batch", tokens, mask, num_beams: int
+    def _stream(
+        self,
+        inputs: Sequence[Sequence[int]],
+        config: GenerationConfig,
+        prefixes: list[list[int]],
+        processors: LogitsProcessors,
+    ) -> Iterator[StreamedSequence]:
+        for batch in self._batches(inputs, config):
+            rows = _loop_rows(batch, prefixes, range(len(inputs)), self.model_config, num_samples=1)
+            step, cache = self._prefill(batch, rows, config, num_beams=1)
+            state = self._start_loop(cache, rows, config)
+            growing = dict(enumerate(batch.indices))
+            max_steps = 1 + min(len(prefixes[index]) for index in batch.indices)
+            while growing:
+                state = self._advance_loop(
+                    step, state, rows, config, processors, max_steps=max_steps
+                )
+                max_steps = 1
+                tokens, lengths = np.asarray(state.sequences), np.asarray(state.lengths)
+                finish = np.asarray(state.finish)
+                for row, index in list(growing.items()):
+                    reason = _FINISH_REASONS.get(int(finish[row]))
+                    ids = [] if reason == "dead_end" else tokens[row, 1 : lengths[row] + 1].tolist()
+                    if reason is not None:
+                        del growing[row]
+                    yield StreamedSequence(index, ids, len(prefixes[index]), reason)
+
+    def _compile(
+        self, config: GenerationConfig, num_inputs: int
+    ) -> tuple[list[list[int]], LogitsProcessors]:
+        prefixes = encode_prefixes(config, self.model_config, self.tokenizer, num_inputs=num_inputs)
+        return prefixes, compile_constraints(config, self.model_config, self.tokenizer)
+
+    def _batches(
+        self, inputs: Sequence[Sequence[int]], config: GenerationConfig
+    ) -> Iterator[InputBatch]:
+        return batches_by_length(
+            inputs, batch_size=config.batch_size, pad_id=self.model_config.pad_id
+        )
+
+    def _prefill(
+        self, batch: InputBatch, rows: "_LoopRows", config: GenerationConfig, *, num_beams: int
     ) -> tuple[DecodeStep, DecoderCache]:
-        return compiled.prefill(
+        return prefill(
             self.params,
-            self.stepper,
-            tokens,
-            mask,
-            config=self.config,
-            max_len=batch.prefix.shape[1] + batch.max_len,
+            self.decoder,
+            batch.tokens,
+            batch.mask,
+            config=self.model_config,
+            max_len=rows.prefix.shape[1] + length_bucket(config.max_new_tokens),
             num_beams=num_beams,
         )
 
-    def _start(self, batch: "_Batch", tokens, mask) -> tuple[DecodeStep, LoopState]:
-        step, cache = self._read(batch, tokens, mask, batch.per_input)
-        state = compiled.start_loop(
-            cache, batch.rows, batch.prefix, config=self.config, max_len=batch.max_len
-        )
-        return step, state
-
-    def _advance(
-        self,
-        batch: "_Batch",
-        step,
-        state: LoopState,
-        options: GenerationConfig,
-        rules: LogitsProcessors,
-        most: int,
+    def _start_loop(
+        self, cache: DecoderCache, rows: "_LoopRows", config: GenerationConfig
     ) -> LoopState:
-        draws = {
-            name: np.asarray(value, np.int32 if name in ("top_k", "seed") else np.float32)
-            for name, value in options.draws.items()
-        }
-        return compiled.advance_loop(
+        return start_loop(
+            cache,
+            rows.row_ids,
+            rows.prefix,
+            config=self.model_config,
+            max_len=length_bucket(config.max_new_tokens),
+        )
+
+    def _advance_loop(
+        self,
+        step: DecodeStep,
+        state: LoopState,
+        rows: "_LoopRows",
+        config: GenerationConfig,
+        processors: LogitsProcessors,
+        *,
+        max_steps: int,
+    ) -> LoopState:
+        state = advance_loop(
             step,
             state,
-            batch.rows,
-            batch.samples,
-            batch.prefix_lens,
-            rules,
-            draws,
-            limit=np.int32(options.max_new_tokens),
-            most=np.int32(most),
+            rows.row_ids,
+            rows.sample_ids,
+            rows.prefix_lens,
+            processors,
+            config.sampling_params,
+            limit=np.int32(config.max_new_tokens),
+            max_steps=np.int32(max_steps),
             # Few programs for many values.
-            most_k=batching.length_bucket(options.top_k) if options.top_k else 0,
+            max_k=length_bucket(config.top_k) if config.top_k else 0,
         )
+        check_finite(state.failed)
+        return state
 
-    def _search(
-        self, batch: "_Batch", tokens, mask, options: GenerationConfig, rules: LogitsProcessors
-    ) -> list[list[GeneratedSequence]]:
-        step, cache = self._read(batch, tokens, mask, options.num_beams)
-        found = compiled.search_beams(
+    def _search_beams(
+        self,
+        step: DecodeStep,
+        cache: DecoderCache,
+        rows: "_LoopRows",
+        config: GenerationConfig,
+        processors: LogitsProcessors,
+    ) -> Beams:
+        beams = search_beams(
             step,
             cache,
-            batch.rows[:: batch.per_input],
-            batch.prefix[:: batch.per_input],
-            batch.prefix_lens[:: batch.per_input],
-            rules,
-            limit=np.int32(options.max_new_tokens),
-            length_penalty=np.float32(options.length_penalty),
-            max_len=batch.max_len,
-            num_beams=options.num_beams,
-            penalty_form=options.penalty_form,
-            early_stopping=options.early_stopping,
+            rows.row_ids,
+            rows.prefix,
+            rows.prefix_lens,
+            processors,
+            limit=np.int32(config.max_new_tokens),
+            length_penalty=np.float32(config.length_penalty),
+            max_len=length_bucket(config.max_new_tokens),
+            num_beams=config.num_beams,
+            penalty_form=config.penalty_form,
+            early_stopping=config.early_stopping,
         )
-        check_finite(found.failed)
-        arrays = [np.asarray(part) for part in found[:-1]]
-        answers = []
-        for tokens, scores, log_probs, finish, lengths in zip(*arrays, strict=True):
-            kept = [k for k in range(options.num_beams) if scores[k] > -np.inf]
-            row = [
-                GeneratedSequence(
-                    tokens[k, 1 : lengths[k] + 1].tolist(),
-                    _REASONS[int(finish[k])],
-                    float(scores[k]),
-                    float(log_probs[k]),
-                )
-                for k in kept
-            ]
-            answers.append(row or [GeneratedSequence([], "dead_end", -np.inf, -np.inf)])
-        return answers
+        check_finite(beams.failed)
+        return beams
 
 
-class _Batch(NamedTuple):
-    """Rows of a loop: some for each input, next to one another."""
+class _LoopRows(NamedTuple):
+    """Rows of a decoding loop; the samples of an input are next to one another."""
 
-    rows: np.ndarray
-    samples: np.ndarray
-    prefix: np.ndarray
-    prefix_lens: np.ndarray
-    max_len: int
-    per_input: int
+    row_ids: Int[np.ndarray, " B"]
+    """Number of the input; negative in rows that fill up a batch."""
+    sample_ids: Int[np.ndarray, " B"]
+    prefix: Int[np.ndarray, "B P"]
+    """Padded on the right to a power of two."""
+    prefix_lens: Int[np.ndarray, " B"]
 
-    @classmethod
-    def of(
-        cls,
-        config: T5Config,
-        prefixes: Sequence[Sequence[int]],
-        options: GenerationConfig,
-        rows: np.ndarray,
-        numbers: np.ndarray,
-        count: int,
-    ) -> "_Batch":
-        given = [prefixes[i] if i >= 0 else [] for i in rows]
-        longest = max(map(len, given), default=0)
-        width = 1 << (longest - 1).bit_length() if longest else 0
-        prefix = np.full((len(rows), width), config.pad_id, np.int32)
-        for row, ids in zip(prefix, given, strict=True):
-            row[: len(ids)] = ids
-        return cls(
-            rows=np.repeat(np.where(rows < 0, -1, numbers[rows]), count).astype(np.int32),
-            samples=np.tile(np.arange(count, dtype=np.int32), len(rows)),
-            prefix=np.repeat(prefix, count, axis=0),
-            prefix_lens=np.repeat(np.array([len(ids) for ids in given], np.int32), count),
-            max_len=batching.length_bucket(options.max_new_tokens),
-            per_input=count,
+
+def _loop_rows(
+    batch: InputBatch,
+    prefixes: Sequence[Sequence[int]],
+    row_ids: Sequence[int],
+    model_config: T5Config,
+    *,
+    num_samples: int,
+) -> _LoopRows:
+    num_rows = len(batch.tokens)
+    ids = np.full(num_rows, -1, np.int32)
+    ids[: len(batch.indices)] = [row_ids[index] for index in batch.indices]
+    lens = np.zeros(num_rows, np.int32)
+    lens[: len(batch.indices)] = [len(prefixes[index]) for index in batch.indices]
+    longest = int(lens.max())
+    width = 1 << (longest - 1).bit_length() if longest else 0
+    prefix = np.full((num_rows, width), model_config.pad_id, np.int32)
+    for row, index in zip(prefix, batch.indices, strict=False):
+        row[: len(prefixes[index])] = prefixes[index]
+    return _LoopRows(
+        row_ids=np.repeat(ids, num_samples),
+        sample_ids=np.tile(np.arange(num_samples, dtype=np.int32), num_rows),
+        prefix=np.repeat(prefix, num_samples, axis=0),
+        prefix_lens=np.repeat(lens, num_samples),
+    )
+
+
+def _loop_sequences(
+    state: LoopState, rows: _LoopRows, num_samples: int
+) -> list[list[GeneratedSequence]]:
+    """Return the samples of each input."""
+    tokens, lengths = np.asarray(state.sequences), np.asarray(state.lengths)
+    reasons: list[FinishReason] = [
+        _FINISH_REASONS[code] for code in np.asarray(state.finish).tolist()
+    ]
+    nan = float("nan")
+    sequences = [
+        _dead_end(prefix_len)
+        if reason == "dead_end"
+        else GeneratedSequence(ids[1 : length + 1].tolist(), prefix_len, reason, nan, nan)
+        for ids, length, prefix_len, reason in zip(
+            tokens, lengths, rows.prefix_lens.tolist(), reasons, strict=True
         )
+    ]
+    return [sequences[i : i + num_samples] for i in range(0, len(sequences), num_samples)]
 
-    def written(self, state: LoopState) -> list[list[GeneratedSequence]]:
-        tokens, lengths = np.asarray(state.sequences), np.asarray(state.lengths)
-        finish = np.asarray(state.finish)
-        nan = float("nan")
-        found = [
-            GeneratedSequence([], "dead_end", -np.inf, -np.inf)
-            if end == Finish.DEAD_END
-            else GeneratedSequence(
-                row[1 : length + 1].tolist(), _REASONS.get(int(end), "length"), nan, nan
+
+def _beam_sequences(
+    beams: Beams, rows: _LoopRows, num_return_sequences: int
+) -> list[list[GeneratedSequence]]:
+    """Return the best sequences of each input, best first."""
+    tokens, lengths = np.asarray(beams.tokens), np.asarray(beams.lengths)
+    finish = np.asarray(beams.finish)
+    scores, log_probs = np.asarray(beams.scores), np.asarray(beams.log_probs)
+    sequences = []
+    for row, prefix_len in enumerate(rows.prefix_lens.tolist()):
+        best = [
+            GeneratedSequence(
+                tokens[row, k, 1 : lengths[row, k] + 1].tolist(),
+                prefix_len,
+                _FINISH_REASONS[int(finish[row, k])],
+                float(scores[row, k]),
+                float(log_probs[row, k]),
             )
-            for row, length, end in zip(tokens, lengths, finish, strict=True)
+            for k in np.flatnonzero(scores[row] > -np.inf)[:num_return_sequences]
         ]
-        return [found[i : i + self.per_input] for i in range(0, len(found), self.per_input)]
+        sequences.append(best or [_dead_end(prefix_len)])
+    return sequences
+
+
+def _dead_end(prefix_len: int) -> GeneratedSequence:
+    return GeneratedSequence([], prefix_len, "dead_end", -np.inf, -np.inf)
 
 
 def check_finite(failed: Any) -> None:
-    """Raises if a loop has met logits that are not finite.
+    """Check that a loop has met no logits that are not finite.
 
     Args:
-      failed: the position where it did, or -1.
+      failed: first position with such logits, or -1.
     Raises:
-      ValueError: it did.
+      ValueError: there is one.
     """
     if int(failed) >= 0:
         raise ValueError(
@@ -270,3 +389,194 @@ def check_finite(failed: Any) -> None:
             "weights are damaged, or too large for their type: load them with dtype='float32' or "
             "dtype='bfloat16'."
         )
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def prepare_decoder(params: Params, *, config: T5Config) -> IncrementalDecoder:
+    """Lay the decoder's weights out for decoding, to be kept between calls."""
+    return bind(config, params).incremental_decoder()
+
+
+@functools.partial(jax.jit, static_argnames=("config", "max_len", "num_beams"))
+def prefill(
+    params: Params,
+    decoder: IncrementalDecoder,
+    encoder_tokens: Int[Array, "B S"],
+    encoder_mask: Bool[Array, "B S"],
+    *,
+    config: T5Config,
+    max_len: int,
+    num_beams: int,
+) -> tuple[DecodeStep, DecoderCache]:
+    """Encode the inputs and precompute the cross-attention keys and values.
+
+    Args:
+      params: parameters of the model.
+      decoder: from `prepare_decoder`.
+      encoder_tokens: input ids.
+      encoder_mask: True on input ids that are not padding.
+      config: config of the model.
+      max_len: maximum number of tokens that will be fed.
+      num_beams: number of rows of the loop for each input.
+    Returns:
+      The step of a decoding loop and its empty cache.
+    """
+    states = bind(config, params).encode(encoder_tokens, encoder_mask=encoder_mask)
+    return decoder.start(states, encoder_mask=encoder_mask, max_len=max_len, num_beams=num_beams)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "max_len"), donate_argnames=("cache",))
+def start_loop(
+    cache: DecoderCache,
+    row_ids: Int[Array, " B"],
+    prefix: Int[Array, "B P"],
+    *,
+    config: T5Config,
+    max_len: int,
+) -> LoopState:
+    """Return the state of a decoding loop before its first step.
+
+    Args:
+      cache: from `prefill`.
+      row_ids: number of every row, negative in those that only fill up a batch.
+      prefix: start of every row, padded on the right.
+      config: config of the model.
+      max_len: room for tokens after the prefix.
+    """
+    return init_loop(
+        cache,
+        start_tokens=jnp.full(row_ids.shape, config.decoder_start_id, jnp.int32),
+        prefix=prefix,
+        done=row_ids < 0,
+        max_len=max_len,
+        pad_id=config.pad_id,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("max_k",), donate_argnames=("state",))
+def advance_loop(
+    step: DecodeStep,
+    state: LoopState,
+    row_ids: Int[Array, " B"],
+    sample_ids: Int[Array, " B"],
+    prefix_lens: Int[Array, " B"],
+    processors: LogitsProcessors,
+    sampling_params: Mapping[str, Array],
+    *,
+    limit: Int[Array, ""],
+    max_steps: Int[Array, ""],
+    max_k: int = 0,
+) -> LoopState:
+    """Decode greedily or by sampling until all rows have ended, or for `max_steps` tokens.
+
+    Args:
+      step: from `prefill`.
+      state: from `start_loop` or `advance_loop`.
+      row_ids: number of every row's input, which together with the seed determines its samples.
+      sample_ids: number of every row among the samples of its input.
+      prefix_lens: number of tokens of every row's prefix.
+      processors: logits processors.
+      sampling_params: `GenerationConfig.sampling_params`; empty for greedy decoding.
+      limit: maximum number of tokens after the prefix.
+      max_steps: maximum number of tokens to decode in this call.
+      max_k: an upper bound of `sampling_params["top_k"]`, known when compiling.
+    Returns:
+      The state after the last token.
+    """
+    config = step.decoder.config
+    chooser = greedy
+    if sampling_params:
+        seed = jax.random.key(sampling_params["seed"])
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(seed, row_ids)
+        keys = jax.vmap(jax.random.fold_in)(keys, sample_ids)
+        chooser = sampler(
+            keys,
+            temperature=sampling_params["temperature"],
+            truncation=functools.partial(_truncate, params=sampling_params, max_k=max_k),
+        )
+    return decode_loop(
+        step,
+        state,
+        sample_fn=chooser,
+        processors=processors,
+        prefix_lens=prefix_lens,
+        max_new_tokens=limit,
+        max_steps=max_steps,
+        eos_id=config.eos_id,
+        pad_id=config.pad_id,
+    )
+
+
+def _truncate(logits: Float[Array, "B V"], *, params: Mapping[str, Array], max_k: int) -> Array:
+    # In the order of Hugging Face transformers.
+    if "top_k" in params:
+        logits = top_k(logits, params["top_k"], max_k=max_k)
+    if "top_p" in params:
+        logits = top_p(logits, params["top_p"])
+    if "min_p" in params:
+        logits = min_p(logits, params["min_p"])
+    if "typical_p" in params:
+        logits = typical(logits, params["typical_p"])
+    return logits
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("max_len", "num_beams", "penalty_form", "early_stopping"),
+)
+def search_beams(
+    step: DecodeStep,
+    cache: DecoderCache,
+    row_ids: Int[Array, " B"],
+    prefix: Int[Array, "B P"],
+    prefix_lens: Int[Array, " B"],
+    processors: LogitsProcessors,
+    *,
+    limit: Int[Array, ""],
+    length_penalty: Float[Array, ""],
+    max_len: int,
+    num_beams: int,
+    penalty_form: str,
+    early_stopping: EarlyStopping,
+) -> Beams:
+    """Search for the `num_beams` best continuations of each input.
+
+    Args:
+      step: from `prefill`.
+      cache: from `prefill`.
+      row_ids: number of every input, negative in those that only fill up a batch.
+      prefix: start of every sequence, padded on the right.
+      prefix_lens: number of tokens of every input's prefix.
+      processors: logits processors.
+      limit: maximum number of tokens after the prefix.
+      length_penalty: exponent of the penalty.
+      max_len: room for tokens after the prefix.
+      num_beams: number of beams.
+      penalty_form: as in `GenerationConfig`.
+      early_stopping: as in `GenerationConfig`.
+    Returns:
+      The best sequences of each input.
+    """
+    config = step.decoder.config
+    penalties = {"power": power_penalty, "gnmt": gnmt_penalty}
+    stopping_rules: dict[EarlyStopping, StoppingRule] = {
+        True: "full",
+        False: "heuristic",
+        "never": "never",
+    }
+    return beam_search(
+        step,
+        cache,
+        num_beams=num_beams,
+        penalty=penalties[penalty_form](length_penalty),
+        early_stopping=stopping_rules[early_stopping],
+        processors=processors,
+        start_tokens=jnp.full(row_ids.shape, config.decoder_start_id, jnp.int32),
+        prefix=prefix,
+        prefix_lens=prefix_lens,
+        done=row_ids < 0,
+        max_new_tokens=limit,
+        max_len=max_len,
+        eos_id=config.eos_id,
+        pad_id=config.pad_id,
+    )

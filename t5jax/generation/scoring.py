@@ -1,26 +1,193 @@
-"""Compiled forward passes: states, embeddings, and how likely given targets are."""
+"""Forward passes over ids: encoder states, embeddings, and log-probabilities of targets."""
 
 import functools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from t5jax.data import shift_right
+from t5jax.generation.batching import InputBatch, batch_bucket, batches_by_length, pad_batch
 from t5jax.models import Params, T5Config, bind
 
-# Positions whose logits are held at a time: all of them would be too large for a big vocabulary.
+# Number of positions whose logits are held at a time: all of them would be too large for a big
+# vocabulary.
 _CHUNK = 8
 
 
 class TokenScores(NamedTuple):
-    """What a model thinks of given targets, token by token."""
+    """Log-probabilities of targets, token by token; of one target, without the axis R."""
 
-    log_probs: Float[Array, "R T"]
-    """Of the target, in nats."""
-    best: Int[Array, "R T k"]
-    """The likeliest tokens, best first."""
-    best_log_probs: Float[Array, "R T k"]
+    log_probs: Float[Array, "*R T"]
+    """Log-probability of the target, in nats."""
+    best: Int[Array, "*R T k"]
+    """The most likely tokens, best first."""
+    best_log_probs: Float[Array, "*R T k"]
+
+
+class Scorer:
+    """Computes encoder states, embeddings and scores of ids, batch by batch.
+
+    Attributes:
+      config: config of the model.
+      params: parameters of the model.
+    """
+
+    def __init__(self, config: T5Config, params: Params):
+        self.config = config
+        self.params = params
+
+    def encode(
+        self, inputs: Sequence[Sequence[int]], *, batch_size: int
+    ) -> tuple[Float[np.ndarray, "B S D"], Bool[np.ndarray, "B S"]]:
+        """Return the final encoder states of every input, 0 after its end, and their mask.
+
+        Args:
+          inputs: ids of every input.
+          batch_size: number of inputs computed at once.
+        """
+        lengths = np.array([len(ids) for ids in inputs], np.int32)
+        width = int(lengths.max(initial=0))
+        mask = np.arange(width)[None, :] < lengths[:, None]
+        states = np.zeros((*mask.shape, self.config.d_model), np.float32)
+        for batch in self._batches(inputs, batch_size):
+            encoded = encode_batch(self.params, batch.tokens, batch.mask, config=self.config)
+            encoded = np.asarray(encoded.astype(jnp.float32))
+            for index, row in zip(batch.indices, encoded, strict=False):
+                states[index, : lengths[index]] = row[: lengths[index]]
+        return states, mask
+
+    def embed(
+        self, inputs: Sequence[Sequence[int]], *, batch_size: int
+    ) -> Float[np.ndarray, "B E"]:
+        """Return the embedding of every input, a vector of length 1.
+
+        Args:
+          inputs: ids of every input.
+          batch_size: number of inputs computed at once.
+        """
+        width = self.config.projection_dim or self.config.d_model
+        embeddings = np.zeros((len(inputs), width), np.float32)
+        for batch in self._batches(inputs, batch_size):
+            rows = embed_batch(self.params, batch.tokens, batch.mask, config=self.config)
+            embeddings[batch.indices] = np.asarray(rows)[: len(batch.indices)]
+        return embeddings
+
+    def score_candidates(
+        self,
+        inputs: Sequence[Sequence[int]],
+        candidates: Sequence[Sequence[Sequence[int]]],
+        *,
+        batch_size: int,
+    ) -> list[list[Float[np.ndarray, " T"]]]:
+        """Return the log-probability of every token of several targets for each input.
+
+        Args:
+          inputs: ids of every input, encoded once for all of its candidates.
+          candidates: ids of the targets of each input; their numbers may differ.
+          batch_size: number of pairs computed at once; those of an input are always together.
+        """
+        most = max(map(len, candidates), default=0)
+        scores: list[list[Float[np.ndarray, " T"]]] = [[] for _ in inputs]
+        for batch in self._batches(inputs, max(1, batch_size // max(most, 1))):
+            listed = [candidates[index] for index in batch.indices]
+            if not any(listed):
+                continue
+            width = batch_bucket(max(map(len, listed)))
+            targets = self._pad_targets(
+                [ids for row in listed for ids in [*row, *[[]] * (width - len(row))]],
+                num_rows=len(batch.tokens) * width,
+            )
+            log_probs = np.asarray(self._score_batch(batch, targets).log_probs)
+            log_probs = log_probs.reshape(len(batch.tokens), width, -1)
+            for index, row, targets_of_input in zip(batch.indices, log_probs, listed, strict=False):
+                scores[index] = [
+                    one[: len(ids)] for one, ids in zip(row, targets_of_input, strict=False)
+                ]
+        return scores
+
+    def score_tokens(
+        self,
+        inputs: Sequence[Sequence[int]],
+        targets: Sequence[Sequence[int]],
+        *,
+        batch_size: int,
+        num_best: int,
+    ) -> list[TokenScores]:
+        """Return the scores of one target for each input.
+
+        Args:
+          inputs: ids of every input.
+          targets: ids of the target of each input.
+          batch_size: number of pairs computed at once.
+          num_best: number of most likely tokens to return.
+        """
+        scores: dict[int, TokenScores] = {}
+        for batch in self._batches(inputs, batch_size):
+            padded = self._pad_batch_targets(batch, targets)
+            arrays = map(np.asarray, self._score_batch(batch, padded, num_best=num_best))
+            for index, *row in zip(batch.indices, *arrays, strict=False):
+                scores[index] = TokenScores(*(part[: len(targets[index])] for part in row))
+        return [scores[index] for index in range(len(inputs))]
+
+    def cross_attention(
+        self,
+        inputs: Sequence[Sequence[int]],
+        targets: Sequence[Sequence[int]],
+        *,
+        batch_size: int,
+    ) -> list[Float[np.ndarray, "L N T S"]]:
+        """Return the cross-attention weights of one target for each input.
+
+        Args:
+          inputs: ids of every input.
+          targets: ids of the target of each input.
+          batch_size: number of pairs computed at once.
+        """
+        weights: dict[int, Float[np.ndarray, "L N T S"]] = {}
+        for batch in self._batches(inputs, batch_size):
+            padded = self._pad_batch_targets(batch, targets)
+            rows = cross_attention_weights(
+                self.params, batch.tokens, batch.mask, self._shift(padded), config=self.config
+            )
+            rows = np.moveaxis(np.asarray(rows), 1, 0)
+            for index, row in zip(batch.indices, rows, strict=False):
+                weights[index] = row[:, :, : len(targets[index]), : len(inputs[index])].copy()
+        return [weights[index] for index in range(len(inputs))]
+
+    def _batches(self, inputs: Sequence[Sequence[int]], batch_size: int) -> Iterator[InputBatch]:
+        return batches_by_length(inputs, batch_size=batch_size, pad_id=self.config.pad_id)
+
+    def _score_batch(
+        self, batch: InputBatch, targets: Int[np.ndarray, "R T"], *, num_best: int = 0
+    ) -> TokenScores:
+        return score_tokens(
+            self.params,
+            batch.tokens,
+            batch.mask,
+            self._shift(targets),
+            targets,
+            config=self.config,
+            num_best=num_best,
+        )
+
+    def _pad_batch_targets(
+        self, batch: InputBatch, targets: Sequence[Sequence[int]]
+    ) -> Int[np.ndarray, "B T"]:
+        return self._pad_targets(
+            [targets[index] for index in batch.indices], num_rows=len(batch.tokens)
+        )
+
+    def _pad_targets(
+        self, targets: Sequence[Sequence[int]], *, num_rows: int
+    ) -> Int[np.ndarray, "R T"]:
+        return pad_batch(targets, pad_id=self.config.pad_id, num_rows=num_rows)[0]
+
+    def _shift(self, targets: Int[np.ndarray, "R T"]) -> Int[np.ndarray, "R T"]:
+        return shift_right(targets, start_id=self.config.decoder_start_id)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -31,7 +198,7 @@ def encode_batch(
     *,
     config: T5Config,
 ) -> Float[Array, "B S D"]:
-    """Final encoder states."""
+    """Return the final encoder states."""
     return bind(config, params).encode(encoder_tokens, encoder_mask=encoder_mask)
 
 
@@ -43,7 +210,8 @@ def embed_batch(
     *,
     config: T5Config,
 ) -> Float[Array, "B E"]:
-    """Mean of the final encoder states, projected if the model has a projection, of length 1."""
+    """Return the mean of the final encoder states, projected if the model has a projection, and
+    scaled to length 1."""
     bound = bind(config, params)
     states = bound.encode(encoder_tokens, encoder_mask=encoder_mask).astype(jnp.float32)
     weights = encoder_mask.astype(jnp.float32)[..., None]
@@ -58,46 +226,42 @@ def score_tokens(
     params: Params,
     encoder_tokens: Int[Array, "B S"],
     encoder_mask: Bool[Array, "B S"],
+    decoder_tokens: Int[Array, "R T"],
     targets: Int[Array, "R T"],
     *,
     config: T5Config,
     num_best: int = 0,
 ) -> TokenScores:
-    """Log-probabilities of targets, and of the likeliest tokens in their place.
+    """Return the log-probabilities of targets, and of the most likely tokens in their place.
 
     Args:
-      params: of the model.
+      params: parameters of the model.
       encoder_tokens: input ids, each encoded once.
       encoder_mask: True on input ids that are not padding.
+      decoder_tokens: targets, shifted right after the start id.
       targets: R / B rows for each input, next to one another; a multiple of 8 wide.
-      config: of the model.
-      num_best: how many of the likeliest tokens to return.
+      config: config of the model.
+      num_best: number of most likely tokens to return.
     """
     bound = bind(config, params)
     encoded = bound.encode(encoder_tokens, encoder_mask=encoder_mask)
-    states = bound.decode(shifted_targets(targets, config), encoded, encoder_mask=encoder_mask)
+    states = bound.decode(decoder_tokens, encoded, encoder_mask=encoder_mask)
 
-    def chunk(pair):
-        x, wanted = pair
-        log_probs = jax.nn.log_softmax(bound.logits(x))
-        chosen = jnp.take_along_axis(log_probs, wanted[..., None], axis=-1)[..., 0]
+    def score_chunk(chunk):
+        states, targets = chunk
+        log_probs = jax.nn.log_softmax(bound.logits(states))
+        chosen = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
         return chosen, *jax.lax.top_k(log_probs, num_best)
 
     def split(x):
         return jnp.moveaxis(x.reshape(len(x), -1, _CHUNK, *x.shape[2:]), 1, 0)
 
-    def joined(x):
+    def join(x):
         return jnp.moveaxis(x, 0, 1).reshape(*targets.shape, *x.shape[3:])
 
-    parts = jax.lax.map(chunk, (split(states), split(targets)))
-    log_probs, best_log_probs, best = map(joined, parts)
+    chunks = jax.lax.map(score_chunk, (split(states), split(targets)))
+    log_probs, best_log_probs, best = map(join, chunks)
     return TokenScores(log_probs, best, best_log_probs)
-
-
-def shifted_targets(targets: Int[Array, "R T"], config: T5Config) -> Int[Array, "R T"]:
-    """What the decoder reads to write the targets."""
-    start = jnp.full((len(targets), 1), config.decoder_start_id, targets.dtype)
-    return jnp.concatenate([start, targets[:, :-1]], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -105,11 +269,11 @@ def cross_attention_weights(
     params: Params,
     encoder_tokens: Int[Array, "B S"],
     encoder_mask: Bool[Array, "B S"],
-    targets: Int[Array, "B T"],
+    decoder_tokens: Int[Array, "B T"],
     *,
     config: T5Config,
 ) -> Float[Array, "L B N T S"]:
-    """How much each target reads from each input token when it is written."""
+    """Return the cross-attention weights of every decoder token."""
     return bind(config, params).cross_attention_weights(
-        encoder_tokens, shifted_targets(targets, config), encoder_mask=encoder_mask
+        encoder_tokens, decoder_tokens, encoder_mask=encoder_mask
     )

@@ -2,17 +2,11 @@
 
 from .cost_model import (
     Estimate as Estimate,
-)
-from .cost_model import (
     estimate_lines as estimate_lines,
-)
-from .cost_model import (
     estimate_to_json as estimate_to_json,
 )
 from .mesh_search import (
     mesh_table as mesh_table,
-)
-from .mesh_search import (
     rank_meshes as rank_meshes,
 )
 from .plan import (
@@ -20,10 +14,6 @@ from .plan import (
 )
 from .workload import (
     Workload as Workload,
-)
-from .workload import (
     lower_step as lower_step,
-)
-from .workload import (
     slice_devices as slice_devices,
 )

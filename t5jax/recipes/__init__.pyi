@@ -2,14 +2,10 @@
 
 from .batch_inference import (
     Generate as Generate,
-)
-from .batch_inference import (
     generate_file as generate_file,
 )
 from .finetune import (
     PREDICTIONS as PREDICTIONS,
-)
-from .finetune import (
     finetune as finetune,
 )
 from .finetune_config import (
@@ -20,7 +16,5 @@ from .infilling import (
 )
 from .pretrain import (
     PretrainConfig as PretrainConfig,
-)
-from .pretrain import (
     pretrain as pretrain,
 )

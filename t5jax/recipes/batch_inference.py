@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import filelock
-from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, Suppress, arg
 
 from t5jax.data import KNOWN_ENDINGS, file_ending, read_rows
 from t5jax.decoding import Automaton
 from t5jax.fileio import write_atomically
-from t5jax.generation import GenerationConfig, Ids, output_text
+from t5jax.generation import GenerationConfig, Ids, detokenize
 from t5jax.loading import load
 from t5jax.models import resolve_dtype
 from t5jax.runtime import enable_compilation_cache
@@ -25,11 +25,21 @@ _FORMATS = (".txt", ".jsonl")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generate(GenerationConfig):
-    """Write an answer to every line or row of a file.
+class _Options(GenerationConfig):
+    """A GenerationConfig with the types that a command line can express."""
 
-    Inputs are computed by length, answers come in their order.  What is done is kept beside the
-    output, in OUTPUT.partial: after a crash or Ctrl-C, the same command goes on from there.
+    decoder_prefix: str | None = None
+    bad_words_ids: Suppress[Sequence[Ids]] = ()
+    automaton: Suppress[Automaton | None] = None
+    truncate: FlagCreatePairsOff[bool] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Generate an output for every line or row of a file.
+
+    Inputs are computed by length, outputs come in their order.  Finished outputs are kept in
+    OUTPUT.partial: after a crash or Ctrl-C, the same command continues from there.
     """
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
@@ -37,29 +47,24 @@ class Generate(GenerationConfig):
     input: Annotated[str, arg(metavar="FILE")]
     """.txt, .jsonl, .json, .csv, .tsv or .parquet, compressed or not."""
     output: Annotated[str, arg(metavar="FILE")]
-    """.txt with a line for each answer, or .jsonl with objects that hold input, output and
+    """.txt with a line for each output, or .jsonl with objects of input, output and
     finish_reason."""
     column: str = "text"
-    """Column or key of the input that holds the text."""
+    """Column or key of the input that contains the text."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type to hold weights and to compute in."""
+    """Type of the weights and of the computation."""
     weights: Literal["float", "int8"] = "float"
-    """int8 rounds weights, which is fastest on a CPU, and tells what that changes."""
+    """int8 rounds weights, which is fastest on a CPU, and reports the change of the logits."""
     revision: Annotated[str | None, arg(metavar="NAME")] = None
     """Branch, tag or commit on the hub."""
     subfolder: Annotated[str | None, arg(metavar="FOLDER")] = None
-    """Where the model lies in a folder or repository of several."""
+    """Folder of the model in a folder or repository of several."""
     overwrite: FlagCreatePairsOff[bool] = False
-    """Replace the output, and what another command has left beside it."""
-    truncate: FlagCreatePairsOff[bool] = False
-    """Cut inputs longer than max_input_tokens instead of refusing them."""
-    decoder_prefix: str | None = None
-    """What every answer begins with."""
-    bad_words_ids: Suppress[Sequence[Ids]] = ()
-    automaton: Suppress[Automaton | None] = None
+    """Replace the output, and the partial output of another command."""
+    generation: OmitArgPrefixes[Annotated[GenerationConfig, arg(constructor=_Options)]] = _Options()
+    """Options of the generation."""
 
     def __post_init__(self):
-        super().__post_init__()
         if Path(self.output).suffix not in _FORMATS:
             raise ValueError(f"output must end in .txt or .jsonl, got {self.output!r}.")
         if not file_ending(self.input):
@@ -67,13 +72,15 @@ class Generate(GenerationConfig):
 
 
 def generate_file(options: Generate) -> dict[str, int]:
-    """Answers every row of the input.
+    """Generate an output for every row of the input.
 
+    Args:
+      options: of the command.
     Returns:
       Counts: "inputs", "resumed" and "dead_ends".
     Raises:
       ValueError: an input that is too long, or a partial output of another command.
-      FileExistsError: the output is there already, or another process writes it.
+      FileExistsError: the output exists, or another process writes it.
     """
     enable_compilation_cache()
     output = Path(options.output).expanduser()
@@ -107,13 +114,13 @@ def _run(options: Generate, output: Path) -> dict[str, int]:
     )
     if t5.logit_error:
         print(f"int8 weights: {t5.logit_error}")
-    given = GenerationConfig.of(
-        {f.name: getattr(options, f.name) for f in dataclasses.fields(GenerationConfig)}
+    config = options.generation
+    inputs = t5.tokenize(
+        texts, max_tokens=config.max_input_tokens, truncate=config.truncate, name="inputs"
     )
-    encoded = t5.encode_texts("inputs", texts, given.max_input_tokens, given.truncate)
     with _journal(partial, header, done) as write, _progress_bar(len(texts), resumed) as bar:
         try:
-            for batch in _answer(t5, given, encoded, done):
+            for batch in _generate(t5, config, inputs, done):
                 write(batch)
                 done |= batch
                 bar.update(len(batch))
@@ -130,23 +137,26 @@ def _run(options: Generate, output: Path) -> dict[str, int]:
     return counts
 
 
-# Place of an input -> its answer and why it ended.
+# Position of an input -> its output and finish reason.
 Done = dict[int, tuple[str, str]]
 
 
-def _answer(
-    t5: Text2Text, options: GenerationConfig, encoded: list[list[int]], done: Done
+def _generate(
+    t5: Text2Text, config: GenerationConfig, inputs: list[list[int]], done: Done
 ) -> Iterator[Done]:
-    """Answers to what is not done, in batches of inputs of similar length, shortest first."""
+    """Yield the outputs of inputs that are not done, batch by batch, shortest inputs first."""
     tokenizer = t5.tokenizer
     assert tokenizer is not None  # or nothing could have been encoded
-    todo = sorted((i for i in range(len(encoded)) if i not in done), key=lambda i: len(encoded[i]))
-    for start in range(0, len(todo), options.batch_size):
-        group = todo[start : start + options.batch_size]
-        found, prefixes = t5.write_ids([encoded[i] for i in group], options, 1, places=group)
+    todo = [i for i in range(len(inputs)) if i not in done]
+    for batch in t5.engine.generate_batches([inputs[i] for i in todo], config, row_ids=todo):
         yield {
-            i: (output_text(one, len(prefix), options, tokenizer), one.finish_reason)
-            for i, (one,), prefix in zip(group, found, prefixes, strict=True)
+            todo[index]: (
+                detokenize(
+                    tokenizer, one.ids, stop_strings=config.stop_strings, prefix_len=one.prefix_len
+                ),
+                one.finish_reason,
+            )
+            for index, (one,) in batch.items()
         }
 
 
@@ -162,9 +172,9 @@ def _lines(suffix: str, texts: list[str], done: Done) -> Iterator[str]:
 
 
 def _fingerprint(options: Generate, texts: list[str]) -> str:
-    """Equal for commands whose answers may be mixed: all that has a part in them, but no more."""
-    fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
-    for name in ("input", "column", "output", "overwrite", "batch_size"):
+    """Return a digest of everything that the outputs depend on, equal if they may be mixed."""
+    fields = {**vars(options), **vars(options.generation)}
+    for name in ("input", "column", "output", "overwrite", "generation", "batch_size"):
         del fields[name]
     fields["dtype"] = resolve_dtype(options.dtype)
     model = Path(options.model).expanduser()

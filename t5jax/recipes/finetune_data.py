@@ -18,7 +18,7 @@ from t5jax.data import (
     truncate_ids,
 )
 from t5jax.recipes.validation import EvalSplit
-from t5jax.tokenizers import Tokenizer
+from t5jax.tokenizers import Tokenizer, encode_with_eos
 
 Say = Callable[[str], None]
 
@@ -127,11 +127,6 @@ def data_digest(pairs: Mapping[str, Pairs], trials: Sequence[EvalSplit]) -> str:
         if one.split == "validation":
             found.update(f"{one.task.name} {list(one.examples)!r}\n".encode())
     return found.hexdigest()
-
-
-def encode_with_eos(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of a text, EOS at the end."""
-    return [*tokenizer.encode(text), tokenizer.eos_id]
 
 
 def _check_inputs(inputs: Sequence[list[int]], limits: PairLimits, where: str, say: Say) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from t5jax.generation import pad_batch
 from t5jax.text2text import Text2Text
-from t5jax.tokenizers import Tokenizer
+from t5jax.tokenizers import Tokenizer, encode_with_eos
 
 # A plain sentence: a capital, words and ordinary punctuation, a full stop.
 _SENTENCE = re.compile(r"(?<!\S)[A-Z][A-Za-z0-9,;:'()\- ]{60,140}\.(?!\S)")
@@ -58,7 +58,7 @@ def fill_blanks(
     tokenizer = t5.tokenizer
     if tokenizer is None:
         raise ValueError("t5 must have a tokenizer to fill in text, got None; load it with one.")
-    inputs = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+    inputs = [encode_with_eos(tokenizer, text) for text in texts]
     tokens, mask = pad_batch(inputs, pad_id=tokenizer.pad_id)
     written = t5.generate_ids(tokens, encoder_mask=mask, max_new_tokens=max_new_tokens)
     filled = []

@@ -36,8 +36,8 @@ class EvalSplit(NamedTuple):
     def predictions(self, t5: Text2Text, options: GenerationConfig) -> list[str]:
         """What the model writes for each input, after the task's `postprocess`."""
         assert t5.tokenizer is not None
-        found, _ = t5.write_ids(self.inputs, options, 1)
-        return [self._processed(t5.tokenizer.decode(one.ids)) for (one,) in found]
+        sequences = t5.engine.generate(self.inputs, options)
+        return [self._processed(t5.tokenizer.decode(one.ids)) for (one,) in sequences]
 
     def references(self) -> list[list[str]]:
         """What is right for each input, after the task's `postprocess`."""

@@ -2,8 +2,6 @@
 
 from .base import (
     Tokenizer as Tokenizer,
-)
-from .base import (
     encode_with_eos as encode_with_eos,
 )
 from .byte import (
@@ -17,10 +15,6 @@ from .load import (
 )
 from .sentencepiece import (
     MODEL_FILES as MODEL_FILES,
-)
-from .sentencepiece import (
     SentencePieceTokenizer as SentencePieceTokenizer,
-)
-from .sentencepiece import (
     train_tokenizer as train_tokenizer,
 )

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import pytest
 
-from t5jax.data.batch import Batch, pad_sequences, shift_right
+from t5jax.data.batch import Batch, shift_right
 from t5jax.data.loader import batch_chunks, evaluation_batches, training_batches
 from t5jax.data.objectives.span_corruption import (
     SpanCorruption,
@@ -220,13 +220,3 @@ def test_shift_right_starts_with_the_start_id():
     targets = np.array([[5, 6, 1], [7, 1, 0]], np.int32)
     shifted = shift_right(targets, start_id=9)
     assert shifted.tolist() == [[9, 5, 6], [9, 7, 1]]
-
-
-def test_pad_fills_on_the_right_and_refuses_what_is_longer():
-    assert pad_sequences([[4, 5], [], [6]], length=3, pad_id=8).tolist() == [
-        [4, 5, 8],
-        [8, 8, 8],
-        [6, 8, 8],
-    ]
-    with pytest.raises(ValueError, match="sequence 1 must have at most 2 tokens, got 3"):
-        pad_sequences([[1], [1, 2, 3]], length=2, pad_id=0)

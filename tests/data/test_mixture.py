@@ -9,8 +9,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from t5jax.data.mixture import MixtureBatches, heldout_batches, mixing_rates, mixture_stream
 from t5jax.data.packing import (

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from t5jax.decoding.automaton import UNREACHABLE, advance_states, allowed_tokens, next_states
 from t5jax.decoding.automaton_builders import check_automaton, from_edges, matcher, trie

@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from t5jax.generation.batching import (
     batch_bucket,
     batches_by_length,
-    by_length,
     length_bucket,
     length_buckets,
     pad_batch,
@@ -84,34 +82,19 @@ ENCODED = [[10 + i] * length for i, length in enumerate(LENGTHS)]
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 9, 32])
 def test_batches_hold_every_input_once_shortest_first(batch_size):
     seen = []
-    for rows, tokens, mask in batches_by_length(ENCODED, batch_size=batch_size, pad_id=7):
-        assert len(rows) == len(tokens) == len(mask) <= batch_size
-        assert len(rows) in (batch_size, 1, 2, 4, 8, 16)
-        for row, ids, kept in zip(rows, tokens, mask, strict=True):
-            given = ENCODED[row] if row >= 0 else []
-            assert ids.tolist() == given + [7] * (tokens.shape[1] - len(given))
-            assert kept.sum() == len(given)
-        group = rows[rows >= 0].tolist()
-        assert group == rows[: len(group)].tolist()  # those that fill up come last
-        assert tokens.shape[1] == length_bucket(max(LENGTHS[i] for i in group))
-        seen += group
+    for indices, tokens, mask in batches_by_length(ENCODED, batch_size=batch_size, pad_id=7):
+        assert len(indices) <= len(tokens) == len(mask) <= batch_size
+        assert len(tokens) in (batch_size, 1, 2, 4, 8, 16)
+        # Rows that fill up the batch come last.
+        inputs = [ENCODED[i] for i in indices] + [[]] * (len(tokens) - len(indices))
+        for row, ids, kept in zip(inputs, tokens, mask, strict=True):
+            assert ids.tolist() == row + [7] * (tokens.shape[1] - len(row))
+            assert kept.sum() == len(row)
+        assert tokens.shape[1] == length_bucket(max(LENGTHS[i] for i in indices))
+        seen += indices
     assert sorted(seen) == list(range(len(ENCODED)))
     assert [LENGTHS[i] for i in seen] == sorted(LENGTHS)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 32])
-def test_by_length_returns_results_in_the_order_of_inputs(batch_size):
-    calls = []
-
-    def run(rows, tokens, mask):
-        calls.append(len(rows))
-        batch = zip(rows.tolist(), tokens, mask, strict=True)
-        return [(row, ids[kept].tolist()) for row, ids, kept in batch]
-
-    found = by_length(ENCODED, run, batch_size=batch_size, pad_id=0)
-    assert found == list(enumerate(ENCODED))
-    assert len(calls) == -(-len(ENCODED) // batch_size)
-
-
-def test_by_length_of_nothing_runs_nothing():
-    assert by_length([], pytest.fail, batch_size=4, pad_id=0) == []
+def test_batches_of_nothing_are_none():
+    assert [*batches_by_length([], batch_size=4, pad_id=0)] == []

@@ -35,7 +35,7 @@ PENALTIES = {
 def found(request, t5, short):
     """Every strategy's name, its options and its answers."""
     options = STRATEGIES[request.param]
-    return request.param, options, t5.answers(short, max_new_tokens=LIMIT, **options)
+    return request.param, options, t5.generate_outputs(short, max_new_tokens=LIMIT, **options)
 
 
 def test_answers_tell_the_log_probability_of_every_token(t5, short, found):
@@ -87,16 +87,16 @@ def test_answers_of_a_search_are_different_and_best_first(found):
 @pytest.mark.parametrize("strategy", ["greedy", "draws", "power"])
 def test_answers_begin_with_what_generate_gives(t5, short, strategy):
     options = {"max_new_tokens": LIMIT, **STRATEGIES[strategy]}
-    first = [row[0].text for row in t5.answers(short, **options)]
+    first = [row[0].text for row in t5.generate_outputs(short, **options)]
     options.pop("num_return_sequences", None)
     assert first == t5.generate(short, **options)
-    assert first == [row[0].text for row in t5.answers(short, **options)]
+    assert first == [row[0].text for row in t5.generate_outputs(short, **options)]
 
 
 def test_answers_of_a_search_count_what_penalties_have_left(t5, short):
     """Of repetition, on log-probabilities; a token that was forced costs nothing."""
     options = {"repetition_penalty": 1.4, "forced_bos_token_id": 50, "length_penalty": 0.0}
-    found = t5.answers(
+    found = t5.generate_outputs(
         short, max_new_tokens=8, num_beams=3, num_return_sequences=2, min_new_tokens=6, **options
     )
     repeated = 0
@@ -119,7 +119,7 @@ def test_prefix_has_log_probabilities_and_counts_in_no_score(t5, short):
     given = ["the baker", "", "my sister", "an"]
     for strategy in ("greedy", "power"):
         options = STRATEGIES[strategy]
-        found = t5.answers(short, decoder_prefix=given, max_new_tokens=5, **options)
+        found = t5.generate_outputs(short, decoder_prefix=given, max_new_tokens=5, **options)
         for text, prefix, row in zip(short, given, found, strict=True):
             size = len(t5.tokenizer.encode(prefix))
             for answer in row:
@@ -140,7 +140,7 @@ def test_prefix_has_log_probabilities_and_counts_in_no_score(t5, short):
 
 @pytest.mark.parametrize("count", [3, 97])
 def test_alternatives_are_the_likeliest_tokens_in_the_place_of_each(t5, short, count):
-    found = t5.answers(short[:2], max_new_tokens=LIMIT, num_alternatives=count)
+    found = t5.generate_outputs(short[:2], max_new_tokens=LIMIT, num_alternatives=count)
     for text, (answer,) in zip(short, found, strict=False):
         log_probs = forced_log_probs(t5, text, answer.ids)
         assert len(answer.alternatives) == len(answer.ids)
@@ -156,7 +156,7 @@ def test_alternatives_are_the_likeliest_tokens_in_the_place_of_each(t5, short, c
 
 
 def test_alternatives_of_draws_are_of_the_model_without_temperature(t5, short):
-    found = t5.answers(
+    found = t5.generate_outputs(
         short[:2], max_new_tokens=6, temperature=3.0, num_return_sequences=2, num_alternatives=2
     )
     others = 0
@@ -173,7 +173,9 @@ def test_alternatives_of_draws_are_of_the_model_without_temperature(t5, short):
 
 def test_cross_attention_is_what_each_id_reads_from_each_input_token(t5, short):
     prefix = "the baker"
-    found = t5.answers(short, max_new_tokens=5, decoder_prefix=prefix, cross_attention=True)
+    found = t5.generate_outputs(
+        short, max_new_tokens=5, decoder_prefix=prefix, cross_attention=True
+    )
     for text, (answer,) in zip(short, found, strict=True):
         length = len(t5.tokenizer.encode(text)) + 1
         weights = answer.cross_attention
@@ -181,8 +183,8 @@ def test_cross_attention_is_what_each_id_reads_from_each_input_token(t5, short):
         np.testing.assert_allclose(weights.sum(-1), 1, rtol=0, atol=1e-6)
     # One text by itself, unpadded.
     tokens, mask = rows_of(t5, short[:1])
-    ids = np.array([found[0][0].ids], np.int32)
-    alone = cross_attention_weights(t5.params, tokens, mask, ids, config=t5.config)
+    shifted = np.array([[0, *found[0][0].ids[:-1]]], np.int32)
+    alone = cross_attention_weights(t5.params, tokens, mask, shifted, config=t5.config)
     np.testing.assert_allclose(found[0][0].cross_attention, alone[:, 0], rtol=0, atol=1e-5)
 
 
@@ -191,7 +193,9 @@ def test_cross_attention_is_what_each_id_reads_from_each_input_token(t5, short):
 
 def test_finish_reasons_tell_eos_length_stop_and_dead_end(t5, short):
     def reasons(**options):
-        return {row[0].finish_reason for row in t5.answers(short, max_new_tokens=6, **options)}
+        return {
+            row[0].finish_reason for row in t5.generate_outputs(short, max_new_tokens=6, **options)
+        }
 
     assert reasons() == {"eos", "length"}
     assert reasons(stop_strings=["apples", "broken", "p"]) == {"stop"}
@@ -203,7 +207,7 @@ def test_finish_reasons_tell_eos_length_stop_and_dead_end(t5, short):
 def test_answers_that_constraints_leave_nothing_to_are_dead_ends(t5, short, options):
     (token, *_) = t5.tokenizer.encode("the baker")
     for given in ({}, {"decoder_prefix": "my sister"})[: 1 if options else 2]:
-        found = t5.answers(
+        found = t5.generate_outputs(
             short,
             allowed_texts=["the baker"],
             suppress_tokens=[token],
@@ -224,7 +228,7 @@ def test_dead_end_of_one_text_leaves_the_others(t5, short):
     """Behind its prefix, that is, no allowed text can go on."""
     (token, *_) = t5.tokenizer.encode("apples")
     options = {"decoder_prefix": ["apples", "", "", ""], "no_repeat_ngram_size": 1}
-    found = t5.answers(short, allowed_texts=["apples"], max_new_tokens=6, **options)
+    found = t5.generate_outputs(short, allowed_texts=["apples"], max_new_tokens=6, **options)
     assert [row[0].finish_reason for row in found] == ["dead_end", "eos", "eos", "eos"]
     assert [row[0].ids for row in found][1:] == [[token, 1]] * 3
 
@@ -234,19 +238,19 @@ def test_dead_end_of_one_text_leaves_the_others(t5, short):
 
 def test_draws_of_one_text_are_different_and_do_not_depend_on_the_batch(t5, short):
     options = {"temperature": 1.5, "num_return_sequences": 4, "max_new_tokens": LIMIT, "seed": 3}
-    together = t5.answers(short, **options)
+    together = t5.generate_outputs(short, **options)
     assert [len(row) for row in together] == [4] * 4
     for row in together:
         assert len({tuple(answer.ids) for answer in row}) > 1
     ids = [[answer.ids for answer in row] for row in together]
-    again = t5.answers(short, **options, batch_size=1)
+    again = t5.generate_outputs(short, **options, batch_size=1)
     assert [[answer.ids for answer in row] for row in again] == ids
-    fewer = t5.answers(short[:3], **(options | {"num_return_sequences": 2}))
+    fewer = t5.generate_outputs(short[:3], **(options | {"num_return_sequences": 2}))
     assert [[answer.ids for answer in row] for row in fewer] == [row[:2] for row in ids[:3]]
 
 
 def test_answers_of_a_search_are_fewer_where_the_model_can_write_only_fewer(t5, short):
-    found = t5.answers(
+    found = t5.generate_outputs(
         short,
         num_beams=4,
         num_return_sequences=4,
@@ -258,10 +262,10 @@ def test_answers_of_a_search_are_fewer_where_the_model_can_write_only_fewer(t5, 
 
 def test_answers_do_not_depend_on_the_batch(t5, short):
     options = {"max_new_tokens": LIMIT, "num_alternatives": 2, "cross_attention": True}
-    together = t5.answers(short, **options)
+    together = t5.generate_outputs(short, **options)
     for rows in (
-        t5.answers(short[::-1], **options)[::-1],
-        t5.answers(short, batch_size=1, **options),
+        t5.generate_outputs(short[::-1], **options)[::-1],
+        t5.generate_outputs(short, batch_size=1, **options),
     ):
         for (one,), (other,) in zip(together, rows, strict=True):
             assert one.ids == other.ids
@@ -276,7 +280,7 @@ def test_answers_do_not_depend_on_the_batch(t5, short):
 
 def test_answers_to_nothing_are_nothing(t5):
     for options in ({}, {"num_beams": 2}, {"temperature": 1.0, "num_return_sequences": 2}):
-        assert t5.answers([], num_alternatives=2, cross_attention=True, **options) == []
+        assert t5.generate_outputs([], num_alternatives=2, cross_attention=True, **options) == []
 
 
 @pytest.mark.parametrize(
@@ -297,9 +301,9 @@ def test_answers_to_nothing_are_nothing(t5):
 )
 def test_answers_refuse_what_cannot_be(t5, options, message):
     with pytest.raises(ValueError, match=message):
-        t5.answers(["x"], **options)
+        t5.generate_outputs(["x"], **options)
 
 
 def test_answers_need_a_tokenizer(t5):
     with pytest.raises(ValueError, match="without a tokenizer"):
-        Text2Text(t5.config, t5.params, None).answers(["x"])
+        Text2Text(t5.config, t5.params, None).generate_outputs(["x"])

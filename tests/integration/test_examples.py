@@ -369,7 +369,7 @@ def test_g2p_pronounces_what_is_likeliest_whichever_entries_are_shown(g2p_cmudic
     }
 
     class Model:
-        def answers(self, texts, **options):
+        def generate_outputs(self, texts, **options):
             return [
                 [
                     GenerationOutput(one, [], "eos", 0.0, 0.0, [], None, None)
@@ -395,7 +395,7 @@ class Speller:
     def _known(self, text):
         return self.chances[text.partition(" ")[0]]
 
-    def answers(self, texts, *, num_beams, **options):
+    def generate_outputs(self, texts, *, num_beams, **options):
         assert num_beams == 1
         return [
             [GenerationOutput(self._known(text)[0], [], "eos", 0.0, 0.0, [], None, None)]

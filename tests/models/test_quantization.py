@@ -140,7 +140,7 @@ def test_int8_model_searches_draws_and_scores(untied, short):
     _, loaded = untied
     assert len(loaded.generate(short, max_new_tokens=LIMIT, num_beams=3)) == len(short)
     options = {"temperature": 1.0, "num_return_sequences": 2}
-    draws = loaded.answers(short, max_new_tokens=LIMIT, **options)
+    draws = loaded.generate_outputs(short, max_new_tokens=LIMIT, **options)
     assert [len(row) for row in draws] == [2] * len(short)
     found = loaded.score(short, short[::-1])
     reference = widened(loaded)

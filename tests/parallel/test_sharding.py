@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 from t5jax.models.config import T5Config
 from t5jax.models.t5 import PARTITION_RULES, abstract_params, bind, is_stacked

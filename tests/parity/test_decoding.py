@@ -5,8 +5,9 @@ import pytest
 from helpers.transformers_models import SIZES, TOLERANCE, batch, make, one_thread, torch
 
 import t5jax
-from t5jax.generation.compiled import prefill, prepare_decoder, search_beams
-from t5jax.generation.constraints import Constraints
+from t5jax.generation.config import GenerationConfig
+from t5jax.generation.constraints import compile_constraints
+from t5jax.generation.engine import prefill, prepare_decoder, search_beams
 
 STEPS = 12
 START, EOS = 0, 1
@@ -104,7 +105,7 @@ def our_beams(
         np.arange(count, dtype=np.int32),
         prefix,
         np.full(count, prefix.shape[1], np.int32),
-        Constraints(**rules).rules(ours.config, None, max_new_tokens=STEPS),
+        compile_constraints(GenerationConfig(max_new_tokens=STEPS, **rules), ours.config, None),
         limit=np.int32(STEPS),
         length_penalty=np.float32(length_penalty),
         max_len=16,

@@ -189,7 +189,8 @@ def test_tiny_scores_as_the_loss_of_transformers(tmp_path, family):
     ours = t5jax.load(tmp_path)
     encoder, mask, targets = batch(theirs.config.vocab_size, (19, 8, 1), 16)
     target_mask = np.arange(16) < np.array([16, 5, 1])[:, None]
-    judged = score_tokens(ours.params, encoder, mask, targets, config=ours.config)
+    shifted = np.concatenate([np.zeros((3, 1), targets.dtype), targets[:, :-1]], axis=1)
+    judged = score_tokens(ours.params, encoder, mask, shifted, targets, config=ours.config)
     found = np.where(target_mask, judged.log_probs, 0).sum(axis=1)
     for i, count in enumerate(target_mask.sum(axis=1)):
         labels = np.where(target_mask[i], targets[i], -100)[None]

@@ -18,8 +18,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tensorstore
-from helpers import hf_folders
-from helpers import torch_pickles as pickles
+from helpers import hf_folders, torch_pickles as pickles
 from helpers.trees import assert_same_bits
 from safetensors.numpy import load_file, save_file
 

@@ -6,8 +6,7 @@ import functools
 import numpy as np
 import pytest
 from helpers import hf_folders
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from t5jax.checkpoint.trees import shapes_by_path
 from t5jax.models.config import T5Config

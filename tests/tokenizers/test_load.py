@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from t5jax.tokenizers.base import Tokenizer
 from t5jax.tokenizers.byte import ByteTokenizer

@@ -13,8 +13,7 @@ from t5jax.models.config import T5Config
 from t5jax.models.t5 import bind, is_stacked
 from t5jax.optim.optimizer import OptimizerConfig, make_optimizer
 from t5jax.optim.schedules import ScheduleConfig, learning_rate_schedule
-from t5jax.parallel.mesh import MeshConfig
-from t5jax.parallel.mesh import make_mesh as mesh_make_mesh
+from t5jax.parallel.mesh import MeshConfig, make_mesh as mesh_make_mesh
 from t5jax.training.loss import cross_entropy
 from t5jax.training.step import (
     StepConfig,

@@ -2,7 +2,5 @@
 
 from .span_corruption import (
     SpanCorruption as SpanCorruption,
-)
-from .span_corruption import (
     span_corruption_example as span_corruption_example,
 )

@@ -5,14 +5,10 @@ from .bleu_rouge import (
 )
 from .bootstrap import (
     MetricResult as MetricResult,
-)
-from .bootstrap import (
     bootstrap_interval as bootstrap_interval,
 )
 from .classification import (
     best_choices as best_choices,
-)
-from .classification import (
     choice_accuracy as choice_accuracy,
 )
 from .correlation import (
@@ -23,22 +19,10 @@ from .matching import (
 )
 from .registry import (
     METRICS as METRICS,
-)
-from .registry import (
     MetricOptions as MetricOptions,
-)
-from .registry import (
     TextOptions as TextOptions,
-)
-from .registry import (
     check_metrics as check_metrics,
-)
-from .registry import (
     compute_metrics as compute_metrics,
-)
-from .registry import (
     mean_score as mean_score,
-)
-from .registry import (
     used_options as used_options,
 )

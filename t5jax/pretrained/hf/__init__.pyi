@@ -8,8 +8,6 @@ from .hub import (
 )
 from .load import (
     holds_hf_model as holds_hf_model,
-)
-from .load import (
     open_hf as open_hf,
 )
 from .save import (
@@ -17,7 +15,5 @@ from .save import (
 )
 from .sentence_transformers import (
     PROJECTION_PATH as PROJECTION_PATH,
-)
-from .sentence_transformers import (
     transformer_folder as transformer_folder,
 )

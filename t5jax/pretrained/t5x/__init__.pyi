@@ -2,14 +2,8 @@
 
 from .load import (
     STEP_PATTERN as STEP_PATTERN,
-)
-from .load import (
     find_t5x as find_t5x,
-)
-from .load import (
     open_t5x as open_t5x,
-)
-from .load import (
     read_t5x_config as read_t5x_config,
 )
 from .save import (

@@ -6,8 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from t5jax.data.objectives.span_corruption import SpanCorruption, corrupt_spans, noise_mask
 

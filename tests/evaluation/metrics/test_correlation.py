@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from t5jax.evaluation.metrics.bootstrap import bootstrap_interval
 from t5jax.evaluation.metrics.correlation import pearson, perplexity, spearman

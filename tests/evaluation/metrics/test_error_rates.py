@@ -2,8 +2,7 @@ import functools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from t5jax.evaluation.metrics.error_rates import (
     character_error_rate,

@@ -2,8 +2,7 @@ import string
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from t5jax.evaluation.metrics.matching import (
     exact_match,

@@ -13,8 +13,7 @@ import msgpack
 import numpy as np
 import pytest
 from flax import serialization, traverse_util
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from t5jax.pretrained.formats import msgpack as msgpack_module
 from t5jax.pretrained.formats.lazy_array import FileRegion, read_array

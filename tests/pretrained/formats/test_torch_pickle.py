@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 from helpers import torch_pickles
 from helpers.torch_pickles import ORDERED_DICT, PROTO, STOP, integer, items, named, sizes, text
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from t5jax.pretrained.formats import torch_pickle
 from t5jax.pretrained.formats.torch_pickle import Global, PickleReader, Storage, Tensor

@@ -10,8 +10,7 @@ import shutil
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import hf_folders
-from helpers import torch_pickles as pickles
+from helpers import hf_folders, torch_pickles as pickles
 from safetensors.numpy import load_file, save_file
 
 import t5jax
