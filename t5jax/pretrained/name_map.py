@@ -7,17 +7,13 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 LAYER = "{}"
-
-
 T = TypeVar("T")
-
 
 # What Mesh TensorFlow called attentions and their kernels, and Hugging Face after it.
 ATTENTIONS = {
     "encoder": {"attention": "SelfAttention"},
     "decoder": {"self_attention": "SelfAttention", "cross_attention": "EncDecAttention"},
 }
-
 
 KERNELS = {"query": "q", "key": "k", "value": "v", "out": "o"}
 

@@ -33,23 +33,13 @@ from t5jax.pretrained.source import CheckpointSource, Progress
 from t5jax.tokenizers import Tokenizer
 
 CONFIG_FILE = "config.json"
-
-
 CHECKPOINTS = "checkpoints"
-
-
 PARAMS = "params"
-
-
 _AVERAGE = "average"
-
-
 CHECKSUM = "params.checksum"
-
 
 # Tries to remove a folder, ten in a second.
 _PATIENCE = 100
-
 
 # Everything that a saved model may have.
 _OURS = re.compile(
@@ -58,7 +48,6 @@ _OURS = re.compile(
     r"checkpoint_[0-9]+|[0-9]_(Pooling|Dense|Normalize)|(spiece|sentencepiece|tokenizer)\.model|"
     r"merges\.txt"
 )
-
 
 # What one of them has beside its config: our own, Hugging Face's, T5X's.
 _SAVED = (PARAMS, "model.safetensors", "model.safetensors.index.json", "checkpoint_*")

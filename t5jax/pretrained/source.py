@@ -27,18 +27,11 @@ from t5jax.pretrained.formats import (
 from t5jax.pretrained.name_map import Leaf, NameMap
 
 Progress = Callable[[int], object]
-
-
 """Called with the number of bytes, of a file, that have been read."""
-
 
 # Transposed writes touch whole cache lines at once.
 _CACHE_LINE = 64
-
-
 _ALIGNMENT = 64
-
-
 _THREADS = min(8, os.cpu_count() or 1)
 
 

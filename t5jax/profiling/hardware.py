@@ -10,8 +10,6 @@ import dataclasses
 from t5jax.errors import suggest
 
 GB, TFLOP = 1e9, 1e12
-
-
 GIB = 2**30
 
 

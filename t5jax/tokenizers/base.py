@@ -14,11 +14,7 @@ import numpy as np
 from t5jax.fileio import write_atomically
 
 CONFIG_FILE = "tokenizer_config.json"
-
-
 MAX_SENTINELS = 100_000
-
-
 StrPath = str | os.PathLike[str]
 
 

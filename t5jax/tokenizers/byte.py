@@ -12,11 +12,8 @@ from t5jax.tokenizers.base import StrPath, Tokenizer, checked_sentinel, content_
 
 _BYTE_SENTINEL = re.compile(rb"<extra_id_([0-9]|[1-9][0-9]|1[01][0-9]|12[0-4])>")
 
-
 # What ByteTokenizer.decode writes for each id: a byte, or a sentinel where UTF-8 has no such one.
 _BYTES = [b""] * 3 + [bytes([byte]) for byte in range(0xF5)]
-
-
 _BYTES += [f"<extra_id_{0xFF - byte}>".encode() for byte in range(0xF5, 0x100)]
 
 

@@ -19,19 +19,10 @@ from t5jax.fileio import write_atomically
 from t5jax.tokenizers.base import StrPath
 
 MAX_BYTES = 64 << 20
-
-
 MAX_VOCAB = 10_000_000
-
-
 _TOKENIZER, _VOCAB, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
-
-
 _CONFIG, _SPECIAL, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-
-
 _FILES = (_TOKENIZER, _VOCAB, _MERGES, _CONFIG, _SPECIAL, _ADDED)
-
 
 # What RoBERTa's tokenizer calls them, in the order in which it adds them to a vocabulary.
 _SPECIAL_TOKENS = {
@@ -44,17 +35,10 @@ _SPECIAL_TOKENS = {
     "mask_token": "<mask>",
 }
 
-
 # GPT-2's spelling of bytes: printable ones as themselves, the others as characters from 256 on.
 _PRINTABLE = {chr(byte): byte for byte in (*range(33, 127), *range(161, 173), *range(174, 256))}
-
-
 _OTHERS = sorted(set(range(256)) - set(_PRINTABLE.values()))
-
-
 _BYTE_OF = _PRINTABLE | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
-
-
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 

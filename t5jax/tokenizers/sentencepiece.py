@@ -18,8 +18,6 @@ from t5jax.fileio import write_atomically
 from t5jax.tokenizers.base import StrPath, Tokenizer, checked_sentinel, content_ids, save_config
 
 MODEL_FILES = ("spiece.model", "sentencepiece.model", "tokenizer.model")
-
-
 _UNSPACED_SENTINEL = re.compile(r"(?<=\S)<extra_id_(0|[1-9][0-9]{0,4})>")
 
 

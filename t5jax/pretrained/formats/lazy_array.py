@@ -14,10 +14,7 @@ import ml_dtypes
 import numpy as np
 
 Index = tuple[slice, ...]
-
-
 """One slice with start and stop, and without step, for each axis."""
-
 
 # Types that are a float32, exactly.
 DTYPES = {
@@ -25,7 +22,6 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
-
 
 # Read at once.  Small enough for a cache, so that what is read is still there when it is converted.
 BLOCK_BYTES = 1 << 20

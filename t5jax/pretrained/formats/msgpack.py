@@ -17,40 +17,22 @@ from t5jax.pretrained.formats import lazy_array
 
 # All far above any checkpoint's, so that a damaged file takes neither memory nor time.
 _MAX_DEPTH = 64
-
-
 _MAX_VALUES = 1 << 20
-
-
 _MAX_STRING = 1 << 20
-
-
 _MAX_NAME = 512
-
-
 _MAX_AXES = 32
-
-
 _MAX_CHUNKS = 1 << 12
-
 
 # Elements of an array in which a size of 0 leaves the others without any limit.
 _MAX_EMPTY = 1 << 31
 
-
 # What is read around an array to learn where the next one is; a page.
 _BUFFER_BYTES = 4096
 
-
 # Flax's extension types.
 _NDARRAY, _COMPLEX, _SCALAR = 1, 2, 3
-
-
 _CHUNKED = "__msgpack_chunked_array__"
-
-
 _SPEC_KEYS = {"driver", "kvstore"}
-
 
 _DTYPES = {
     **{name: np.dtype(name) for name in ("bool", "int8", "int16", "int32", "int64", "float64")},
@@ -59,7 +41,6 @@ _DTYPES = {
     # As numpy calls bfloat16 where nothing has taught it that type.
     **dict.fromkeys(("V2", "void16"), lazy_array.DTYPES["bfloat16"]),
 }
-
 
 # What a value's first byte says: its kind, and its length or, if it is "plain", the value itself.
 _COMPLETE: dict[int, tuple[str, Any]] = {
@@ -71,7 +52,6 @@ _COMPLETE: dict[int, tuple[str, Any]] = {
     **{0xD4 + power: ("extension", 1 << power) for power in range(5)},
     **{byte: ("plain", byte - 0x100) for byte in range(0xE0, 0x100)},
 }
-
 
 # First bytes after which comes a number with the length or value, in growing widths.
 _NUMBERED = {

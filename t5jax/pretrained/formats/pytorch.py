@@ -19,33 +19,16 @@ from t5jax.pretrained.name_map import shorten
 
 # Far above any checkpoint's, so that a damaged file takes neither memory nor time.
 _MAX_PICKLE_BYTES = 64 << 20
-
-
 _MAX_AXES = 8
-
-
 _MAX_SIZE = 1 << 63
-
 
 # Elements of an array in which a size of 0 leaves the others without any limit.
 _MAX_EMPTY = 1 << 31
-
-
 _MAGIC = 0x1950A86A20F9469CFC6C
-
-
 _PROTOCOL = 1001
-
-
 _ZIP_HEADER = b"PK\x03\x04"
-
-
 _ZIP_HEADER_BYTES = 30
-
-
 _ZIP_ENCRYPTED = 1 | 1 << 6 | 1 << 13
-
-
 _ZIP_UTF8 = 1 << 11
 
 

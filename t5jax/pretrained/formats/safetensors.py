@@ -22,7 +22,6 @@ _TYPES = {
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
 
-
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 

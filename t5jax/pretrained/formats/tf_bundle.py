@@ -17,29 +17,15 @@ from t5jax.pretrained.formats import lazy_array
 
 # For the index, its blocks uncompressed, and all names: T5 with 11 billion parameters needs 0.1 MB.
 _MAX_BYTES = 8 << 20
-
-
 _MAX_SIZE = 1 << 31  # of an axis
-
-
 _MAX_RANK = 32
-
-
 _FOOTER_BYTES = 48
-
-
 _MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
-
-
 _TRAILER_BYTES = 5
-
-
 _PLAIN, _SNAPPY = 0, 1
-
 
 # Of protocol buffers.
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-
 
 # TensorFlow's numbers of the types that are plain numbers in the data.
 _DTYPES = {

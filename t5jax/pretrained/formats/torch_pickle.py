@@ -20,10 +20,7 @@ from t5jax.pretrained.name_map import shorten
 
 # About 40 for a tensor, so far above any file's.  Bounds time and memory together with the stream.
 _MAX_OPCODES = 2_000_000
-
-
 _MAX_SIZE = 1 << 63
-
 
 _STORAGES = {
     "torch.FloatStorage": lazy_array.DTYPES["float32"],
@@ -38,13 +35,11 @@ _STORAGES = {
     "torch.BoolStorage": np.dtype(np.bool_),
 }
 
-
 _FUNCTIONS = {
     "collections.OrderedDict",
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_parameter",
 }
-
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 

@@ -19,26 +19,19 @@ from t5jax.pretrained.formats.lazy_array import BLOCK_BYTES, DTYPES, Index
 
 _MANIFEST = "manifest.ocdbt"
 
-
 # Metadata of an array in the two versions of Zarr, and the driver that reads it.
 _DRIVERS = {".zarray": "zarr", "zarr.json": "zarr3"}
-
 
 # A piece is whole chunks, which writers make much larger than a cache.
 _PIECE_BYTES = 32 * BLOCK_BYTES
 
-
 # T5X's default is 64 MiB; Orbax writes an array as one chunk.
 _MAX_CHUNK_BYTES = 16 << 30
-
-
 _MAX_METADATA_BYTES = 1 << 20
-
 
 # TensorStore decodes these as far as a chunk's size and no further; for Blosc, which it has too, it
 # takes the memory that the first bytes of a chunk ask for.
 _CODECS = {"gzip", "zlib", "zstd", "bytes", "crc32c", "transpose", "sharding_indexed"}
-
 
 # Of zeros by gzip, and far beyond weights; Zstandard can do more in arrays of one value.
 _MAX_COMPRESSION = 1 << 11

@@ -9,14 +9,10 @@ from t5jax.models import T5Config
 from t5jax.pretrained.infer_config import infer_switches
 
 HF_CONFIG_FILE = "config.json"
-
-
 GENERATION_FILE = "generation_config.json"
-
 
 # Their model_type and how its config says so if it leaves out the activation.
 _FAMILIES = {"t5": "relu", "mt5": "gated-gelu", "umt5": "gated-gelu"}
-
 
 # Models that share T5's names or its tensors' names, and are something else.
 _RELATIVES = {
@@ -33,7 +29,6 @@ _RELATIVES = {
     "codet5p_bimodal": "it runs code from its repository",
 }
 
-
 # Names of activations there and here; plain "gelu" is the exact one.
 _ACTIVATIONS = {
     "relu": "relu",
@@ -43,7 +38,6 @@ _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-
 
 # Our fields, their keys, and what an absent key means there; without a default, it must be there.
 _FIELDS: dict[str, tuple[Any, ...]] = {

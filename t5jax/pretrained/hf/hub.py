@@ -19,7 +19,6 @@ _FILES = (
     "*_Dense/*",
 )
 
-
 # Kinds of weights, best first; of those that a repository has, only the first is fetched.
 _WEIGHTS = (
     (

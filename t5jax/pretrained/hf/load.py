@@ -26,28 +26,16 @@ from t5jax.pretrained.name_map import ATTENTIONS, KERNELS, Leaf, NameMap, NameRu
 from t5jax.pretrained.source import CheckpointSource, checked_source
 
 WEIGHTS_FILE = "model.safetensors"
-
-
 INDEX_FILE = ".index.json"
-
-
 _EMBEDDING = "token_embedder/embedding"
-
-
 _OUTPUT = "output/kernel"
-
-
 _EMBEDDINGS = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
-
 
 # Written by old versions for a bias that cross-attention does not have.
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias"
 
-
 # Single files for image models have their tokenizer in them.
 _VOCABULARY = "spiece_model"
-
-
 _HEADS = ("classification_head.", "qa_outputs.", "classifier.")
 
 

@@ -18,8 +18,6 @@ from t5jax.pretrained.source import Weights, WrittenArray, num_layers
 from t5jax.tokenizers import Tokenizer
 
 MAX_SHARD_BYTES = 5 * 10**9
-
-
 _INDEX = f"{load.WEIGHTS_FILE}{load.INDEX_FILE}"
 
 

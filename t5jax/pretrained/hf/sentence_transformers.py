@@ -21,29 +21,13 @@ from t5jax.pretrained.formats import (
 )
 
 MODULES_FILE = "modules.json"
-
-
 PROJECTION_PATH = "projection/kernel"
-
-
 PROJECTION_TENSOR = "2_Dense/linear.weight"
-
-
 _DENSE = "2_Dense"
-
-
 _POOLING = "1_Pooling"
-
-
 _WEIGHT = "linear.weight"
-
-
 _TYPES = "sentence_transformers.models."
-
-
 _SWITCH = "pooling_mode_"
-
-
 _IDENTITY = "torch.nn.modules.linear.Identity"
 
 

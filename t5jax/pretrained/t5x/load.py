@@ -25,47 +25,25 @@ from t5jax.pretrained.name_map import NameMap, NameRule
 from t5jax.pretrained.source import CheckpointSource, checked_source
 
 CHECKPOINT_FILE = "checkpoint"
-
-
 STEP_PATTERN = re.compile(r"checkpoint_([0-9]+)")
-
-
 GIN_FILE = "config.json"
-
 
 # Version 2 stored bfloat16 as the uint16 of the same bits.
 _FIRST_WITH_BFLOAT16 = 3
-
-
 _EMBEDDING = "token_embedder/embedding"
-
-
 _ORBAX_ITEM = "state"
-
-
 _ORBAX = ("manifest.ocdbt", "_METADATA", "_CHECKPOINT_METADATA")
-
-
 _PLACEHOLDER = "PLACEHOLDER://"
-
-
 _FUSED = re.compile(r".*/(q_wi_fused|kv_fused|o_wo_fused)/.*")
-
-
 _ATTENTION = re.compile(r"attention/(query|key|value|out)/kernel$")
-
-
 _GIN = ("config.gin", "operative_config.gin")
-
 
 _GIN_ACTIVATIONS = re.compile(
     r"(?m)^[^#\n]*(?:mlp_activations|MlpBlock\.activations|DenseReluDense\.activation)\s*=[\s\\]*"
     r"([\[(][^\])]*[\])]|['\"][^'\"]*['\"])"
 )
 
-
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu_tanh", "swish": "silu", "silu": "silu"}
-
 
 _BLOCKS = {
     "encoder": {"attention": ("attention", "pre_attention_layer_norm")},

@@ -19,15 +19,10 @@ from t5jax.pretrained.t5x import load
 from t5jax.tokenizers import Tokenizer
 
 _FOLDER = "checkpoint_0"
-
-
 _VERSION = 3
-
 
 # T5X reads whole chunks, several at a time.
 _CHUNK_BYTES = 64 << 20
-
-
 _ZARR_TYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "bfloat16"}
 
 
