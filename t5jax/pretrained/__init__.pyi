@@ -15,14 +15,11 @@ from .convert import (
 from .describe import (
     describe_checkpoint as describe_checkpoint,
 )
-from .native import (
-    CHECKPOINTS as CHECKPOINTS,
-)
-from .native import (
+from .model_folder import (
     CONFIG_FILE as CONFIG_FILE,
 )
 from .native import (
-    atomic_folder as atomic_folder,
+    CHECKPOINTS as CHECKPOINTS,
 )
 from .open import (
     find_tokenizer as find_tokenizer,

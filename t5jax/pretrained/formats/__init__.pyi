@@ -31,7 +31,7 @@ from .lazy_array import (
     relative_index as relative_index,
 )
 from .msgpack import (
-    read_msgpack_tree as read_msgpack_tree,
+    open_msgpack_tree as open_msgpack_tree,
 )
 from .pytorch import (
     open_pytorch as open_pytorch,
@@ -42,11 +42,11 @@ from .safetensors import (
 from .safetensors import (
     open_safetensors as open_safetensors,
 )
-from .shard_index import (
-    is_plain_name as is_plain_name,
+from .snappy import (
+    decompress_snappy as decompress_snappy,
 )
-from .shard_index import (
-    read_shard_index as read_shard_index,
+from .snappy import (
+    snappy_length as snappy_length,
 )
 from .tf_bundle import (
     newest_prefix as newest_prefix,

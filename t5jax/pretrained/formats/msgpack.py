@@ -70,7 +70,7 @@ _NUMBERED = {
 }
 
 
-def read_msgpack_tree(path: Path) -> dict[str, Any]:
+def open_msgpack_tree(path: Path) -> dict[str, Any]:
     """The leaves of a Flax tree by their '/'-joined keys, in the order of the file.
 
     Maps without entries leave no trace.  A map with the keys "driver" and "kvstore" is a

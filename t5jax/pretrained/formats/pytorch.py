@@ -13,9 +13,9 @@ import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from t5jax.errors import shorten
 from t5jax.pretrained.formats.lazy_array import FileRegion
 from t5jax.pretrained.formats.torch_pickle import PickleReader, Tensor
-from t5jax.pretrained.name_map import shorten
 
 # Far above any checkpoint's, so that a damaged file takes neither memory nor time.
 _MAX_PICKLE_BYTES = 64 << 20

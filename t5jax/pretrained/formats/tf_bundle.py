@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from t5jax.pretrained.formats import lazy_array
+from t5jax.pretrained.formats.snappy import decompress_snappy, snappy_length
 
 # For the index, its blocks uncompressed, and all names: T5 with 11 billion parameters needs 0.1 MB.
 _MAX_BYTES = 8 << 20
@@ -290,10 +291,11 @@ class _Table:
         if checksum != _masked_crc32c(block + trailer[:1]):
             raise _Damaged("is damaged: its checksum does not fit; download it again")
         if kind == _SNAPPY:
-            cursor = _Cursor(block)
-            length = cursor.varint()
-            self._spend(length)
-            return _unsnap(cursor, length)
+            try:
+                self._spend(snappy_length(block))
+                return decompress_snappy(block)
+            except ValueError as error:
+                raise _Damaged("has a damaged compressed block; download it again") from error
         if kind != _PLAIN:
             raise _Damaged(f"has a block compressed by method {kind}; only 0 and 1 are known")
         self._spend(size)
@@ -307,35 +309,6 @@ class _Table:
 
 def _handle(cursor: "_Cursor") -> tuple[int, int]:
     return cursor.varint(), cursor.varint()
-
-
-def _unsnap(cursor: "_Cursor", length: int) -> bytes:
-    """Undoes Snappy's compression: pieces to take as they are, and pieces to repeat."""
-    result = bytearray()
-    while not cursor.at_end():
-        tag = cursor.take(1)[0]
-        kind, count = tag & 3, (tag >> 2) + 1
-        if kind == 0:
-            if count > 60:
-                count = int.from_bytes(cursor.take(count - 60), "little") + 1
-            result += cursor.take(count)
-        else:
-            if kind == 1:
-                count = (tag >> 2 & 7) + 4
-                back = (tag >> 5) << 8 | cursor.take(1)[0]
-            else:
-                back = int.from_bytes(cursor.take(2 if kind == 2 else 4), "little")
-            if not 1 <= back <= len(result):
-                raise _Damaged("has a compressed block that repeats nothing; download it again")
-            start = len(result) - back
-            piece = result[start : start + count]
-            # It may reach into what it is about to write.
-            result += (piece * (count // len(piece) + 1))[:count]
-        if len(result) > length:
-            break
-    if len(result) != length:
-        raise _Damaged("has a compressed block of another length than it says; download it again")
-    return bytes(result)
 
 
 class _Cursor:

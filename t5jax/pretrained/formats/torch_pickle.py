@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from t5jax.errors import shorten
 from t5jax.pretrained.formats import lazy_array
-from t5jax.pretrained.name_map import shorten
 
 # About 40 for a tensor, so far above any file's.  Bounds time and memory together with the stream.
 _MAX_OPCODES = 2_000_000

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from t5jax.pretrained.formats import shard_index
+from t5jax.fileio import is_plain_name
 from t5jax.pretrained.formats.lazy_array import BLOCK_BYTES, DTYPES, Index
 
 _MANIFEST = "manifest.ocdbt"
@@ -135,7 +135,7 @@ def open_zarr_array(
     Raises:
       ValueError: metadata without shape or type, or of something too large; or a chunk is missing.
     """
-    if not shard_index.is_plain_name(name):
+    if not is_plain_name(name):
         raise ValueError(f"{path}: an array must lie in a folder of its own there, got {name!r}.")
     where = path / name
     try:

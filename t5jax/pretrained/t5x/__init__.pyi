@@ -9,9 +9,6 @@ from .load import (
 from .load import (
     open_t5x as open_t5x,
 )
-from .load import (
-    read_t5x_config as read_t5x_config,
-)
 from .save import (
     save_t5x as save_t5x,
 )
