@@ -122,21 +122,50 @@ def read_json(path: Path) -> Any:
         raise ValueError(
             f"{path} must have at most {MAX_JSON_BYTES} bytes; it is another kind of file."
         )
-    try:
-        return json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} must be JSON: {error}.") from error
+    return parse_json(content, source=path)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read the object in a JSON file.
 
     Raises:
-      ValueError: as for `read_json`, or the file holds another kind of value.
+      ValueError: no such file, a larger one than any of its kind, not JSON, or another value.
     """
-    value = read_json(path)
+    return _check_object(read_json(path), path)
+
+
+def parse_json(content: bytes, *, source: object) -> Any:
+    """Parse JSON.
+
+    Args:
+      content: UTF-8.
+      source: name of its file in an error.
+    Raises:
+      ValueError: the content is not JSON.
+    """
+    if content.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{source} must be JSON; it is a pointer, fetch it with `git lfs pull`.")
+    try:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} must be JSON: {error}.") from error
+
+
+def parse_json_object(content: bytes, *, source: object) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Args:
+      content: UTF-8.
+      source: name of its file in an error.
+    Raises:
+      ValueError: the content is not JSON, or another value.
+    """
+    return _check_object(parse_json(content, source=source), source)
+
+
+def _check_object(value: Any, source: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must be a JSON object, got {type(value).__name__}.")
+        raise ValueError(f"{source} must be a JSON object, got {type(value).__name__}.")
     return value
 
 

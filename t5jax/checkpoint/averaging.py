@@ -4,9 +4,10 @@ import contextlib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
+from jaxtyping import PyTree
 
 from t5jax.checkpoint import manager
 
@@ -60,7 +61,7 @@ def is_best(folder: Path, step: int, losses: Sequence[float]) -> bool:
     return recorded is not None and all(recorded <= loss for loss in losses)
 
 
-def average_checkpoints(folder: Path, steps: Sequence[int], name: str, abstract: Any) -> Any:
+def average_checkpoints(folder: Path, steps: Sequence[int], name: str, abstract: PyTree) -> PyTree:
     """Average one of the pytrees of several checkpoints, loading one checkpoint after the other.
 
     Args:
@@ -78,5 +79,5 @@ def average_checkpoints(folder: Path, steps: Sequence[int], name: str, abstract:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _add(total: Any, tree: Any) -> Any:
+def _add(total: PyTree, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: x + y, total, tree)

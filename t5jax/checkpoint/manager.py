@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from t5jax.checkpoint.trees import (
     ArrayMismatch,
@@ -82,7 +83,7 @@ class CheckpointManager:
     def save(
         self,
         step: int,
-        trees: Mapping[str, Any],
+        trees: Mapping[str, PyTree],
         record: Mapping[str, Any],
         *,
         loss: float | None = None,
@@ -112,8 +113,8 @@ class CheckpointManager:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore_latest(
-        self, abstract: Mapping[str, Any], *, warn: Callable[[str], None]
-    ) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
+        self, abstract: Mapping[str, PyTree], *, warn: Callable[[str], None]
+    ) -> tuple[int, dict[str, PyTree], dict[str, Any]] | None:
         """Restore the newest checkpoint that can be read whole.
 
         A damaged one is renamed to `<step>.damaged`, and the one before it is tried.
@@ -163,8 +164,8 @@ class CheckpointManager:
         return steps[::-1]
 
     def _restore(
-        self, step: int, abstract: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        self, step: int, abstract: Mapping[str, PyTree]
+    ) -> tuple[dict[str, PyTree], dict[str, Any]]:
         """Read the pytrees and the record of a step.
 
         Raises:
@@ -252,10 +253,10 @@ def preservation_policy(
 
     Args:
       losses: by step, consulted at every save; steps without a loss are not among the best.
-      keep: as for `CheckpointManager`, and so the others.
-      keep_every: likewise.
-      keep_best: likewise.
-      keep_round: likewise.
+      keep: number of newest checkpoints to keep.
+      keep_every: also keep steps that are a multiple of this.
+      keep_best: also keep this number of those with the lowest loss.
+      keep_round: (count, every): also keep the newest `count` multiples of `every`.
     Returns:
       A policy that keeps what any of the options keeps.
     """
@@ -289,7 +290,7 @@ class _LowestLosses:
         return [step in best for step in steps]
 
 
-def load_checkpoint_tree(folder: str | os.PathLike, name: str, abstract: Any) -> Any:
+def load_checkpoint_tree(folder: str | os.PathLike, name: str, abstract: PyTree) -> PyTree:
     """Load one pytree of a checkpoint, and compare its checksum.
 
     Args:
@@ -297,7 +298,8 @@ def load_checkpoint_tree(folder: str | os.PathLike, name: str, abstract: Any) ->
       name: of the pytree.
       abstract: its shapes, dtypes and shardings.
     Raises:
-      ValueError: as for `load_tree`, or the checksum differs.
+      ValueError: the checkpoint is damaged.
+      ArrayMismatch: it holds other arrays.
     """
     tree = load_tree(Path(folder) / name, abstract)
     if int(checksum(tree)) != recorded_checksum(folder, name):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from t5jax.parallel import (
     path_name,
@@ -20,7 +21,7 @@ class ArrayMismatch(ValueError):
     """The checkpoint is not damaged, but holds other arrays."""
 
 
-def save_tree(folder: str | os.PathLike, tree: Any) -> None:
+def save_tree(folder: str | os.PathLike, tree: PyTree) -> None:
     """Write one pytree of arrays, and wait until it is on disk.
 
     All processes must call it, unless the arrays are those of one process alone.
@@ -39,7 +40,7 @@ def save_tree(folder: str | os.PathLike, tree: Any) -> None:
         checkpointer.save(Path(folder).resolve(), tree)
 
 
-def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:
+def load_tree(folder: str | os.PathLike, abstract: PyTree) -> PyTree:
     """Load one pytree of arrays that `save_tree` or `CheckpointManager` wrote.
 
     Args:
@@ -92,7 +93,7 @@ def check_shapes(
 
 
 @jax.jit
-def checksum(tree: Any) -> jax.Array:
+def checksum(tree: PyTree) -> jax.Array:
     """Compute a uint32 scalar that changes when any one bit of any array does."""
     total = jnp.zeros((), jnp.uint32)
     for leaf in jax.tree.leaves(tree):
@@ -120,7 +121,7 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         handler.close()
 
 
-def shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
+def shapes_by_path(tree: PyTree) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all leaves, by '/'-joined path."""
     leaves = jax.tree.leaves_with_path(tree)
     return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}

@@ -72,7 +72,7 @@ def open_mesh_tf(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
     """Open the checkpoint with a prefix, without reading its arrays.
 
     Args:
-      path: the prefix, as from `find_mesh_tf`.
+      path: the prefix that `find_mesh_tf` returned.
       encoder_only: leave out the decoder.
     Raises:
       ValueError: the checkpoint is damaged, or not a T5's.

@@ -159,7 +159,7 @@ def save_native(
       tokenizer: saved next to them, if there is one.
       overwrite: replace a saved model there.
     Raises:
-      FileExistsError: as for `write_model_folder`.
+      FileExistsError: there are files at `path` that must not be replaced.
     """
     with write_model_folder(path, overwrite=overwrite) as folder:
         (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")

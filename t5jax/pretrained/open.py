@@ -28,7 +28,7 @@ def load_pretrained(
     """Load a checkpoint of any known format, downloaded from the hub if necessary.
 
     Args:
-      name_or_path: as for `t5jax.load`.
+      name_or_path: a hub id, or the path of a file or folder or the prefix of several files.
       revision: branch, tag or commit on the hub.
       subfolder: of the model, in a folder or repository of several.
       encoder_only: leave out the decoder, which is not even read.
@@ -85,7 +85,7 @@ def open_checkpoint(path: Path, *, encoder_only: bool = False) -> CheckpointSour
     """Open a checkpoint of any known format, without reading its arrays.
 
     Args:
-      path: as from `locate_checkpoint`.
+      path: that `locate_checkpoint` returned.
       encoder_only: leave out the decoder.
     Raises:
       ValueError: the checkpoint is damaged, or not a T5's.
@@ -116,7 +116,7 @@ def find_tokenizer(path: Path) -> Tokenizer | None:
     """Load the tokenizer in a model's folder, or in the run's folder of a checkpoint.
 
     Args:
-      path: as from `locate_checkpoint`.
+      path: that `locate_checkpoint` returned.
     Returns:
       The tokenizer; None if there is none.
     Raises:

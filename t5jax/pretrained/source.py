@@ -78,7 +78,13 @@ class WrittenArray(NamedTuple):
 
     @classmethod
     def from_values(cls, name: str, path: str, values: np.ndarray) -> "WrittenArray":
-        """Describe an array by its values."""
+        """Describe an array by its values.
+
+        Args:
+          name: of the array.
+          path: of our parameter that it is, or is a layer of.
+          values: of the array.
+        """
         contiguous = np.ascontiguousarray(values)
         digest = hashlib.sha256(contiguous.reshape(-1).view(np.uint8).data).hexdigest()
         return cls(name, path, tuple(values.shape), values.dtype.name, digest)

@@ -4,6 +4,12 @@ from .flops import (
     decode_step_flops as decode_step_flops,
 )
 from .flops import (
+    encode_flops as encode_flops,
+)
+from .flops import (
+    forward_flops as forward_flops,
+)
+from .flops import (
     train_step_flops as train_step_flops,
 )
 from .hardware import (

@@ -40,7 +40,7 @@ def save_hf(
       max_shard_bytes: of one file of weights; for more there are several files and an index.
       written: called with every tensor after it was written.
     Raises:
-      FileExistsError: as for `write_model_folder`.
+      FileExistsError: there are files at `path` that must not be replaced.
       ValueError: `max_shard_bytes` is not positive.
     """
     if max_shard_bytes < 1:

@@ -1,4 +1,4 @@
-"""T5X checkpoints: one msgpack file, a folder of Zarr arrays beside one, or Orbax's folders.
+"""T5X checkpoints: one msgpack file, one with a folder of Zarr arrays, or Orbax's folders.
 
 Kernels are [in, out], bias tables [N, R].  With scanned layers the layer is the second axis of
 every parameter, and heads may be an axis of their own.
@@ -114,7 +114,7 @@ def open_t5x(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
     """Open a checkpoint, without reading its arrays.
 
     Args:
-      path: as from `find_t5x`.
+      path: that `find_t5x` returned.
       encoder_only: leave out the decoder.
     Raises:
       ValueError: the checkpoint is damaged, or not a T5's; the message names file and array.

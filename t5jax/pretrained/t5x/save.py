@@ -50,7 +50,7 @@ def save_t5x(
       overwrite: replace a saved model there.
       written: called with every array after it was written.
     Raises:
-      FileExistsError: as for `write_model_folder`.
+      FileExistsError: there are files at `path` that must not be replaced.
       ValueError: the model has a sentence encoder's projection, for which T5X has no place.
     """
     if PROJECTION_PATH in weights.shapes:
