@@ -134,28 +134,29 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return _check_object(read_json(path), path)
 
 
-def parse_json(content: bytes, *, source: object) -> Any:
+def parse_json(content: bytes | str, *, source: object) -> Any:
     """Parse JSON.
 
     Args:
-      content: UTF-8.
+      content: text, or its UTF-8.
       source: name of its file in an error.
     Raises:
       ValueError: the content is not JSON.
     """
-    if content.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{source} must be JSON; it is a pointer, fetch it with `git lfs pull`.")
     try:
-        return json.loads(content.decode("utf-8"))
+        text = content.decode("utf-8") if isinstance(content, bytes) else content
+        if text.startswith("version https://git-lfs"):
+            raise ValueError("it is a git-lfs pointer to it, so run `git lfs pull`")
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} must be JSON: {error}.") from error
 
 
-def parse_json_object(content: bytes, *, source: object) -> dict[str, Any]:
+def parse_json_object(content: bytes | str, *, source: object) -> dict[str, Any]:
     """Parse a JSON object.
 
     Args:
-      content: UTF-8.
+      content: text, or its UTF-8.
       source: name of its file in an error.
     Raises:
       ValueError: the content is not JSON, or another value.

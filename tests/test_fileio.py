@@ -188,6 +188,12 @@ def test_read_object_refuses_other_values(tmp_path, content):
     assert "must be a JSON object, got" in error_of(path, read_json_object)
 
 
+def test_read_says_what_to_do_with_a_pointer(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:d60a\nsize 791656\n")
+    assert "git lfs pull" in error_of(path, read_json_object)
+
+
 def test_read_refuses_a_file_too_large_for_a_config(tmp_path):
     path = tmp_path / "x.json"
     with path.open("wb") as file:

@@ -86,7 +86,8 @@ def convert_checkpoint(
         params = _read_params(checkpoint, array_type, advance)
         open.save_pretrained(destination, config, params, tokenizer, overwrite=overwrite)
         weights = Weights.from_params(params)
-        written += [WrittenArray.from_values(name, name, weights.read(name)) for name in weights.shapes]
+        for name in weights.shapes:
+            written.append(WrittenArray.from_values(name, name, weights.read(name)))
     else:
         weights = _lazy_weights(checkpoint, array_type, advance)
         if to == "hf":
