@@ -62,7 +62,7 @@ def write_model(folder: Path) -> Path:
     from t5jax.pretrained.hf import save_hf
 
     config = T5Config.preset("t5-large")
-    shapes = Weights.of(abstract_params(config)).shapes
+    shapes = Weights.from_params(abstract_params(config)).shapes
     rng = np.random.default_rng(0)
     noise = rng.standard_normal(1 << 22, np.float32)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from t5jax.cli import run_command
 from t5jax.data import DataConfig, corpus_documents, read_corpus
-from t5jax.pretrained import atomic_folder
+from t5jax.fileio import atomic_folder
 from t5jax.tokenizers import train_tokenizer
 
 
@@ -33,7 +33,7 @@ class Config:
 
 def train(config: Config) -> None:
     """Train, save, and say how well the vocabulary fits text that it has not seen."""
-    with atomic_folder(config.output, overwrite=False) as output:
+    with atomic_folder(config.output) as output:
         seen, heldout = read_corpus(config.data)
         vocabulary = train_tokenizer(
             corpus_documents(seen),

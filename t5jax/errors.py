@@ -1,4 +1,4 @@
-"""Checks of options, and suggestions for names that are not known."""
+"""Checks of options, suggestions for unknown names, and names made presentable."""
 
 import difflib
 from collections.abc import Iterable
@@ -38,3 +38,10 @@ def suggest(name: str, known: Iterable[str], otherwise: str, *, cutoff: float = 
     """
     matches = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return f"did you mean {matches[0]!r}?" if matches else otherwise
+
+
+def shorten(name: str) -> str:
+    """Quote a name from a file for a message, however long and strange it is."""
+    # Cut twice: escapes can make it ten times as long.
+    text = repr(name[:120])[1:-1]
+    return text if len(text) <= 120 else f"{text[:120]}..."

@@ -1,20 +1,36 @@
-"""Files that are replaced whole or not at all."""
+"""Files and folders that are replaced whole or not at all, and JSON."""
 
+import contextlib
 import json
 import os
-from pathlib import Path
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path, PureWindowsPath
 from typing import Any
+
+StrPath = str | os.PathLike[str]
 
 _SUFFIX = ".writing"
 
+# Attempts to remove a folder, ten in a second.
+_REMOVE_ATTEMPTS = 100
+
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file is what a crash left of `write_atomically`."""
+    """Return whether a file is one that a crash left of `write_atomically`."""
     return path.name.endswith(_SUFFIX)
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:
-    """Writes a file under a temporary name, then gives it its own; text is UTF-8.
+def is_plain_name(name: str) -> bool:
+    """Return whether a name is that of a file or folder, not a path to somewhere else."""
+    # By Windows' rules, which know all that POSIX's do, and backslashes and drives.
+    return name not in ("", "..") and name.isprintable() and PureWindowsPath(name).name == name
+
+
+def write_atomically(path: StrPath, content: bytes | str) -> None:
+    """Write a file under a temporary name, then give it its own; text is UTF-8.
 
     A crash or a full disk leaves the file that was there before.
     """
@@ -31,12 +47,65 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_folder(
+    path: StrPath, *, check_replaceable: Callable[[Path], object] | None = None
+) -> Iterator[Path]:
+    """Fill a temporary folder, which takes the place of `path` if the block succeeds.
+
+    Whatever interrupts the block leaves the folder that was there before.
+
+    Args:
+      path: the folder to write; its parents are created.
+      check_replaceable: called with a path at which there is a file, or a folder with files in it;
+        raises FileExistsError unless that may be replaced. None replaces nothing.
+    Yields:
+      The temporary folder, next to `path`.
+    Raises:
+      FileExistsError: `path` must not be replaced.
+    """
+    path = Path(path).expanduser().resolve()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        (check_replaceable or _refuse_to_replace)(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Never a name that a killed process left.
+    unique = uuid.uuid4().hex[:8]
+    temporary = path.with_name(f".{path.name}.{unique}.tmp")
+    replaced = path.with_name(f".{path.name}.{unique}.old")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            path.rename(replaced)
+        temporary.rename(path)
+    finally:
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+        _remove(temporary)
+        _remove(replaced)
+
+
+def _refuse_to_replace(path: Path) -> None:
+    raise FileExistsError(
+        f"{path} must be a new or an empty folder, and it holds files; choose another folder."
+    )
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, even while a library's threads still finish files in it."""
+    for _ in range(_REMOVE_ATTEMPTS):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(0.1)
+
+
 # Indices of the largest models have some MB.
 MAX_JSON_BYTES = 64 << 20
 
 
 def read_json(path: Path) -> Any:
-    """The value in a file.
+    """Read the value in a JSON file.
 
     Raises:
       ValueError: no such file, a larger one than any of its kind, or not JSON.
@@ -53,24 +122,54 @@ def read_json(path: Path) -> Any:
         raise ValueError(
             f"{path} must have at most {MAX_JSON_BYTES} bytes; it is another kind of file."
         )
-    try:
-        return json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} must be JSON: {error}.") from error
+    return parse_json(content, source=path)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a file, as `read_json` reads it.
+    """Read the object in a JSON file.
 
     Raises:
-      ValueError: something else is in it.
+      ValueError: no such file, a larger one than any of its kind, not JSON, or another value.
     """
-    value = read_json(path)
+    return _check_object(read_json(path), path)
+
+
+def parse_json(content: bytes | str, *, source: object) -> Any:
+    """Parse JSON.
+
+    Args:
+      content: text, or its UTF-8.
+      source: name of its file in an error.
+    Raises:
+      ValueError: the content is not JSON.
+    """
+    try:
+        text = content.decode("utf-8") if isinstance(content, bytes) else content
+        if text.startswith("version https://git-lfs"):
+            raise ValueError("it is a git-lfs pointer to it, so run `git lfs pull`")
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} must be JSON: {error}.") from error
+
+
+def parse_json_object(content: bytes | str, *, source: object) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Args:
+      content: text, or its UTF-8.
+      source: name of its file in an error.
+    Raises:
+      ValueError: the content is not JSON, or another value.
+    """
+    return _check_object(parse_json(content, source=source), source)
+
+
+def _check_object(value: Any, source: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must be a JSON object, got {type(value).__name__}.")
+        raise ValueError(f"{source} must be a JSON object, got {type(value).__name__}.")
     return value
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a file for people to read."""
+    """Write a value as JSON that people can read: indented, with sorted keys."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -79,4 +79,4 @@ def export_hf(t5: Text2Text, folder: str | os.PathLike, *, overwrite: bool = Fal
       ValueError: weights that were rounded when they were loaded.
     """
     check_saveable(t5.params)
-    save_hf(folder, t5.config, Weights.of(t5.params), t5.tokenizer, overwrite=overwrite)
+    save_hf(folder, t5.config, Weights.from_params(t5.params), t5.tokenizer, overwrite=overwrite)

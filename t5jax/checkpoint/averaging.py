@@ -1,12 +1,13 @@
-"""Parameters out of the checkpoints of a run: the newest, the best, or a mean of several."""
+"""Choose among the checkpoints of a run, and average their parameters."""
 
 import contextlib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
+from jaxtyping import PyTree
 
 from t5jax.checkpoint import manager
 
@@ -16,16 +17,18 @@ CheckpointChoice = Literal["best", "last"]
 def choose_checkpoints(
     folder: Path, *, choice: CheckpointChoice, count: int, every: int
 ) -> list[int]:
-    """Steps of the checkpoints to use, best or newest first; fewer than `count` if there are fewer.
+    """Choose the checkpoints of a run to use.
 
     Args:
       folder: the checkpoints of a run.
-      choice: those with the lowest recorded loss, or the newest.
-      count: how many, at most.
-      every: of the newest, those whose step is a multiple of it, and the last; so where a run was
-        interrupted makes no difference.
+      choice: "best" for those with the lowest recorded loss, "last" for the newest.
+      count: maximal number of checkpoints.
+      every: for "last", take those whose step is a multiple of this, and the newest, so that it
+        makes no difference where a run was interrupted.
+    Returns:
+      Their steps, best or newest first; fewer than `count` if there are fewer.
     Raises:
-      ValueError: none was saved with a loss, for the best.
+      ValueError: no checkpoint was saved with a loss, for "best".
     """
     steps = manager.complete_steps(folder)[::-1]
     if choice == "last":
@@ -44,30 +47,30 @@ def choose_checkpoints(
     return [step for _, step in sorted(measured)[:count]]
 
 
-def is_best(folder: Path, step: int, numbers: Sequence[float]) -> bool:
-    """Whether none of a run's evaluations was better than that of a checkpoint.
+def is_best(folder: Path, step: int, losses: Sequence[float]) -> bool:
+    """Return whether no evaluation of a run was better than that of a checkpoint.
 
     Args:
       folder: the checkpoints of a run.
       step: of the checkpoint; one that was never evaluated is not the best.
-      numbers: of all evaluations, what would be such a loss.
+      losses: of all evaluations, as `CheckpointManager.save` records them.
     Raises:
       ValueError: the checkpoint is damaged.
     """
-    kept = manager.recorded_loss(folder / str(step))
-    return kept is not None and all(kept <= number for number in numbers)
+    recorded = manager.recorded_loss(folder / str(step))
+    return recorded is not None and all(recorded <= loss for loss in losses)
 
 
-def average_checkpoints(folder: Path, steps: Sequence[int], name: str, abstract: Any) -> Any:
-    """The mean over checkpoints of one of their trees, computed one checkpoint after the other.
+def average_checkpoints(folder: Path, steps: Sequence[int], name: str, abstract: PyTree) -> PyTree:
+    """Average one of the pytrees of several checkpoints, loading one checkpoint after the other.
 
     Args:
       folder: the checkpoints of a run.
-      steps: which of them; at least one.
-      name: of the tree, such as 'params'.
+      steps: of the checkpoints, at least one.
+      name: of the pytree, such as 'params'.
       abstract: its shapes, dtypes and shardings.
     Raises:
-      ValueError: a checkpoint is damaged or holds other arrays.
+      ValueError: a checkpoint is damaged, or holds other arrays.
     """
     total = manager.load_checkpoint_tree(folder / str(steps[0]), name, abstract)
     for step in steps[1:]:
@@ -76,5 +79,5 @@ def average_checkpoints(folder: Path, steps: Sequence[int], name: str, abstract:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _add(total: Any, tree: Any) -> Any:
+def _add(total: PyTree, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: x + y, total, tree)

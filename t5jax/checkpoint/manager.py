@@ -1,19 +1,19 @@
-"""Checkpoints that are written whole or not at all, and that say when they are damaged."""
+"""Checkpoints of a run: written whole or not at all, and checked for damage when read."""
 
 import contextlib
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from t5jax.checkpoint.trees import (
     ArrayMismatch,
     checksum,
     first_line,
-    import_orbax,
     load_tree,
     this_process_only,
 )
@@ -28,7 +28,7 @@ _RECORD = "record"
 
 
 class CheckpointManager:
-    """The checkpoints of one run: `folder/<step>/`, the newest few kept.
+    """The checkpoints of one run, `folder/<step>/`.
 
     Each holds named pytrees, such as parameters and optimizer state, and one JSON record, such as
     the position in the data.  Writing goes on while training does; a checkpoint takes its final
@@ -44,55 +44,53 @@ class CheckpointManager:
         keep_best: int = 0,
         keep_round: tuple[int, int] | None = None,
     ):
-        """Opens `folder`, made if absent.
+        """Open a run's folder, created if absent; checkpoints that no option keeps are deleted.
 
         Args:
           folder: the same for all processes, on a disk that they share.
-          keep: the newest so many stay.
-          keep_every: so do those of steps that are a multiple of this.
-          keep_best: so do the so many with the lowest loss, of those saved with one.
-          keep_round: so do the newest `count` of steps that are a multiple of `every`.
+          keep: number of newest checkpoints to keep.
+          keep_every: also keep the checkpoints of steps that are a multiple of this.
+          keep_best: also keep this number of those with the lowest loss.
+          keep_round: (count, every): also keep the newest `count` of steps that are a multiple of
+            `every`.
         """
         self._folder = Path(folder).resolve()
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._losses: dict[int, float] = {}
-        if keep_best:
-            for step in complete_steps(self._folder):
-                self._note_loss(step)
-
-        rules: dict[str, Any] = {"keep": keep, "keep_every": keep_every}
-        rules |= {"keep_best": keep_best, "keep_round": keep_round}
-        self._preserve = _Preserve(lambda steps: steps_to_keep(steps, self._losses, **rules))
+        self._losses = _recorded_losses(self._folder) if keep_best else {}
+        self._policy = preservation_policy(
+            self._losses,
+            keep=keep,
+            keep_every=keep_every,
+            keep_best=keep_best,
+            keep_round=keep_round,
+        )
         self._manager = self._open()
 
     def _open(self):
-        ocp = import_orbax()
+        import orbax.checkpoint as ocp
+
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._preserve,
+            preservation_policy=self._policy,
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
         )
         return ocp.CheckpointManager(self._folder, options=options)
 
-    def _note_loss(self, step: int) -> None:
-        with contextlib.suppress(ValueError):  # damaged, which `restore_latest` deals with
-            loss = _read_record(self._folder / str(step))["loss"]
-            if loss is not None:
-                self._losses[step] = loss
-
     def steps(self) -> list[int]:
-        """Steps that have a complete checkpoint, ascending."""
+        """Return the steps that have a complete checkpoint, ascending."""
         return complete_steps(self._folder)
 
     def save(
         self,
         step: int,
-        trees: Mapping[str, Any],
+        trees: Mapping[str, PyTree],
         record: Mapping[str, Any],
         *,
         loss: float | None = None,
     ) -> None:
-        """Starts writing; returns as soon as the arrays may change.  All processes must call it.
+        """Start writing a checkpoint; return as soon as the arrays may change.
+
+        All processes must call it.
 
         Args:
           step: names the checkpoint; there must be none of that step.
@@ -100,60 +98,64 @@ class CheckpointManager:
           record: anything JSON can hold.
           loss: on held-out data, for `keep_best`.
         Raises:
-          OSError: this or the preceding save could not be written, as when the disk is full.
+          OSError: this or the preceding checkpoint could not be written, as when the disk is full.
         """
-        ocp = import_orbax()
-        sums = {name: int(checksum(tree)) for name, tree in trees.items()}
+        import orbax.checkpoint as ocp
+
+        checksums = {name: int(checksum(tree)) for name, tree in trees.items()}
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items[_RECORD] = ocp.args.JsonSave(
-            {"record": dict(record), "checksums": sums, "loss": loss}
+            {"record": dict(record), "checksums": checksums, "loss": loss}
         )
         if loss is not None:
             self._losses[step] = loss
-        self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(**items), force=True))
+        with self._explain_write_errors():
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore_latest(
-        self, abstract: Mapping[str, Any], *, warn: Callable[[str], None]
-    ) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
-        """The newest checkpoint that can be read whole.
+        self, abstract: Mapping[str, PyTree], *, warn: Callable[[str], None]
+    ) -> tuple[int, dict[str, PyTree], dict[str, Any]] | None:
+        """Restore the newest checkpoint that can be read whole.
 
         A damaged one is renamed to `<step>.damaged`, and the one before it is tried.
 
         Args:
           abstract: named pytrees of shapes, dtypes and shardings, as they were saved.
-          warn: told, in one sentence, of every damaged checkpoint.
+          warn: called with one sentence for every damaged checkpoint.
         Returns:
           Step, pytrees and record; None if there is no checkpoint.
         Raises:
           ValueError: there are checkpoints, and not one can be read.
         """
-        damaged: list[tuple[int, str]] = []
+        damaged: dict[int, str] = {}
         for step in self._common_steps():
-            found, reason = self._try_restore(step, abstract)
-            if found is None:
-                damaged.append((step, reason))
+            try:
+                trees, record = self._restore(step, abstract)
+            except _DamagedError as error:
+                damaged[step] = str(error)
                 continue
-            for bad, why in damaged:
-                aside = self._set_aside(bad)
-                warn(f"checkpoint {bad} is damaged ({why}); it was moved to {aside}.")
-            return step, *found
+            for damaged_step, reason in damaged.items():
+                aside = self._set_aside(damaged_step)
+                warn(f"checkpoint {damaged_step} is damaged ({reason}); it was moved to {aside}.")
+            return step, trees, record
         if damaged:
+            newest = max(damaged)
             raise ValueError(
                 f"none of the checkpoints in {self._folder} can be read "
-                f"(step {damaged[0][0]}: {damaged[0][1]}); restore one from a backup, or choose "
-                "another output folder to start anew."
+                f"(step {newest}: {damaged[newest]}); restore one from a backup, or choose "
+                "another output folder to start from the beginning."
             )
         return None
 
     def _common_steps(self) -> list[int]:
-        """The steps to try, newest first, the same list in all processes.
+        """Return the steps to try, newest first, the same list in all processes.
 
         Raises:
           OSError: the processes see different checkpoints.
         """
         steps = self.steps()
-        seen = zlib.crc32(repr(steps).encode()) >> 1
-        if agree_on(seen, reduce=np.ptp):
+        digest = zlib.crc32(repr(steps).encode()) >> 1
+        if agree_on(digest, reduce=np.ptp):
             raise OSError(
                 f"all processes must see the same checkpoints in {self._folder}, and they do not "
                 f"(process {process_index()} sees steps {steps}); the folder must be on a disk "
@@ -161,14 +163,20 @@ class CheckpointManager:
             )
         return steps[::-1]
 
-    def _try_restore(self, step: int, abstract: Mapping[str, Any]) -> tuple[Any, str]:
-        """Pytrees and record; or None and the reason, if any process finds the step damaged."""
+    def _restore(
+        self, step: int, abstract: Mapping[str, PyTree]
+    ) -> tuple[dict[str, PyTree], dict[str, Any]]:
+        """Read the pytrees and the record of a step.
+
+        Raises:
+          _DamagedError: any of the processes cannot read its part.
+        """
         folder = self._folder / str(step)
-        found, reason = None, ""
+        trees, contents, reason = {}, None, ""
         try:
             # Each process reads its own parts, and waits for nobody who may have failed.
             trees = {name: load_tree(folder / name, tree) for name, tree in abstract.items()}
-            found = trees, _read_record(folder)
+            contents = _read_record(folder)
         except (MemoryError, PermissionError, ArrayMismatch):
             raise
         # Orbax and TensorStore raise bare Exceptions, and no two kinds of damage the same.
@@ -176,15 +184,15 @@ class CheckpointManager:
             if "RESOURCE_EXHAUSTED" in str(error):
                 raise
             reason = first_line(error)
-        if not agree_on(found is not None) or found is None:
-            return None, reason or "another process could not read its part"
-        trees, record = found
+        if not agree_on(contents is not None) or contents is None:
+            raise _DamagedError(reason or "another process could not read its part")
         for name, tree in trees.items():
-            if int(checksum(tree)) != record["checksums"].get(name):
-                return None, f"{folder} is damaged (the checksum of {name} differs)."
-        return (trees, record["record"]), ""
+            if int(checksum(tree)) != contents["checksums"].get(name):
+                raise _DamagedError(f"{folder} is damaged (the checksum of {name} differs).")
+        return trees, contents["record"]
 
     def _set_aside(self, step: int) -> Path:
+        """Rename a damaged checkpoint, so that its step can be saved again."""
         source = self._folder / str(step)
         target = self._folder / f"{step}.damaged"
         count = 1
@@ -201,19 +209,26 @@ class CheckpointManager:
         return target
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk; raises OSError if it could not be written."""
-        self._guard(self._manager.wait_until_finished)
+        """Wait until every checkpoint is on disk.
+
+        Raises:
+          OSError: one could not be written.
+        """
+        with self._explain_write_errors():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and frees the background threads."""
+        """Wait as `wait` does, and free the background threads."""
         try:
             self.wait()
         finally:
             self._manager.close()
 
-    def _guard(self, action: Callable[[], Any]) -> None:
+    @contextlib.contextmanager
+    def _explain_write_errors(self) -> Iterator[None]:
+        """Turn a failed write into an OSError that says what is intact and what to do."""
         try:
-            action()
+            yield
         # A full disk arrives as OSError from Python or as ValueError from TensorStore.
         except (OSError, ValueError, RuntimeError) as error:
             raise OSError(
@@ -222,43 +237,69 @@ class CheckpointManager:
             ) from error
 
 
-def steps_to_keep(
-    steps: Sequence[int],
+class _DamagedError(Exception):
+    """A checkpoint cannot be read, with the reason."""
+
+
+def preservation_policy(
     losses: Mapping[int, float],
     *,
     keep: int,
-    keep_every: int | None,
-    keep_best: int,
+    keep_every: int | None = None,
+    keep_best: int = 0,
     keep_round: tuple[int, int] | None = None,
-) -> set[int]:
-    """Which of `steps` stay: the newest, those of round numbers, and those of the lowest losses."""
-    kept = set(sorted(steps)[-keep:])
+) -> Any:
+    """Build the Orbax policy of the options of `CheckpointManager`.
+
+    Args:
+      losses: by step, consulted at every save; steps without a loss are not among the best.
+      keep: number of newest checkpoints to keep.
+      keep_every: also keep steps that are a multiple of this.
+      keep_best: also keep this number of those with the lowest loss.
+      keep_round: (count, every): also keep the newest `count` multiples of `every`.
+    Returns:
+      A policy that keeps what any of the options keeps.
+    """
+    from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
+
+    policies: list[Any] = [LatestN(keep), _LowestLosses(losses, keep_best)]
     if keep_every is not None:
-        kept |= {step for step in steps if step % keep_every == 0}
+        policies.append(EveryNSteps(keep_every))
     if keep_round is not None:
         count, every = keep_round
-        kept.update([step for step in sorted(steps) if step % every == 0][-count:])
-    measured = sorted((losses[step], step) for step in steps if step in losses)
-    return kept | {step for _, step in measured[:keep_best]}
+        policies.append(EveryNSteps(every, max_to_keep=count))
+    return AnyPreservationPolicy(policies)
 
 
-class _Preserve:
-    """`steps_to_keep` as Orbax asks for it."""
+class _LowestLosses:
+    """Keep the checkpoints with the lowest losses, the earlier of equals.
 
-    def __init__(self, choose: Callable[[list[int]], set[int]]):
-        self._choose = choose
+    Orbax's BestN keeps all checkpoints while there are at most `count`, with a loss or without,
+    and needs losses in a file that older checkpoints do not have.
+    """
+
+    def __init__(self, losses: Mapping[int, float], count: int):
+        self._losses = losses
+        self._count = count
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
-        kept = self._choose([checkpoint.step for checkpoint in checkpoints])
-        return [checkpoint.step in kept for checkpoint in checkpoints]
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        ranked = sorted((self._losses[step], step) for step in steps if step in self._losses)
+        best = {step for _, step in ranked[: self._count]}
+        return [step in best for step in steps]
 
 
-def load_checkpoint_tree(folder: str | os.PathLike, name: str, abstract: Any) -> Any:
-    """One of the trees of a run's checkpoint `<step>/`, its checksum compared.
+def load_checkpoint_tree(folder: str | os.PathLike, name: str, abstract: PyTree) -> PyTree:
+    """Load one pytree of a checkpoint, and compare its checksum.
 
+    Args:
+      folder: of the checkpoint, `<step>/`.
+      name: of the pytree.
+      abstract: its shapes, dtypes and shardings.
     Raises:
-      ValueError: as from `load_tree`, or the checksum differs.
+      ValueError: the checkpoint is damaged.
+      ArrayMismatch: it holds other arrays.
     """
     tree = load_tree(Path(folder) / name, abstract)
     if int(checksum(tree)) != recorded_checksum(folder, name):
@@ -267,34 +308,47 @@ def load_checkpoint_tree(folder: str | os.PathLike, name: str, abstract: Any) ->
 
 
 def recorded_checksum(folder: str | os.PathLike, name: str) -> int | None:
-    """The checksum of one of the trees of a run's checkpoint `<step>/`, when it was saved."""
+    """Read the checksum that a pytree of a checkpoint, `<step>/`, had when it was saved."""
     return _read_record(Path(folder))["checksums"].get(name)
 
 
 def recorded_loss(folder: str | os.PathLike) -> float | None:
-    """What a run's checkpoint `<step>/` was saved with as its loss."""
+    """Read the loss that a checkpoint, `<step>/`, was saved with; None if it had none."""
     return _read_record(Path(folder))["loss"]
 
 
+def _recorded_losses(folder: Path) -> dict[int, float]:
+    """Read the losses of a run's checkpoints, by step."""
+    losses = {}
+    for step in complete_steps(folder):
+        with contextlib.suppress(ValueError):  # damaged, which `restore_latest` deals with
+            loss = recorded_loss(folder / str(step))
+            if loss is not None:
+                losses[step] = loss
+    return losses
+
+
 def complete_steps(folder: str | os.PathLike) -> list[int]:
-    """Steps of the complete checkpoints in a run's folder, ascending; others have other names."""
+    """List the steps of the complete checkpoints in a run's folder, ascending."""
     folder = Path(folder)
+    # Incomplete ones have other names.
     return (
         sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
     )
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    ocp = import_orbax()
+    import orbax.checkpoint as ocp
+
     alone = this_process_only()
     handler = ocp.JsonCheckpointHandler(**alone)
     with ocp.Checkpointer(handler, **alone) as checkpointer:
         try:
-            found = checkpointer.restore((folder / _RECORD).resolve())
+            contents = checkpointer.restore((folder / _RECORD).resolve())
             return {
-                "record": found["record"],
-                "checksums": dict(found["checksums"]),
-                "loss": found.get("loss"),  # absent in older ones
+                "record": contents["record"],
+                "checksums": dict(contents["checksums"]),
+                "loss": contents.get("loss"),  # absent in older ones
             }
-        except Exception as error:  # as in `restore_latest`
+        except Exception as error:  # as in `_restore`
             raise ValueError(f"{folder} is damaged (its record cannot be read).") from error

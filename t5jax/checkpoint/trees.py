@@ -1,6 +1,5 @@
-"""Checkpoints that are written whole or not at all, and that say when they are damaged."""
+"""Save and load one pytree of arrays, and check it for damage."""
 
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from t5jax.parallel import (
     path_name,
@@ -18,36 +18,47 @@ from t5jax.parallel import (
 
 
 class ArrayMismatch(ValueError):
-    """A checkpoint is whole, but not of these arrays."""
+    """The checkpoint is not damaged, but holds other arrays."""
 
 
-def save_tree(folder: str | os.PathLike, tree: Any) -> None:
-    """Writes one pytree of arrays to a folder that does not exist yet, and waits for it.
+def save_tree(folder: str | os.PathLike, tree: PyTree) -> None:
+    """Write one pytree of arrays, and wait until it is on disk.
 
-    All processes must call it, but for arrays that one process has alone.
+    All processes must call it, unless the arrays are those of one process alone.
+
+    Args:
+      folder: to write; it must not exist.
+      tree: of arrays.
     """
-    ocp = import_orbax()
-    own = all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(tree))
-    alone = this_process_only() if own else {}
-    if alone:  # Orbax writes arrays of JAX only where they are all processes'
+    import orbax.checkpoint as ocp
+
+    is_local = all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(tree))
+    alone = this_process_only() if is_local else {}
+    if alone:  # Orbax writes JAX arrays only if they belong to all processes
         tree = jax.tree.map(np.asarray, tree)
     with ocp.StandardCheckpointer(**alone) as checkpointer:
         checkpointer.save(Path(folder).resolve(), tree)
 
 
-def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:
-    """Read what `save_tree` or `CheckpointManager` wrote, as `abstract` shards and types it.
+def load_tree(folder: str | os.PathLike, abstract: PyTree) -> PyTree:
+    """Load one pytree of arrays that `save_tree` or `CheckpointManager` wrote.
 
+    Args:
+      folder: of the pytree.
+      abstract: its shapes, and the dtypes and shardings to load it in.
     Raises:
-      ValueError: the folder is damaged or holds other arrays; the message names it.
+      ValueError: the folder is damaged; the message names it.
+      ArrayMismatch: the folder holds other arrays.
     """
-    ocp = import_orbax()
+    import orbax.checkpoint as ocp
+
     folder = Path(folder).resolve()
     check_shapes(folder, stored_shapes(folder), shapes_by_path(abstract))
     try:
         with ocp.StandardCheckpointer(**this_process_only()) as checkpointer:
             return checkpointer.restore(folder, abstract)
-    except Exception as error:  # as in `restore_latest`
+    # Orbax and TensorStore raise bare Exceptions, and no two kinds of damage the same.
+    except Exception as error:
         raise ValueError(
             f"{folder} is damaged ({first_line(error)}); load another checkpoint."
         ) from error
@@ -56,10 +67,14 @@ def load_tree(folder: str | os.PathLike, abstract: Any) -> Any:
 def check_shapes(
     folder: Path, saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Compares what a folder holds with what is to be read, shapes by '/'-joined path.
+    """Compare the arrays of a folder with those to load.
 
+    Args:
+      folder: for messages.
+      saved: shapes in the folder, by '/'-joined path.
+      wanted: shapes to load.
     Raises:
-      OtherArrays: they differ; the message names the first array that does.
+      ArrayMismatch: they differ; the message names the first array that does.
     """
     for name, shape in wanted.items():
         if name not in saved:
@@ -78,8 +93,8 @@ def check_shapes(
 
 
 @jax.jit
-def checksum(tree: Any) -> jax.Array:
-    """A number, uint32, that changes when any bit of any array does."""
+def checksum(tree: PyTree) -> jax.Array:
+    """Compute a uint32 scalar that changes when any one bit of any array does."""
     total = jnp.zeros((), jnp.uint32)
     for leaf in jax.tree.leaves(tree):
         bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * np.dtype(leaf.dtype).itemsize}")
@@ -88,39 +103,43 @@ def checksum(tree: Any) -> jax.Array:
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    with import_orbax().StandardCheckpointer(**this_process_only()) as checkpointer:
-        try:
-            tree = checkpointer.metadata(folder).item_metadata.tree
-        except Exception as error:  # as in `restore_latest`
-            raise ValueError(f"{folder} must be a folder of arrays written by t5jax.") from error
-    return shapes_by_path(tree)
+    """Read the shapes of the arrays in a folder, by '/'-joined path.
+
+    Raises:
+      ValueError: the folder holds no pytree, or a damaged one.
+    """
+    import orbax.checkpoint as ocp
+
+    # Not of a checkpointer, which warns that one item of a checkpoint lacks the file of a whole.
+    handler = ocp.StandardCheckpointHandler(**this_process_only())
+    try:
+        tree = handler.metadata(folder).tree  # pyright: ignore[reportArgumentType]
+        return shapes_by_path(tree)
+    except Exception as error:  # as in `load_tree`
+        raise ValueError(f"{folder} must be a folder of arrays written by t5jax.") from error
+    finally:
+        handler.close()
 
 
-def shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes of all leaves by '/'-joined path."""
+def shapes_by_path(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all leaves, by '/'-joined path."""
     leaves = jax.tree.leaves_with_path(tree)
     return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def first_line(error: Exception) -> str:
-    """The first words of an error, without the specification that TensorStore appends."""
+    """Return the first line of an error, without the spec that TensorStore appends."""
     return str(error).partition("\n")[0].partition(" See full")[0][:200]
 
 
 def this_process_only() -> dict[str, Any]:
-    """Orbax's options for reading or writing that waits for no other process."""
+    """Return Orbax's options for reading or writing without waiting for other processes."""
     if process_count() == 1:
         return {}
+    import orbax.checkpoint as ocp
+
     me = process_index()
-    options = import_orbax().options.MultiprocessingOptions(
+    options = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}"
     )
     return {"multiprocessing_options": options}
-
-
-def import_orbax():
-    import orbax.checkpoint
-
-    # It reports every phase of every save as a warning.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    return orbax.checkpoint

@@ -1,7 +1,6 @@
 """Tasks as pairs of texts: where they come from, how they are worded, how answers are judged."""
 
 import dataclasses
-import json
 import math
 import string
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from t5jax.data import corpus, text_files
 from t5jax.errors import suggest
 from t5jax.evaluation.metrics import MetricOptions, check_metrics
+from t5jax.fileio import read_json
 
 _NAME = string.ascii_letters + string.digits + "-_."
 
@@ -105,11 +105,8 @@ def load_tasks(path: str | Path) -> list[Task]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"tasks must be a JSON file, got {path}, which does not exist.")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON, got an error: {error}.") from None
-    listed = found if isinstance(found, list) else [found]
+    value = read_json(path)
+    listed = value if isinstance(value, list) else [value]
     if not listed:
         raise ValueError(f"{path} must hold at least one task, got an empty list.")
     return [_task(path, number, one) for number, one in enumerate(listed, start=1)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t5jax.errors import suggest
+from t5jax.fileio import parse_json_object
 from t5jax.models.presets import preset_fields
 
 Activation = Literal["relu", "gelu_tanh", "gelu_erf", "silu"]
@@ -185,12 +186,7 @@ class T5Config:
         Raises:
           ValueError: not a JSON object, an unknown or missing field, or a value out of range.
         """
-        try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{source} must be JSON: {error}.") from error
-        if not isinstance(fields, dict):
-            raise ValueError(f"{source} must be a JSON object, got {type(fields).__name__}.")
+        fields = parse_json_object(text, source=source)
         known = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
             if name not in known:

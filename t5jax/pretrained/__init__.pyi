@@ -9,10 +9,11 @@ from .convert import (
 from .describe import (
     describe_checkpoint as describe_checkpoint,
 )
+from .model_folder import (
+    CONFIG_FILE as CONFIG_FILE,
+)
 from .native import (
     CHECKPOINTS as CHECKPOINTS,
-    CONFIG_FILE as CONFIG_FILE,
-    atomic_folder as atomic_folder,
 )
 from .open import (
     find_tokenizer as find_tokenizer,

@@ -85,8 +85,9 @@ def convert_checkpoint(
     if to == "t5jax":
         params = _read_params(checkpoint, array_type, advance)
         open.save_pretrained(destination, config, params, tokenizer, overwrite=overwrite)
-        weights = Weights.of(params)
-        written += [WrittenArray.of(name, name, weights.read(name)) for name in weights.shapes]
+        weights = Weights.from_params(params)
+        for name in weights.shapes:
+            written.append(WrittenArray.from_values(name, name, weights.read(name)))
     else:
         weights = _lazy_weights(checkpoint, array_type, advance)
         if to == "hf":
@@ -132,14 +133,14 @@ def _lazy_weights(source: CheckpointSource, dtype: np.dtype | None, progress: Pr
     """Return weights to read one by one, or all at once if a checksum of all must be right."""
     if source.check is None:
         return source.weights(dtype=dtype, progress=progress)
-    return Weights.of(_read_params(source, dtype, progress))
+    return Weights.from_params(_read_params(source, dtype, progress))
 
 
 def _read_params(source: CheckpointSource, dtype: np.dtype | None, progress: Progress) -> Params:
     # A checksum is of the parameters as they are in the files.
     if source.check is None or dtype is None:
-        return source.params(dtype=dtype, progress=progress)
-    params = source.params(progress=progress)
+        return source.load_params(dtype=dtype, progress=progress)
+    params = source.load_params(progress=progress)
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 

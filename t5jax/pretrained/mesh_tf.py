@@ -1,4 +1,4 @@
-"""Mesh TensorFlow's T5 checkpoints, the form in which Google first published T5.
+"""Mesh TensorFlow's checkpoints, in which Google first published T5.
 
 (https://github.com/google-research/text-to-text-transfer-transformer)  Kernels are [in, out], bias
 tables [N, R]; every layer has variables of its own.
@@ -8,22 +8,29 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from t5jax.pretrained import infer_config
 from t5jax.pretrained.formats import newest_prefix, open_tf_bundle
-from t5jax.pretrained.name_map import ATTENTIONS, KERNELS, NameMap, NameRule
+from t5jax.pretrained.gin_config import read_gin_config
+from t5jax.pretrained.infer_config import drop_decoder, infer_shapes, mark_shared_bias
+from t5jax.pretrained.name_map import (
+    ATTENTIONS,
+    EMBEDDING_PATH,
+    KERNELS,
+    OUTPUT_PATH,
+    NameMap,
+    NameRule,
+)
 from t5jax.pretrained.source import CheckpointSource, checked_source
-from t5jax.pretrained.t5x import read_t5x_config
 
 _OPTIMIZER = re.compile(r".*_slot_(v|vr|vc|m)|global_step|.*/Adam(_1)?|beta[12]_power")
 
 
 def mesh_tf_name_map() -> NameMap:
-    """Names of all parameters; a norm has one of two, by the age of the program."""
+    """Return the names of all parameters; a norm has one of two, by the age of the program."""
     return NameMap(_rules(), digits=3)
 
 
 def _rules() -> Iterator[NameRule]:
-    yield NameRule("token_embedder/embedding", "shared/embedding")
+    yield NameRule(EMBEDDING_PATH, "shared/embedding")
     for stack, attentions in ATTENTIONS.items():
         layers, block = f"{stack}/layers", f"{stack}/block_{{}}"
         for i, (ours, theirs) in enumerate(attentions.items()):
@@ -44,11 +51,17 @@ def _rules() -> Iterator[NameRule]:
             yield NameRule(f"{stack}/final_norm/scale", f"{stack}/final_{norm}/scale")
         shared = bias.replace("{}", "000")
         yield NameRule(f"{stack}/relative_bias/embedding", shared, (1, 0))
-    yield NameRule("output/kernel", "decoder/logits/kernel")
+    yield NameRule(OUTPUT_PATH, "decoder/logits/kernel")
 
 
 def find_mesh_tf(path: Path) -> Path | None:
-    """The prefix of the checkpoint's files, by that prefix, one of them, or their folder."""
+    """Find the prefix of a checkpoint's files.
+
+    Args:
+      path: the prefix itself, one of the files, or their folder.
+    Returns:
+      The prefix, of the newest checkpoint in a folder; None if there is no checkpoint.
+    """
     if path.is_dir():
         return newest_prefix(path)
     prefix = re.sub(r"\.(index|meta|data-[0-9]{5}-of-[0-9]{5})$", "", str(path))
@@ -56,30 +69,33 @@ def find_mesh_tf(path: Path) -> Path | None:
 
 
 def open_mesh_tf(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
-    """What the checkpoint with this prefix holds; its config is found as T5X's is.
+    """Open the checkpoint with a prefix, without reading its arrays.
 
+    Args:
+      path: the prefix that `find_mesh_tf` returned.
+      encoder_only: leave out the decoder.
     Raises:
-      ValueError: not a T5's checkpoint, or a damaged one.
+      ValueError: the checkpoint is damaged, or not a T5's.
     """
-    found = open_tf_bundle(path)
+    arrays = open_tf_bundle(path)
     file = Path(f"{path}.index")
-    ignored = {name: "not of the model" for name in found if _OPTIMIZER.fullmatch(name)}
+    ignored = {name: "not of the model" for name in arrays if _OPTIMIZER.fullmatch(name)}
     old_bias = "decoder/block_000/layer_001/EncDecAttention/relative_attention_bias"
-    if old_bias in found:
+    if old_bias in arrays:
         ignored[old_bias] = "of a bias that cross-attention does not have"
-    names = mesh_tf_name_map()
-    layout, unknown = names.match([n for n in found if n not in ignored], source=file)
-    if "token_embedder/embedding" not in layout:
+    name_map = mesh_tf_name_map()
+    layout, unknown = name_map.match([n for n in arrays if n not in ignored], source=file)
+    if EMBEDDING_PATH not in layout:
         raise ValueError(
             f"{file} must hold shared/embedding, which every encoder-decoder T5 has; it holds "
-            f"{len(found)} variables, first {min(found, default='none')!r:.80}."
+            f"{len(arrays)} variables, first {min(arrays, default='none')!r:.80}."
         )
-    infer_config.split_bias_rules(layout, keep=False)
+    mark_shared_bias(layout, keep=False)
     if encoder_only:
-        infer_config.drop_decoder(layout, ignored)
+        drop_decoder(layout, ignored)
     notes: list[str] = []
-    shapes = infer_config.infer_shapes(layout, found)
-    config = read_t5x_config([path.parent], shapes, source=file, notes=notes)
+    shapes = infer_shapes(layout, arrays)
+    config = read_gin_config([path.parent], shapes, source=file, notes=notes)
     if encoder_only:
         config = config.replace(num_decoder_layers=0)
     return checked_source(
@@ -87,11 +103,11 @@ def open_mesh_tf(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
             path=file,
             format="Mesh TensorFlow",
             config=config,
-            arrays=found,
+            arrays=arrays,
             layout=layout,
             ignored=ignored,
             notes=tuple(notes),
         ),
-        names,
+        name_map,
         unknown=unknown,
     )

@@ -1,4 +1,4 @@
-"""How other programs name the parameters of a T5, and where each of ours lies among theirs."""
+"""Name maps: from our parameters to the arrays of other programs, and back."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,68 +6,76 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-LAYER = "{}"
+# Paths of our parameters that several formats treat in a way of their own.
+EMBEDDING_PATH = "token_embedder/embedding"
+OUTPUT_PATH = "output/kernel"
+PROJECTION_PATH = "projection/kernel"
 
+LAYER = "{}"
 
 T = TypeVar("T")
 
-
-# What Mesh TensorFlow called attentions and their kernels, and Hugging Face after it.
+# Mesh TensorFlow's names of attentions and their kernels, which Hugging Face took over.
 ATTENTIONS = {
     "encoder": {"attention": "SelfAttention"},
     "decoder": {"self_attention": "SelfAttention", "cross_attention": "EncDecAttention"},
 }
 
-
 KERNELS = {"query": "q", "key": "k", "value": "v", "out": "o"}
 
 
 class NameRule(NamedTuple):
-    """One of our parameters and its name there."""
+    """One of our parameters and its name in another format.
+
+    Attributes:
+      ours: '/'-joined path; parameters below `layers` are stacked on a leading axis.
+      theirs: name of the array, with "{}" for the number of the layer if every layer has one.
+      axes: the axis of theirs that each axis of ours is; empty if they are the same.
+    """
 
     ours: str
-    """'/'-joined path; parameters below `layers` are stacked on a leading axis."""
     theirs: str
-    """Their name, with "{}" for the number of the layer where every layer has a tensor."""
     axes: tuple[int, ...] = ()
-    """Which of their axes each of ours is; empty if they are the same."""
 
 
 class Leaf(NamedTuple):
-    """Where one of our parameters lies."""
+    """The arrays that make one of our parameters.
+
+    Attributes:
+      names: of one array, or of one for each layer.
+      axes: as in `NameRule`.
+      per_layer: whether each name is a layer, and so an entry of our leading axis.
+    """
 
     names: tuple[str, ...]
-    """One array, or one for each layer."""
     axes: tuple[int, ...]
-    """As in `NameRule`."""
     per_layer: bool
-    """Whether each name is a layer, which our leading axis counts."""
 
     def to_ours(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape here of an array of `shape` there, without the layers of `per_layer`."""
+        """Convert the shape of one of their arrays to that of our parameter or a layer of it."""
         return tuple(shape[axis] for axis in self.axes or range(len(shape)))
 
     def to_theirs(self, shape: Sequence[T]) -> tuple[T, ...]:
-        """Inverse of `to_ours`, for shapes and everything else that has an entry for each axis."""
+        """Invert `to_ours`, for shapes and all else that has an entry for each axis."""
         return tuple(shape[i] for i in self.inverse(len(shape)))
 
     def split(self, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """The arrays there, by name, that one of our parameters becomes."""
+        """Yield their arrays, by name, that the values of our parameter become."""
         for name, row in zip(self.names, values if self.per_layer else [values], strict=True):
             yield name, row.transpose(self.inverse(row.ndim))
 
     def inverse(self, ndim: int) -> tuple[int, ...]:
-        """Which of our axes each of theirs is."""
+        """Return the axis of ours that each of their `ndim` axes is."""
         axes = self.axes or tuple(range(ndim))
         return tuple(axes.index(axis) for axis in range(ndim))
 
 
 class NameMap:
-    """Names of one format, in both directions.
+    """The names of one format, in both directions.
 
     Args:
-      rules: a parameter may have several names, of which the first is the one that is written.
-      digits: of the smallest layer numbers, which zeros fill up.
+      rules: names of parameters; of several for one parameter, the first is written.
+      digits: minimal width of a layer's number, padded with zeros.
     """
 
     def __init__(self, rules: Iterable[NameRule], *, digits: int = 1):
@@ -80,22 +88,22 @@ class NameMap:
             self._patterns.append((re.compile(pattern), rule))
 
     def match(self, names: Iterable[str], *, source: object) -> tuple[dict[str, Leaf], list[str]]:
-        """What the names of a file stand for.
+        """Match the names in a file with our parameters.
 
         Args:
-          names: of all its arrays.
-          source: what to call the file in an error.
+          names: of all arrays in the file.
+          source: name of the file in an error.
         Returns:
-          Our parameters by path, and the names that stand for none.
+          Our parameters by path, and the names that match none.
         Raises:
-          ValueError: a layer is missing between others, or there twice.
+          ValueError: a layer is missing between others, or present twice.
         """
-        found: dict[str, tuple[NameRule, dict[int, str]]] = {}
-        rest = []
+        matches: dict[str, tuple[NameRule, dict[int, str]]] = {}
+        unknown = []
         for name in names:
             for pattern, rule in self._patterns:
                 if matched := pattern.fullmatch(name):
-                    layers = found.setdefault(rule.ours, (rule, {}))[1]
+                    layers = matches.setdefault(rule.ours, (rule, {}))[1]
                     layer = int(matched[1]) if LAYER in rule.theirs else 0
                     if layer in layers:
                         raise ValueError(
@@ -104,9 +112,9 @@ class NameMap:
                     layers[layer] = name
                     break
             else:
-                rest.append(name)
+                unknown.append(name)
         layout = {}
-        for ours, (rule, layers) in found.items():
+        for ours, (rule, layers) in matches.items():
             for i in range(len(layers)):
                 if i not in layers:
                     raise ValueError(
@@ -115,10 +123,15 @@ class NameMap:
                     )
             ordered = tuple(layers[i] for i in range(len(layers)))
             layout[ours] = Leaf(ordered, rule.axes, LAYER in rule.theirs)
-        return layout, rest
+        return layout, unknown
 
     def leaf(self, path: str, num_layers: int) -> Leaf:
-        """Where to write a parameter of ours; `num_layers` is that of its stack."""
+        """Name the arrays to write for one of our parameters.
+
+        Args:
+          path: of the parameter.
+          num_layers: number of layers in its stack.
+        """
         rule = self._rules[path]
         per_layer = LAYER in rule.theirs
         count = num_layers if per_layer else 1
@@ -126,10 +139,3 @@ class NameMap:
 
     def _spell(self, rule: NameRule, layer: int) -> str:
         return rule.theirs.replace(LAYER, f"{layer:0{self._digits}}")
-
-
-def shorten(name: str) -> str:
-    """A name as it is put into a message, however long and strange it is."""
-    # Cut twice: escapes can make it ten times as long.
-    text = repr(name[:120])[1:-1]
-    return text if len(text) <= 120 else f"{text[:120]}..."

@@ -1,14 +1,7 @@
-"""Our own folder: `config.json`, tokenizer files, `params/` or a run's `checkpoints/<step>/`."""
+"""t5jax's own folders: a saved model's `params/`, or a run's `checkpoints/<step>/`."""
 
-import contextlib
 import functools
-import os
-import re
-import shutil
-import time
-import uuid
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -25,47 +18,23 @@ from t5jax.checkpoint import (
     save_tree,
     shapes_by_path,
 )
+from t5jax.fileio import StrPath
 from t5jax.models import Params, T5Config, abstract_params
 from t5jax.pretrained import infer_config
 from t5jax.pretrained.formats import open_zarr_folder
+from t5jax.pretrained.model_folder import CONFIG_FILE, PARAMS, write_model_folder
 from t5jax.pretrained.name_map import Leaf
 from t5jax.pretrained.source import CheckpointSource, Progress
 from t5jax.tokenizers import Tokenizer
 
-CONFIG_FILE = "config.json"
-
-
 CHECKPOINTS = "checkpoints"
-
-
-PARAMS = "params"
-
+CHECKSUM = "params.checksum"
 
 _AVERAGE = "average"
 
 
-CHECKSUM = "params.checksum"
-
-
-# Tries to remove a folder, ten in a second.
-_PATIENCE = 100
-
-
-# Everything that a saved model may have.
-_OURS = re.compile(
-    r"(config|generation_config|conversion|modules|tokenizer|tokenizer_config|special_tokens_map|"
-    r"added_tokens|vocab)\.json|params|params\.checksum|model.*\.safetensors(\.index\.json)?|"
-    r"checkpoint_[0-9]+|[0-9]_(Pooling|Dense|Normalize)|(spiece|sentencepiece|tokenizer)\.model|"
-    r"merges\.txt"
-)
-
-
-# What one of them has beside its config: our own, Hugging Face's, T5X's.
-_SAVED = (PARAMS, "model.safetensors", "model.safetensors.index.json", "checkpoint_*")
-
-
 def holds_native_model(path: Path) -> bool:
-    """Whether `load_native` is the reader for this folder."""
+    """Return whether a folder is one that `load_native` reads."""
     return (path / CONFIG_FILE).is_file() and (
         (path / PARAMS).is_dir() or (path / CHECKPOINTS).is_dir()
     )
@@ -79,8 +48,16 @@ def load_native(
     encoder_only: bool,
     progress: Progress | None,
 ) -> tuple[T5Config, Params]:
-    """Config and parameters of a saved model, or of a run's newest checkpoint that is whole.
+    """Load a saved model, or the newest checkpoint of a run that can be read whole.
 
+    Args:
+      path: of the model or the run.
+      dtype: of the loaded parameters; None keeps every one as it was saved.
+      mesh: to shard the parameters over; None puts them on one device.
+      encoder_only: leave out the decoder.
+      progress: called with the number of bytes read.
+    Returns:
+      Config and parameters.
     Raises:
       ValueError: the run has no checkpoint yet, or the files are damaged or do not fit together.
     """
@@ -88,7 +65,7 @@ def load_native(
     for params in params_folders(path):
         try:
             source = open_native(path, params=params, encoder_only=encoder_only)
-            return source.config, source.params(dtype=dtype, mesh=mesh, progress=progress)
+            return source.config, source.load_params(dtype=dtype, mesh=mesh, progress=progress)
         except ArrayMismatch:
             raise
         except ValueError as error:
@@ -101,7 +78,7 @@ def load_native(
 
 
 def params_folders(path: Path) -> list[Path]:
-    """Where the parameters of a saved model lie, or those of a run's checkpoints, newest first.
+    """List the folders with parameters of a saved model (one) or of a run, newest first.
 
     Raises:
       ValueError: the run has no checkpoint yet.
@@ -119,15 +96,15 @@ def params_folders(path: Path) -> list[Path]:
 
 
 def open_native(path: Path, *, params: Path, encoder_only: bool = False) -> CheckpointSource:
-    """What a folder of ours holds.
+    """Open a saved model or a checkpoint of a run, without reading its arrays.
 
     Args:
-      path: of the model.
+      path: of the model or the run.
       params: one of its `params_folders`.
       encoder_only: leave out the decoder.
     Raises:
       ValueError: the files are damaged.
-      checkpoint.OtherArrays: the arrays are not those of the config.
+      ArrayMismatch: the arrays are not those of the config.
     """
     config = T5Config.from_file(path / CONFIG_FILE)
     arrays = open_zarr_folder(params) if params.is_dir() else {}
@@ -149,11 +126,11 @@ def open_native(path: Path, *, params: Path, encoder_only: bool = False) -> Chec
         arrays=arrays,
         layout=layout,
         ignored=ignored,
-        check=None if encoder_only else functools.partial(_check, params),
+        check=None if encoder_only else functools.partial(_check_checksum, params),
     )
 
 
-def _check(folder: Path, params: Params) -> None:
+def _check_checksum(folder: Path, params: Params) -> None:
     file = folder.parent / CHECKSUM
     if folder.parent.name.isdigit() and not file.is_file():
         expected = recorded_checksum(folder.parent, folder.name)
@@ -166,77 +143,33 @@ def _check(folder: Path, params: Params) -> None:
 
 
 def save_native(
-    path: str | os.PathLike,
+    path: StrPath,
     config: T5Config,
     params: Params,
     tokenizer: Tokenizer | None,
     *,
     overwrite: bool = False,
 ) -> None:
-    """Writes a folder that `load_native` reads; see `Text2Text.save`."""
-    with atomic_folder(path, overwrite=overwrite) as temporary:
-        (temporary / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
-        save_tree(temporary / PARAMS, params)
-        (temporary / CHECKSUM).write_text(_checksum(params) + "\n")
+    """Write a folder that `load_native` reads.
+
+    Args:
+      path: appears whole or not at all.
+      config: of the model.
+      params: its parameters.
+      tokenizer: saved next to them, if there is one.
+      overwrite: replace a saved model there.
+    Raises:
+      FileExistsError: there are files at `path` that must not be replaced.
+    """
+    with write_model_folder(path, overwrite=overwrite) as folder:
+        (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+        save_tree(folder / PARAMS, params)
+        (folder / CHECKSUM).write_text(_checksum(params) + "\n")
         if tokenizer is not None:
-            tokenizer.save(temporary)
+            tokenizer.save(folder)
 
 
 def _checksum(params: Params) -> str:
-    # Of float32, as which they are loaded.
+    # Of float32 values, since parameters may be loaded in another type than they were saved in.
     wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     return str(int(checksum(wide)))
-
-
-@contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place if the block succeeds.
-
-    Raises:
-      FileExistsError: `path` is not empty, and is not to be or must not be replaced.
-    """
-    path = Path(path).expanduser().resolve()
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        if not overwrite:
-            raise FileExistsError(
-                f"{path} must be a new or an empty folder, and it holds files; choose another, or "
-                "ask for it to be overwritten."
-            )
-        if not (path / CONFIG_FILE).is_file() or not any(
-            file for pattern in _SAVED for file in path.glob(pattern)
-        ):
-            raise FileExistsError(
-                f"{path} must be a saved model to be overwritten, and it is not; "
-                "choose another folder."
-            )
-        others = [p.name for p in path.iterdir() if not _OURS.fullmatch(p.name)]
-        if others:
-            raise FileExistsError(
-                f"{path} must hold nothing but a model to be overwritten, and it holds "
-                f"{', '.join(sorted(others)[:5])} too; choose another folder."
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Never a name that a killed process left behind.
-    unique = uuid.uuid4().hex[:8]
-    temporary = path.with_name(f".{path.name}.{unique}.tmp")
-    replaced = path.with_name(f".{path.name}.{unique}.old")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            path.rename(replaced)
-        temporary.rename(path)
-    finally:
-        if replaced.exists() and not path.exists():
-            replaced.rename(path)
-        _remove(temporary)
-        _remove(replaced)
-
-
-def _remove(path: Path) -> None:
-    """Removes a folder, also while a library's threads still finish files in it."""
-    for _ in range(_PATIENCE):
-        shutil.rmtree(path, ignore_errors=True)
-        if not path.exists():
-            return
-        time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""A checkpoint of any format that was found and understood, its weights still in its files."""
+"""Opened checkpoints of any format, whose weights are still in their files."""
 
 import concurrent.futures
 import dataclasses
@@ -27,31 +27,30 @@ from t5jax.pretrained.formats import (
 from t5jax.pretrained.name_map import Leaf, NameMap
 
 Progress = Callable[[int], object]
-
-
-"""Called with the number of bytes, of a file, that have been read."""
-
+"""Callback for the number of bytes that were read since its last call."""
 
 # Transposed writes touch whole cache lines at once.
 _CACHE_LINE = 64
-
-
 _ALIGNMENT = 64
-
-
 _THREADS = min(8, os.cpu_count() or 1)
 
 
 class Weights(NamedTuple):
-    """Parameters to write, by '/'-joined path, wherever they are."""
+    """Parameters to write, in memory or still in files.
+
+    Attributes:
+      shapes: by '/'-joined path.
+      dtypes: by path.
+      read: reads one parameter, by its path.
+    """
 
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, np.dtype]
     read: Callable[[str], np.ndarray]
 
     @classmethod
-    def of(cls, params: Params) -> "Weights":
-        """Parameters in memory."""
+    def from_params(cls, params: Params) -> "Weights":
+        """Wrap parameters in memory."""
         leaves = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
         return cls(
             {path: leaf.shape for path, leaf in leaves.items()},
@@ -61,18 +60,31 @@ class Weights(NamedTuple):
 
 
 class WrittenArray(NamedTuple):
-    """One array of a checkpoint that was written."""
+    """One array of a checkpoint that was written.
+
+    Attributes:
+      name: of the array.
+      path: of our parameter that it is, or is a layer of.
+      shape: of the array.
+      dtype: of its elements.
+      sha256: of its elements, first axis outermost, little-endian.
+    """
 
     name: str
     path: str
-    """Of our parameter that it is, or is a layer of."""
     shape: tuple[int, ...]
     dtype: str
     sha256: str
-    """Of its elements, first axis outermost, little-endian."""
 
     @classmethod
-    def of(cls, name: str, path: str, values: np.ndarray) -> "WrittenArray":
+    def from_values(cls, name: str, path: str, values: np.ndarray) -> "WrittenArray":
+        """Describe an array by its values.
+
+        Args:
+          name: of the array.
+          path: of our parameter that it is, or is a layer of.
+          values: of the array.
+        """
         contiguous = np.ascontiguousarray(values)
         digest = hashlib.sha256(contiguous.reshape(-1).view(np.uint8).data).hexdigest()
         return cls(name, path, tuple(values.shape), values.dtype.name, digest)
@@ -80,17 +92,17 @@ class WrittenArray(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointSource:
-    """A checkpoint that can be read.
+    """An opened checkpoint: arrays in files, and the parameter that each of them is.
 
     Attributes:
       path: the file or folder of its weights.
       format: in words.
       config: of the model.
-      arrays: everything in its files, by the names there.
-      layout: where each of our parameters lies; exactly those of `config`.
-      ignored: arrays that are not read, and why.
-      notes: what had to be assumed or set right, in sentences.
-      check: raises ValueError unless the parameters are those that were saved.
+      arrays: all arrays in its files, by their names.
+      layout: the arrays of each parameter of `config`, by our path.
+      ignored: arrays that are not read, each with the reason.
+      notes: sentences on what was assumed or corrected.
+      check: raises ValueError if loaded parameters are not those that were saved.
     """
 
     path: Path
@@ -104,11 +116,11 @@ class CheckpointSource:
 
     @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of our parameters by path."""
+        """Shapes of our parameters, by path."""
         return shapes_by_path(abstract_params(self.config))
 
     def ignored_lines(self) -> list[str]:
-        """What is not read, a line for each reason."""
+        """Summarize the arrays that are not read, one line for each reason."""
         lines = []
         for why in dict.fromkeys(self.ignored.values()):
             names = [name for name, reason in self.ignored.items() if reason == why]
@@ -117,23 +129,34 @@ class CheckpointSource:
         return lines
 
     def dtype(self, path: str) -> np.dtype:
-        """The type of one of our parameters there; float32 if its layers differ."""
-        found = {self.arrays[name].dtype for name in self.layout[path].names}
-        return found.pop() if len(found) == 1 else np.dtype(np.float32)
+        """Return the stored type of one of our parameters; float32 if its layers differ."""
+        dtypes = {self.arrays[name].dtype for name in self.layout[path].names}
+        return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
     def num_bytes(self, path: str) -> int:
-        """Bytes of one of our parameters there."""
+        """Return the stored size of one of our parameters, in bytes."""
         arrays = [self.arrays[name] for name in self.layout[path].names]
         return sum(int(np.prod(array.shape)) * array.dtype.itemsize for array in arrays)
 
     def read(self, path: str, *, dtype: np.dtype, progress: Progress | None = None) -> np.ndarray:
-        """One of our parameters, in host memory."""
+        """Read one of our parameters into host memory.
+
+        Args:
+          path: of the parameter.
+          dtype: to return it in.
+          progress: called with the number of bytes read.
+        """
         return self._part(path, full_index(self.shapes[path]), dtype, progress)
 
     def weights(
         self, *, dtype: np.dtype | None = None, progress: Progress | None = None
     ) -> "Weights":
-        """All parameters, to be read one by one; arguments as for `params`."""
+        """Return all parameters as weights that are read one by one.
+
+        Args:
+          dtype: to return them in; None keeps every one as it is stored.
+          progress: called with the number of bytes read.
+        """
         dtypes = {path: self.dtype(path) if dtype is None else dtype for path in self.shapes}
         return Weights(
             self.shapes,
@@ -141,58 +164,58 @@ class CheckpointSource:
             lambda path: self.read(path, dtype=dtypes[path], progress=progress),
         )
 
-    def params(
+    def load_params(
         self,
         *,
         dtype: np.dtype | None = None,
         mesh: Mesh | None = None,
         progress: Progress | None = None,
     ) -> Params:
-        """All parameters, read piece by piece to where they belong.
+        """Load all parameters, each block to its place on the devices.
 
-        Beside the result, host memory holds a few pieces of `BLOCK_BYTES`; or, on a mesh or
-        if the devices have memory of their own, what this host's devices need of one parameter.
+        In addition to the result, host memory holds a few blocks of `BLOCK_BYTES`; or, on a mesh
+        or if the devices have memory of their own, this host's part of one parameter.
 
         Args:
-          dtype: to hold them in; None keeps every one as it is in the file.
-          mesh: to divide them over, by `PARTITION_RULES`; None puts them on one device.
-          progress: told as pieces arrive.
+          dtype: of the loaded parameters; None keeps every one as it is stored.
+          mesh: to shard the parameters over, by `PARTITION_RULES`; None puts them on one device.
+          progress: called with the number of bytes read.
         Raises:
           ValueError: a file is damaged.
         """
         shapes = abstract_params(self.config)
-        placed: Any = jax.tree.map(
+        shardings: Any = jax.tree.map(
             lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), shapes
         )
         if mesh is not None:
-            placed = infer_shardings(shapes, mesh=mesh, rules=PARTITION_RULES)
+            shardings = infer_shardings(shapes, mesh=mesh, rules=PARTITION_RULES)
 
-        def read(key_path, leaf, placing):
+        def load(key_path, leaf, sharding):
             path = path_name(key_path)
             kind = self.dtype(path) if dtype is None else dtype
 
             if mesh is None:
                 # Aligned memory of the host is a CPU device's, without a copy.
                 return jax.device_put(
-                    self._part(path, full_index(leaf.shape), kind, progress), placing
+                    self._part(path, full_index(leaf.shape), kind, progress), sharding
                 )
 
             def bounds(index):
                 pairs = zip(index, leaf.shape, strict=True)
                 return tuple(slice(*part.indices(size)[:2]) for part, size in pairs)
 
-            # Everything that devices of this host need, read once.
-            parts = map(bounds, placing.addressable_devices_indices_map(leaf.shape).values())
+            # The part that the devices of this host need, read once.
+            parts = map(bounds, sharding.addressable_devices_indices_map(leaf.shape).values())
             box = tuple(
                 slice(min(s.start for s in axis), max(s.stop for s in axis))
                 for axis in zip(*parts, strict=True)
             )
-            held = self._part(path, box, kind, progress)
+            values = self._part(path, box, kind, progress)
             return jax.make_array_from_callback(
-                leaf.shape, placing, lambda index: held[relative_index(bounds(index), box)]
+                leaf.shape, sharding, lambda index: values[relative_index(bounds(index), box)]
             )
 
-        params = jax.tree.map_with_path(read, shapes, placed)
+        params = jax.tree.map_with_path(load, shapes, shardings)
         if self.check is not None and dtype in (None, np.dtype(np.float32)):
             self.check(params)
         return params
@@ -200,7 +223,7 @@ class CheckpointSource:
     def _part(
         self, path: str, index: Index, dtype: np.dtype, progress: Progress | None
     ) -> np.ndarray:
-        """The values of a parameter at an index of ours."""
+        """Read the values of a parameter at an index of ours."""
         leaf = self.layout[path]
         out = _aligned([s.stop - s.start for s in index], dtype)
         tasks: list[tuple[LazyArray, Index, np.ndarray]] = []
@@ -225,25 +248,27 @@ class CheckpointSource:
 
 
 def checked_source(
-    source: CheckpointSource, naming: NameMap, *, unknown: Sequence[str]
+    source: CheckpointSource, name_map: NameMap, *, unknown: Sequence[str]
 ) -> CheckpointSource:
-    """The same, if its arrays are those of its config.
+    """Check that the arrays of a checkpoint are those of its config.
 
     Args:
       source: to check.
-      naming: of its format, to tell what it lacks.
+      name_map: of its format, to name a missing array.
       unknown: names of arrays that are neither parameters nor `ignored`.
+    Returns:
+      The source.
     Raises:
       ValueError: a tensor is missing, unknown, of another shape, or of a type that is not read.
     """
     config, path = source.config, source.path
     expected = source.shapes
-    beyond: list[str] = []
+    surplus: list[str] = []
     # In the order in which a T5 computes, so that the first error is the cause of the others.
-    for ours, shape in sorted(expected.items(), key=lambda item: _reading_order(item[0])):
+    for ours, shape in sorted(expected.items(), key=lambda item: _computing_order(item[0])):
         leaf = source.layout.get(ours)
         layers = num_layers(config, ours)
-        wanted = naming.leaf(ours, 1 if leaf is None else len(leaf.names) + 1)
+        wanted = name_map.leaf(ours, 1 if leaf is None else len(leaf.names) + 1)
         form = wanted if leaf is None else leaf
         theirs = form.to_theirs(shape[1:] if form.per_layer else shape)
         for name in () if leaf is None else leaf.names:
@@ -253,9 +278,9 @@ def checked_source(
                 f"{path} must hold {wanted.names[-1]} of shape {theirs}; it lacks it, so its "
                 "config belongs to another model or it is incomplete."
             )
-        beyond += leaf.names[layers:] if leaf.per_layer else ()
+        surplus += leaf.names[layers:] if leaf.per_layer else ()
     unused = [source.layout[ours].names[0] for ours in source.layout if ours not in expected]
-    unused = sorted([*unused, *beyond, *unknown])
+    unused = sorted([*unused, *surplus, *unknown])
     if unused:
         raise ValueError(
             f"{path} holds {len(unused)} tensors that a T5 of its config has no use for, first "
@@ -265,11 +290,11 @@ def checked_source(
 
 
 def num_layers(config: T5Config, path: str) -> int:
-    """Layers of the stack that a parameter of ours belongs to; 1 outside of stacks."""
+    """Return the number of layers in the stack of a parameter of ours; 1 outside of stacks."""
     return getattr(config, f"num_{path.split('/')[0]}_layers", 1)
 
 
-def _reading_order(path: str) -> tuple[int, str]:
+def _computing_order(path: str) -> tuple[int, str]:
     parts = ("token_embedder", "encoder", "decoder")
     part = path.split("/")[0]
     return parts.index(part) if part in parts else len(parts), path
@@ -298,7 +323,7 @@ def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
 def _split(
     array: LazyArray, leaf: Leaf, index: Index, out: np.ndarray
 ) -> Iterator[tuple[LazyArray, Index, np.ndarray]]:
-    """The work of one array, divided along their first axis."""
+    """Split the reading of one array along its first axis, for several threads."""
     theirs = leaf.to_theirs(index)
     # Others are stored in chunks, which each thread would decode.
     if not theirs or not isinstance(array, FileRegion):
@@ -315,7 +340,7 @@ def _split(
 
 
 def _fill(out: np.ndarray, array: LazyArray, index: Index, progress: Progress | None) -> None:
-    """Writes the elements at `index` to `out`, which has their axes in any memory order."""
+    """Copy the elements at `index` to `out`, which has their axes in any memory order."""
     for where, values in array.blocks(index):
         target = out[relative_index(where, index)]
         if values.dtype != out.dtype:

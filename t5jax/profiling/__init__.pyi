@@ -2,6 +2,8 @@
 
 from .flops import (
     decode_step_flops as decode_step_flops,
+    encode_flops as encode_flops,
+    forward_flops as forward_flops,
     train_step_flops as train_step_flops,
 )
 from .hardware import (

@@ -1,4 +1,4 @@
-"""What accelerators can do at most, by their makers' published figures.
+"""Peak performance of accelerators, by their makers' published figures.
 
 Sources: TPUs, cloud.google.com/tpu/docs (v4, v5e, v5p, v6e and tpu7x, "system architecture" and
 "key chip specifications"; interconnect is given there for both directions, or in Gbps for one);
@@ -10,23 +10,21 @@ import dataclasses
 from t5jax.errors import suggest
 
 GB, TFLOP = 1e9, 1e12
-
-
 GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """What one device of JAX can do at most: a whole chip, but half a chip of tpu7x.
+    """Peak performance of one JAX device: a whole chip, but half a chip of tpu7x.
 
     Attributes:
-      name: as it is called in a TPU topology, or of a GPU.
-      kinds: JAX's `device_kind` of it.
-      flops: bfloat16 operations a second, a multiplication and an addition counting two.
-      hbm_bytes: memory.
-      hbm_bandwidth: bytes a second that memory is read or written with.
-      link_bandwidth: bytes a second that it sends to its neighbours, over all links together.
-      torus: axes of the network of a TPU; 0 for others.
+      name: in a TPU topology, or of a GPU.
+      kinds: values of JAX's `device_kind`.
+      flops: bfloat16 operations per second; a multiplication and an addition count as two.
+      hbm_bytes: memory, in bytes.
+      hbm_bandwidth: of the memory, in bytes per second.
+      link_bandwidth: to its neighbours over all links together, in bytes per second.
+      torus: number of axes of a TPU's network; 0 for others.
       largest: axes of the largest slice that is one network.
     """
 
@@ -82,15 +80,17 @@ CHIPS = {
 
 
 def chip_of_kind(device_kind: str) -> Chip | None:
-    """The chip of a device, by its `jax.Device.device_kind`; None if it is not in the table."""
+    """Look up the chip of a `jax.Device.device_kind`; None if it is not in the table."""
     return next((chip for chip in CHIPS.values() if device_kind in chip.kinds), None)
 
 
 def chip_of_topology(name: str) -> Chip:
-    """The chip of a TPU slice, such as `v5e:16x16`: a kind of chip and the axes of a torus.
+    """Look up the chip of a TPU slice.
 
+    Args:
+      name: chip and axes of the torus, such as `v5e:16x16`.
     Raises:
-      ValueError: no such chip, or not a slice of it.
+      ValueError: there is no such chip, or no such slice of it.
     """
     known = topologies()
     if name in known:
@@ -106,7 +106,8 @@ def chip_of_topology(name: str) -> Chip:
         )
     axes = [int(part) for part in shape.split("x") if part.isdecimal()]
     fours = [
-        axis % 4 == 0 and 0 < axis <= most for axis, most in zip(axes, chip.largest, strict=False)
+        axis % 4 == 0 and 0 < axis <= max_axis
+        for axis, max_axis in zip(axes, chip.largest, strict=False)
     ]
     whole = "x".join(map(str, axes)) == shape and len(axes) == chip.torus
     if not whole or chip.torus != 3 or not all(fours):
@@ -119,7 +120,7 @@ def chip_of_topology(name: str) -> Chip:
 
 
 def topologies() -> tuple[str, ...]:
-    """TPU slices in common use, smallest first for each chip."""
+    """List the TPU slices in common use, smallest first for each chip."""
     flat = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"
     solid = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x4 8x8x8 8x8x16 8x16x16 16x16x16"
     return tuple(

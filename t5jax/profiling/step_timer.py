@@ -1,4 +1,4 @@
-"""How fast a run is, and where its time goes."""
+"""Time the steps of a training loop, and measure its peak memory."""
 
 import collections
 import contextlib
@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-_WINDOW = 1000  # steps that percentiles look back on
+_WINDOW = 1000  # steps that percentiles are taken over
 
 
 class StepTimer:
-    """Measures the steps of a training loop.
+    """A timer of the steps of a training loop.
 
     Wall time divides into steps, the compilation in the first one, and everything else, such as
-    evaluations and checkpoints; goodput is the share of the first.
+    evaluations and checkpoints; goodput is the share of the steps.
+
+    Args:
+      clock: returns the time in seconds.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.perf_counter):
@@ -27,7 +30,11 @@ class StepTimer:
         self._finished = self._tokens = self._recent_steps = 0
 
     def finished(self, tokens: int) -> None:
-        """A step is through, with so many tokens, padding included; steps follow each other."""
+        """Record the end of a step, which began at the end of the one before.
+
+        Args:
+          tokens: number of tokens in the step's batch, padding included.
+        """
         now = self._clock()
         seconds, self._last = now - self._last, now
         self._finished += 1
@@ -41,39 +48,45 @@ class StepTimer:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """What is inside waits for a batch."""
+        """Count the time of the block as waiting for a batch."""
         begin = self._clock()
         yield
         self._waited += self._clock() - begin
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What is inside is no part of a step; all steps before must be through."""
+        """Leave the time of the block out of every step; the last one must have finished."""
         yield
         self._last = self._clock()
 
     def reading(self) -> dict[str, float]:
-        """What happened since the last reading; empty if no step did.
+        """Return the measurements since the last reading, and start the next.
 
-        `tokens_per_second`; percentiles `step_seconds_p50`, `_p90`, `_p99` over the last 1000
-        steps; `data_wait_seconds`, a step's mean; `goodput`, of the whole time.
+        Returns:
+          `tokens_per_second`; `data_wait_seconds`, the mean of a step; percentiles
+          `step_seconds_p50`, `_p90` and `_p99` of the last 1000 steps; `goodput`, of the whole
+          time. Empty if no step finished.
         """
         if not self._recent_steps:
             return {}
-        found = {
+        measurements = {
             "tokens_per_second": self._tokens / max(self._recent, 1e-9),
             "data_wait_seconds": self._waited / self._recent_steps,
             "goodput": self._training / max(self._clock() - self._start, 1e-9),
         }
         for percent in (50, 90, 99):
-            found[f"step_seconds_p{percent}"] = float(np.percentile(self._steps, percent))
+            measurements[f"step_seconds_p{percent}"] = float(np.percentile(self._steps, percent))
         self._recent = self._waited = 0.0
         self._tokens = self._recent_steps = 0
-        return found
+        return measurements
 
 
 def peak_memory_bytes(devices: Sequence) -> float:
-    """Most memory in use so far on any of the devices; of this process, where they do not say."""
+    """Return the peak memory of the fullest device so far.
+
+    Args:
+      devices: of JAX; if none of them reports its memory, that of this process counts.
+    """
     stats = [device.memory_stats() or {} for device in devices]
     peaks = [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]
     if peaks:

@@ -1,4 +1,4 @@
-"""Traces of a few steps, for TensorBoard's profiler or Perfetto, taken while a run goes on."""
+"""Trace a few steps of a run, for TensorBoard's profiler or Perfetto."""
 
 import os
 import signal
@@ -12,22 +12,26 @@ _ON_REQUEST = 5  # steps
 
 
 class Profiler:
-    """Traces the steps asked for, and a few more after each SIGUSR1, into a folder."""
+    """A context that traces chosen steps, and the next few after each SIGUSR1, to a folder.
+
+    Args:
+      folder: to write traces to.
+      steps: the first and the last step to trace, counted from 1; None traces on request alone.
+    """
 
     def __init__(self, folder: str | os.PathLike, *, steps: tuple[int, int] | None = None):
-        """`steps` are the first and the last step to trace, counted from 1."""
         self._folder = Path(folder)
         self._stop_before: int | None = None
         self._steps = steps
         self._requested = False
         self._previous: object = None
-        self._handles = False
+        self._handles_signal = False
 
     def __enter__(self) -> "Profiler":
         main = threading.current_thread() is threading.main_thread()
         if main and hasattr(signal, "SIGUSR1"):
             self._previous = signal.signal(signal.SIGUSR1, self._request)
-            self._handles = True
+            self._handles_signal = True
         return self
 
     def __exit__(
@@ -36,14 +40,14 @@ class Profiler:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._handles:
+        if self._handles_signal:
             signal.signal(signal.SIGUSR1, self._previous)  # pyright: ignore[reportArgumentType]
         if self._stop_before is not None:
             self._stop_before = None
             jax.profiler.stop_trace()
 
     def before(self, step: int) -> None:
-        """Starts or ends a trace; `step` is the one to come."""
+        """Start or end a trace as needed, before `step` begins."""
         if self._stop_before is not None and step >= self._stop_before:
             self._stop_before = None
             jax.profiler.stop_trace()

@@ -1,12 +1,11 @@
-"""Text <-> ids as the tokenizers library has it, for checkpoints without a SentencePiece model.
+"""Tokenizers of the tokenizers library, for checkpoints without a SentencePiece model.
 
-CodeT5 and whatever transformers 5 saved come as `tokenizer.json`; older repositories of CodeT5 hold
-a byte-level BPE in `vocab.json` and `merges.txt`.
+CodeT5 and checkpoints saved by transformers 5 have a `tokenizer.json`; older repositories of CodeT5
+have a byte-level BPE in `vocab.json` and `merges.txt`.
 """
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,25 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from t5jax.fileio import write_atomically
-from t5jax.tokenizers.base import StrPath
+from t5jax.fileio import StrPath, parse_json_object, read_json_object, write_atomically
+from t5jax.tokenizers.base import checked_sentinel, content_ids
 
 MAX_BYTES = 64 << 20
-
-
 MAX_VOCAB = 10_000_000
-
-
 _TOKENIZER, _VOCAB, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
-
-
 _CONFIG, _SPECIAL, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-
-
 _FILES = (_TOKENIZER, _VOCAB, _MERGES, _CONFIG, _SPECIAL, _ADDED)
 
-
-# What RoBERTa's tokenizer calls them, in the order in which it adds them to a vocabulary.
+# RoBERTa's special tokens, in the order in which its tokenizer adds them to a vocabulary.
 _SPECIAL_TOKENS = {
     "bos_token": "<s>",
     "eos_token": "</s>",
@@ -44,57 +34,53 @@ _SPECIAL_TOKENS = {
     "mask_token": "<mask>",
 }
 
-
 # GPT-2's spelling of bytes: printable ones as themselves, the others as characters from 256 on.
 _PRINTABLE = {chr(byte): byte for byte in (*range(33, 127), *range(161, 173), *range(174, 256))}
-
-
 _OTHERS = sorted(set(range(256)) - set(_PRINTABLE.values()))
-
-
 _BYTE_OF = _PRINTABLE | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
-
-
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def holds_tokenizer(folder: StrPath) -> bool:
-    """Whether `HuggingFaceTokenizer.from_folder` is the reader for this folder."""
+    """Return whether `HuggingFaceTokenizer.from_folder` reads a folder."""
     has = {name: (Path(folder) / name).is_file() for name in _FILES}
     return has[_TOKENIZER] or (has[_VOCAB] and has[_MERGES])
 
 
 def added_tokens(folder: StrPath, *, first: int) -> list[str]:
-    """Tokens with ids from `first` on, by the files that list what was added to a vocabulary.
+    """List the tokens that were added to a vocabulary.
 
+    Args:
+      folder: with files that list them.
+      first: least id of the tokens to return.
     Raises:
       ValueError: one of the files is damaged.
     """
-    found: dict[str, Any] = {}
+    added: dict[str, Any] = {}
     for name in (_CONFIG, _ADDED):
         path = Path(folder) / name
+        listed: Any = read_json_object(path) if path.is_file() else {}
         try:
-            listed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
             if name == _CONFIG:
                 decoder = listed.get("added_tokens_decoder") or {}
                 listed = {str(_spelling(token)): int(index) for index, token in decoder.items()}
-            found |= {token: index for token, index in listed.items() if index >= first}
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            added |= {token: index for token, index in listed.items() if index >= first}
+        except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} must list tokens and their ids; copy it again.") from error
-    return list(found)
+    return list(added)
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer of the tokenizers library; fits `t5jax.tokenizers.Tokenizer`.
+    """A tokenizer of the tokenizers library; implements `Tokenizer`.
 
     Ids are the library's, with the start of sequence that the file's template asks for (CodeT5's
     `<s>`) and without the end.  Text that spells a special token, even "</s>", is that token.
 
     Args:
-      contents: content of each file by its name, as `from_folder` reads them.
-      folder: where they lie, for messages.
+      contents: content of each file, by its name.
+      folder: of the files, for messages.
     Raises:
-      ValueError: a damaged file, which the message names, or a vocabulary without an end.
+      ValueError: a file is damaged, or the vocabulary has no end; the message names the file.
     """
 
     def __init__(self, contents: Mapping[str, bytes], *, folder: StrPath = "."):
@@ -148,8 +134,10 @@ class HuggingFaceTokenizer:
     def from_folder(cls, folder: StrPath) -> "HuggingFaceTokenizer":
         """Read a tokenizer's files.
 
+        Args:
+          folder: of the files.
         Raises:
-          ValueError: a damaged file, which the message names, or none to read.
+          ValueError: a file is damaged or missing; the message names it.
         """
         if not holds_tokenizer(folder):
             raise ValueError(
@@ -160,16 +148,11 @@ class HuggingFaceTokenizer:
         return cls({path.name: _content(path) for path in paths if path.is_file()}, folder=folder)
 
     def sentinel_id(self, k: int) -> int:
-        """Id of `<extra_id_k>`."""
-        if not 0 <= k < self.num_sentinels:
-            raise ValueError(
-                f"sentinel k must be in [0, {self.num_sentinels}), got {k}; "
-                "hide fewer, longer spans."
-            )
-        return self._sentinels[k]
+        """Return the id of `<extra_id_k>`."""
+        return self._sentinels[checked_sentinel(k, self.num_sentinels)]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, the template's start included; no end of sequence, no padding."""
+        """Convert a text to ids, with the template's start, without end and padding."""
         # JSON can spell half of a surrogate pair, UTF-8 cannot: it is read as "?".
         encoding = self._encoding(text.encode("utf-8", "replace").decode())
         ids = encoding.ids
@@ -179,50 +162,43 @@ class HuggingFaceTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of one row up to its first `eos_id`, without padding and start of sequence."""
-        array = np.asarray(ids)
-        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-            raise ValueError(f"ids must be one row of integers, got {array.dtype}{[*array.shape]}.")
-        values = array.tolist()
-        if self.eos_id in values:
-            values = values[: values.index(self.eos_id)]
-        values = [i if i in self._known else self.unk_id for i in values]
-        kept = [i for i in values if i not in self._dropped]
-        return self._decoded(kept)
+        """Convert one row of ids to text, up to its first `eos_id`, without padding and start."""
+        values = [i if i in self._known else self.unk_id for i in content_ids(ids, self.eos_id)]
+        return self._decode([i for i in values if i not in self._dropped])
 
     def pieces(self) -> list[bytes]:
-        """What each id adds to a decoded text that has begun, as UTF-8; b"" for none."""
+        """Return the UTF-8 bytes that each id adds to a decoded text, by id."""
         from tokenizers import decoders
 
         ids = sorted(self._known - self._dropped - {self.eos_id})
         names = [self._library.id_to_token(i) for i in ids]
         if isinstance(self._library.decoder, decoders.ByteLevel):
-            found = dict(zip(ids, map(_bytes_of, names), strict=True))
+            pieces = dict(zip(ids, map(_bytes_of, names), strict=True))
         else:
-            found = dict(zip(ids, map(_piece, names, self._behind_a_letter(ids)), strict=True))
-        # As in decoding, whatever has no token is unknown.
-        unknown = found.get(self.unk_id, b"")
+            pieces = dict(zip(ids, map(_piece, names, self._after_a_letter(ids)), strict=True))
+        # As in decoding, an id without a token is unknown.
+        unknown = pieces.get(self.unk_id, b"")
         foreign = set(range(self.vocab_size)) - self._known
-        return [unknown if i in foreign else found.get(i, b"") for i in range(self.vocab_size)]
+        return [unknown if i in foreign else pieces.get(i, b"") for i in range(self.vocab_size)]
 
-    def _behind_a_letter(self, ids: Sequence[int]) -> list[str]:
-        """What each id adds behind an id that is a letter or more of them."""
-        alone = [self._decoded([i]) for i in ids]
+    def _after_a_letter(self, ids: Sequence[int]) -> list[str]:
+        """Return the text that each id adds after an id of one or more letters."""
+        alone = [self._decode([i]) for i in ids]
         letters = (i for i, text in zip(ids, alone, strict=True) if text.isalpha())
         anchor = next(letters, None)
         if anchor is None:
             return alone
         start = alone[ids.index(anchor)]
-        both = [self._decoded([anchor, i]) for i in ids]
+        both = [self._decode([anchor, i]) for i in ids]
         return [text[len(start) :] if text.startswith(start) else text for text in both]
 
-    def _decoded(self, ids: Sequence[int]) -> str:
+    def _decode(self, ids: Sequence[int]) -> str:
         failure = f"{self._file} must decode its own ids, got some that it fails at"
         with _in_our_words(f"{failure}; download it again."):
             return self._library.decode(ids, skip_special_tokens=False)
 
     def save(self, folder: StrPath) -> None:
-        """Write the files, unchanged, that this was read from; makes the folder."""
+        """Write the files that the tokenizer was read from, unchanged; creates the folder."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, content in self._contents.items():
             write_atomically(Path(folder) / name, content)
@@ -233,25 +209,16 @@ class HuggingFaceTokenizer:
             return self._library.encode(text)
 
     def _json(self, name: str) -> dict[str, Any]:
-        """The object in a JSON file, empty where there is no such file."""
-        content = self._contents.get(name, b"{}")
-        try:
-            found = json.loads(content)
-        except (ValueError, RecursionError):
-            found = None
-        if isinstance(found, dict):
-            return found
-        raise ValueError(
-            f"{self._folder / name} must be a JSON object, got {_kind(content)}; download it again."
-        )
+        """Parse the object in a JSON file; return an empty one if there is no such file."""
+        return parse_json_object(self._contents.get(name, b"{}"), source=self._folder / name)
 
     def _special_name(self, role: str, config: dict, special: dict) -> str:
-        given = config.get(role) or special.get(role) or _SPECIAL_TOKENS[role]
-        name = _spelling(given)
+        token = config.get(role) or special.get(role) or _SPECIAL_TOKENS[role]
+        name = _spelling(token)
         if name is None:
             raise ValueError(
                 f"{self._folder / _CONFIG} and {_SPECIAL} must spell the {role}, got a "
-                f"{type(given).__name__}; download them again."
+                f"{type(token).__name__}; download them again."
             )
         return name
 
@@ -314,7 +281,7 @@ class HuggingFaceTokenizer:
 
 @contextlib.contextmanager
 def _in_our_words(message: str) -> Iterator[None]:
-    """Turns any failure of the library into a ValueError with this message."""
+    """Turn any failure of the library into a ValueError with this message."""
     try:
         yield
     except BaseException as error:
@@ -338,13 +305,13 @@ def _kind(content: bytes) -> str:
 
 
 def _spelling(token: Any) -> str | None:
-    """A token's text, given as such or with flags around it."""
+    """Return the text of a token, which files state alone or with flags."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 
 
 def _bytes_of(name: str) -> bytes:
-    """Bytes that a byte-level token stands for; others are spelled as they are."""
+    """Return the bytes of a byte-level token, or the spelling of another."""
     try:
         return bytes(map(_BYTE_OF.__getitem__, name))
     except KeyError:
@@ -352,26 +319,26 @@ def _bytes_of(name: str) -> bytes:
 
 
 def _piece(name: str, text: str) -> bytes:
-    """What a token adds to a text, where it may be a single byte that is no text by itself."""
+    """Return the bytes that a token adds to a text; it may be one byte that is no text alone."""
     byte = _BYTE_PIECE.fullmatch(name) if text == "\N{REPLACEMENT CHARACTER}" else None
     return bytes.fromhex(byte[1]) if byte else text.encode()
 
 
 def _sentinels(ids: Mapping[str, int]) -> list[int]:
-    """Ids of `<extra_id_0>`, `<extra_id_1>`, ... as far as there are any."""
-    found = []
+    """Return the ids of `<extra_id_0>`, `<extra_id_1>`, ... as far as there are any."""
+    sentinels = []
     while True:
-        spelling = f"<extra_id_{len(found)}>"
+        spelling = f"<extra_id_{len(sentinels)}>"
         index = ids.get(spelling, ids.get(f"▁{spelling}"))  # mT5's are pieces with a space
         if index is None:
-            return found
-        found.append(index)
+            return sentinels
+        sentinels.append(index)
 
 
 def _added_tokens(
     config: dict[str, Any], special: dict[str, Any], added: dict[str, Any]
 ) -> tuple[dict[str, dict[str, bool]], dict[str, int]]:
-    """Flags of the tokens to add to a vocabulary, in their order, and the ids that files state."""
+    """Return the flags of the tokens to add to a vocabulary, in order, and the ids in files."""
     detailed = config.get("added_tokens_decoder") or {}
     ids = {name: int(index) for name, index in added.items()}
     ids |= {token["content"]: int(index) for index, token in detailed.items()}

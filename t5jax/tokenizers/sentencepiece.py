@@ -1,7 +1,4 @@
-"""Text <-> ids: T5's SentencePiece vocabularies, ByT5's bytes, and training a new vocabulary.
-
-`load_tokenizer` also finds the vocabularies of `fast_tokenizer`.
-"""
+"""T5's tokenizer: SentencePiece with sentinels; and training a vocabulary."""
 
 import hashlib
 import io
@@ -14,12 +11,10 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from t5jax.fileio import write_atomically
-from t5jax.tokenizers.base import StrPath, Tokenizer, checked_sentinel, content_ids, save_config
+from t5jax.fileio import StrPath, write_atomically
+from t5jax.tokenizers.base import Tokenizer, checked_sentinel, content_ids, save_config
 
 MODEL_FILES = ("spiece.model", "sentencepiece.model", "tokenizer.model")
-
-
 _UNSPACED_SENTINEL = re.compile(r"(?<=\S)<extra_id_(0|[1-9][0-9]{0,4})>")
 
 
@@ -31,10 +26,10 @@ class SentencePieceTokenizer(Tokenizer):
 
     Args:
       model: content of a SentencePiece model file.
-      num_sentinels: how many to append, `<extra_id_0>` last; if the model already holds sentinels
-        (mT5), none is appended and these are used where they are.
+      num_sentinels: number to append, `<extra_id_0>` last; if the model already has sentinels
+        (mT5), none is appended and these keep their ids.
     Raises:
-      ValueError: not a complete SentencePiece model, or one without an end piece.
+      ValueError: the model is not a complete SentencePiece model, or lacks an end piece.
     """
 
     def __init__(self, model: bytes, *, num_sentinels: int = 100):
@@ -42,10 +37,10 @@ class SentencePieceTokenizer(Tokenizer):
             raise ValueError(f"num_sentinels must be at least 0, got {num_sentinels}; T5 uses 100.")
         self.model = model
         self._processor = load_processor(model)
-        self.num_appended = 0 if _held_sentinels(self._processor) else num_sentinels
+        self.num_appended = 0 if _sentinel_ids(self._processor) else num_sentinels
         if self.num_appended:
             self._processor = load_processor(model + _sentinel_pieces(num_sentinels))
-        self._sentinels = _held_sentinels(self._processor)
+        self._sentinels = _sentinel_ids(self._processor)
         self.num_sentinels = len(self._sentinels)
         self.vocab_size = self._processor.get_piece_size()
         self.unk_id = self._processor.unk_id()
@@ -58,26 +53,37 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def from_file(cls, path: StrPath, *, num_sentinels: int = 100) -> "SentencePieceTokenizer":
-        """Read a model file; the arguments are the class's, its errors get the file's name."""
+        """Read a model file.
+
+        Args:
+          path: of the file.
+          num_sentinels: see the class.
+        Raises:
+          ValueError: the file is not a complete SentencePiece model, or lacks an end piece.
+        """
         try:
             return cls(Path(path).read_bytes(), num_sentinels=num_sentinels)
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
 
     def sentinel_id(self, k: int) -> int:
+        """Return the id of `<extra_id_k>`."""
         return self._sentinels[checked_sentinel(k, self.num_sentinels)]
 
     def encode(self, text: str) -> list[int]:
+        """Convert a text to ids, without end of sequence and padding; it may spell sentinels."""
         text = _UNSPACED_SENTINEL.sub(lambda m: " " * (int(m[1]) < self.num_sentinels) + m[0], text)
         # JSON can spell half of a surrogate pair, UTF-8 cannot: it is read as "?".
         return self._processor.encode(text.encode("utf-8", "replace"))
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        kept = [i for i in content_ids(ids, self.eos_id) if i != self.pad_id]
+        """Convert one row of ids to text, up to its first `eos_id` and without padding."""
+        ids = [i for i in content_ids(ids, self.eos_id) if i != self.pad_id]
         known = range(self.vocab_size)
-        return self._processor.decode([i if i in known else self.unk_id for i in kept])
+        return self._processor.decode([i if i in known else self.unk_id for i in ids])
 
     def pieces(self) -> list[bytes]:
+        """Return the UTF-8 bytes that each id adds to a decoded text, by id."""
         return [self._piece(i) for i in range(self.vocab_size)]
 
     def _piece(self, index: int) -> bytes:
@@ -91,8 +97,9 @@ class SentencePieceTokenizer(Tokenizer):
         return spelling.replace("▁", " ").encode()
 
     def save(self, folder: StrPath) -> None:
-        special = map(self._processor.id_to_piece, (self.pad_id, self.eos_id, self.unk_id))
-        save_config(folder, "T5Tokenizer", self.num_appended, *special)
+        """Write spiece.model, unchanged, and tokenizer_config.json; creates the folder."""
+        pad, eos, unk = map(self._processor.id_to_piece, (self.pad_id, self.eos_id, self.unk_id))
+        save_config(folder, "T5Tokenizer", extra_ids=self.num_appended, pad=pad, eos=eos, unk=unk)
         write_atomically(Path(folder) / MODEL_FILES[0], self.model)
 
 
@@ -110,13 +117,13 @@ def train_tokenizer(
 
     Args:
       texts: documents; each of their lines counts as a sentence.
-      vocab_size: pieces, without the sentinels; T5 has 32000.
-      num_sentinels: sentinels appended to them.
-      character_coverage: share of the text's characters that get an id; T5 took 0.9995, which
-        left its vocabulary without "{", "}", "<" and "~".
-      max_lines: lines to learn from; of more, evenly spaced ones are taken.
+      vocab_size: number of pieces, without the sentinels; T5 has 32000.
+      num_sentinels: number of sentinels to append.
+      character_coverage: share of the text's characters that get an id, in (0, 1]; T5 used 0.9995,
+        which left its vocabulary without "{", "}", "<" and "~".
+      max_lines: maximal number of lines to learn from; of more, evenly spaced ones are used.
     Raises:
-      ValueError: no text, or a `vocab_size` too large or too small for it.
+      ValueError: there is no text, or `vocab_size` is too large or too small for it.
     """
     if vocab_size <= 3:
         raise ValueError(f"vocab_size must exceed 3, the special ids, got {vocab_size}; try 32000.")
@@ -146,7 +153,11 @@ def train_tokenizer(
 
 
 def load_processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
-    """A SentencePiece processor of a whole model, or a ValueError."""
+    """Load a SentencePiece model.
+
+    Raises:
+      ValueError: it is damaged or incomplete.
+    """
     # A file cut between two pieces loads, as a smaller vocabulary.  The normalizer, protobuf field
     # 3, follows the pieces in every model; a field is a tag, a varint length and its content.
     tags, position = set(), 0
@@ -163,15 +174,15 @@ def load_processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
             return processor
     except (RuntimeError, IndexError):
         pass
-    found, remedy = f"{len(model)} bytes that are not", "download or copy the file again"
+    content, remedy = f"{len(model)} bytes that are not", "download or copy the file again"
     if model.startswith(b"version https://git-lfs"):
-        found, remedy = "a git-lfs pointer to one", "fetch it with `git lfs pull`"
-    raise ValueError(f"must be a complete SentencePiece model, got {found}; {remedy}.")
+        content, remedy = "a git-lfs pointer to one", "fetch it with `git lfs pull`"
+    raise ValueError(f"must be a complete SentencePiece model, got {content}; {remedy}.")
 
 
 def _sentinel_pieces(count: int) -> bytes:
-    """Protobuf bytes that, put after a model's, append USER_DEFINED pieces to it."""
-    # By hand, for the protobuf classes of SentencePiece and transformers exclude each other.
+    """Encode USER_DEFINED pieces as protobuf bytes that extend a model when appended to it."""
+    # By hand, since the protobuf classes of SentencePiece and transformers exclude each other.
     pieces = bytearray()
     for name in (f"▁<extra_id_{k}>".encode() for k in reversed(range(count))):
         piece = b"\x0a" + bytes([len(name)]) + name + b"\x15" + struct.pack("<f", 0) + b"\x18\x04"
@@ -179,25 +190,25 @@ def _sentinel_pieces(count: int) -> bytes:
     return bytes(pieces)
 
 
-def _held_sentinels(processor: sentencepiece.SentencePieceProcessor) -> list[int]:
-    """Ids of `<extra_id_0>`, `<extra_id_1>`, ... as far as the model has them."""
+def _sentinel_ids(processor: sentencepiece.SentencePieceProcessor) -> list[int]:
+    """Return the ids of `<extra_id_0>`, `<extra_id_1>`, ... as far as the model has them."""
     ids, unk = [], processor.unk_id()
     while True:
         spellings = f"▁<extra_id_{len(ids)}>", f"<extra_id_{len(ids)}>"
-        found = [i for i in map(processor.piece_to_id, spellings) if i != unk]
-        if not found:
+        known = [i for i in map(processor.piece_to_id, spellings) if i != unk]
+        if not known:
             return ids
-        ids.append(found[0])
+        ids.append(known[0])
 
 
-def _sample(texts: Iterable[str], limit: int) -> list[bytes]:
-    """At most `limit` lines, evenly spaced, cut up to fit the 4192 bytes that the trainer takes."""
+def _sample(texts: Iterable[str], max_lines: int) -> list[bytes]:
+    """Sample at most `max_lines` lines, evenly spaced, cut to fit the trainer's 4192 bytes."""
     lines = (line for text in texts for line in text.splitlines() if line.strip())
     pieces = (line[i : i + 1000] for line in lines for i in range(0, len(line), 1000))
-    kept, stride = [], 1
+    sample, stride = [], 1
     for index, piece in enumerate(pieces):
         if index % stride == 0:
-            kept.append(piece.encode("utf-8", "replace"))
-        if len(kept) > limit:
-            kept, stride = kept[::2], stride * 2
-    return kept
+            sample.append(piece.encode("utf-8", "replace"))
+        if len(sample) > max_lines:
+            sample, stride = sample[::2], stride * 2
+    return sample

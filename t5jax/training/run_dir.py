@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from t5jax.data import ExampleSource
-from t5jax.fileio import is_temporary, write_atomically
+from t5jax.fileio import is_temporary, read_json_object, write_atomically
 from t5jax.models import COMPUTE_FIELDS, T5Config, resolve_dtype
 from t5jax.parallel import is_main_process, process_index
 from t5jax.pretrained import CONFIG_FILE
@@ -142,7 +142,7 @@ def corpus_digest(chunks: ExampleSource) -> str:
 
 def _read_run(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {"options": dict(found["options"]), "corpus": str(found["corpus"])}
+        record = read_json_object(path)
+        return {"options": dict(record["options"]), "corpus": str(record["corpus"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the record of a run; choose another --output.") from error

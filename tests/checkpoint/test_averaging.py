@@ -36,7 +36,7 @@ def test_choose_takes_the_newest_or_the_best(folder):
 
 
 @pytest.mark.parametrize(
-    ("step", "numbers", "best"),
+    ("step", "losses", "best"),
     [
         (2, [3.0, 1.0, 2.0], True),
         (2, [], True),
@@ -45,15 +45,15 @@ def test_choose_takes_the_newest_or_the_best(folder):
         (4, [3.0], False),  # never evaluated
     ],
 )
-def test_is_best_compares_to_all_evaluations(folder, step, numbers, best):
-    assert is_best(folder, step, numbers) is best
+def test_is_best_compares_to_all_evaluations(folder, step, losses, best):
+    assert is_best(folder, step, losses) is best
 
 
 def test_mean_is_that_of_all_and_of_one_is_itself(folder):
-    found = average_checkpoints(folder, [1, 2, 4], "params", abstract())
-    np.testing.assert_allclose(found["x"], np.full((2, 3), (1 + 4 + 16) / 3), rtol=1e-6)
-    found = average_checkpoints(folder, [3], "params", abstract())
-    np.testing.assert_array_equal(found["x"], np.full((2, 3), 9.0))
+    average = average_checkpoints(folder, [1, 2, 4], "params", abstract())
+    np.testing.assert_allclose(average["x"], np.full((2, 3), (1 + 4 + 16) / 3), rtol=1e-6)
+    average = average_checkpoints(folder, [3], "params", abstract())
+    np.testing.assert_array_equal(average["x"], np.full((2, 3), 9.0))
 
 
 def test_mean_names_a_checkpoint_that_is_damaged(folder):

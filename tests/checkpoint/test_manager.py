@@ -1,15 +1,18 @@
 """What was saved comes back bit for bit, or is known to be damaged."""
 
+import logging
 import shutil
 import subprocess
+import types
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
-from t5jax.checkpoint.manager import CheckpointManager, complete_steps, steps_to_keep
+from t5jax.checkpoint.manager import CheckpointManager, complete_steps, preservation_policy
 from t5jax.checkpoint.trees import checksum, load_tree, save_tree
 
 
@@ -26,8 +29,8 @@ def shapes(value) -> dict:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), value)
 
 
-def assert_equal(found, expected) -> None:
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+def assert_equal(tree, expected) -> None:
+    for one, other in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
 
@@ -73,19 +76,65 @@ def test_checkpoints_keep_round_steps_and_the_best_too(tmp_path):
     assert complete_steps(tmp_path) == [2, 4, 6]
 
 
-@pytest.mark.parametrize(
-    ("options", "kept"),
-    [
-        ({"keep": 2}, {50, 60}),
-        ({"keep": 1, "keep_every": 30}, {30, 60}),
-        ({"keep": 1, "keep_best": 1}, {20, 60}),
-        ({"keep": 9}, {10, 20, 30, 40, 50, 60}),
-    ],
+def brute_force(steps, losses, *, keep, keep_every, keep_best, keep_round):
+    """Which steps stay, by counting, for each, those that come before it."""
+
+    def among_first(step, others, count, key):
+        return sum(key(other) < key(step) for other in others) < count
+
+    def stays(step):
+        rounded = keep_round and [other for other in steps if other % keep_round[1] == 0]
+        measured = [other for other in steps if other in losses]
+        return (
+            among_first(step, steps, keep, lambda x: -x)
+            or (keep_every is not None and step % keep_every == 0)
+            or (
+                rounded
+                and step in rounded
+                and among_first(step, rounded, keep_round[0], lambda x: -x)
+            )
+            or (
+                step in measured
+                and among_first(step, measured, keep_best, lambda x: (losses[x], x))
+            )
+        )
+
+    return [step for step in steps if stays(step)]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    steps=st.lists(st.integers(1, 40), unique=True).map(sorted),
+    losses=st.dictionaries(st.integers(1, 40), st.integers(0, 5).map(float)),
+    keep=st.integers(1, 4),
+    keep_every=st.none() | st.integers(1, 9),
+    keep_best=st.integers(0, 4),
+    keep_round=st.none() | st.tuples(st.integers(1, 3), st.integers(1, 9)),
 )
-def test_kept_steps_are_the_newest_the_round_and_the_best(options, kept):
-    options = {"keep_every": None, "keep_best": 0, **options}
-    losses = {10: 2.0, 20: 1.0, 40: 1.5}
-    assert steps_to_keep([10, 20, 30, 40, 50, 60], losses, **options) == kept
+def test_policy_keeps_what_any_option_keeps(steps, losses, **options):
+    policy = preservation_policy(losses, **options)
+    checkpoints = [types.SimpleNamespace(step=step) for step in steps]
+    flags = policy.should_preserve(checkpoints, context=None)
+    kept = [step for step, flag in zip(steps, flags, strict=True) if flag]
+    assert kept == brute_force(steps, losses, **options)
+
+
+def test_checkpoints_keep_the_newest_round_steps_too(tmp_path):
+    checkpoints = CheckpointManager(tmp_path, keep=1, keep_round=(2, 2))
+    for step in range(1, 8):
+        checkpoints.save(step, {"params": {"x": jnp.ones(3)}}, {})
+    checkpoints.close()
+    assert complete_steps(tmp_path) == [4, 6, 7]
+
+
+def test_checkpoints_leave_the_loggers_of_others_alone_and_log_no_warning(tmp_path, caplog):
+    before = logging.getLogger("absl").level
+    save_two(tmp_path)
+    checkpoints = CheckpointManager(tmp_path, keep=2)
+    checkpoints.restore_latest({"params": shapes(tree(0.0))}, warn=pytest.fail)
+    checkpoints.close()
+    assert logging.getLogger("absl").level == before
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
 def test_checkpoints_are_none_in_a_new_folder(tmp_path):

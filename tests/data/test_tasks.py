@@ -554,7 +554,7 @@ def test_load_wants_the_fields_without_defaults(load, name):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"name": "t",', "must be JSON, got an error: Expecting property name"),
+        ('{"name": "t",', "must be JSON"),
         ("", "must be JSON"),
         ("[]", "must hold at least one task"),
         ('"t"', "must hold objects, got 't' as task 1"),

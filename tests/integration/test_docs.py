@@ -40,7 +40,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
         num_decoder_layers=1,
     )
     words = train_tokenizer([(SENTENCE + ANSWERS) * 3], vocab_size=38)
-    weights = Weights.of(init_params(config, jax.random.key(0)))
+    weights = Weights.from_params(init_params(config, jax.random.key(0)))
     save_hf(tmp_path / "hub", config, weights, words)
     monkeypatch.setattr(
         opening, "download_snapshot", lambda name, *, revision, subfolder: tmp_path / "hub"

@@ -19,7 +19,7 @@ from t5jax.pretrained.infer_config import (
     infer_fields,
     infer_shapes,
     infer_switches,
-    split_bias_rules,
+    mark_shared_bias,
 )
 from t5jax.pretrained.name_map import Leaf
 
@@ -171,7 +171,7 @@ def test_shapes_are_those_of_the_model(tmp_path, options):
     theirs = hf_folders.shapes(hf_folders.CONFIG, **options)
     layout, rest = hf_name_map(gated="gated" in options).match(theirs, source="file")
     assert rest == []
-    split_bias_rules(layout, keep=False)
+    mark_shared_bias(layout, keep=False)
     found = infer_shapes(layout, arrays_of(theirs, tmp_path))
     decoder = options.get("decoder", True)
     tied = "head" not in options
@@ -222,7 +222,7 @@ def table(*names):
 def test_share_bias_moves_tables_of_first_layers():
     layout = {"encoder/layers/relative_bias/embedding": table("e0"), "other": table("x", "y")}
     layout["decoder/layers/relative_bias/embedding"] = table("d0")
-    split_bias_rules(layout, keep=False)
+    mark_shared_bias(layout, keep=False)
     assert layout == {
         "other": table("x", "y"),
         "encoder/relative_bias/embedding": Leaf(("e0",), (1, 0), False),
@@ -246,15 +246,15 @@ def test_share_bias_leaves_tables_that_layers_own(encoder, decoder, keep):
         "decoder/layers/relative_bias/embedding": decoder,
     }
     before = dict(layout)
-    split_bias_rules(layout, keep=keep)
+    mark_shared_bias(layout, keep=keep)
     assert layout == before
 
 
 def test_share_bias_leaves_tables_that_are_shared_already():
     layout = {BIAS: Leaf(("e",), (1, 0), False)}
-    split_bias_rules(layout, keep=False)
+    mark_shared_bias(layout, keep=False)
     assert layout == {BIAS: Leaf(("e",), (1, 0), False)}
-    split_bias_rules({}, keep=False)
+    mark_shared_bias({}, keep=False)
 
 
 def test_keep_encoder_moves_the_decoder_to_what_is_ignored(tiny_config):

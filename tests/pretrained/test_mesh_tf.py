@@ -126,7 +126,7 @@ def test_checkpoint_of_tensorflow_loads_bit_for_bit(values):
     source = open_mesh_tf(PREFIX)
     assert source.config == CONFIG
     assert source.format == "Mesh TensorFlow"
-    params = flat(source.params())
+    params = flat(source.load_params())
     assert_same_bits(params, expected_params(values))
     assert sum(map(np.size, params.values())) == sum(
         x.size for name, x in values.items() if name != "global_step"
@@ -149,7 +149,7 @@ def test_encoder_only_leaves_the_decoder(values):
     assert source.config.num_decoder_layers == 0
     expected = expected_params(values)
     own = {n: x for n, x in expected.items() if not n.startswith(("decoder/", "output/"))}
-    assert_same_bits(flat(source.params()), own)
+    assert_same_bits(flat(source.load_params()), own)
     assert source.ignored["decoder/logits/kernel"] == "not of the encoder"
 
 
@@ -235,7 +235,7 @@ def test_older_names_of_norms_load(values, open_variables):
     }
     assert "encoder/final_layer_norm/scale" in older
     assert "decoder/block_000/layer_002/layer_norm/scale" in older
-    assert_same_bits(flat(open_variables(older).params()), expected_params(values))
+    assert_same_bits(flat(open_variables(older).load_params()), expected_params(values))
 
 
 def ungated(values):
@@ -256,21 +256,21 @@ def test_tied_relu_loads(values, open_variables, suffix):
     assert source.config == CONFIG.replace(
         gated_ff=False, activation="relu", tie_embeddings=True, scale_logits=True
     )
-    assert_same_bits(flat(source.params()), expected_params(given))
+    assert_same_bits(flat(source.load_params()), expected_params(given))
 
 
 def test_bias_of_cross_attention_is_ignored(values, open_variables):
     given = {**values, UNUSED_BIAS: np.ones((3, 8), np.float32)}
     source = open_variables(given)
     assert source.ignored[UNUSED_BIAS] == "of a bias that cross-attention does not have"
-    assert_same_bits(flat(source.params()), expected_params(values))
+    assert_same_bits(flat(source.load_params()), expected_params(values))
 
 
 def test_slots_of_every_optimizer_are_ignored(values, open_variables):
     slots = ["_slot_v", "_slot_vr", "_slot_vc", "_slot_m", "/Adam", "/Adam_1"]
     given = {**values, **{f"shared/embedding{slot}": np.ones(3, np.float32) for slot in slots}}
     given |= {"beta1_power": np.float32(1).reshape(()), "beta2_power": np.float32(1).reshape(())}
-    assert_same_bits(flat(open_variables(given).params()), expected_params(values))
+    assert_same_bits(flat(open_variables(given).load_params()), expected_params(values))
 
 
 def test_bias_of_every_layer_loads(values, open_variables):
@@ -279,7 +279,7 @@ def test_bias_of_every_layer_loads(values, open_variables):
     more = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
     source = open_variables({**values, table.format(1): more})
     assert source.config == CONFIG.replace(relative_bias_per_layer=True)
-    params = flat(source.params())
+    params = flat(source.load_params())
     both = np.stack([values[table.format(0)].T, more.T])
     assert params["encoder/layers/relative_bias/embedding"].tobytes() == both.tobytes()
     assert params["decoder/layers/relative_bias/embedding"].shape == (1, 8, 3)

@@ -9,7 +9,7 @@ import pytest
 from t5jax.checkpoint.trees import shapes_by_path
 from t5jax.models.t5 import abstract_params
 from t5jax.pretrained.hf.load import hf_name_map
-from t5jax.pretrained.infer_config import split_bias_rules
+from t5jax.pretrained.infer_config import mark_shared_bias
 from t5jax.pretrained.mesh_tf import mesh_tf_name_map
 from t5jax.pretrained.name_map import Leaf, NameMap, NameRule
 from t5jax.pretrained.t5x.load import t5x_name_map
@@ -158,7 +158,7 @@ def test_namings_write_and_read_every_parameter_by_the_tables(tiny_config, form,
     layout, rest = naming.match([*names[:5], "step", *names[5:]], source="file")
     assert rest == ["step"]
     if form != "scanned":
-        split_bias_rules(layout, keep=config.relative_bias_per_layer)
+        mark_shared_bias(layout, keep=config.relative_bias_per_layer)
     assert {path: list(leaf.names) for path, leaf in layout.items()} == expected
     for path, leaf in layout.items():
         assert leaf.per_layer == ("/layers/" in path and form != "scanned")

@@ -1,6 +1,5 @@
 """Our own folder: whole or not at all, bit for bit, and never over somebody else's files."""
 
-import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -14,8 +13,8 @@ from helpers.trees import assert_same_bits
 from t5jax.checkpoint.manager import CheckpointManager
 from t5jax.models.config import T5Config
 from t5jax.models.t5 import abstract_params
-from t5jax.pretrained import native
-from t5jax.pretrained.native import atomic_folder, holds_native_model, save_native
+from t5jax.pretrained.model_folder import write_model_folder
+from t5jax.pretrained.native import holds_native_model, save_native
 from t5jax.pretrained.open import load_pretrained
 from t5jax.tokenizers.sentencepiece import train_tokenizer
 
@@ -208,7 +207,7 @@ def test_save_through_a_link_replaces_what_it_points_to(model, tmp_path, tiny_co
 
 
 def save_half(path, error, *, overwrite):
-    with atomic_folder(path, overwrite=overwrite) as temporary:
+    with write_model_folder(path, overwrite=overwrite) as temporary:
         (temporary / "config.json").write_text("{")
         raise error
 
@@ -228,36 +227,6 @@ def test_interrupted_save_leaves_the_old_model(model, tmp_path, tiny_config, odd
     config, params, _ = load(model)
     assert config == tiny_config
     assert_same_bits(params, odd_params)
-
-
-def test_save_that_cannot_take_its_place_leaves_the_old_model(model, tmp_path, monkeypatch):
-    """The last of two renames fails, when the old model has made room."""
-    rename = Path.rename
-
-    def failing(self, target):
-        if self.name.endswith(".tmp"):
-            raise OSError("Device or resource busy")
-        return rename(self, target)
-
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "rename", failing)
-        with pytest.raises(OSError, match="busy"), atomic_folder(model, overwrite=True):
-            pass
-    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
-
-
-def test_save_is_not_disturbed_by_what_a_killed_one_left(tmp_path, monkeypatch):
-    """Process ids come back, in containers at every start."""
-    with contextlib.ExitStack() as never_left:
-        never_left.enter_context(atomic_folder(tmp_path / "model", overwrite=False))
-        left = names(tmp_path)
-        assert len(left) == 1
-        with atomic_folder(tmp_path / "model", overwrite=False) as temporary:
-            (temporary / "config.json").write_text("whole")
-        assert (tmp_path / "model" / "config.json").read_text() == "whole"
-        assert names(tmp_path) == [*left, "model"]
-        shutil.rmtree(tmp_path / "model")
 
 
 # Damaged, or of another model.
@@ -413,23 +382,3 @@ def test_abstract_params_are_what_a_folder_holds(saved):
     assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(
         lambda leaf: leaf.shape, abstract_params(config)
     )
-
-
-def test_interrupted_save_removes_what_threads_still_write(tmp_path, monkeypatch):
-    """An interrupt leaves writers behind, which make files while others are being removed."""
-    remove, calls = shutil.rmtree, []
-
-    def removed_too_early(path, **options):
-        remove(path, **options)
-        calls.append(path)
-        if len(calls) < 3:
-            path.mkdir()
-            (path / "late").write_text("of a thread")
-
-    monkeypatch.setattr(native.shutil, "rmtree", removed_too_early)
-    with (
-        pytest.raises(KeyboardInterrupt),
-        atomic_folder(tmp_path / "model", overwrite=False),
-    ):
-        raise KeyboardInterrupt
-    assert names(tmp_path) == []

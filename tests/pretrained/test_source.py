@@ -121,7 +121,7 @@ def test_params_keep_the_bits_of_the_file(tmp_path, form, dtype):
     values = random_values(dtype, FULL_SHAPES)
     values[QUERY][0, 0, :3] = [np.nan, np.inf, -0.0]
     source = stored(tmp_path / "x", values, form, config=FULL)
-    assert_same_bits(flat(source.params()), values)
+    assert_same_bits(flat(source.load_params()), values)
     assert source.shapes == FULL_SHAPES
     assert {path: source.dtype(path) for path in values} == dict.fromkeys(values, dtype)
     assert {path: source.num_bytes(path) for path in values} == {
@@ -130,7 +130,7 @@ def test_params_keep_the_bits_of_the_file(tmp_path, form, dtype):
 
 
 def test_params_are_on_the_first_device(tmp_path):
-    params = stored(tmp_path / "x", random_values(FLOAT32)).params()
+    params = stored(tmp_path / "x", random_values(FLOAT32)).load_params()
     assert {leaf.devices() == {jax.local_devices()[0]} for leaf in jax.tree.leaves(params)} == {
         True
     }
@@ -143,14 +143,14 @@ def test_params_are_converted_as_numpy_does(tmp_path, dtype, kind):
     values = random_values(dtype)
     source = stored(tmp_path / "x", values)
     expected = {path: value.astype(kind) for path, value in values.items()}
-    assert_same_bits(flat(source.params(dtype=kind)), expected)
+    assert_same_bits(flat(source.load_params(dtype=kind)), expected)
 
 
 def test_params_round_to_bfloat16_ties_to_even(tmp_path):
     values = random_values(FLOAT32)
     ties = np.arange(0x3F80, 0x3F80 + 64, dtype=np.uint32) << 16 | 0x8000
     values["encoder/layers/mlp/wi"][0, :8, :8] = ties.view(np.float32).reshape(8, 8)
-    found = stored(tmp_path / "x", values).params(dtype=BFLOAT16)
+    found = stored(tmp_path / "x", values).load_params(dtype=BFLOAT16)
     assert_same_bits(flat(found), {path: bfloat16_of(value) for path, value in values.items()})
 
 
@@ -159,7 +159,7 @@ def test_params_of_layers_of_several_types_widen_to_float32(tmp_path, form):
     values = random_values(FLOAT16)
     values = {path: (value.astype(np.float32) * 2**-8).round(4) for path, value in values.items()}
     source = stored(tmp_path / "x", values, form, dtypes=[BFLOAT16, FLOAT32, FLOAT16])
-    found = flat(source.params())
+    found = flat(source.load_params())
     for path, value in values.items():
         if "/layers/" not in path:
             assert found[path].dtype == source.dtype(path) == BFLOAT16
@@ -217,7 +217,7 @@ def test_params_of_a_mesh_give_every_device_its_part(tmp_path, form, mesh):
     mesh = make_mesh(mesh)
     values = random_values(BFLOAT16, FULL_SHAPES)
     source, counts = recorded(stored(tmp_path / "x", values, form, config=FULL))
-    params = source.params(mesh=mesh)
+    params = source.load_params(mesh=mesh)
     rules = PARTITION_RULES
     wanted = infer_shardings(abstract_params(FULL), mesh=mesh, rules=rules)
     leaves = zip(flat(params), jax.tree.leaves(params), jax.tree.leaves(wanted), strict=True)
@@ -236,7 +236,7 @@ def test_params_of_a_mesh_give_every_device_its_part(tmp_path, form, mesh):
 def test_params_of_a_mesh_are_converted(tmp_path):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     values = random_values(FLOAT32)
-    found = stored(tmp_path / "x", values).params(mesh=mesh, dtype=BFLOAT16)
+    found = stored(tmp_path / "x", values).load_params(mesh=mesh, dtype=BFLOAT16)
     expected = {path: bfloat16_of(value) for path, value in values.items()}
     assert_same_bits(flat(found), expected)
 
@@ -246,7 +246,7 @@ def test_params_refuse_a_mesh_that_does_not_divide_them(tmp_path, tiny_config):
     values = random_values(FLOAT32, shapes)
     source = stored(tmp_path / "x", values, config=tiny_config)
     with pytest.raises(ValueError, match="must divide every axis it shards"):
-        source.params(mesh=make_mesh(MeshConfig(tensor=8)))
+        source.load_params(mesh=make_mesh(MeshConfig(tensor=8)))
 
 
 @pytest.mark.parametrize("form", ["transposed", "scanned"])
@@ -254,7 +254,7 @@ def test_params_refuse_a_mesh_that_does_not_divide_them(tmp_path, tiny_config):
 def test_params_read_every_element_once_and_say_so(tmp_path, form, dtype):
     source, counts = recorded(stored(tmp_path / "x", random_values(FLOAT32), form))
     told = []
-    source.params(dtype=dtype, progress=told.append)
+    source.load_params(dtype=dtype, progress=told.append)
     assert all((count == 1).all() for count in counts)
     assert sum(told) == sum(source.num_bytes(path) for path in SHAPES)
     # The embedding, of 4096 bytes, not in one piece.
@@ -264,7 +264,7 @@ def test_params_read_every_element_once_and_say_so(tmp_path, form, dtype):
 def test_params_of_a_divided_mesh_tell_progress_of_the_same_sum(tmp_path):
     source = stored(tmp_path / "x", random_values(FLOAT16))
     told = []
-    source.params(mesh=make_mesh(MeshConfig(fsdp=4, tensor=2)), progress=told.append)
+    source.load_params(mesh=make_mesh(MeshConfig(fsdp=4, tensor=2)), progress=told.append)
     assert sum(told) == sum(source.num_bytes(path) for path in SHAPES)
 
 
@@ -272,14 +272,16 @@ def test_params_of_a_divided_mesh_tell_progress_of_the_same_sum(tmp_path):
 def test_params_of_odd_sizes(tmp_path, form, tiny_config):
     config = tiny_config.replace(relative_bias_per_layer=True, num_heads=1)
     values = random_values(BFLOAT16, shapes_by_path(abstract_params(config)))
-    assert_same_bits(flat(stored(tmp_path / "x", values, form, config=config).params()), values)
+    assert_same_bits(
+        flat(stored(tmp_path / "x", values, form, config=config).load_params()), values
+    )
 
 
 def test_params_of_an_encoder_with_projection(tmp_path, tiny_config):
     config = tiny_config.replace(num_decoder_layers=0, tie_embeddings=True, projection_dim=7)
     values = random_values(FLOAT32, shapes_by_path(abstract_params(config)))
     assert values["projection/kernel"].shape == (16, 7)
-    assert_same_bits(flat(stored(tmp_path / "x", values, config=config).params()), values)
+    assert_same_bits(flat(stored(tmp_path / "x", values, config=config).load_params()), values)
 
 
 @pytest.mark.parametrize("mesh", [None, MeshConfig(fsdp=4, tensor=2)], ids=["one", "mesh"])
@@ -288,14 +290,14 @@ def test_params_may_be_donated(tmp_path, mesh):
     values = random_values(FLOAT16)
     values = {path: np.nan_to_num(value.astype(FLOAT32)) for path, value in values.items()}
     source = stored(tmp_path / "x", values)
-    kept = source.params(mesh=mesh and make_mesh(mesh))
+    kept = source.load_params(mesh=mesh and make_mesh(mesh))
 
     @functools.partial(jax.jit, donate_argnums=0)
     def donating(params):
         return jax.tree.map(lambda x: x * x.dtype.type(0.5), params)
 
     for _ in range(2):
-        params = source.params(mesh=mesh and make_mesh(mesh))
+        params = source.load_params(mesh=mesh and make_mesh(mesh))
         for _ in range(2):
             params = donating(params)
             # Takes the place of what was freed.
@@ -315,7 +317,7 @@ def test_params_of_a_cut_file_name_it(tmp_path, mesh, form):
     for length in (0, len(content) - 1):
         file.write_bytes(content[:length])
         with pytest.raises(ValueError, match=f"^{file} ends within its data at byte {length}"):
-            source.params(mesh=mesh and make_mesh(mesh))
+            source.load_params(mesh=mesh and make_mesh(mesh))
 
 
 @pytest.mark.parametrize(
@@ -326,7 +328,7 @@ def test_params_are_checked_unless_they_were_rounded(tmp_path, dtype, calls):
     values = random_values(FLOAT32)
     seen = []
     source = dataclasses.replace(stored(tmp_path / "x", values), check=seen.append)
-    params = source.params(dtype=dtype)
+    params = source.load_params(dtype=dtype)
     assert len(seen) == calls
     assert all(given is params for given in seen)
 
@@ -337,7 +339,7 @@ def test_params_that_fail_their_check_are_not_returned(tmp_path):
 
     source = dataclasses.replace(stored(tmp_path / "x", random_values(FLOAT32)), check=check)
     with pytest.raises(ValueError, match="another sum"):
-        source.params()
+        source.load_params()
 
 
 @pytest.mark.parametrize("form", ["transposed", "scanned"])
@@ -516,7 +518,7 @@ def test_weights_of_params_are_as_they_are_in_memory():
         "table": np.array([[1, np.nan]], np.float32),
         "scalar": jnp.float16(2),
     }
-    weights = Weights.of(params)
+    weights = Weights.from_params(params)
     assert weights.shapes == {"encoder/layers/w": (2, 3), "table": (1, 2), "scalar": ()}
     assert weights.dtypes == {"encoder/layers/w": BFLOAT16, "table": FLOAT32, "scalar": FLOAT16}
     expected = {
@@ -529,8 +531,10 @@ def test_weights_of_params_are_as_they_are_in_memory():
 
 def test_weights_of_params_gather_what_is_divided(tmp_path):
     values = random_values(FLOAT32)
-    params = stored(tmp_path / "x", values).params(mesh=make_mesh(MeshConfig(fsdp=4, tensor=2)))
-    weights = Weights.of(params)
+    params = stored(tmp_path / "x", values).load_params(
+        mesh=make_mesh(MeshConfig(fsdp=4, tensor=2))
+    )
+    weights = Weights.from_params(params)
     assert weights.shapes == SHAPES
     assert_same_bits({path: weights.read(path) for path in SHAPES}, values)
 
@@ -541,7 +545,7 @@ def test_written_has_the_checksum_of_the_elements_in_order(dtype):
     views = [values, values.T, values[::2, 1:3], values[:, :, 3], values[0, 0, 0], values[:0]]
     for view in [*views, np.asfortranarray(values), np.broadcast_to(values[0, 0], (2, 5))]:
         view = np.asarray(view)
-        found = WrittenArray.of("theirs", "ours", view)
+        found = WrittenArray.from_values("theirs", "ours", view)
         # tobytes copies to the order of rows first.
         digest = hashlib.sha256(view.tobytes()).hexdigest()
         assert found == ("theirs", "ours", view.shape, dtype.name, digest)

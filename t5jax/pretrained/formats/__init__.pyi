@@ -13,7 +13,7 @@ from .lazy_array import (
     relative_index as relative_index,
 )
 from .msgpack import (
-    read_msgpack_tree as read_msgpack_tree,
+    open_msgpack_tree as open_msgpack_tree,
 )
 from .pytorch import (
     open_pytorch as open_pytorch,
@@ -22,9 +22,9 @@ from .safetensors import (
     SafetensorsWriter as SafetensorsWriter,
     open_safetensors as open_safetensors,
 )
-from .shard_index import (
-    is_plain_name as is_plain_name,
-    read_shard_index as read_shard_index,
+from .snappy import (
+    decompress_snappy as decompress_snappy,
+    snappy_length as snappy_length,
 )
 from .tf_bundle import (
     newest_prefix as newest_prefix,

@@ -1,7 +1,7 @@
-"""Arrays that lie in files: known by shape and type, read piece by piece.
+"""Lazy arrays: known by shape and type, read from their files block by block.
 
-A format's reader finds out where its arrays lie and returns them by name; nothing of their content
-is read until `blocks` is asked for it, and then only as much as one block is in memory.
+The `open_` function of a format returns its arrays by name; no content is read until `blocks` is
+iterated over, which holds one block in memory at a time.
 """
 
 import dataclasses
@@ -14,20 +14,16 @@ import ml_dtypes
 import numpy as np
 
 Index = tuple[slice, ...]
+"""For each axis, a slice with start and stop, and without step."""
 
-
-"""One slice with start and stop, and without step, for each axis."""
-
-
-# Types that are a float32, exactly.
+# Types whose values are float32 values, exactly.
 DTYPES = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
 
-
-# Read at once.  Small enough for a cache, so that what is read is still there when it is converted.
+# Read at once; small enough for a cache, so that a block is still in it when it is converted.
 BLOCK_BYTES = 1 << 20
 
 
@@ -49,9 +45,9 @@ class LazyArray(Protocol):
     def dtype(self) -> np.dtype: ...
 
     def blocks(self, index: Index) -> Iterator[tuple[Index, np.ndarray]]:
-        """The elements at `index`, in pieces: where each lies in the array, and its values.
+        """Yield the elements at an index in blocks: the index of each, and its values.
 
-        Values may be overwritten when the next piece is asked for.
+        Values may be overwritten by the next block.
 
         Raises:
           ValueError: the file is damaged; the message names it.
@@ -61,14 +57,14 @@ class LazyArray(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FileRegion:
-    """An array whose elements lie in a file uncompressed, first axis outermost.
+    """An array stored uncompressed in a file, first axis outermost.
 
     Attributes:
-      file: that holds it.
-      segments: offset and number of bytes of the pieces, usually one, that it is made of.
+      file: that stores it.
+      segments: offset and number of bytes of its parts, usually one.
       shape: of the array.
       dtype: of its elements, little-endian.
-      transposed: whether the first axis is the innermost instead, and the last the outermost.
+      transposed: whether the last axis is outermost instead, and the first innermost.
     """
 
     file: Path
@@ -78,14 +74,15 @@ class FileRegion:
     transposed: bool = False
 
     def __post_init__(self):
-        found = sum(size for _, size in self.segments)
-        if found != math.prod(self.shape) * self.dtype.itemsize:
+        num_bytes = sum(size for _, size in self.segments)
+        if num_bytes != math.prod(self.shape) * self.dtype.itemsize:
             raise ValueError(
                 f"{self.file}: an array of {self.dtype.name}{list(self.shape)} must have "
-                f"{math.prod(self.shape) * self.dtype.itemsize} bytes, got {found}."
+                f"{math.prod(self.shape) * self.dtype.itemsize} bytes, got {num_bytes}."
             )
 
     def blocks(self, index: Index) -> Iterator[tuple[Index, np.ndarray]]:
+        """Yield the elements at an index; see `LazyArray`."""
         if self.transposed:
             straight = dataclasses.replace(self, shape=self.shape[::-1], transposed=False)
             for where, values in straight.blocks(index[::-1]):
@@ -142,12 +139,19 @@ class InMemoryArray:
         return self.values.dtype
 
     def blocks(self, index: Index) -> Iterator[tuple[Index, np.ndarray]]:
+        """Yield the elements at an index as one block."""
         yield index, self.values[index]
 
 
 @dataclasses.dataclass(frozen=True)
 class MergedAxesArray:
-    """An array with two of its axes made one, the second of them innermost, where the first was."""
+    """An array with two of its axes merged.
+
+    Attributes:
+      array: with the axes apart.
+      outer: the axis that the merged one replaces.
+      inner: the other axis, which varies faster.
+    """
 
     array: LazyArray
     outer: int
@@ -169,6 +173,7 @@ class MergedAxesArray:
         return self.array.dtype
 
     def blocks(self, index: Index) -> Iterator[tuple[Index, np.ndarray]]:
+        """Yield the elements at an index; see `LazyArray`."""
         if 0 in self.array.shape:
             return
         size = self.array.shape[self.inner]
@@ -187,18 +192,18 @@ class MergedAxesArray:
                 part[self.outer] = slice(head - heads.start, head - heads.start + step)
                 start = head * size + features.start
                 stop = (head + step - 1) * size + features.stop
-                kept = slice(max(start, wanted.start), min(stop, wanted.stop))
-                if kept.start >= kept.stop:
+                overlap = slice(max(start, wanted.start), min(stop, wanted.stop))
+                if overlap.start >= overlap.stop:
                     continue
                 shape = list(values.shape)
                 shape[self.outer : self.outer + 2] = [stop - start]
-                joined = values[tuple(part)].reshape(shape)
+                merged = values[tuple(part)].reshape(shape)
                 part.pop()
-                part[self.outer] = slice(kept.start - start, kept.stop - start)
-                found = [*where]
-                found.pop(self.inner)
-                found[self.outer] = kept
-                yield tuple(found), joined[tuple(part)]
+                part[self.outer] = slice(overlap.start - start, overlap.stop - start)
+                position = [*where]
+                position.pop(self.inner)
+                position[self.outer] = overlap
+                yield tuple(position), merged[tuple(part)]
 
 
 def _read_into(file, offset: int, buffer: memoryview) -> None:
@@ -214,18 +219,18 @@ def _read_into(file, offset: int, buffer: memoryview) -> None:
 
 
 def full_index(shape: Sequence[int]) -> Index:
-    """The index of everything."""
+    """Return the index of all elements."""
     return tuple(slice(0, size) for size in shape)
 
 
 def relative_index(index: Index, outer: Index) -> Index:
-    """Where `index` lies in what `outer` selects."""
+    """Return `index` relative to the elements that `outer` selects."""
     pairs = zip(index, outer, strict=True)
     return tuple(slice(i.start - o.start, i.stop - o.start) for i, o in pairs)
 
 
 def read_array(array: LazyArray) -> np.ndarray:
-    """All of an array, in memory of its own."""
+    """Read an array into memory."""
     values = np.empty(array.shape, array.dtype)
     for where, block in array.blocks(full_index(array.shape)):
         values[where] = block
@@ -233,7 +238,7 @@ def read_array(array: LazyArray) -> np.ndarray:
 
 
 def arrays_equal(one: LazyArray, other: LazyArray) -> bool:
-    """Whether two arrays are the same bit for bit."""
+    """Return whether two arrays are equal in every bit."""
     if one == other:
         return True
     if one.shape != other.shape or one.dtype != other.dtype:

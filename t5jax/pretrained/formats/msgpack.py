@@ -1,4 +1,4 @@
-"""Trees of arrays in Flax's msgpack files, indexed without reading the arrays.
+"""Trees of arrays in Flax's msgpack files, opened without reading the arrays.
 
 `flax_model.msgpack` of Hugging Face and `checkpoint` of T5X: maps within maps, and arrays as
 msgpack's extension types.  (https://github.com/msgpack/msgpack/blob/master/spec.md)
@@ -15,53 +15,34 @@ import numpy as np
 
 from t5jax.pretrained.formats import lazy_array
 
-# All far above any checkpoint's, so that a damaged file takes neither memory nor time.
+# All far above those of any checkpoint, so that a damaged file takes neither memory nor time.
 _MAX_DEPTH = 64
-
-
 _MAX_VALUES = 1 << 20
-
-
 _MAX_STRING = 1 << 20
-
-
 _MAX_NAME = 512
-
-
 _MAX_AXES = 32
-
-
 _MAX_CHUNKS = 1 << 12
 
-
-# Elements of an array in which a size of 0 leaves the others without any limit.
+# Elements of an array without its axes of size 0, which would leave the others unlimited.
 _MAX_EMPTY = 1 << 31
 
-
-# What is read around an array to learn where the next one is; a page.
+# Read around an array to find the next one; a page.
 _BUFFER_BYTES = 4096
-
 
 # Flax's extension types.
 _NDARRAY, _COMPLEX, _SCALAR = 1, 2, 3
-
-
 _CHUNKED = "__msgpack_chunked_array__"
-
-
 _SPEC_KEYS = {"driver", "kvstore"}
-
 
 _DTYPES = {
     **{name: np.dtype(name) for name in ("bool", "int8", "int16", "int32", "int64", "float64")},
     **{name: np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64")},
     **lazy_array.DTYPES,
-    # As numpy calls bfloat16 where nothing has taught it that type.
+    # Numpy's name of bfloat16 where no library has registered that type.
     **dict.fromkeys(("V2", "void16"), lazy_array.DTYPES["bfloat16"]),
 }
 
-
-# What a value's first byte says: its kind, and its length or, if it is "plain", the value itself.
+# First byte of a value -> its kind, and its length or, if it is "plain", the value itself.
 _COMPLETE: dict[int, tuple[str, Any]] = {
     **{byte: ("plain", byte) for byte in range(0x80)},
     **{0x80 + size: ("map", size) for size in range(0x10)},
@@ -72,8 +53,7 @@ _COMPLETE: dict[int, tuple[str, Any]] = {
     **{byte: ("plain", byte - 0x100) for byte in range(0xE0, 0x100)},
 }
 
-
-# First bytes after which comes a number with the length or value, in growing widths.
+# First bytes that a number follows, in growing widths: the length or the value.
 _NUMBERED = {
     first + i: (kind, struct.Struct(f">{code}"))
     for first, kind, codes in (
@@ -90,21 +70,23 @@ _NUMBERED = {
 }
 
 
-def read_msgpack_tree(path: Path) -> dict[str, Any]:
-    """The leaves of a Flax tree by their '/'-joined keys, in the order of the file.
+def open_msgpack_tree(path: Path) -> dict[str, Any]:
+    """Open a Flax tree.
 
-    Maps without entries leave no trace.  A map with the keys "driver" and "kvstore" is a
-    TensorStore spec, which is a leaf.
+    Maps without entries are left out.  A map with the keys "driver" and "kvstore" is a TensorStore
+    spec, which is a leaf.
 
+    Args:
+      path: of the file.
     Returns:
-      An `FileRegion` for each array and NumPy scalar, of which nothing is read yet; specs as
-      dicts; and str, int, float, bool, None, bytes and lists as they are.
+      The leaves by their '/'-joined keys, in the order of the file: a `FileRegion` for each array
+      and NumPy scalar; specs as dicts; and str, int, float, bool, None, bytes and lists.
     Raises:
       ValueError: the file is missing, damaged, incomplete or no Flax tree; the message names it
         and the key at fault.
     """
     try:
-        # Anything but a file, a pipe for one, might keep us waiting.
+        # Opening anything else, such as a pipe, might block.
         if not path.is_file():
             raise ValueError(f"{path} must be a file; it is missing or no file. Download it again.")
         with path.open("rb", buffering=_BUFFER_BYTES) as file:
@@ -114,7 +96,7 @@ def read_msgpack_tree(path: Path) -> dict[str, Any]:
 
 
 class _Reader:
-    """Walks a file from its first byte to its last, past the content of arrays."""
+    """A reader that walks a file from start to end, skipping the content of arrays."""
 
     def __init__(self, path: Path, file: BinaryIO):
         self._path = path
@@ -130,12 +112,12 @@ class _Reader:
             raise self._error("must be a map of names to arrays; this is another kind of file")
         if self._at != self._end:
             raise self._damage(f"is followed by {self._end - self._at} bytes of something else")
-        found = {}
+        leaves = {}
         for name, leaf in self._leaves(root, ""):
-            if name in found:
+            if name in leaves:
                 raise self._damage("is there twice", name)
-            found[name] = leaf
-        return found
+            leaves[name] = leaf
+        return leaves
 
     def _leaves(self, node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in node.items():
@@ -195,7 +177,7 @@ class _Reader:
         return str(value)
 
     def _extension(self, size: int) -> lazy_array.FileRegion:
-        """An array: its shape, the name of its type, and its content, which is skipped."""
+        """Read an array: its shape, the name of its type, and its content, which is skipped."""
         self._check_left(1 + size)
         code = int.from_bytes(self._take(1), "big", signed=True)
         if code == _COMPLEX:
@@ -243,7 +225,7 @@ class _Reader:
         return _DTYPES[name]
 
     def _joined(self, node: dict[str, Any]) -> lazy_array.FileRegion:
-        """An array that was too large for msgpack: flat arrays, to be read one after the other."""
+        """Join the flat parts of an array that was too large for msgpack."""
         shape, chunks = (self._numbered(node.get(key)) for key in ("shape", "chunks"))
         if len(shape) > _MAX_AXES or not all(_is_size(size) for size in shape):
             raise self._damage("must have sizes that are whole numbers, 0 or more")
@@ -257,7 +239,7 @@ class _Reader:
         return self._region(segments, tuple(shape), dtypes.pop())
 
     def _numbered(self, node: Any) -> list[Any]:
-        """Values of a map with the keys "0", "1", ..., by number."""
+        """List the values of a map with the keys "0", "1", ..."""
         if not isinstance(node, dict) or node.keys() != {str(i) for i in range(len(node))}:
             raise self._damage("must have a numbered shape and numbered chunks")
         return [node[str(i)] for i in range(len(node))]
@@ -265,10 +247,10 @@ class _Reader:
     def _region(
         self, segments: list[tuple[int, int]], shape: tuple[int, ...], dtype: np.dtype
     ) -> lazy_array.FileRegion:
-        given = sum(size for _, size in segments)
-        if given != math.prod(shape) * dtype.itemsize:
+        num_bytes = sum(size for _, size in segments)
+        if num_bytes != math.prod(shape) * dtype.itemsize:
             raise self._damage(
-                f"must have the bytes of {dtype.name}{list(shape)!s:.100}, got {given} bytes"
+                f"must have the bytes of {dtype.name}{list(shape)!s:.100}, got {num_bytes} bytes"
             )
         if math.prod(size or 1 for size in shape) > _MAX_EMPTY and 0 in shape:
             raise self._damage(f"must have elements, got shape {shape!s:.100}")
@@ -277,7 +259,7 @@ class _Reader:
         )
 
     def _header(self) -> tuple[str, Any]:
-        """The kind of what comes next, and its length or, of a "plain" one, the value itself."""
+        """Read the kind of the next value, and its length or, if "plain", the value itself."""
         first = self._take(1)[0]
         if first in _COMPLETE:
             return _COMPLETE[first]

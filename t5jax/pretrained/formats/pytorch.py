@@ -1,6 +1,6 @@
-"""PyTorch's files: where the tensors of a state dict written by `torch.save` lie.
+"""State dicts written by `torch.save`, opened lazily.
 
-Two containers: zip, of torch 1.6 and later, and before that pickles in a row with the data behind.
+Two containers: zip, of torch 1.6 and later, and before that a row of pickles, then the data.
 Neither torch nor pickle is used, so nothing in a file is executed.
 """
 
@@ -13,50 +13,37 @@ import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from t5jax.errors import shorten
 from t5jax.pretrained.formats.lazy_array import FileRegion
 from t5jax.pretrained.formats.torch_pickle import PickleReader, Tensor
-from t5jax.pretrained.name_map import shorten
 
-# Far above any checkpoint's, so that a damaged file takes neither memory nor time.
+# Far above that of any checkpoint, so that a damaged file takes neither memory nor time.
 _MAX_PICKLE_BYTES = 64 << 20
-
-
 _MAX_AXES = 8
-
-
 _MAX_SIZE = 1 << 63
 
-
-# Elements of an array in which a size of 0 leaves the others without any limit.
+# Elements of an array without its axes of size 0, which would leave the others unlimited.
 _MAX_EMPTY = 1 << 31
-
-
 _MAGIC = 0x1950A86A20F9469CFC6C
-
-
 _PROTOCOL = 1001
-
-
 _ZIP_HEADER = b"PK\x03\x04"
-
-
 _ZIP_HEADER_BYTES = 30
-
-
 _ZIP_ENCRYPTED = 1 | 1 << 6 | 1 << 13
-
-
 _ZIP_UTF8 = 1 << 11
 
 
 def open_pytorch(path: Path) -> dict[str, FileRegion]:
-    """The tensors of a `pytorch_model.bin`, by name; nothing of their values is read yet.
+    """Open the tensors of a `pytorch_model.bin`.
 
+    Args:
+      path: of the file.
+    Returns:
+      Tensors by name.
     Raises:
       ValueError: the file is missing or damaged, is no state dict, asks for anything but tensors,
-        or holds one that is a view; the message names the file, and the tensor at fault.
+        or holds one that is a view; the message names the file and the tensor.
     """
-    # Anything but a file, a pipe for one, might keep us waiting.
+    # Opening anything else, such as a pipe, might block.
     if not path.is_file():
         raise ValueError(f"{path} must be a file; it is missing. Download it again.")
     try:
@@ -89,14 +76,14 @@ def _described(start: bytes) -> str:
     if start.startswith(b"version https://git-lfs"):
         return "a git-lfs pointer to one; fetch it with `git lfs pull`."
     if start[257:262] == b"ustar":
-        return "a tar file of torch 0.1; load it with that and save it anew."
+        return "a tar file of torch 0.1; load it with that and save it again."
     if not start:
         return "an empty one. Download it again."
     return f"one that begins with {start[:8]!r}. Download it again."
 
 
 def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
-    """What the pickle holds, and at which byte of the file each storage begins."""
+    """Read the pickle; return its value and the offset of each storage in the file."""
     try:
         with zipfile.ZipFile(file) as archive:
             listed = archive.infolist()
@@ -118,7 +105,7 @@ def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
     (root,) = roots
     order = entries.get(f"{root}byteorder")
     if order is not None and _entry(path, file, order) != b"little":
-        raise ValueError(f"{path} must be of a little-endian machine; save it anew on one.")
+        raise ValueError(f"{path} must be of a little-endian machine; save it again on one.")
 
     pickle = _entry(path, file, entries[f"{root}data.pkl"])
     reader = PickleReader(path, io.BytesIO(pickle))
@@ -128,10 +115,10 @@ def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
         entry = entries.get(f"{root}data/{key}")
         num_bytes = storage.size * storage.dtype.itemsize
         if entry is None or entry.file_size != num_bytes:
-            found = "none" if entry is None else f"one of {entry.file_size}"
+            actual = "none" if entry is None else f"one of {entry.file_size}"
             raise ValueError(
                 f"{path} must have an entry {shorten(f'{root}data/{key}')} of "
-                f"{num_bytes} bytes, got {found}; it is damaged. Download it again."
+                f"{num_bytes} bytes, got {actual}; it is damaged. Download it again."
             )
         offsets[key] = _entry_offset(path, file, entry)
     return state, offsets
@@ -145,7 +132,7 @@ def _entry(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> bytes:
         )
     file.seek(_entry_offset(path, file, entry))
     content = file.read(entry.file_size)
-    # 0 is what torch writes if told to save the time for computing it.
+    # torch writes 0 if told not to compute it.
     if entry.CRC not in (0, zlib.crc32(content)):
         raise ValueError(
             f"{path}: {shorten(entry.filename)} is damaged (its checksum differs). "
@@ -155,7 +142,7 @@ def _entry(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> bytes:
 
 
 def _entry_offset(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Where the content of an entry begins, all of which lies in the file."""
+    """Return the offset of an entry's content, after checking that the file has all of it."""
     if (
         entry.compress_type != zipfile.ZIP_STORED
         or entry.compress_size != entry.file_size
@@ -183,14 +170,14 @@ def _entry_offset(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> int:
 
 
 def _open_legacy(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
-    """As `_open_zip`."""
+    """Read the pickles of the older container, with the result of `_open_zip`."""
     stream = io.BytesIO(file.read(_MAX_PICKLE_BYTES))
     reader = PickleReader(path, stream)
     if reader.value() != _MAGIC or reader.value() != _PROTOCOL:
         raise ValueError(f"{path} must be a file of torch.save, got another pickle.")
     system = reader.value()
     if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise ValueError(f"{path} must be of a little-endian machine; save it anew on one.")
+        raise ValueError(f"{path} must be of a little-endian machine; save it again on one.")
     state, keys = reader.value(), reader.value()
     damaged = ValueError(
         f"{path} must list its storages and hold each in full; it is damaged or incomplete. "
@@ -250,7 +237,7 @@ def _region(path: Path, name: str, tensor: Tensor, offsets: dict[str, int]) -> F
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether the elements lie in a row, the last axis innermost."""
+    """Return whether the elements are contiguous, the last axis innermost."""
     if 0 in shape:
         return True
     expected = 1

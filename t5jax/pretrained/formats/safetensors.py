@@ -1,4 +1,4 @@
-"""safetensors files: where their arrays lie, and writing them array by array."""
+"""safetensors files, opened lazily and written array by array."""
 
 import json
 import math
@@ -22,13 +22,16 @@ _TYPES = {
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
 
-
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
 def open_safetensors(path: Path) -> dict[str, FileRegion]:
-    """The arrays of a file, by name; types that numpy does not have appear as raw bytes.
+    """Open the arrays of a file.
 
+    Args:
+      path: of the file.
+    Returns:
+      Arrays by name; those of types that numpy lacks, as raw bytes.
     Raises:
       ValueError: not a whole safetensors file.
     """
@@ -51,7 +54,7 @@ def open_safetensors(path: Path) -> dict[str, FileRegion]:
             f"({reason}). Download it again."
         ) from error
     header.pop("__metadata__", None)
-    found = {}
+    arrays = {}
     for name, entry in header.items():
         start, stop = entry["data_offsets"]
         segment = (8 + length + start, stop - start)
@@ -60,15 +63,15 @@ def open_safetensors(path: Path) -> dict[str, FileRegion]:
         shape = tuple(entry["shape"])
         if dtype is None:
             dtype, shape = np.dtype(np.uint8), (stop - start,)
-        found[name] = FileRegion(file=path, segments=(segment,), shape=shape, dtype=dtype)
-    return found
+        arrays[name] = FileRegion(file=path, segments=(segment,), shape=shape, dtype=dtype)
+    return arrays
 
 
 class SafetensorsWriter:
     """A safetensors file whose arrays are written in any order.
 
     Args:
-      path: the file, made at once in its full size.
+      path: of the file, which is created in its full size.
       entries: shape and type of every array.
     """
 
@@ -94,9 +97,15 @@ class SafetensorsWriter:
         self._file.truncate(self._start + offset)
 
     def write(self, name: str, values: np.ndarray) -> None:
-        """Writes one array, of the shape and type announced."""
+        """Write one array.
+
+        Args:
+          name: one of the entries.
+          values: of the shape and type of the entry.
+        """
         self._file.seek(self._start + self._offsets[name])
         self._file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
     def close(self) -> None:
+        """Close the file, when all arrays are written."""
         self._file.close()

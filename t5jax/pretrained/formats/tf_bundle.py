@@ -1,4 +1,4 @@
-"""TensorFlow checkpoints without TensorFlow: where each tensor lies in a bundle's data files.
+"""TensorFlow checkpoints, opened without TensorFlow.
 
 A bundle is `<prefix>.index` and `<prefix>.data-00000-of-0000N`.  The index is a sorted table in
 LevelDB's format, from names to protocol buffers; the data are plain little-endian numbers.
@@ -14,32 +14,19 @@ import ml_dtypes
 import numpy as np
 
 from t5jax.pretrained.formats import lazy_array
+from t5jax.pretrained.formats.snappy import decompress_snappy, snappy_length
 
 # For the index, its blocks uncompressed, and all names: T5 with 11 billion parameters needs 0.1 MB.
 _MAX_BYTES = 8 << 20
-
-
 _MAX_SIZE = 1 << 31  # of an axis
-
-
 _MAX_RANK = 32
-
-
 _FOOTER_BYTES = 48
-
-
 _MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
-
-
 _TRAILER_BYTES = 5
-
-
 _PLAIN, _SNAPPY = 0, 1
-
 
 # Of protocol buffers.
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-
 
 # TensorFlow's numbers of the types that are plain numbers in the data.
 _DTYPES = {
@@ -56,17 +43,17 @@ _DTYPES = {
 
 
 class _Damaged(Exception):
-    """What is wrong with an index, as the rest of a sentence that its name begins."""
+    """The index is damaged; the message is a sentence without its subject."""
 
 
 def open_tf_bundle(prefix: Path) -> dict[str, lazy_array.LazyArray]:
-    """Finds the tensors of a checkpoint.
+    """Open the tensors of a checkpoint.
 
     Args:
-      prefix: what the names of its files begin with, such as `folder/model.ckpt-1000`.  Data files
-        may be missing as long as no tensor in them is read.
+      prefix: of its files, such as `folder/model.ckpt-1000`.  Data files may be missing as long as
+        no tensor in them is read.
     Returns:
-      Every tensor of numbers by its name; strings and other types are left out.
+      All tensors of numbers, by name; strings and other types are left out.
     Raises:
       ValueError: the index is missing, damaged or of a kind that cannot be read here, or a data
         file is too short; the message names the file and, where it can, the tensor.
@@ -84,17 +71,17 @@ def open_tf_bundle(prefix: Path) -> dict[str, lazy_array.LazyArray]:
         shards = _Shards(prefix, _num_shards(value))
         tensors: dict[str, lazy_array.LazyArray] = {}
         for key, value in entries:
-            # Pieces of a partitioned variable, which has an entry of its own too.
+            # Slices of a partitioned variable, which has an entry of its own too.
             if key.startswith(b"\0"):
                 continue
-            shown = repr(key)[1:100]
+            quoted = repr(key)[1:100]
             try:
                 name = key.decode("utf-8")
                 tensor = _tensor(value, shards)
             except UnicodeDecodeError as error:
-                raise _Damaged(f"has a tensor {shown} whose name is no UTF-8") from error
+                raise _Damaged(f"has a tensor {quoted} whose name is no UTF-8") from error
             except _Damaged as error:
-                raise _Damaged(f"has a tensor {shown} that {error}") from error
+                raise _Damaged(f"has a tensor {quoted} that {error}") from error
             if tensor is not None:
                 tensors[name] = tensor
     except _Damaged as error:
@@ -103,23 +90,23 @@ def open_tf_bundle(prefix: Path) -> dict[str, lazy_array.LazyArray]:
 
 
 def newest_prefix(folder: Path) -> Path | None:
-    """The checkpoint of a folder that TensorFlow would continue from.
+    """Find the checkpoint of a folder that TensorFlow would resume from.
 
     Args:
-      folder: with checkpoints of one model at different steps.
+      folder: of checkpoints of one model at different steps.
     Returns:
-      The prefix that the text file `checkpoint` names, if it lies in this folder, or else that of
-      the highest step; None if there is none.
+      The prefix in the text file `checkpoint`, if this folder has it, or that of the highest step;
+      None if there is no checkpoint.
     """
-    found = {path.name.removesuffix(".index"): path for path in folder.glob("[!.]*.index")}
-    names = [name for name, path in found.items() if path.is_file()]
+    indexes = [path for path in folder.glob("[!.]*.index") if path.is_file()]
+    names = [path.name.removesuffix(".index") for path in indexes]
     state = folder / "checkpoint"
     if state.is_file():
         with state.open("rb") as file:
             text = file.read(1 << 20).decode("utf-8", errors="replace")
         match = re.search(r'^\s*model_checkpoint_path\s*:\s*"([^"\n]*)"', text, re.MULTILINE)
         name = match[1] if match else ""
-        # Where it was written, which is seldom where it is now.
+        # The folder that it was written to, seldom the one it is in now.
         if name.startswith("/") or "://" in name:
             name = name.rpartition("/")[2]
         if name in names:
@@ -169,7 +156,7 @@ def _file_size(file: Path) -> int | None:
 
 
 def _num_shards(header: bytes) -> int:
-    """Checks the header, and returns the number of data files."""
+    """Check the header, and return the number of data files."""
     fields = _message(header, {1: _VARINT, 2: _VARINT, 3: _BYTES})
     num_shards, endianness = _last(fields, 1, 0), _last(fields, 2, 0)
     if not 1 <= num_shards < 2**31:
@@ -185,7 +172,7 @@ def _num_shards(header: bytes) -> int:
 
 
 def _tensor(value: bytes, shards: _Shards) -> lazy_array.FileRegion | None:
-    """One entry; None for a type that is no plain number."""
+    """Parse one entry; return None for a type that is no plain number."""
     wires = {1: _VARINT, 2: _BYTES, 3: _VARINT, 4: _VARINT, 5: _VARINT, 6: _FIXED32, 7: _BYTES}
     fields = _message(value, wires)
     if 7 in fields:
@@ -215,11 +202,13 @@ def _shape(value: bytes) -> tuple[int, ...]:
 
 
 def _message(data: bytes, wires: Mapping[int, int]) -> dict[int, list]:
-    """The fields of a protocol buffer that are listed; integers are unsigned.
+    """Parse a protocol buffer; integers are unsigned.
 
     Args:
       data: the message.
-      wires: wire type of each field.
+      wires: wire type of each field to return.
+    Returns:
+      The values of each field.
     """
     fields: dict[int, list] = {}
     cursor = _Cursor(data)
@@ -248,7 +237,7 @@ def _last(fields: Mapping[int, list], number: int, default):
 class _Table:
     """A file of sorted keys and values.
 
-    Blocks of entries, a block of where these are, and a footer that says where that one is.
+    It has blocks of entries, a block of the handles of these, and a footer with the handle of that.
     """
 
     def __init__(self, content: bytes):
@@ -263,13 +252,13 @@ class _Table:
         self._room = _MAX_BYTES
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values, ascending."""
+        """Yield keys and values, ascending."""
         footer = _Cursor(self._content[-_FOOTER_BYTES:])
         _handle(footer)
         position, previous = 0, None
         for _, value in self._block_entries(*_handle(footer)):
             offset, size = _handle(_Cursor(value))
-            # Else a small file could list one block a million times.
+            # Otherwise a small file could list one block a million times.
             if offset < position:
                 raise _Damaged("has blocks that overlap; download it again")
             position = offset + size + _TRAILER_BYTES
@@ -281,7 +270,7 @@ class _Table:
 
     def _block_entries(self, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
         block = self._block(offset, size)
-        # Where keys are written in full follows, for binary search, and the number of such places.
+        # The offsets of keys written in full follow, for binary search, and their number.
         num_restarts = struct.unpack("<I", block[-4:])[0] if len(block) >= 4 else len(block)
         end = len(block) - 4 - 4 * num_restarts
         if end < 0:
@@ -304,10 +293,11 @@ class _Table:
         if checksum != _masked_crc32c(block + trailer[:1]):
             raise _Damaged("is damaged: its checksum does not fit; download it again")
         if kind == _SNAPPY:
-            cursor = _Cursor(block)
-            length = cursor.varint()
-            self._spend(length)
-            return _unsnap(cursor, length)
+            try:
+                self._spend(snappy_length(block))
+                return decompress_snappy(block)
+            except ValueError as error:
+                raise _Damaged("has a damaged compressed block; download it again") from error
         if kind != _PLAIN:
             raise _Damaged(f"has a block compressed by method {kind}; only 0 and 1 are known")
         self._spend(size)
@@ -323,37 +313,8 @@ def _handle(cursor: "_Cursor") -> tuple[int, int]:
     return cursor.varint(), cursor.varint()
 
 
-def _unsnap(cursor: "_Cursor", length: int) -> bytes:
-    """Undoes Snappy's compression: pieces to take as they are, and pieces to repeat."""
-    result = bytearray()
-    while not cursor.at_end():
-        tag = cursor.take(1)[0]
-        kind, count = tag & 3, (tag >> 2) + 1
-        if kind == 0:
-            if count > 60:
-                count = int.from_bytes(cursor.take(count - 60), "little") + 1
-            result += cursor.take(count)
-        else:
-            if kind == 1:
-                count = (tag >> 2 & 7) + 4
-                back = (tag >> 5) << 8 | cursor.take(1)[0]
-            else:
-                back = int.from_bytes(cursor.take(2 if kind == 2 else 4), "little")
-            if not 1 <= back <= len(result):
-                raise _Damaged("has a compressed block that repeats nothing; download it again")
-            start = len(result) - back
-            piece = result[start : start + count]
-            # It may reach into what it is about to write.
-            result += (piece * (count // len(piece) + 1))[:count]
-        if len(result) > length:
-            break
-    if len(result) != length:
-        raise _Damaged("has a compressed block of another length than it says; download it again")
-    return bytes(result)
-
-
 class _Cursor:
-    """Takes bytes off the front."""
+    """A position in bytes, which moves on as they are taken."""
 
     def __init__(self, data: bytes):
         self._data = data
@@ -370,7 +331,7 @@ class _Cursor:
         return self._data[start:end]
 
     def varint(self) -> int:
-        """A number of up to 64 bits, lowest seven first."""
+        """Take a number of up to 64 bits, lowest seven first."""
         value = 0
         for shift in range(0, 70, 7):
             byte = self.take(1)[0]

@@ -1,4 +1,4 @@
-"""Tensors named in torch's pickles, found without executing anything.
+"""Pickles written by torch, interpreted without executing anything.
 
 A pickle is a program that may call any function.  `pickletools.genops` lists its instructions;
 those that torch writes for a dict of tensors are followed here on values of our own, and any other
@@ -15,15 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from t5jax.errors import shorten
 from t5jax.pretrained.formats import lazy_array
-from t5jax.pretrained.name_map import shorten
 
-# About 40 for a tensor, so far above any file's.  Bounds time and memory together with the stream.
+# About 40 for a tensor, so far above that of any file.  With the stream, bounds time and memory.
 _MAX_OPCODES = 2_000_000
-
-
 _MAX_SIZE = 1 << 63
-
 
 _STORAGES = {
     "torch.FloatStorage": lazy_array.DTYPES["float32"],
@@ -38,27 +35,25 @@ _STORAGES = {
     "torch.BoolStorage": np.dtype(np.bool_),
 }
 
-
 _FUNCTIONS = {
     "collections.OrderedDict",
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_parameter",
 }
 
-
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
 @dataclasses.dataclass(frozen=True)
 class Global:
-    """One of the few functions and classes that a pickle may name; never the thing itself."""
+    """The name of a function or class, one of the few that a pickle may refer to."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A row of `size` elements, that several tensors may share."""
+    """A row of `size` elements, which several tensors may share."""
 
     key: str
     dtype: np.dtype
@@ -67,7 +62,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Which elements of a storage make a tensor, as the pickle says: nothing of it is checked."""
+    """The elements of a storage that make a tensor, as the pickle states them, unchecked."""
 
     storage: Storage
     offset: Any
@@ -76,14 +71,14 @@ class Tensor:
 
 
 class PickleReader:
-    """Reads one pickle after the other.
+    """A reader of several pickles in a row.
 
     Args:
       path: of the file, for messages.
-      stream: the pickles, in memory: a damaged one may ask for as many bytes as there are.
+      stream: the pickles, in memory, since a damaged one may ask for all bytes there are.
 
     Attributes:
-      storages: that the pickles read so far have named, by key.
+      storages: named by the pickles read so far, by key.
     """
 
     def __init__(self, path: Path, stream: io.BytesIO):
@@ -95,13 +90,13 @@ class PickleReader:
         self._memo: dict[int, Any] = {}
 
     def value(self) -> Any:
-        """The value of the next pickle.
+        """Read the value of the next pickle.
 
         Returns:
-          A Tensor, Storage, Global, str, int, bool or None, or a tuple, list or dict of such; keys
-          of dicts are str.  It may be nested without limit, or hold itself.
+          A Tensor, Storage, Global, str, int, bool or None, or a tuple, list or dict of them; keys
+          of dicts are str.  It may be nested without limit, or contain itself.
         Raises:
-          ValueError: damaged, or something else than torch writes for tensors.
+          ValueError: the pickle is damaged, or not one that torch writes for tensors.
         """
         self._stack, self._marks, self._memo = [], [], {}
         for opcode, argument in self._opcodes():
@@ -161,7 +156,7 @@ class PickleReader:
             case "REDUCE":
                 push(self._call(*self._pop(2)))
             case "BUILD":
-                # The attribute `_metadata` that torch gives to a state dict: versions of modules.
+                # The attribute `_metadata` of a state dict: versions of modules.
                 self._pop(1)
                 self._top(dict)
             case "BINPERSID":
@@ -209,7 +204,7 @@ class PickleReader:
         if len(items) % 2:
             raise self._damaged()
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Also lest a hostile key, tuples within tuples, takes forever to hash.
+            # A hostile key, tuples within tuples, would also take forever to hash.
             if type(key) is not str:
                 raise ValueError(
                     f"{self._path} must have names as the keys of its dicts, got a "
@@ -245,7 +240,7 @@ class PickleReader:
 
     def _storage(self, id_: Any) -> Storage:
         match id_:
-            # What comes last, in the older format, is None unless it is part of another storage.
+            # In the older format the last item is None unless this is part of another storage.
             case ("storage", Global(name), str(key), _, int(size), *part) if (
                 name in _STORAGES and 0 <= size < _MAX_SIZE and not any(part)
             ):

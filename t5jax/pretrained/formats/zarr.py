@@ -1,7 +1,7 @@
 """Folders of Zarr arrays, read by TensorStore: T5X's, and both generations of Orbax's.
 
-Where the arrays lie is decided here, never by a path in a file, so that nothing outside the folder
-is read.
+Paths of arrays are decided here, never by a path in a file, so that nothing outside the folder is
+read.
 """
 
 import collections
@@ -14,31 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from t5jax.pretrained.formats import shard_index
+from t5jax.fileio import is_plain_name, parse_json_object
 from t5jax.pretrained.formats.lazy_array import BLOCK_BYTES, DTYPES, Index
 
 _MANIFEST = "manifest.ocdbt"
 
-
 # Metadata of an array in the two versions of Zarr, and the driver that reads it.
 _DRIVERS = {".zarray": "zarr", "zarr.json": "zarr3"}
 
-
-# A piece is whole chunks, which writers make much larger than a cache.
-_PIECE_BYTES = 32 * BLOCK_BYTES
-
+# A block is whole chunks, which writers make much larger than a cache.
+_READ_BYTES = 32 * BLOCK_BYTES
 
 # T5X's default is 64 MiB; Orbax writes an array as one chunk.
 _MAX_CHUNK_BYTES = 16 << 30
-
-
 _MAX_METADATA_BYTES = 1 << 20
-
 
 # TensorStore decodes these as far as a chunk's size and no further; for Blosc, which it has too, it
 # takes the memory that the first bytes of a chunk ask for.
 _CODECS = {"gzip", "zlib", "zstd", "bytes", "crc32c", "transpose", "sharding_indexed"}
-
 
 # Of zeros by gzip, and far beyond weights; Zstandard can do more in arrays of one value.
 _MAX_COMPRESSION = 1 << 11
@@ -46,14 +39,14 @@ _MAX_COMPRESSION = 1 << 11
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ZarrArray:
-    """One array of a folder; `spec` opens it.
+    """One array of a folder.
 
     Attributes:
       file: the array's folder, for messages.
       shape: of the array.
       dtype: of its elements.
-      chunks: shape of the pieces that are stored.
-      spec: for TensorStore.
+      chunks: shape of a stored chunk.
+      spec: that TensorStore opens, as JSON.
       bits: whether bfloat16 is stored as the uint16 of the same bits.
     """
 
@@ -65,6 +58,7 @@ class ZarrArray:
     bits: bool = False
 
     def blocks(self, index: Index) -> Iterator[tuple[Index, np.ndarray]]:
+        """Yield the elements at an index; see `LazyArray`."""
         import tensorstore
 
         try:
@@ -78,7 +72,7 @@ class ZarrArray:
             first, *rest = index
             row_bytes = math.prod(s.stop - s.start for s in rest) * self.dtype.itemsize
             chunk = max(self.chunks[0], 1)
-            step = chunk * max(1, _PIECE_BYTES // max(row_bytes * chunk, 1))
+            step = chunk * max(1, _READ_BYTES // max(row_bytes * chunk, 1))
             start = first.start
             while start < first.stop:
                 stop = min((start // step + 1) * step, first.stop)
@@ -98,24 +92,25 @@ class ZarrArray:
 def open_zarr_folder(
     path: Path, *, skip: Callable[[str], bool] = lambda name: False
 ) -> dict[str, ZarrArray]:
-    """The arrays of an Orbax checkpoint, by '/'-joined path.
+    """Open the arrays of an Orbax checkpoint.
 
     Args:
-      path: the checkpoint.
-      skip: whether to leave out an array, by its name, whatever its state.
+      path: of the checkpoint.
+      skip: returns whether to leave out an array, by its name, even if it is damaged.
+    Returns:
+      Arrays by '/'-joined path.
     Raises:
-      ValueError: metadata that is missing or damaged.
+      ValueError: metadata is missing or damaged.
     """
-    found = {}
+    arrays = {}
     for key, metadata, held in _metadata(path):
         folder, _, file = key.rpartition("/")
         name = folder.replace(".", "/")
         if skip(name):
             continue
-        driver, parsed = _DRIVERS[file], _parse(metadata, path / key)
-        array = open_zarr_array(path, folder, parsed, driver=driver, stored=True, held=held)
-        found[name] = array
-    return found
+        driver, parsed = _DRIVERS[file], parse_json_object(metadata, source=path / key)
+        arrays[name] = open_zarr_array(path, folder, parsed, driver=driver, stored=True, held=held)
+    return arrays
 
 
 def open_zarr_array(
@@ -128,21 +123,22 @@ def open_zarr_array(
     bits: bool = False,
     held: tuple[int, int] | None = None,
 ) -> ZarrArray:
-    """One array.
+    """Open one array of a checkpoint.
 
     Args:
-      path: the checkpoint.
-      name: of the array's folder there.
+      path: of the checkpoint.
+      name: of the array's folder in it.
       metadata: as in `.zarray` or `zarr.json`.
       driver: TensorStore's, by the version of Zarr.
-      stored: whether the metadata is in the folder too, which else is opened by it alone.
+      stored: whether the folder has the metadata too; if not, the array is opened by `metadata`.
       bits: whether bfloat16 is stored as uint16.
-      held: number of its chunks that are stored, and the most bytes that they can have; None if
-        they are the files of its folder.
+      held: number of the stored chunks, and a bound on their bytes; None if they are the files
+        in the array's folder.
     Raises:
-      ValueError: metadata without shape or type, or of something too large; or a chunk is missing.
+      ValueError: metadata lacks shape or type or describes too large an array, or a chunk is
+        missing.
     """
-    if not shard_index.is_plain_name(name):
+    if not is_plain_name(name):
         raise ValueError(f"{path}: an array must lie in a folder of its own there, got {name!r}.")
     where = path / name
     try:
@@ -177,7 +173,7 @@ def open_zarr_array(
         kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
     else:
         kvstore = {**base, "path": f"{path.resolve() / name}/"}
-    # Else what is missing is zeros.
+    # Otherwise missing chunks are zeros.
     spec: dict[str, Any] = {"driver": driver, "kvstore": kvstore, "fill_missing_data_reads": False}
     if not stored:
         spec |= {"metadata": dict(metadata), "assume_metadata": True}
@@ -189,7 +185,7 @@ def open_zarr_array(
 
 
 def _metadata(path: Path) -> Iterator[tuple[str, bytes, tuple[int, int]]]:
-    """Where metadata lie, they themselves, and `held` of their array."""
+    """Yield the path and content of all metadata, and `held` of their array."""
     if not (path / _MANIFEST).is_file():
         for folder in sorted(path.iterdir()):
             for name in _DRIVERS:
@@ -218,7 +214,7 @@ def _metadata(path: Path) -> Iterator[tuple[str, bytes, tuple[int, int]]]:
 
 
 def _files(folder: Path) -> tuple[int, int]:
-    """Number of files in a folder, but for metadata, and of their bytes."""
+    """Count the files in a folder, without metadata, and their bytes."""
     files = (file for file in folder.rglob("*") if file.name not in _DRIVERS)
     sizes = [file.stat().st_size for file in files if file.is_file()]
     return len(sizes), sum(sizes)
@@ -258,7 +254,7 @@ def _check_held(
             "incomplete. Copy it again."
         )
     num_bytes = math.prod(shape) * dtype.itemsize
-    if num_bytes > max(size * _MAX_COMPRESSION, _PIECE_BYTES):
+    if num_bytes > max(size * _MAX_COMPRESSION, _READ_BYTES):
         raise ValueError(
             f"{where} cannot hold an array of {list(shape)!s:.80} in {size} bytes; it is damaged. "
             "Copy it again."
@@ -266,22 +262,12 @@ def _check_held(
 
 
 def tensorstore_reason(error: Exception) -> str:
-    """TensorStore's first line, without where in its source it comes from."""
+    """Return the first line of TensorStore's error, without the position in its source."""
     return str(error).partition("\n")[0].partition(" [")[0][:200]
 
 
 def _damage(where: Path, error: Exception) -> ValueError:
     return ValueError(f"{where} is damaged ({tensorstore_reason(error)}); copy it again.")
-
-
-def _parse(metadata: bytes, where: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(metadata)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} must be JSON; it is damaged. Copy it again.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} must be a JSON object; it is damaged. Copy it again.")
-    return value
 
 
 def _numpy_dtype(kind: str, where: Path) -> np.dtype:

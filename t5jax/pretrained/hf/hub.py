@@ -19,8 +19,7 @@ _FILES = (
     "*_Dense/*",
 )
 
-
-# Kinds of weights, best first; of those that a repository has, only the first is fetched.
+# Kinds of weights, best first; only the first that a repository has is downloaded.
 _WEIGHTS = (
     (
         "model.safetensors",
@@ -43,17 +42,19 @@ _WEIGHTS = (
 def download_snapshot(
     repo_id: str, *, revision: str | None = None, subfolder: str | None = None
 ) -> Path:
-    """The folder, in the hub's cache, of a model's files.
+    """Download a model's files to the hub's cache, unless they are in it.
 
-    A connection that breaks is taken up where it broke; after an interrupt, complete files are kept
-    and the others are fetched anew.
+    A broken connection is resumed; after an interrupt, complete files are kept and the others are
+    downloaded again.
 
     Args:
       repo_id: such as "google/flan-t5-small".
       revision: branch, tag or commit.
-      subfolder: the only one to fetch from; the folder that is returned has it too.
+      subfolder: the only one to download from.
+    Returns:
+      The folder of the repository, which has the subfolder too.
     Raises:
-      FileNotFoundError: the hub has no such model or revision, or does not show it to you.
+      FileNotFoundError: the hub has no such model or revision, or denies access to it.
       ConnectionError: the hub cannot be reached, and the model is not in the cache.
       ValueError: the model has no weights in a format that is read.
     """

@@ -1,66 +1,65 @@
-"""Hugging Face folders: T5, mT5 and umT5 as transformers, its Flax classes and diffusers save them.
+"""Hugging Face folders of T5, mT5 and umT5, as saved by transformers, Flax and diffusers.
 
-Linear weights are [out, in] in torch's files and [in, out] in Flax's and here; layers are separate
-there and stacked here.
+Linear weights are [out, in] in torch's files and [in, out] in Flax's and ours; layers are separate
+in theirs and stacked in ours.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from t5jax.errors import shorten
 from t5jax.models import T5Config
 from t5jax.pretrained.formats import (
     InMemoryArray,
     LazyArray,
     arrays_equal,
+    open_msgpack_tree,
     open_pytorch,
     open_safetensors,
     read_array,
-    read_msgpack_tree,
-    read_shard_index,
 )
 from t5jax.pretrained.hf import sentence_transformers
-from t5jax.pretrained.hf.config import HF_CONFIG_FILE, check_family, read_hf_config
-from t5jax.pretrained.infer_config import drop_decoder, infer_fields, infer_shapes, split_bias_rules
-from t5jax.pretrained.name_map import ATTENTIONS, KERNELS, Leaf, NameMap, NameRule, shorten
+from t5jax.pretrained.hf.shards import INDEX_SUFFIX, WEIGHTS_FILE, read_shard_index
+from t5jax.pretrained.hf_config import check_family, read_hf_config
+from t5jax.pretrained.infer_config import drop_decoder, infer_fields, infer_shapes, mark_shared_bias
+from t5jax.pretrained.model_folder import CONFIG_FILE
+from t5jax.pretrained.name_map import (
+    ATTENTIONS,
+    EMBEDDING_PATH,
+    KERNELS,
+    OUTPUT_PATH,
+    PROJECTION_PATH,
+    Leaf,
+    NameMap,
+    NameRule,
+)
 from t5jax.pretrained.source import CheckpointSource, checked_source
 
-WEIGHTS_FILE = "model.safetensors"
-
-
-INDEX_FILE = ".index.json"
-
-
-_EMBEDDING = "token_embedder/embedding"
-
-
-_OUTPUT = "output/kernel"
-
-
 _EMBEDDINGS = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
-
 
 # Written by old versions for a bias that cross-attention does not have.
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias"
 
-
-# Single files for image models have their tokenizer in them.
+# Single files for image models contain their tokenizer.
 _VOCABULARY = "spiece_model"
-
-
 _HEADS = ("classification_head.", "qa_outputs.", "classifier.")
 
 
 class _Format(NamedTuple):
-    """A kind of file that holds weights."""
+    """A kind of file that holds weights.
+
+    Attributes:
+      open: opens the arrays of a file.
+      spell: converts torch's name without its last part to the name in the file.
+      linear: axes of linear weights.
+      wrapper: prefix of every name if a class with a head of its own holds the model.
+    """
 
     open: Callable[[Path], Mapping[str, Any]]
     spell: Callable[[str], str]
-    """From torch's name without its last part to the name in the file."""
     linear: tuple[int, ...]
-    """Axes of linear weights."""
     wrapper: str = "transformer."
-    """Before every name where a class with a head of its own holds the model."""
 
 
 def _torch_name(name: str) -> str:
@@ -79,17 +78,17 @@ def _flax_name(name: str) -> str:
 _FORMATS = {
     WEIGHTS_FILE: _Format(open_safetensors, _torch_name, (1, 0)),
     "pytorch_model.bin": _Format(open_pytorch, _torch_name, (1, 0)),
-    "flax_model.msgpack": _Format(read_msgpack_tree, _flax_name, (), "transformer/"),
+    "flax_model.msgpack": _Format(open_msgpack_tree, _flax_name, (), "transformer/"),
 }
 
 
 def hf_name_map(*, gated: bool, kind: str = WEIGHTS_FILE, prefix: str = "") -> NameMap:
-    """Names of all parameters but the embedding's aliases.
+    """Return the names of all parameters, without the embedding's aliases.
 
     Args:
       gated: which feed-forward layer is written.
       kind: name of the file.
-      prefix: before every name.
+      prefix: of every name.
     """
     return NameMap(_rules(_FORMATS[kind], gated=gated, prefix=prefix))
 
@@ -113,50 +112,50 @@ def _rules(form: _Format, *, gated: bool, prefix: str) -> Iterator[NameRule]:
         yield rule(f"{layers}/relative_bias/embedding", f"{block}.{bias}")
         yield rule(f"{stack}/relative_bias/embedding", f"{stack}.block.0.layer.{bias}")
         yield rule(f"{stack}/final_norm/scale", f"{stack}.final_layer_norm")
-    yield rule(_OUTPUT, "lm_head", form.linear)
-    yield rule(_EMBEDDING, _EMBEDDINGS[0])
-    yield NameRule(
-        sentence_transformers.PROJECTION_PATH, sentence_transformers.PROJECTION_TENSOR, (1, 0)
-    )
+    yield rule(OUTPUT_PATH, "lm_head", form.linear)
+    yield rule(EMBEDDING_PATH, _EMBEDDINGS[0])
+    yield NameRule(PROJECTION_PATH, sentence_transformers.PROJECTION_TENSOR, (1, 0))
 
 
 def holds_hf_model(path: Path) -> bool:
-    """Whether `open_hf` is the reader for this file or folder."""
+    """Return whether a file or folder is one that `open_hf` opens."""
     if path.is_file():
         return path.suffix == ".safetensors"
     path = sentence_transformers.transformer_folder(path)
-    return (path / HF_CONFIG_FILE).is_file() and _weights(path) is not None
+    return (path / CONFIG_FILE).is_file() and _weights_file(path) is not None
 
 
 def open_hf(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
-    """What a folder holds, or a single safetensors file.
+    """Open a folder or a single safetensors file, without reading its tensors.
 
-    Without a config.json beside it, the tensors of a single file tell its sizes.
-
+    Args:
+      path: of the folder or the file; without a config.json next to it, a single file's sizes are
+        inferred from its tensors.
+      encoder_only: leave out the decoder.
     Raises:
-      ValueError: not a T5 that can be read here, damaged files, or weights that do not fit the
-        config; the message names the file, and the first tensor at fault with both shapes.
+      ValueError: the files are damaged, the model is not a T5 that can be read, or weights do not
+        fit the config; the message names the file, and the first wrong tensor with both shapes.
     """
     folder = sentence_transformers.transformer_folder(path) if path.is_dir() else path.parent
-    config_file = folder / HF_CONFIG_FILE
-    given = path.is_dir() or config_file.is_file()
-    family = check_family(config_file) if given else "t5"
-    file, kind = (_weights(folder) if path.is_dir() else None) or (path, WEIGHTS_FILE)
-    found = _open(file, _FORMATS[kind].open)
-    names, layout, ignored, unknown = _layout(found, file, kind)
-    table = layout[_EMBEDDING].names[0]
+    config_file = folder / CONFIG_FILE
+    has_config = path.is_dir() or config_file.is_file()
+    family = check_family(config_file) if has_config else "t5"
+    file, kind = (_weights_file(folder) if path.is_dir() else None) or (path, WEIGHTS_FILE)
+    arrays = _open_arrays(file, _FORMATS[kind].open)
+    name_map, layout, ignored, unknown = _match_arrays(arrays, file, kind)
+    table = layout[EMBEDDING_PATH].names[0]
     if path.is_dir() and (projection := sentence_transformers.open_projection(path)) is not None:
-        found[sentence_transformers.PROJECTION_TENSOR] = projection
-        layout |= names.match([sentence_transformers.PROJECTION_TENSOR], source=path)[0]
+        arrays[sentence_transformers.PROJECTION_TENSOR] = projection
+        layout |= name_map.match([sentence_transformers.PROJECTION_TENSOR], source=path)[0]
     if encoder_only:
         drop_decoder(layout, ignored)
-    elif _OUTPUT in layout and _equal(found, layout[_OUTPUT], table):
-        ignored[layout.pop(_OUTPUT).names[0]] = f"the same as {table}"
-    split_bias_rules(layout, keep=family == "umt5")
-    shapes = infer_shapes(layout, found)
+    elif OUTPUT_PATH in layout and _is_tied(arrays, layout[OUTPUT_PATH], table):
+        ignored[layout.pop(OUTPUT_PATH).names[0]] = f"the same as {table}"
+    mark_shared_bias(layout, keep=family == "umt5")
+    shapes = infer_shapes(layout, arrays)
     heads = [name for name in ignored if name.startswith(_HEADS)]
     notes = [f"{name} is of a head for another task, which is left out." for name in heads[:1]]
-    if given:
+    if has_config:
         config = read_hf_config(config_file, shapes, notes=notes)
     else:
         config = T5Config(**infer_fields(shapes, source=file))
@@ -165,26 +164,29 @@ def open_hf(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
         path=file,
         format=f"Hugging Face, {file.name}",
         config=config,
-        arrays=found,
+        arrays=arrays,
         layout=layout,
         ignored=ignored,
         notes=tuple(notes),
     )
-    return checked_source(source, names, unknown=unknown)
+    return checked_source(source, name_map, unknown=unknown)
 
 
-def _layout(
-    found: Mapping[str, LazyArray], file: Path, kind: str
+def _match_arrays(
+    arrays: Mapping[str, LazyArray], file: Path, kind: str
 ) -> tuple[NameMap, dict[str, Leaf], dict[str, str], list[str]]:
-    """The names of a file, what lies where, what is not read and why, and what is not known."""
+    """Return the name map of a file, its layout, what is ignored and why, and unknown names."""
     form = _FORMATS[kind]
-    wrapped = any(name.startswith(form.wrapper) for name in found)
+    wrapped = any(name.startswith(form.wrapper) for name in arrays)
     prefix = form.wrapper if wrapped else ""
     ignored: dict[str, str] = {}
-    table = _table(found, [prefix + form.spell(name) for name in _EMBEDDINGS], ignored, file)
-    names = hf_name_map(gated=any("wi_0" in name for name in found), kind=kind, prefix=prefix)
-    layout, rest = names.match([n for n in found if n not in ignored and n != table], source=file)
-    layout[_EMBEDDING] = Leaf((table,), (), False)
+    table = _embedding_name(
+        arrays, [prefix + form.spell(name) for name in _EMBEDDINGS], ignored, file
+    )
+    name_map = hf_name_map(gated=any("wi_0" in name for name in arrays), kind=kind, prefix=prefix)
+    names = [name for name in arrays if name not in ignored and name != table]
+    layout, rest = name_map.match(names, source=file)
+    layout[EMBEDDING_PATH] = Leaf((table,), (), False)
     for name in rest:
         if name == prefix + form.spell(_UNUSED):
             ignored[name] = "of a bias that cross-attention does not have"
@@ -192,26 +194,27 @@ def _layout(
             ignored[name] = "of a head for another task"
         elif name == _VOCABULARY:
             ignored[name] = "a SentencePiece model"
-    return names, layout, ignored, [name for name in rest if name not in ignored]
+    return name_map, layout, ignored, [name for name in rest if name not in ignored]
 
 
-def _weights(path: Path) -> tuple[Path, str] | None:
+def _weights_file(path: Path) -> tuple[Path, str] | None:
+    """Find the best kind of weights in a folder: the file or index, and the name of its kind."""
     for kind in _FORMATS:
-        for file in (path / kind, path / f"{kind}{INDEX_FILE}"):
+        for file in (path / kind, path / f"{kind}{INDEX_SUFFIX}"):
             if file.is_file():
                 return file, kind
     return None
 
 
-def _open(file: Path, opener: Callable[[Path], Mapping[str, Any]]) -> dict[str, LazyArray]:
-    """The arrays of a file, or of all the files that an index names."""
-    if file.name.endswith(INDEX_FILE):
+def _open_arrays(file: Path, opener: Callable[[Path], Mapping[str, Any]]) -> dict[str, LazyArray]:
+    """Open the arrays of a file, or of all the files that an index names."""
+    if file.name.endswith(INDEX_SUFFIX):
         files = read_shard_index(file)
         opened = {shard: opener(shard) for shard in dict.fromkeys(files.values())}
     else:
         opened = {file: opener(file)}
         files = dict.fromkeys(opened[file], file)
-    found = {}
+    arrays = {}
     for tensor, holder in files.items():
         value = opened[holder].get(tensor)
         if not hasattr(value, "blocks"):
@@ -219,20 +222,20 @@ def _open(file: Path, opener: Callable[[Path], Mapping[str, Any]]) -> dict[str, 
                 f"{holder} must hold the tensor {shorten(tensor)}, as {file.name} says; it lacks "
                 "it. Download both again."
             )
-        found[tensor] = value
-    return found
+        arrays[tensor] = value
+    return arrays
 
 
-def _table(
-    found: Mapping[str, LazyArray], aliases: list[str], ignored: dict[str, str], file: Path
+def _embedding_name(
+    arrays: Mapping[str, LazyArray], aliases: list[str], ignored: dict[str, str], file: Path
 ) -> str:
-    """The name of the embedding; its other names become `ignored`."""
-    present = [name for name in aliases if name in found]
+    """Return the name of the embedding; its other names become `ignored`."""
+    present = [name for name in aliases if name in arrays]
     if not present:
         raise ValueError(f"{file} must hold {aliases[0]}; it has no embedding at all.")
     first, *others = present
     for other in others:
-        if not arrays_equal(found[first], found[other]):
+        if not arrays_equal(arrays[first], arrays[other]):
             raise ValueError(
                 f"{file}: {other} must equal {first}; T5 shares one embedding between encoder and "
                 "decoder."
@@ -241,10 +244,10 @@ def _table(
     return first
 
 
-def _equal(found: Mapping[str, LazyArray], output: Leaf, table: str) -> bool:
-    """Whether the output layer is the embedding."""
-    array = found[output.names[0]]
+def _is_tied(arrays: Mapping[str, LazyArray], output: Leaf, table: str) -> bool:
+    """Return whether the output layer equals the embedding in every bit."""
+    array = arrays[output.names[0]]
     if not output.axes:
-        # Piece by piece, every one of the other's would be read for each column.
+        # Otherwise all blocks of the other array would be read for each column.
         array = InMemoryArray(array.file, read_array(array).T)
-    return arrays_equal(found[table], array)
+    return arrays_equal(arrays[table], array)

@@ -11,44 +11,26 @@ from typing import Any
 
 import numpy as np
 
-from t5jax.fileio import read_json, read_json_object, write_json
+from t5jax.fileio import is_plain_name, read_json, read_json_object, write_json
 from t5jax.pretrained.formats import (
     LazyArray,
     SafetensorsWriter,
-    is_plain_name,
     open_pytorch,
     open_safetensors,
 )
 
 MODULES_FILE = "modules.json"
-
-
-PROJECTION_PATH = "projection/kernel"
-
-
 PROJECTION_TENSOR = "2_Dense/linear.weight"
-
-
 _DENSE = "2_Dense"
-
-
 _POOLING = "1_Pooling"
-
-
 _WEIGHT = "linear.weight"
-
-
 _TYPES = "sentence_transformers.models."
-
-
 _SWITCH = "pooling_mode_"
-
-
 _IDENTITY = "torch.nn.modules.linear.Identity"
 
 
 def transformer_folder(path: Path) -> Path:
-    """The folder of the encoder itself, which old versions put below the others."""
+    """Return the folder of the encoder itself, a subfolder in old versions."""
     for module in _modules(path):
         if _kind(module) == "Transformer":
             return _inside(path, module)
@@ -56,12 +38,16 @@ def transformer_folder(path: Path) -> Path:
 
 
 def open_projection(path: Path) -> LazyArray | None:
-    """The [out, in] weight of the projection, or None if the folder is no sentence encoder.
+    """Open the [out, in] weight of the projection.
 
+    Args:
+      path: of the folder.
+    Returns:
+      The weight; None if the folder is no sentence encoder.
     Raises:
-      ValueError: a step that sentence-T5 does not have, or damaged files.
+      ValueError: the files are damaged, or list a step that sentence-T5 does not have.
     """
-    found = None
+    weight = None
     for module in _modules(path):
         kind = _kind(module)
         folder = _inside(path, module)
@@ -69,18 +55,18 @@ def open_projection(path: Path) -> LazyArray | None:
             _check_pooling(folder / "config.json")
         elif kind == "Dense":
             _check_dense(folder / "config.json")
-            if found is not None:
+            if weight is not None:
                 raise ValueError(
                     f"{path / MODULES_FILE} must list one Dense, as sentence-T5's does, got "
                     "several."
                 )
-            found = _weight(folder)
+            weight = _open_weight(folder)
         elif kind not in ("Transformer", "Normalize"):
             raise ValueError(
                 f"{path / MODULES_FILE} must list only Transformer, Pooling, Dense and Normalize, "
                 f"as sentence-T5's does, got {kind!r:.100}."
             )
-    return found
+    return weight
 
 
 def _check_pooling(config: Path) -> None:
@@ -91,10 +77,10 @@ def _check_pooling(config: Path) -> None:
     if named not in ("mean", ["mean"]) and (
         named is not None or modes != {_SWITCH + "mean_tokens"}
     ):
-        found = ", ".join(sorted(modes)) if named is None else json.dumps(named)
+        mode = ", ".join(sorted(modes)) if named is None else json.dumps(named)
         raise ValueError(
             f"{config} must take the mean over tokens, as sentence-T5 does, got "
-            f"{found[:200] or 'no mode'}."
+            f"{mode[:200] or 'no mode'}."
         )
 
 
@@ -120,7 +106,7 @@ def _settings(config: Path) -> Mapping[str, Any]:
 
 
 def write_sentence_transformers(folder: Path, kernel: np.ndarray) -> None:
-    """Writes what makes a sentence encoder of a folder with a T5 encoder.
+    """Write the files that turn a folder with a T5 encoder into a sentence encoder.
 
     Args:
       folder: of the encoder.
@@ -177,17 +163,17 @@ def _inside(path: Path, module: dict[str, Any]) -> Path:
     return path / name
 
 
-def _weight(folder: Path) -> LazyArray:
+def _open_weight(folder: Path) -> LazyArray:
     openers = {
         "model.safetensors": open_safetensors,
         "pytorch_model.bin": open_pytorch,
     }
     for name, opener in openers.items():
         if (folder / name).is_file():
-            found = opener(folder / name)
-            if list(found) != [_WEIGHT]:
+            arrays = opener(folder / name)
+            if list(arrays) != [_WEIGHT]:
                 raise ValueError(
-                    f"{folder / name} must hold {_WEIGHT} alone, got {', '.join(found)[:200]}."
+                    f"{folder / name} must hold {_WEIGHT} alone, got {', '.join(arrays)[:200]}."
                 )
-            return found[_WEIGHT]
+            return arrays[_WEIGHT]
     raise ValueError(f"{folder} must hold model.safetensors or pytorch_model.bin.")

@@ -4,7 +4,6 @@ from .load import (
     STEP_PATTERN as STEP_PATTERN,
     find_t5x as find_t5x,
     open_t5x as open_t5x,
-    read_t5x_config as read_t5x_config,
 )
 from .save import (
     save_t5x as save_t5x,

@@ -1,72 +1,37 @@
-"""T5X checkpoints: one msgpack file, a folder of Zarr arrays beside one, or Orbax's folders.
+"""T5X checkpoints: one msgpack file, one with a folder of Zarr arrays, or Orbax's folders.
 
 Kernels are [in, out], bias tables [N, R].  With scanned layers the layer is the second axis of
 every parameter, and heads may be an axis of their own.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from t5jax.fileio import read_json_object
-from t5jax.models import T5Config
 from t5jax.pretrained.formats import (
     FileRegion,
     LazyArray,
     MergedAxesArray,
+    open_msgpack_tree,
     open_zarr_array,
     open_zarr_folder,
-    read_msgpack_tree,
 )
-from t5jax.pretrained.hf import read_hf_config
-from t5jax.pretrained.infer_config import drop_decoder, infer_fields, infer_shapes, split_bias_rules
-from t5jax.pretrained.name_map import NameMap, NameRule
+from t5jax.pretrained.gin_config import read_gin_config
+from t5jax.pretrained.infer_config import drop_decoder, infer_shapes, mark_shared_bias
+from t5jax.pretrained.name_map import EMBEDDING_PATH, OUTPUT_PATH, NameMap, NameRule
 from t5jax.pretrained.source import CheckpointSource, checked_source
 
 CHECKPOINT_FILE = "checkpoint"
-
-
 STEP_PATTERN = re.compile(r"checkpoint_([0-9]+)")
-
-
-GIN_FILE = "config.json"
-
 
 # Version 2 stored bfloat16 as the uint16 of the same bits.
 _FIRST_WITH_BFLOAT16 = 3
-
-
-_EMBEDDING = "token_embedder/embedding"
-
-
 _ORBAX_ITEM = "state"
-
-
 _ORBAX = ("manifest.ocdbt", "_METADATA", "_CHECKPOINT_METADATA")
-
-
 _PLACEHOLDER = "PLACEHOLDER://"
-
-
 _FUSED = re.compile(r".*/(q_wi_fused|kv_fused|o_wo_fused)/.*")
-
-
 _ATTENTION = re.compile(r"attention/(query|key|value|out)/kernel$")
-
-
-_GIN = ("config.gin", "operative_config.gin")
-
-
-_GIN_ACTIVATIONS = re.compile(
-    r"(?m)^[^#\n]*(?:mlp_activations|MlpBlock\.activations|DenseReluDense\.activation)\s*=[\s\\]*"
-    r"([\[(][^\])]*[\])]|['\"][^'\"]*['\"])"
-)
-
-
-_ACTIVATIONS = {"relu": "relu", "gelu": "gelu_tanh", "swish": "silu", "silu": "silu"}
-
-
 _BLOCKS = {
     "encoder": {"attention": ("attention", "pre_attention_layer_norm")},
     "decoder": {
@@ -77,7 +42,7 @@ _BLOCKS = {
 
 
 def t5x_name_map(*, scanned: bool, gated: bool) -> NameMap:
-    """Names below `target/`.
+    """Return the names of all parameters, below `target/`.
 
     Args:
       scanned: whether all layers of a stack are one array.
@@ -88,7 +53,7 @@ def t5x_name_map(*, scanned: bool, gated: bool) -> NameMap:
 
 def _rules(*, scanned: bool, gated: bool) -> Iterator[NameRule]:
     inner = [("wi", "wi_0"), ("wi_linear", "wi_1"), ("wi", "wi")]
-    yield NameRule(_EMBEDDING, _EMBEDDING)
+    yield NameRule(EMBEDDING_PATH, EMBEDDING_PATH)
     for stack, attentions in _BLOCKS.items():
         # Two names of the scanned scope are in use, of which the first is in released checkpoints.
         scopes = [f"{stack}/{stack}", f"{stack}/layers"] if scanned else [f"{stack}/layers_{{}}"]
@@ -111,11 +76,11 @@ def _rules(*, scanned: bool, gated: bool) -> Iterator[NameRule]:
         shared = f"{stack}/relpos_bias/rel_embedding"
         yield NameRule(f"{stack}/relative_bias/embedding", shared, (1, 0))
         yield NameRule(f"{stack}/final_norm/scale", f"{stack}/{stack}_norm/scale")
-    yield NameRule("output/kernel", "decoder/logits_dense/kernel")
+    yield NameRule(OUTPUT_PATH, "decoder/logits_dense/kernel")
 
 
 def find_t5x(path: Path) -> Path | None:
-    """The checkpoint at a path, in it, or the newest of a run's folder; None if there is none."""
+    """Find the checkpoint at a path, in it, or the newest of a run; None if there is none."""
     if path.is_file():
         return path if _is_msgpack(path) else None
     if not path.is_dir():
@@ -127,8 +92,8 @@ def find_t5x(path: Path) -> Path | None:
         return path
     steps = [(int(m[1]), p) for p in path.iterdir() if (m := STEP_PATTERN.fullmatch(p.name))]
     for _, newest in sorted(steps, reverse=True):
-        if (found := find_t5x(newest)) is not None:
-            return found
+        if (checkpoint := find_t5x(newest)) is not None:
+            return checkpoint
     return None
 
 
@@ -146,32 +111,32 @@ def _is_msgpack(path: Path) -> bool:
 
 
 def open_t5x(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
-    """What the checkpoint that `find_t5x` found holds.
+    """Open a checkpoint, without reading its arrays.
 
-    Sizes follow from the arrays; the activation from a gin file beside the checkpoint, if there is
-    one.  A `config.json` of ours beside it is believed instead.
-
+    Args:
+      path: that `find_t5x` returned.
+      encoder_only: leave out the decoder.
     Raises:
-      ValueError: not a T5's checkpoint, or a damaged one; the message names file and array.
+      ValueError: the checkpoint is damaged, or not a T5's; the message names file and array.
     """
     ignored: dict[str, str] = {}
-    found, file = _arrays(path, ignored)
-    found = _targets(found, ignored, file)
-    prefix, scanned, gated = _shape_of_tree(found, file)
-    names = t5x_name_map(scanned=scanned, gated=gated)
-    found = {
-        name: _joined(name, array, scanned=scanned)
-        for name, array in ((name.removeprefix(prefix), array) for name, array in found.items())
+    arrays, file = _open_arrays(path, ignored)
+    arrays = _targets(arrays, ignored, file)
+    prefix, scanned, gated = _tree_form(arrays, file)
+    name_map = t5x_name_map(scanned=scanned, gated=gated)
+    arrays = {
+        name: _merge_heads(name, array, scanned=scanned)
+        for name, array in ((name.removeprefix(prefix), array) for name, array in arrays.items())
     }
-    layout, unknown = names.match(found, source=file)
+    layout, unknown = name_map.match(arrays, source=file)
     unknown = [name for name in unknown if not name.startswith("__")]
     if not scanned:
-        split_bias_rules(layout, keep=False)
+        mark_shared_bias(layout, keep=False)
     if encoder_only:
         drop_decoder(layout, ignored)
-    shapes = infer_shapes(layout, found)
+    shapes = infer_shapes(layout, arrays)
     notes: list[str] = []
-    config = read_t5x_config(_folders(path), shapes, source=file, notes=notes)
+    config = read_gin_config(_folders(path), shapes, source=file, notes=notes)
     if encoder_only:
         config = config.replace(num_decoder_layers=0)
     return checked_source(
@@ -179,57 +144,18 @@ def open_t5x(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
             path=file,
             format=f"T5X, {_kind(path)}, {'scanned' if scanned else 'separate'} layers",
             config=config,
-            arrays=found,
+            arrays=arrays,
             layout=layout,
             ignored=ignored,
             notes=tuple(notes),
         ),
-        names,
+        name_map,
         unknown=unknown,
     )
 
 
-def read_t5x_config(
-    folders: Sequence[Path],
-    shapes: Mapping[str, tuple[int, ...]],
-    *,
-    source: Path,
-    notes: list[str],
-) -> T5Config:
-    """The config of a model whose checkpoint has none.
-
-    Args:
-      folders: where a config.json, ours or Hugging Face's, or a gin file may lie, best first.
-      shapes: of the parameters, by our path.
-      source: what to call the checkpoint in an error.
-      notes: gets a sentence for everything that is assumed or taken from elsewhere.
-    """
-    for file in (folder / GIN_FILE for folder in folders):
-        if not file.is_file():
-            continue
-        keys = read_json_object(file)
-        if "model_type" in keys:
-            notes.append(f"the config is that of {file}.")
-            return read_hf_config(file, shapes, notes=notes)
-        if "d_model" in keys:
-            return T5Config.from_file(file)
-    fields = infer_fields(shapes, source=source)
-    notes.append("sizes follow from the arrays, padding is 0 and the end 1.")
-    for file in (folder / name for folder in folders for name in _GIN):
-        if file.is_file():
-            text = file.read_text(encoding="utf-8", errors="replace")
-            found = [re.findall(r"[A-Za-z_]+", m) for m in _GIN_ACTIVATIONS.findall(text)]
-            known = [_ACTIVATIONS[w] for words in found for w in words if w in _ACTIVATIONS]
-            if known:
-                return T5Config(**{**fields, "activation": known[-1]})
-    notes.append(
-        f"the activation is assumed to be {fields['activation']}, for no gin file tells it."
-    )
-    return T5Config(**fields)
-
-
 def _folders(path: Path) -> list[Path]:
-    """Where files that belong to a checkpoint lie: with it, and in its run's folder."""
+    """List the folders of files that belong to a checkpoint: its own and its run's."""
     if path.is_file():
         return [path.parent]
     checkpoint = path.parent if path.name == _ORBAX_ITEM else path
@@ -240,10 +166,10 @@ def _kind(path: Path) -> str:
     return "msgpack" if path.is_file() else "Orbax" if _is_orbax(path) else "Zarr"
 
 
-def _arrays(path: Path, ignored: dict[str, str]) -> tuple[dict[str, LazyArray], Path]:
-    """All arrays but the optimizer's, and what to call the checkpoint in an error.
+def _open_arrays(path: Path, ignored: dict[str, str]) -> tuple[dict[str, LazyArray], Path]:
+    """Open all arrays but the optimizer's; return them and the checkpoint's name in an error.
 
-    Those need not be there: they are larger than the model, and often not copied.
+    The optimizer's may be missing: they are larger than the model, and often not copied.
     """
 
     def skip(name: str) -> bool:
@@ -264,18 +190,18 @@ def _arrays(path: Path, ignored: dict[str, str]) -> tuple[dict[str, LazyArray], 
 def _leaves(
     file: Path, folder: Path, stored: Mapping[str, LazyArray], skip: Callable[[str], bool]
 ) -> dict[str, LazyArray]:
-    """The arrays in a msgpack file, and those that it says lie in folders beside it."""
-    tree = read_msgpack_tree(file)
+    """Open the arrays in a msgpack file, and those in folders that it refers to."""
+    tree = open_msgpack_tree(file)
     version = tree.get("version", _FIRST_WITH_BFLOAT16)
     old = isinstance(version, int) and version < _FIRST_WITH_BFLOAT16
-    found: dict[str, LazyArray] = {}
+    arrays: dict[str, LazyArray] = {}
     for name, leaf in tree.items():
         if skip(name):
             continue
         if isinstance(leaf, FileRegion):
-            found[name] = leaf
+            arrays[name] = leaf
         elif isinstance(leaf, Mapping):
-            found[name] = _spec(leaf, name, file, folder, old=old)
+            arrays[name] = _open_spec(leaf, name, file, folder, old=old)
         elif isinstance(leaf, str) and leaf.startswith(_PLACEHOLDER):
             key = leaf.removeprefix(_PLACEHOLDER).replace(".", "/")
             if key not in stored:
@@ -283,12 +209,14 @@ def _leaves(
                     f"{folder} must hold the array {leaf.removeprefix(_PLACEHOLDER)!r:.100}, as "
                     f"{file.name} says; it lacks it or its metadata. Copy the folder again."
                 )
-            found[name] = stored[key]
-    return found
+            arrays[name] = stored[key]
+    return arrays
 
 
-def _spec(leaf: Mapping[str, Any], name: str, file: Path, folder: Path, *, old: bool) -> LazyArray:
-    """An array that TensorStore wrote, by its specification in the msgpack file."""
+def _open_spec(
+    leaf: Mapping[str, Any], name: str, file: Path, folder: Path, *, old: bool
+) -> LazyArray:
+    """Open an array that TensorStore wrote, by its spec in the msgpack file."""
     kvstore = leaf.get("kvstore")
     where = leaf.get("path") or (kvstore.get("path") if isinstance(kvstore, Mapping) else None)
     metadata = leaf.get("metadata")
@@ -312,34 +240,34 @@ def _zarr_type(kind: str) -> str:
 
 
 def _targets(
-    found: dict[str, LazyArray], ignored: dict[str, str], file: Path
+    arrays: dict[str, LazyArray], ignored: dict[str, str], file: Path
 ) -> dict[str, LazyArray]:
-    """The model's own arrays; others become `ignored`."""
-    tables = [name for name in found if name.endswith(_EMBEDDING)]
+    """Return the model's own arrays; others become `ignored`."""
+    tables = [name for name in arrays if name.endswith(EMBEDDING_PATH)]
     if len(tables) > 1:
         tables = [name for name in tables if "target" in name.split("/")] or tables
     if len(tables) != 1:
         raise ValueError(
-            f"{file} must hold one T5, with {_EMBEDDING}; it holds {len(tables)} and "
-            f"{len(found)} arrays in all, first {min(found, default='none')!r:.80}."
+            f"{file} must hold one T5, with {EMBEDDING_PATH}; it holds {len(tables)} and "
+            f"{len(arrays)} arrays in all, first {min(arrays, default='none')!r:.80}."
         )
-    prefix = tables[0].removesuffix(_EMBEDDING)
-    ignored |= {name: "not of the model" for name in found if not name.startswith(prefix)}
-    return {name: array for name, array in found.items() if name not in ignored}
+    prefix = tables[0].removesuffix(EMBEDDING_PATH)
+    ignored |= {name: "not of the model" for name in arrays if not name.startswith(prefix)}
+    return {name: array for name, array in arrays.items() if name not in ignored}
 
 
-def _shape_of_tree(found: Mapping[str, LazyArray], file: Path) -> tuple[str, bool, bool]:
-    """What stands before every name, whether layers are scanned, and whether they are gated."""
-    table = next(name for name in found if name.endswith(_EMBEDDING))
-    fused = next((name for name in found if _FUSED.fullmatch(name)), None)
+def _tree_form(arrays: Mapping[str, LazyArray], file: Path) -> tuple[str, bool, bool]:
+    """Return the prefix of every name, whether layers are scanned, and whether they are gated."""
+    table = next(name for name in arrays if name.endswith(EMBEDDING_PATH))
+    fused = next((name for name in arrays if _FUSED.fullmatch(name)), None)
     if fused is not None:
         raise ValueError(f"{file} holds {fused}, of layers computed in parallel, not a T5's.")
-    scanned = not any("/layers_0/" in name for name in found)
-    return table.removesuffix(_EMBEDDING), scanned, any("/wi_0/" in name for name in found)
+    scanned = not any("/layers_0/" in name for name in arrays)
+    return table.removesuffix(EMBEDDING_PATH), scanned, any("/wi_0/" in name for name in arrays)
 
 
-def _joined(name: str, array: LazyArray, *, scanned: bool) -> LazyArray:
-    """An attention kernel with its heads and their features as one axis."""
+def _merge_heads(name: str, array: LazyArray, *, scanned: bool) -> LazyArray:
+    """Merge the heads and features of an attention kernel into one axis."""
     if not _ATTENTION.search(name) or len(array.shape) != 3 + scanned:
         return array
     if name.endswith("/out/kernel"):

@@ -1,38 +1,33 @@
-"""Writing T5X checkpoints: a msgpack file beside a folder of Zarr chunks for every array.
+"""Write T5X checkpoints: a msgpack file, and a folder of Zarr chunks for every array.
 
 They hold the model alone, as T5X's own exports for inference do, and no optimizer state.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from t5jax.fileio import StrPath
 from t5jax.models import T5Config
 from t5jax.pretrained.formats import tensorstore_reason
-from t5jax.pretrained.hf import PROJECTION_PATH
-from t5jax.pretrained.native import atomic_folder
+from t5jax.pretrained.model_folder import CONFIG_FILE, write_model_folder
+from t5jax.pretrained.name_map import PROJECTION_PATH
 from t5jax.pretrained.source import Weights, WrittenArray, num_layers
 from t5jax.pretrained.t5x import load
 from t5jax.tokenizers import Tokenizer
 
 _FOLDER = "checkpoint_0"
-
-
 _VERSION = 3
-
 
 # T5X reads whole chunks, several at a time.
 _CHUNK_BYTES = 64 << 20
-
-
 _ZARR_TYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "bfloat16"}
 
 
 def save_t5x(
-    path: str | os.PathLike,
+    path: StrPath,
     config: T5Config,
     weights: Weights,
     tokenizer: Tokenizer | None,
@@ -41,47 +36,47 @@ def save_t5x(
     overwrite: bool = False,
     written: Callable[[WrittenArray], object] = lambda _: None,
 ) -> None:
-    """Writes a folder with `checkpoint_0`, which T5X restores, and our config and tokenizer.
+    """Write a folder with `checkpoint_0`, which T5X restores, and our config and tokenizer.
 
     One parameter at a time is in memory.
 
     Args:
-      path: made whole or not at all.
+      path: appears whole or not at all.
       config: of the model.
-      weights: its parameters, in the types that they are to have.
-      tokenizer: written too, if there is one.
-      scanned: one array for all layers of a stack, for models that scan over layers, instead of
-        one for each.
+      weights: its parameters, in the types to write.
+      tokenizer: saved next to them, if there is one.
+      scanned: write one array for all layers of a stack, for models that scan over layers,
+        instead of one for each.
       overwrite: replace a saved model there.
-      written: told of every array.
+      written: called with every array after it was written.
     Raises:
-      FileExistsError: as `atomic_folder`.
-      ValueError: a sentence encoder's projection, for which T5X has no place.
+      FileExistsError: there are files at `path` that must not be replaced.
+      ValueError: the model has a sentence encoder's projection, for which T5X has no place.
     """
     if PROJECTION_PATH in weights.shapes:
         raise ValueError(
             f"a T5X checkpoint must be a plain T5, got one with {PROJECTION_PATH}; write it as "
             "Hugging Face's or t5jax's."
         )
-    naming = load.t5x_name_map(scanned=scanned, gated=config.gated_ff)
-    with atomic_folder(path, overwrite=overwrite) as folder:
+    name_map = load.t5x_name_map(scanned=scanned, gated=config.gated_ff)
+    with write_model_folder(path, overwrite=overwrite) as folder:
         checkpoint = folder / _FOLDER
         checkpoint.mkdir()
         tree: dict[str, Any] = {}
         for ours in weights.shapes:
-            leaf = naming.leaf(ours, num_layers(config, ours))
+            leaf = name_map.leaf(ours, num_layers(config, ours))
             for name, values in leaf.split(weights.read(ours)):
                 theirs = np.ascontiguousarray(values)
                 _insert(tree, name.split("/"), _write_array(checkpoint, name, theirs))
-                written(WrittenArray.of(name, ours, theirs))
+                written(WrittenArray.from_values(name, ours, theirs))
         _write_tree(checkpoint / load.CHECKPOINT_FILE, tree)
-        (folder / load.GIN_FILE).write_text(config.to_json(), encoding="utf-8")
+        (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save(folder)
 
 
 def _write_array(checkpoint: Path, name: str, values: np.ndarray) -> dict[str, Any]:
-    """Writes one array, and returns what the msgpack file says of it."""
+    """Write one array, and return its spec for the msgpack file."""
     import tensorstore
 
     own = f"target.{name.replace('/', '.')}"

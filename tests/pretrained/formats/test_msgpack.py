@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from t5jax.pretrained.formats import msgpack as msgpack_module
 from t5jax.pretrained.formats.lazy_array import FileRegion, read_array
-from t5jax.pretrained.formats.msgpack import read_msgpack_tree
+from t5jax.pretrained.formats.msgpack import open_msgpack_tree
 
 DTYPES = ["float32", "float16", "bfloat16", "float64", "bool"]
 DTYPES += [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
@@ -47,7 +47,7 @@ def values_of(leaf):
 def read(path, content=None):
     if content is not None:
         path.write_bytes(content)
-    return {name: values_of(leaf) for name, leaf in read_msgpack_tree(path).items()}
+    return {name: values_of(leaf) for name, leaf in open_msgpack_tree(path).items()}
 
 
 def expected_of(content):
@@ -89,7 +89,7 @@ def error_of(path, content=None) -> str:
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
-        read_msgpack_tree(path)
+        open_msgpack_tree(path)
     return checked(caught, path)
 
 
@@ -188,7 +188,7 @@ def test_read_tree_joins_the_chunks_of_large_arrays(file, monkeypatch, limit):
     content = serialization.msgpack_serialize(tree)
     assert b"__msgpack_chunked_array__" in content
     assert_same(read(file, content), traverse_util.flatten_dict(tree, sep="/"))
-    found = read_msgpack_tree(file)["a/matrix"]
+    found = open_msgpack_tree(file)["a/matrix"]
     assert len(found.segments) == -(-7 * 6 * 4 // max(limit // 4 * 4, 4))
     # Part of it, within and across chunks.
     for where, block in found.blocks((slice(2, 5), slice(1, 4))):
@@ -345,7 +345,7 @@ def test_read_tree_does_not_read_the_arrays(file):
     write_sparse(file, 50, (1 << 32) - 100)
     tracemalloc.start()
     try:
-        found = read_msgpack_tree(file)
+        found = open_msgpack_tree(file)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

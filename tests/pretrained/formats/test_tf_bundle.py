@@ -16,13 +16,7 @@ import pytest
 
 from t5jax.pretrained.formats import tf_bundle
 from t5jax.pretrained.formats.lazy_array import read_array
-from t5jax.pretrained.formats.tf_bundle import (
-    _Cursor,
-    _Table,
-    _unsnap,
-    newest_prefix,
-    open_tf_bundle,
-)
+from t5jax.pretrained.formats.tf_bundle import _Table, newest_prefix, open_tf_bundle
 
 DATA = Path(__file__).parents[2] / "fixtures"
 MESH = DATA / "mesh_tf" / "model.ckpt-1000"
@@ -277,35 +271,6 @@ def test_open_bundle_reads_compressed_blocks(tmp_path):
     write_index(prefix, join([(block, 1) for block in compressed]))
     expected = expected_of(MESH, bfloat16=["encoder/rms_norm/scale_slot_m"])
     assert_same_bits(read_all(prefix), expected)
-
-
-@pytest.mark.parametrize("period", [1, 2, 3, 60, 61, 255, 256, 257, 3000, 70000, 100000])
-def test_unsnap_undoes_snappy(period):
-    """Periods for each kind of copy, and literals of each length of length."""
-    codec = pytest.importorskip("pyarrow").Codec("snappy")
-    unit = random.Random(period).randbytes(period)
-    data = (unit * (140_000 // period + 1))[:140_000]
-    cursor = _Cursor(codec.compress(data, asbytes=True))
-    assert _unsnap(cursor, cursor.varint()) == data
-
-
-@pytest.mark.parametrize(
-    ("stream", "result"),
-    [  # each kind of element, by the format's description
-        ("08 616263", b"abc"),
-        ("f002 616263", b"abc"),
-        ("f40200 616263", b"abc"),
-        ("f8020000 616263", b"abc"),
-        ("fc02000000 616263", b"abc"),
-        ("08 616263 01 02", b"abcbcbc"),
-        ("08 616263 0e 0200", b"abcbcbc"),
-        ("08 616263 0f 02000000", b"abcbcbc"),
-        ("08 616263 00 64 0a 0300", b"abcdbcd"),
-    ],
-)
-def test_unsnap_knows_every_element(stream, result):
-    cursor = _Cursor(bytes.fromhex(stream))
-    assert _unsnap(cursor, len(result)) == result
 
 
 @pytest.mark.parametrize(

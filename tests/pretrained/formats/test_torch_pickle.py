@@ -20,9 +20,9 @@ from helpers import torch_pickles
 from helpers.torch_pickles import ORDERED_DICT, PROTO, STOP, integer, items, named, sizes, text
 from hypothesis import given, settings, strategies as st
 
+from t5jax.errors import shorten
 from t5jax.pretrained.formats import torch_pickle
 from t5jax.pretrained.formats.torch_pickle import Global, PickleReader, Storage, Tensor
-from t5jax.pretrained.name_map import shorten
 
 PATH = Path("folder/pytorch_model.bin")
 PROTOCOLS = [2, 3, 4, 5]

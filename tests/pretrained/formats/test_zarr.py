@@ -152,7 +152,7 @@ def test_blocks_of_any_part_are_that_part(tmp_path, monkeypatch, make, seed):
     value = draw(shape)
     folder = write(tmp_path, value, make(value, chunks=[rng.randint(1, n) for n in shape]))
     array = open_zarr_folder(tmp_path)["target/a"]
-    monkeypatch.setattr(zarr_module, "_PIECE_BYTES", rng.choice([1, 40, 1 << 20]))
+    monkeypatch.setattr(zarr_module, "_READ_BYTES", rng.choice([1, 40, 1 << 20]))
     for _ in range(8):
         bounds = [sorted(rng.sample(range(n + 1), 2)) for n in shape]
         index = tuple(slice(*b) for b in bounds)

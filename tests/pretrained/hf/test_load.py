@@ -62,11 +62,11 @@ FAMILIES = {
 
 def load(folder):
     source = open_hf(folder)
-    return source.config, source.params(dtype=np.dtype(np.float32))
+    return source.config, source.load_params(dtype=np.dtype(np.float32))
 
 
 def save(folder, config, params, vocabulary, **options):
-    save_hf(folder, config, Weights.of(params), vocabulary, **options)
+    save_hf(folder, config, Weights.from_params(params), vocabulary, **options)
 
 
 def expected_params(tensors):

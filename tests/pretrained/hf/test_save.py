@@ -94,7 +94,7 @@ def cut(sizes: dict[str, int], limit: int) -> list[list[str]]:
 
 
 def save(path, config, params, **options):
-    save_hf(path, config, Weights.of(params), None, **options)
+    save_hf(path, config, Weights.from_params(params), None, **options)
     return path
 
 
@@ -110,7 +110,7 @@ def load_all(path) -> dict[str, np.ndarray]:
 
 def read(path):
     source = open_hf(path)
-    return source.config, source.params()
+    return source.config, source.load_params()
 
 
 def assert_same_bits(one, other):
@@ -293,7 +293,7 @@ def test_save_names_the_class_that_reads_it(
 @pytest.mark.parametrize("after", [0, 30])
 def test_save_leaves_nothing_if_it_is_interrupted(tmp_path, tiny_config, after, error):
     config = config_of(tiny_config, "t5")
-    weights, count = Weights.of(make(config)), 0
+    weights, count = Weights.from_params(make(config)), 0
 
     def written(_):
         nonlocal count
@@ -312,7 +312,7 @@ def test_save_leaves_nothing_if_the_weights_cannot_be_read(tmp_path, tiny_config
     def read(path):
         raise ValueError(f"{path} ends within its data")
 
-    weights = Weights.of(make(tiny_config))._replace(read=read)
+    weights = Weights.from_params(make(tiny_config))._replace(read=read)
     with pytest.raises(ValueError, match="ends within its data"):
         save_hf(tmp_path / "out", tiny_config, weights, None)
     assert not any(tmp_path.iterdir())
@@ -323,7 +323,7 @@ def test_save_leaves_nothing_if_the_tokenizer_cannot_be_written(tmp_path, tiny_c
         raise OSError("no space")
 
     monkeypatch.setattr(ByteTokenizer, "save", fail)
-    weights = Weights.of(make(tiny_config))
+    weights = Weights.from_params(make(tiny_config))
     with pytest.raises(OSError, match="no space"):
         save_hf(tmp_path / "out", tiny_config, weights, ByteTokenizer())
     assert not any(tmp_path.iterdir())

@@ -379,5 +379,5 @@ def test_export_hf_writes_a_sentence_encoder_back(make, tmp_path, vocabulary, we
 def test_t5x_refuses_a_projection(tmp_path, tiny_config):
     config = tiny_config.replace(projection_dim=WIDTH)
     with pytest.raises(ValueError, match="must be a plain T5, got one with projection/kernel"):
-        save_t5x(tmp_path / "out", config, Weights.of(abstract_params(config)), None)
+        save_t5x(tmp_path / "out", config, Weights.from_params(abstract_params(config)), None)
     assert not any(tmp_path.iterdir())

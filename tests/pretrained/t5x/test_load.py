@@ -18,7 +18,8 @@ from helpers.trees import assert_same_bits, flat
 import t5jax
 from t5jax.models.config import T5Config
 from t5jax.pretrained.formats.lazy_array import read_array
-from t5jax.pretrained.t5x.load import find_t5x, open_t5x, read_t5x_config
+from t5jax.pretrained.gin_config import read_gin_config
+from t5jax.pretrained.t5x.load import find_t5x, open_t5x
 
 # What differs between published T5: 1.0, 1.1, umT5, and the encoder of one.
 FAMILIES = {
@@ -45,7 +46,7 @@ def load(path, **options):
     found = find_t5x(path)
     assert found is not None
     source = open_t5x(found, **options)
-    return source, flat(source.params())
+    return source, flat(source.load_params())
 
 
 def assert_loads(path, values, **options) -> T5Config:
@@ -578,7 +579,7 @@ def test_activation_is_that_of_the_gin_file(tmp_path, text, place):
     before = "# Parameters:\nnetwork.T5Config.dropout_rate = 0.0\n"
     (tmp_path / place / name).write_text(f"{before}{text}\nx.y = ['relu']\n")
     notes = []
-    config = read_t5x_config([folder, folder.parent], shapes, source=folder, notes=notes)
+    config = read_gin_config([folder, folder.parent], shapes, source=folder, notes=notes)
     assert config.activation == GIN[text]
     assert any("assumed to be gelu_tanh" in note for note in notes) == ("nothing" in text)
 
@@ -625,7 +626,7 @@ def test_source_reads_parts_and_reports_bytes(tmp_path):
     values = t5x_folders.random_arrays(**SMALL)
     source = open_t5x(t5x_folders.write_zarr(tmp_path / "x", values, chunks=7))
     told = []
-    params = flat(source.params(progress=told.append))
+    params = flat(source.load_params(progress=told.append))
     assert sum(told) == sum(value.nbytes for value in values.values())
     path = "encoder/layers/mlp/wo"
     np.testing.assert_array_equal(source.read(path, dtype=np.dtype(np.float32)), params[path])
@@ -654,4 +655,4 @@ def test_optimizer_that_was_not_copied_is_not_missed(tmp_path):
     t5x_folders.write_tree(folder / "checkpoint", tree)
     source = open_t5x(folder)
     assert any("param_states" in name for name in source.ignored)
-    assert_same_bits(source.params(), whole.params())
+    assert_same_bits(source.load_params(), whole.load_params())

@@ -14,7 +14,7 @@ from helpers.trees import assert_same_bits
 from safetensors.numpy import load_file
 
 from t5jax.pretrained.hf.save import save_hf
-from t5jax.pretrained.hf.sentence_transformers import PROJECTION_PATH
+from t5jax.pretrained.name_map import PROJECTION_PATH
 from t5jax.pretrained.open import load_pretrained, open_checkpoint, save_pretrained
 from t5jax.pretrained.source import Weights
 from t5jax.pretrained.t5x import save as save_module
@@ -162,7 +162,7 @@ def test_tensors_survive_every_format_bit_for_bit(tmp_path, family):
     first = open_checkpoint(tmp_path / "hf")
     save_t5x(tmp_path / "scan", first.config, first.weights(), None, scanned=True)
     second = open_checkpoint(tmp_path / "scan")
-    save_pretrained(tmp_path / "ours", second.config, second.params(), None)
+    save_pretrained(tmp_path / "ours", second.config, second.load_params(), None)
     third = open_checkpoint(tmp_path / "ours")
     save_t5x(tmp_path / "separate", third.config, third.weights(), None)
     fourth = open_checkpoint(tmp_path / "separate")

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from t5jax.pretrained.formats.shard_index import read_shard_index
+from t5jax.pretrained.hf.shards import read_shard_index
 
 WEIGHTS = {
     "encoder.block.0.layer.0.layer_norm.weight": "model-00002-of-00002.safetensors",

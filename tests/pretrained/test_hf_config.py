@@ -6,7 +6,7 @@ import pytest
 from helpers import hf_folders
 
 from t5jax.models.config import T5Config
-from t5jax.pretrained.hf.config import read_hf_config, write_hf_config
+from t5jax.pretrained.hf_config import read_hf_config, write_hf_config
 
 
 def shapes(config):

@@ -1,4 +1,4 @@
-"""Hugging Face's `config.json` to ours, corrected by the tensors beside it, and back."""
+"""Hugging Face's `config.json` to ours and back; where tensors disagree with it, they count."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,18 +7,14 @@ from typing import Any
 from t5jax.fileio import read_json_object, write_json
 from t5jax.models import T5Config
 from t5jax.pretrained.infer_config import infer_switches
-
-HF_CONFIG_FILE = "config.json"
-
+from t5jax.pretrained.model_folder import CONFIG_FILE
 
 GENERATION_FILE = "generation_config.json"
 
-
-# Their model_type and how its config says so if it leaves out the activation.
+# Every model_type of T5, and its activation if the config leaves that out.
 _FAMILIES = {"t5": "relu", "mt5": "gated-gelu", "umt5": "gated-gelu"}
 
-
-# Models that share T5's names or its tensors' names, and are something else.
+# Other architectures that use T5's name or its tensors' names.
 _RELATIVES = {
     "longt5": "its encoder attends locally",
     "switch_transformers": "its feed-forward layers are mixtures of experts",
@@ -33,7 +29,6 @@ _RELATIVES = {
     "codet5p_bimodal": "it runs code from its repository",
 }
 
-
 # Names of activations there and here; plain "gelu" is the exact one.
 _ACTIVATIONS = {
     "relu": "relu",
@@ -44,8 +39,7 @@ _ACTIVATIONS = {
     "swish": "silu",
 }
 
-
-# Our fields, their keys, and what an absent key means there; without a default, it must be there.
+# Our fields, their keys, and the value of an absent key; a key without a default is required.
 _FIELDS: dict[str, tuple[Any, ...]] = {
     "vocab_size": ("vocab_size",),
     "d_model": ("d_model",),
@@ -65,10 +59,10 @@ _FIELDS: dict[str, tuple[Any, ...]] = {
 
 
 def check_family(path: Path) -> str:
-    """The model_type of a config.json.
+    """Return the model_type of a config.json.
 
     Raises:
-      ValueError: not JSON, or another architecture than T5's.
+      ValueError: the file is not JSON, or the architecture is not T5's.
     """
     return _family(path, read_json_object(path))
 
@@ -87,37 +81,38 @@ def _family(path: Path, raw: Mapping[str, Any]) -> str:
 def read_hf_config(
     path: Path, shapes: Mapping[str, tuple[int, ...]], *, notes: list[str]
 ) -> T5Config:
-    """The config of a model.
+    """Read the config of a model.
 
     Args:
       path: of config.json.
-      shapes: of the parameters beside it, by our path: they decide on rows of the vocabulary,
+      shapes: of the model's parameters, by our path; they decide on the size of the vocabulary,
         gating, tying, a bias in every layer, and whether there is a decoder.
-      notes: gets a sentence for everything that had to be set right.
+      notes: list that a sentence is appended to for every value that had to be corrected.
     Raises:
-      ValueError: not JSON, another architecture, or a value that T5 does not have.
+      ValueError: the file is not JSON, the architecture is not T5's, or a value is one that T5
+        does not have.
     """
     raw = read_json_object(path)
     family = _family(path, raw)
     missing = [key for key, *default in _FIELDS.values() if not default and key not in raw]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; every T5 config has them.")
-    found = {ours: raw.get(key, *default) for ours, (key, *default) in _FIELDS.items()}
+    fields = {ours: raw.get(key, *default) for ours, (key, *default) in _FIELDS.items()}
     switches = infer_switches(shapes)
-    if switches["vocab_size"] != found["vocab_size"]:
+    if switches["vocab_size"] != fields["vocab_size"]:
         notes.append(
-            f"vocab_size is {found['vocab_size']} in config.json, and the embedding has "
+            f"vocab_size is {fields['vocab_size']} in config.json, and the embedding has "
             f"{switches['vocab_size']} rows, which count."
         )
     if "decoder/final_norm/scale" not in shapes:
-        found["num_decoder_layers"] = 0
-    elif found["num_decoder_layers"] is None:
-        found["num_decoder_layers"] = found["num_encoder_layers"]
-    if found["decoder_start_id"] is None:
-        beside = path.with_name(GENERATION_FILE)
-        settings = read_json_object(beside) if beside.is_file() else {}
+        fields["num_decoder_layers"] = 0
+    elif fields["num_decoder_layers"] is None:
+        fields["num_decoder_layers"] = fields["num_encoder_layers"]
+    if fields["decoder_start_id"] is None:
+        generation = path.with_name(GENERATION_FILE)
+        settings = read_json_object(generation) if generation.is_file() else {}
         start = settings.get("decoder_start_token_id")
-        found["decoder_start_id"] = found["pad_id"] if start is None else start
+        fields["decoder_start_id"] = fields["pad_id"] if start is None else start
     tie = _switch(path, raw, "tie_word_embeddings")
     scale = _switch(path, raw, "scale_decoder_outputs")
     if scale is None:
@@ -133,7 +128,7 @@ def read_hf_config(
     activation = _activation(path, raw, family, gated=switches["gated_ff"], notes=notes)
     try:
         return T5Config(
-            **{**found, **switches},
+            **{**fields, **switches},
             activation=activation,  # pyright: ignore[reportArgumentType]
             scale_logits=scale,
         )
@@ -179,13 +174,13 @@ def _switch(path: Path, raw: Mapping[str, Any], key: str) -> bool | None:
 
 
 def write_hf_config(folder: Path, config: T5Config) -> None:
-    """Writes config.json and generation_config.json."""
+    """Write config.json and generation_config.json."""
     ids = {
         "decoder_start_token_id": config.decoder_start_id,
         "eos_token_id": config.eos_id,
         "pad_token_id": config.pad_id,
     }
-    write_json(folder / HF_CONFIG_FILE, {**_to_hf(config), **ids})
+    write_json(folder / CONFIG_FILE, {**_to_hf(config), **ids})
     write_json(folder / GENERATION_FILE, ids)
 
 
