@@ -25,11 +25,11 @@ from .optim.optimizer import OptimizerConfig as OptimizerConfig
 from .optim.schedules import ScheduleConfig as ScheduleConfig
 from .recipes.finetune import finetune as finetune
 from .recipes.finetune_config import FinetuneConfig as FinetuneConfig
-from .recipes.pretrain import PretrainConfig as PretrainConfig
 from .recipes.pretrain import pretrain as pretrain
+from .recipes.pretrain_config import PretrainConfig as PretrainConfig
 from .text2text import StreamEvent as StreamEvent
 from .text2text import Text2Text as Text2Text
-from .training.loop import FitConfig as FitConfig
 from .training.step import StepConfig as StepConfig
+from .training.trainer import FitConfig as FitConfig
 
 __version__: str

@@ -55,6 +55,12 @@ from .sharding import (
     BATCH_SPEC as BATCH_SPEC,
 )
 from .sharding import (
+    check_batch_size as check_batch_size,
+)
+from .sharding import (
+    check_lengths as check_lengths,
+)
+from .sharding import (
     constrain_activations as constrain_activations,
 )
 from .sharding import (
@@ -74,6 +80,9 @@ from .sharding import (
 )
 from .sharding import (
     path_name as path_name,
+)
+from .sharding import (
+    shard_batch as shard_batch,
 )
 from .sharding import (
     shard_rows as shard_rows,

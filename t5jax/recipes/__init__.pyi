@@ -7,9 +7,6 @@ from .batch_inference import (
     generate_file as generate_file,
 )
 from .finetune import (
-    PREDICTIONS as PREDICTIONS,
-)
-from .finetune import (
     finetune as finetune,
 )
 from .finetune_config import (
@@ -19,8 +16,11 @@ from .infilling import (
     fill_blanks as fill_blanks,
 )
 from .pretrain import (
+    pretrain as pretrain,
+)
+from .pretrain_config import (
     PretrainConfig as PretrainConfig,
 )
-from .pretrain import (
-    pretrain as pretrain,
+from .validation import (
+    PREDICTIONS as PREDICTIONS,
 )

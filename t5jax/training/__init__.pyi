@@ -1,19 +1,19 @@
-"""The training step and the loop around it."""
+"""The training step, the trainer around it, and the parts of a run."""
 
-from .loop import (
-    FitConfig as FitConfig,
+from .evaluation import (
+    LossEvaluator as LossEvaluator,
 )
-from .loop import (
-    final_step as final_step,
+from .evaluation import (
+    baseline_losses as baseline_losses,
 )
-from .loop import (
-    inference_params as inference_params,
+from .evaluation import (
+    count_targets as count_targets,
 )
-from .loop import (
-    ranking_keys as ranking_keys,
+from .evaluation import (
+    evaluate_loss as evaluate_loss,
 )
-from .metrics_log import (
-    read_evaluations as read_evaluations,
+from .evaluation import (
+    make_eval_step as make_eval_step,
 )
 from .run import (
     UNRECORDED as UNRECORDED,
@@ -22,31 +22,37 @@ from .run import (
     RunConfig as RunConfig,
 )
 from .run import (
-    RunParts as RunParts,
-)
-from .run import (
-    TrainingRun as TrainingRun,
-)
-from .run_dir import (
     check_run_dir as check_run_dir,
 )
-from .run_dir import (
+from .run import (
     claim_run_dir as claim_run_dir,
 )
-from .run_dir import (
+from .run import (
     corpus_digest as corpus_digest,
 )
-from .run_dir import (
+from .run import (
     recorded_options as recorded_options,
 )
 from .setup import (
     check_files as check_files,
 )
 from .setup import (
-    check_sentinels as check_sentinels,
+    check_vocabulary as check_vocabulary,
 )
 from .setup import (
-    check_vocabulary as check_vocabulary,
+    open_checkpoints as open_checkpoints,
+)
+from .setup import (
+    print_model as print_model,
+)
+from .setup import (
+    restore_run as restore_run,
+)
+from .setup import (
+    run_trainer as run_trainer,
+)
+from .setup import (
+    setup_mesh as setup_mesh,
 )
 from .setup import (
     setup_model as setup_model,
@@ -58,26 +64,38 @@ from .step import (
     StepConfig as StepConfig,
 )
 from .step import (
+    TrainState as TrainState,
+)
+from .step import (
     abstract_state as abstract_state,
 )
 from .step import (
-    check_batch_size as check_batch_size,
-)
-from .step import (
-    check_lengths as check_lengths,
-)
-from .step import (
-    evaluate_loss as evaluate_loss,
+    inference_params as inference_params,
 )
 from .step import (
     init_state as init_state,
 )
 from .step import (
-    make_eval_step as make_eval_step,
-)
-from .step import (
     make_train_step as make_train_step,
 )
-from .step import (
-    shard_batch as shard_batch,
+from .tracker import (
+    Tracker as Tracker,
+)
+from .tracker import (
+    read_evaluations as read_evaluations,
+)
+from .trainer import (
+    Evaluator as Evaluator,
+)
+from .trainer import (
+    FitConfig as FitConfig,
+)
+from .trainer import (
+    FitResult as FitResult,
+)
+from .trainer import (
+    Trainer as Trainer,
+)
+from .trainer import (
+    ranking_keys as ranking_keys,
 )

@@ -1,8 +1,14 @@
 """Pre-training objectives: from tokens to inputs and targets."""
 
+from .objective import (
+    ExampleLengths as ExampleLengths,
+)
+from .objective import (
+    Objective as Objective,
+)
 from .span_corruption import (
     SpanCorruption as SpanCorruption,
 )
 from .span_corruption import (
-    span_corruption_example as span_corruption_example,
+    SpanCorruptionConfig as SpanCorruptionConfig,
 )
