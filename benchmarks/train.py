@@ -28,9 +28,9 @@ import transformers
 
 from t5jax.models import T5Config, is_stacked
 from t5jax.optim import OptimizerConfig, ScheduleConfig, learning_rate_schedule, make_optimizer
-from t5jax.parallel import MeshConfig, make_mesh
+from t5jax.parallel import MeshConfig, make_mesh, shard_batch
 from t5jax.runtime import keep_memory
-from t5jax.training import StepConfig, init_state, make_train_step, shard_batch
+from t5jax.training import StepConfig, init_state, make_train_step
 
 THREADS = os.cpu_count() or 1
 WARM_UP = 3

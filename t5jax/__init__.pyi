@@ -17,18 +17,49 @@ from . import (
     tokenizers as tokenizers,
     training as training,
 )
-from .data.tasks import Task as Task
-from .generation.config import GenerationConfig as GenerationConfig
-from .generation.outputs import GenerationOutput as GenerationOutput
-from .loading import export_hf as export_hf, load as load
-from .models.config import T5Config as T5Config
-from .optim.optimizer import OptimizerConfig as OptimizerConfig
-from .optim.schedules import ScheduleConfig as ScheduleConfig
-from .recipes.finetune import finetune as finetune
-from .recipes.finetune_config import FinetuneConfig as FinetuneConfig
-from .recipes.pretrain import PretrainConfig as PretrainConfig, pretrain as pretrain
-from .text2text import StreamEvent as StreamEvent, Text2Text as Text2Text
-from .training.loop import FitConfig as FitConfig
-from .training.step import StepConfig as StepConfig
+from .data.tasks import (
+    Task as Task,
+)
+from .generation.config import (
+    GenerationConfig as GenerationConfig,
+)
+from .generation.outputs import (
+    GenerationOutput as GenerationOutput,
+)
+from .loading import (
+    export_hf as export_hf,
+    load as load,
+)
+from .models.config import (
+    T5Config as T5Config,
+)
+from .optim.optimizer import (
+    OptimizerConfig as OptimizerConfig,
+)
+from .optim.schedules import (
+    ScheduleConfig as ScheduleConfig,
+)
+from .recipes.finetune import (
+    finetune as finetune,
+)
+from .recipes.finetune_config import (
+    FinetuneConfig as FinetuneConfig,
+)
+from .recipes.pretrain import (
+    pretrain as pretrain,
+)
+from .recipes.pretrain_config import (
+    PretrainConfig as PretrainConfig,
+)
+from .text2text import (
+    StreamEvent as StreamEvent,
+    Text2Text as Text2Text,
+)
+from .training.step import (
+    StepConfig as StepConfig,
+)
+from .training.trainer import (
+    FitConfig as FitConfig,
+)
 
 __version__: str

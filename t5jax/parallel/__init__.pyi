@@ -23,6 +23,8 @@ from .mesh import (
 from .sharding import (
     BATCH_AXES as BATCH_AXES,
     BATCH_SPEC as BATCH_SPEC,
+    check_batch_size as check_batch_size,
+    check_lengths as check_lengths,
     constrain_activations as constrain_activations,
     global_batch_size as global_batch_size,
     infer_shardings as infer_shardings,
@@ -30,6 +32,7 @@ from .sharding import (
     matches_path as matches_path,
     num_batch_shards as num_batch_shards,
     path_name as path_name,
+    shard_batch as shard_batch,
     shard_rows as shard_rows,
     with_shardings as with_shardings,
 )

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -138,6 +138,41 @@ def shard_rows(local: np.ndarray, *, mesh: Mesh) -> jax.Array:
 
     shape = (global_batch_size(len(local), mesh=mesh), *local.shape[1:])
     return jax.make_array_from_callback(shape, NamedSharding(mesh, BATCH_SPEC), piece)
+
+
+def shard_batch(batch: Mapping[str, np.ndarray], *, mesh: Mesh) -> dict[str, jax.Array]:
+    """Place a batch on the mesh, its rows divided over the devices.
+
+    Args:
+      batch: arrays [R, ...] of the rows that this process needs, see `local_rows`; all rows, with
+        one process.
+      mesh: mesh of all processes.
+    Raises:
+      ValueError: the devices do not divide the rows.
+    """
+    num_rows = len(next(iter(batch.values())))
+    check_batch_size(global_batch_size(num_rows, mesh=mesh), mesh=mesh)
+    return {name: shard_rows(value, mesh=mesh) for name, value in batch.items()}
+
+
+def check_batch_size(batch_size: int, *, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raise ValueError unless the devices divide every one of `accumulate` parts of a batch."""
+    shards = num_batch_shards(mesh)
+    if batch_size % (shards * accumulate):
+        rule = f"data x fsdp = {shards}"
+        if accumulate > 1:
+            rule = f"accumulate x data x fsdp = {accumulate} x {shards}"
+        raise ValueError(f"the batch size must be a multiple of {rule}, got {batch_size}.")
+
+
+def check_lengths(lengths: Mapping[str, int], *, mesh: Mesh) -> None:
+    """Raise ValueError unless the mesh divides all lengths of rows, given by name."""
+    for name, length in lengths.items():
+        if length % mesh.shape["sequence"]:
+            raise ValueError(
+                f"mesh axis sequence = {mesh.shape['sequence']} must divide the length of {name}, "
+                f"{length}; make it a multiple, or choose a divisor."
+            )
 
 
 @functools.cache

@@ -20,9 +20,16 @@ from t5jax.optim import (
     learning_rate_schedule,
     make_optimizer,
 )
-from t5jax.parallel import BATCH_SPEC, MeshConfig, infer_shardings, make_mesh, with_shardings
+from t5jax.parallel import (
+    BATCH_SPEC,
+    MeshConfig,
+    check_batch_size,
+    infer_shardings,
+    make_mesh,
+    with_shardings,
+)
 from t5jax.profiling import chip_of_topology, decode_step_flops, train_step_flops
-from t5jax.training import StepConfig, abstract_state, check_batch_size, make_train_step
+from t5jax.training import StepConfig, abstract_state, make_train_step
 
 # The learning rate has no influence on what a step costs.
 _SCHEDULE = ScheduleConfig(name="rsqrt", learning_rate=0.3, warmup_steps=100)

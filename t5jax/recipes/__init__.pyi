@@ -5,7 +5,6 @@ from .batch_inference import (
     generate_file as generate_file,
 )
 from .finetune import (
-    PREDICTIONS as PREDICTIONS,
     finetune as finetune,
 )
 from .finetune_config import (
@@ -15,6 +14,11 @@ from .infilling import (
     fill_blanks as fill_blanks,
 )
 from .pretrain import (
-    PretrainConfig as PretrainConfig,
     pretrain as pretrain,
+)
+from .pretrain_config import (
+    PretrainConfig as PretrainConfig,
+)
+from .validation import (
+    PREDICTIONS as PREDICTIONS,
 )

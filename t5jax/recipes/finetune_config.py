@@ -1,7 +1,6 @@
-"""How to fine-tune: from which model, for how long, and how to judge it."""
+"""Options of fine-tuning."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from t5jax.checkpoint import CheckpointChoice
@@ -10,8 +9,8 @@ from t5jax.generation import GenerationConfig
 from t5jax.optim import OptimizerConfig, ScheduleConfig
 from t5jax.training import RunConfig
 
-# Options that may differ when a run is continued, beside those that may in any run.
-RESUMABLE_OPTIONS = (
+# Options that may change when a run is continued, besides those of all runs.
+RESUMABLE = (
     "tasks",  # a file; what is in it is recorded as data
     "eval_batch_size",
     "final_num_beams",
@@ -22,7 +21,7 @@ RESUMABLE_OPTIONS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(RunConfig):
-    """How to train on tasks: from which model, for how long, and how to judge it.
+    """Fine-tunes a T5 on tasks.
 
     Stopped by Ctrl-C, SIGTERM or a crash, the same command continues where it was.
     """
@@ -109,10 +108,6 @@ class FinetuneConfig(RunConfig):
     def keep_round(self) -> tuple[int, int] | None:
         """The last checkpoints that the result is made of, and how many steps lie between."""
         return (self.average, self.fit.checkpoint_every) if self.use == "last" else None
-
-    def judge(self, evaluation: Mapping[str, float]) -> float:
-        """The number by which evaluations are compared, less is better."""
-        return evaluation["loss"] if self.best_by == "loss" else -evaluation["score"]
 
     def writing(self, num_beams: int) -> GenerationConfig:
         """How answers are written."""

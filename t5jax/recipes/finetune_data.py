@@ -1,22 +1,31 @@
-"""What a run learns from and is judged by: the texts of tasks, read, counted and made ids."""
+"""Training and validation data of fine-tuning: tasks are read, checked, counted and tokenized."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
 
 from t5jax.data import (
     Example,
     LimitCounts,
+    MixtureBatches,
     PairLimits,
     Pairs,
     Split,
     Task,
     apply_limits,
+    mixing_rates,
+    mixture_stream,
     pairs_digest,
     read_split,
     split_overlap,
     truncate_ids,
 )
+from t5jax.models import T5Config
+from t5jax.parallel import local_rows, print_once
+from t5jax.recipes.finetune_config import FinetuneConfig
 from t5jax.recipes.validation import EvalSplit
 from t5jax.tokenizers import Tokenizer, encode_with_eos
 
@@ -24,6 +33,23 @@ Say = Callable[[str], None]
 
 
 _HELDOUT: tuple[Split, ...] = ("validation", "test")
+
+
+def recorded_task_options(tasks: Sequence[Task]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options of tasks that a run records, by dotted name.
+
+    Returns:
+      All of them, and those of them that older runs do not record.
+    """
+    options, unrecorded = {}, {}
+    for task in tasks:
+        options[f"tasks.{task.name}.weight"] = task.weight
+        options[f"tasks.{task.name}.metrics"] = list(task.metrics)
+        unrecorded |= {
+            f"tasks.{task.name}.metric_options.{name}": value
+            for name, value in dataclasses.asdict(task.metric_options).items()
+        }
+    return options | unrecorded, unrecorded
 
 
 class TaskTexts(NamedTuple):
@@ -97,15 +123,21 @@ def tokenize_pairs(
 def validation_splits(
     tasks: Sequence[Task], texts: TaskTexts, *, tokenizer: Tokenizer, limits: PairLimits, say: Say
 ) -> list[EvalSplit]:
-    """Held-out examples of each task, in order; inputs that are too long are cut, or refused.
+    """Return the held-out examples of each task, in order, checked and tokenized.
 
-    References stay as they are; `say` is told of those that are empty or too long to be written.
+    Inputs that are too long are truncated, or an error. References stay as they are.
 
+    Args:
+      tasks: tasks of the run.
+      texts: as from `read_task_texts`.
+      tokenizer: of the run.
+      limits: lengths, and policies for examples that exceed them.
+      say: receives a sentence about references that are empty or too long to be generated.
     Raises:
-      ValueError: inputs, or all references of one, are too long, or all references of a split are
-        empty, and that is to be an error.
+      ValueError: a metric cannot take the references; or inputs, or all references of one, are too
+        long, or all references of a split are empty, and the policy is `error`.
     """
-    found = []
+    splits = []
     for task in tasks:
         for split in _HELDOUT:
             if (task.name, split) not in texts.heldout:
@@ -116,8 +148,58 @@ def validation_splits(
             _check_inputs(inputs, limits, where, say)
             _check_references(examples, limits, where, tokenizer, say)
             cut = [truncate_ids(ids, limits.input_length).tolist() for ids in inputs]
-            found.append(EvalSplit(task, split, examples, cut))
-    return found
+            splits.append(EvalSplit(task, split, examples, cut))
+    for one in splits:
+        one.check()
+    return splits
+
+
+def mixing_shares(
+    tasks: Sequence[Task], pairs: Mapping[str, Pairs], *, size_limit: int
+) -> dict[str, float]:
+    """Return the share of each task in the mixture; see `mixing_rates`."""
+    return mixing_rates(
+        {name: len(examples) for name, examples in pairs.items()},
+        {task.name: task.weight for task in tasks},
+        size_limit=size_limit,
+    )
+
+
+def mixture_batches(
+    config: FinetuneConfig,
+    model: T5Config,
+    pairs: Mapping[str, Pairs],
+    shares: Mapping[str, float],
+    mesh: Mesh,
+) -> MixtureBatches:
+    """Return endless batches of a mixture of tasks.
+
+    Args:
+      config: options of the run.
+      model: has the ids of padding and of the start of the decoder.
+      pairs: examples of each task.
+      shares: share of each task, in the same order.
+      mesh: mesh that the rows of a batch are divided over.
+    """
+    return MixtureBatches(
+        mixture_stream(list(pairs.values()), list(shares.values()), seed=config.seed),
+        batch_size=config.batch_size,
+        limits=config.limits,
+        pack=config.pack,
+        pad_id=model.pad_id,
+        decoder_start_id=model.decoder_start_id,
+        rows=local_rows(config.batch_size, mesh=mesh),
+    )
+
+
+def print_mixture(pairs: Mapping[str, Pairs], shares: Mapping[str, float]) -> None:
+    """Print the size and the share of each task."""
+    for name, examples in pairs.items():
+        inputs, targets = examples.tokens
+        print_once(
+            f"task {name!r}: {len(examples)} examples, {inputs / len(examples):.1f} tokens an "
+            f"input, {targets / len(examples):.1f} a target, share {shares[name]:.1%}"
+        )
 
 
 def data_digest(pairs: Mapping[str, Pairs], trials: Sequence[EvalSplit]) -> str:

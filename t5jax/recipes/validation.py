@@ -1,4 +1,4 @@
-"""Held-out examples of a task, what a model writes for them, and how right that is."""
+"""Validation of fine-tuning: held-out examples, predictions for them, and their scores."""
 
 import json
 import math
@@ -6,11 +6,35 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from t5jax.data import Example, Split, Task
+from jax.sharding import Mesh
+
+from t5jax.data import (
+    Batch,
+    Example,
+    Pair,
+    Pairs,
+    Split,
+    Task,
+    heldout_batches,
+    truncate_ids,
+)
 from t5jax.evaluation.metrics import compute_metrics, mean_score, used_options
 from t5jax.fileio import write_atomically
 from t5jax.generation import GenerationConfig
+from t5jax.models import Params, T5Config
+from t5jax.parallel import (
+    broadcast_from_main,
+    gather_arrays,
+    is_main_process,
+    local_rows,
+    num_batch_shards,
+)
+from t5jax.recipes.finetune_config import FinetuneConfig
 from t5jax.text2text import Text2Text
+from t5jax.tokenizers import Tokenizer, encode_with_eos
+from t5jax.training import LossEvaluator
+
+PREDICTIONS = "predictions"
 
 
 class EvalSplit(NamedTuple):
@@ -91,6 +115,118 @@ class EvalSplit(NamedTuple):
 
     def _processed(self, text: str) -> str:
         return text if self.task.postprocess is None else self.task.postprocess(text)
+
+
+class TaskEvaluator:
+    """Evaluates the loss, and the scores of generated outputs, on validation splits."""
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        model: T5Config,
+        tokenizer: Tokenizer,
+        splits: Sequence[EvalSplit],
+        *,
+        mesh: Mesh,
+    ):
+        """Prepare the evaluation.
+
+        Args:
+          config: options of the run.
+          model: architecture.
+          tokenizer: of the run.
+          splits: of which the validation splits are used, `config.eval_examples` examples each.
+          mesh: mesh of the parameters.
+        """
+        self._config, self._model, self._tokenizer = config, model, tokenizer
+        self._splits = [
+            split.spread(config.eval_examples) for split in splits if split.split == "validation"
+        ]
+        batches = [
+            batch
+            for split in self._splits
+            for batch in _loss_batches(config, model, tokenizer, split, mesh=mesh)
+        ]
+        self._loss = LossEvaluator(model, batches, mesh=mesh)
+
+    def evaluate(self, params: Params, step: int) -> dict[str, float]:
+        """Return `loss`, `accuracy`, `score` (mean over tasks) and all metrics as `task/metric`."""
+        t5 = Text2Text(self._model, gather_arrays(params), self._tokenizer)
+        config = self._config
+        results = score_splits(
+            t5, self._splits, config.writing(config.num_beams), config.folder, label=f"{step}"
+        )
+        return {
+            **self._loss.evaluate(params, step),
+            "score": mean_score(results),
+            **{
+                f"{task}/{name}": value
+                for task, scores in results.items()
+                for name, value in scores.items()
+            },
+        }
+
+    def ranking_key(self, evaluation: Mapping[str, float]) -> float:
+        """Return the loss or the negative score, as `best_by` says."""
+        return evaluation["loss"] if self._config.best_by == "loss" else -evaluation["score"]
+
+
+def score_splits(
+    t5: Text2Text,
+    splits: Sequence[EvalSplit],
+    generation: GenerationConfig,
+    folder: Path,
+    *,
+    label: str,
+) -> dict[str, dict[str, float]]:
+    """Generate outputs for all examples, write them to the run's folder, and score them.
+
+    Args:
+      t5: generates in process 0.
+      splits: at most one of each task.
+      generation: options of generation.
+      folder: folder of the run.
+      label: last part of the file names, such as the step.
+    Returns:
+      task -> metric -> percent, the same in all processes.
+    """
+    results = {}
+    for split in splits:
+        if is_main_process():
+            predictions = split.predictions(t5, generation)
+            split.write(folder / PREDICTIONS / f"{split.task.name}-{label}.jsonl", predictions)
+            scores = split.scores(predictions)
+        else:
+            scores = dict.fromkeys(split.task.metrics, 0.0)
+        values = broadcast_from_main(list(scores.values()))
+        results[split.task.name] = dict(zip(scores, values, strict=True))
+    return results
+
+
+def _loss_batches(
+    config: FinetuneConfig,
+    model: T5Config,
+    tokenizer: Tokenizer,
+    split: EvalSplit,
+    *,
+    mesh: Mesh,
+) -> Iterator[Batch]:
+    """Yield batches of a split with the first references as targets, truncated."""
+    targets = [
+        truncate_ids(encode_with_eos(tokenizer, example.references[0]), config.target_length)
+        for example in split.examples
+    ]
+    pairs = Pairs([Pair(*both) for both in zip(split.inputs, targets, strict=True)])
+    shards = num_batch_shards(mesh)
+    size = -(-config.eval_batch_size // shards) * shards
+    return heldout_batches(
+        pairs,
+        batch_size=size,
+        lengths=config.lengths,
+        pad_id=model.pad_id,
+        decoder_start_id=model.decoder_start_id,
+        rows=local_rows(size, mesh=mesh),
+    )
 
 
 def results_table(results: Mapping[str, Mapping[str, float]]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The training step and the loop around it."""
+"""The training step, the trainer around it, and the parts of a run."""
 
 import lazy_loader
 

@@ -1,4 +1,8 @@
-"""Parameters that training leaves as they are."""
+"""Partition parameters into trained and frozen ones.
+
+The loss is differentiated by the trained ones alone. `optax.selective_transform` would compute the
+gradient of all parameters first, and count frozen ones in its norm.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,14 +13,16 @@ from t5jax.parallel import matches_path, path_name
 
 
 def partition_params(tree: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
-    """What is trained and what is frozen: two trees of one structure, None where the other has it.
+    """Split parameters in two trees of the same structure, with None where the other has a leaf.
 
     Args:
       tree: a nested dict of parameters.
       patterns: regular expressions over whole '/'-separated parts of a path, such as `encoder` or
-        `(encoder|decoder)/.*/relative_bias`; what one of them fits is frozen.
+        `(encoder|decoder)/.*/relative_bias`; parameters that match one of them are frozen.
+    Returns:
+      Trained and frozen parameters.
     Raises:
-      ValueError: a pattern fits no parameter, or nothing is left to train.
+      ValueError: a pattern matches no parameter, or nothing is left to train.
     """
     paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(tree)]
     for pattern in patterns:
@@ -37,7 +43,7 @@ def partition_params(tree: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
 
 
 def merge_params(trained: Any, frozen: Any) -> Any:
-    """The tree that `partition_params` divided."""
+    """Merge the trees that `partition_params` returned."""
     return jax.tree.map(
         lambda x, y: y if x is None else x, trained, frozen, is_leaf=lambda x: x is None
     )

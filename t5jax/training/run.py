@@ -1,33 +1,31 @@
-"""What all training runs have: options, a state to begin with, and the steps to the last."""
+"""A run: the options that all runs share, and the folder that records them.
+
+The folder makes the same command continue the run, and refuses another one.
+"""
 
 import dataclasses
-import functools
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
-import optax
 import tyro
-from jax.sharding import Mesh
 
-from t5jax.checkpoint import CheckpointManager
-from t5jax.models import Params, Remat, T5Config
-from t5jax.optim import OptimizerConfig, learning_rate_schedule
-from t5jax.parallel import HostsConfig, MeshConfig, print_once, process_count, process_index
-from t5jax.pretrained import CHECKPOINTS
-from t5jax.profiling import Profiler, train_step_flops
-from t5jax.tokenizers import Tokenizer
-from t5jax.training import loop, metrics_log
-from t5jax.training.loop import FitConfig
-from t5jax.training.step import Metrics, StepConfig, TrainState, init_state, make_train_step
+from t5jax.data import ExampleSource
+from t5jax.fileio import is_temporary, read_json_object, write_atomically
+from t5jax.models import COMPUTE_FIELDS, Remat, T5Config, resolve_dtype
+from t5jax.optim import OptimizerConfig
+from t5jax.parallel import HostsConfig, MeshConfig, is_main_process, process_index
+from t5jax.pretrained import CONFIG_FILE
+from t5jax.tokenizers import Tokenizer, load_tokenizer
+from t5jax.training.step import StepConfig
+from t5jax.training.trainer import FitConfig
 
-# Options of all runs that came later, and what runs have that were begun before.
+RUN_FILE = "run.json"
+
+# Options that were added later, with the values of runs that do not record them.
 UNRECORDED = {"optimizer.momentum": 0.95}
-
-
-_TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +86,7 @@ class RunConfig:
             T5Config.preset(self.model)
 
     def _check_counts(self, *names: str) -> None:
-        """Raises ValueError if one of these options is given and less than 1."""
+        """Raise ValueError if one of these options is set and less than 1."""
         for name in names:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -96,166 +94,167 @@ class RunConfig:
 
     @property
     def folder(self) -> Path:
-        """Where the run lies."""
+        """Return the folder of the run."""
         return Path(self.output).expanduser()
 
     @property
     def model_changes(self) -> dict[str, Any]:
-        """Fields of the model to have instead of its own."""
-        given = {"dropout_rate": self.dropout_rate, "remat": self.remat}
-        return {name: value for name, value in given.items() if value is not None}
+        """Return the fields of T5Config that options override."""
+        changes = {"dropout_rate": self.dropout_rate, "remat": self.remat}
+        return {name: value for name, value in changes.items() if value is not None}
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Return the numbers of tokens in a row of inputs and in one of targets."""
+        raise NotImplementedError
 
     @property
     def keep_best(self) -> int:
-        """Best checkpoints to keep."""
+        """Return the number of best checkpoints to keep."""
         return self.fit.keep_best
 
     @property
     def keep_round(self) -> tuple[int, int] | None:
-        """As for `Checkpoints`."""
+        """Return `keep_round` of `CheckpointManager`."""
         return None
 
-    def judge(self, evaluation: Mapping[str, float]) -> float:
-        """The number by which evaluations are compared, less is better."""
-        return evaluation["loss"]
+
+# Options that may change when a run is continued: they do not affect what it learns, except for the
+# last bits where devices divide a sum differently.
+_RESUMABLE = (
+    "output",
+    "mesh",
+    "hosts",
+    "remat",
+    "step.accumulate",
+    "step.vocab_chunks",
+    *(f"fit.{field.name}" for field in dataclasses.fields(FitConfig) if field.name != "steps"),
+)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunParts:
-    """What a run needs beside its state and its options."""
+def check_run_dir(
+    folder: Path, options: dict[str, Any], *, unrecorded: dict[str, Any] | None = None
+) -> None:
+    """Check that the folder of a run is new, or holds a run with these options.
 
-    mesh: Mesh
-    tokenizer: Tokenizer
-    model: T5Config
-    tx: optax.GradientTransformation
-    abstract: TrainState
-
-
-class TrainingRun:
-    """A run in its folder: from a state to the last step, or to where it is interrupted."""
-
-    def __init__(self, config: RunConfig, made: RunParts):
-        self.config, self.made = config, made
-        self.checkpoints = CheckpointManager(
-            config.folder / CHECKPOINTS,
-            keep=config.fit.keep_checkpoints,
-            keep_every=config.fit.keep_every,
-            keep_best=config.keep_best,
-            keep_round=config.keep_round,
-        )
-
-    def begin(self, data: Any, load: Callable[[], Params | None] = lambda: None) -> TrainState:
-        """The state that was saved last, with `data` moved to where it was then, or the first.
-
-        Args:
-          data: as for `fit`.
-          load: reads parameters to begin with instead of random ones.
-        Raises:
-          ValueError, OSError: no checkpoint can be read, or the run is further than it is to go.
-        """
-        config, made = self.config, self.made
-        state = loop.restore_state(self.checkpoints, made.abstract, data, warn=print_once)
-        if state is None:
-            return init_state(
-                made.model,
-                made.tx,
-                mesh=made.mesh,
-                seed=config.seed,
-                options=config.step,
-                params=load(),
+    Args:
+      folder: folder of the run.
+      options: options by dotted name.
+      unrecorded: options that were added later, with the values of runs that do not record them.
+    Raises:
+      FileExistsError: the folder holds something else.
+      FileNotFoundError: this process does not see what process 0 wrote.
+      ValueError: the folder holds a run with other options.
+    """
+    path = folder / RUN_FILE
+    if not path.exists():
+        if not is_main_process():
+            raise FileNotFoundError(
+                f"output must be a folder on a disk that all processes share, got {folder}, in "
+                f"which process {process_index()} does not see what process 0 wrote."
             )
-        loop.check_steps(config.fit, int(state.step))
-        print_once(
-            f"continuing at step {int(state.step)} of {config.fit.steps} from {config.folder}"
-        )
-        return state
-
-    def describe(self, state: TrainState) -> None:
-        """Says what is trained, on what."""
-        model, mesh = self.made.model, self.made.mesh
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        devices = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-        several = f", {process_count()} processes" if process_count() > 1 else ""
-        print_once(
-            f"model: {parameters / 1e6:.2f} M parameters, {model.num_encoder_layers} + "
-            f"{model.num_decoder_layers} layers of width {model.d_model}, vocabulary "
-            f"{model.vocab_size}, {model.dtype}, on {jax.default_backend()} ({devices}{several})"
-        )
-
-    def past(self, state: TrainState) -> list[dict[str, float]]:
-        """The evaluations that the run has had before `state`."""
-        return metrics_log.read_evaluations(self.config.folder, until=int(state.step))
-
-    def fit(
-        self,
-        state: TrainState,
-        data: Any,
-        *,
-        evaluate: Callable[[Params, int], dict[str, float]],
-        past: Sequence[dict[str, float]],
-        lengths: tuple[int, int],
-        locate: Callable[[int], Sequence[int]] | None = None,
-    ) -> loop.FitResult:
-        """Trains, saves and logs, and says so if it is interrupted.
-
-        Args:
-          lengths: tokens of an input and of a target.
-          state, data, evaluate, past, locate: as for `fit`.
-        """
-        config, made = self.config, self.made
-        input_length, target_length = lengths
-        total_steps = config.fit.steps
-        with metrics_log.open_metrics_log(
-            config.folder,
-            total_steps=total_steps,
-            start_step=int(state.step),
-            process=process_index(),
-        ) as log:
-            fitted = loop.fit(
-                dataclasses.replace(config.fit, keep_best=config.keep_best),
-                state,
-                data,
-                train_step=self._train_step(int(state.step)),
-                evaluate=evaluate,
-                checkpoints=self.checkpoints,
-                log=log,
-                mesh=made.mesh,
-                pad_id=made.model.pad_id,
-                locate=locate,
-                step_flops=train_step_flops(
-                    made.model,
-                    batch_size=config.batch_size,
-                    input_length=input_length,
-                    target_length=target_length,
-                ),
-                profiler=Profiler(config.folder / "profile", steps=config.fit.profile_steps),
-                judge=config.judge,
-                past=past,
+        if folder.exists() and not (folder.is_dir() and all(map(is_temporary, folder.iterdir()))):
+            raise FileExistsError(
+                f"output must be a new or empty folder or a run to continue, got {folder}, which "
+                "holds something else; choose another --output."
             )
-        if fitted.interrupted:
-            print_once(
-                f"saved step {int(fitted.state.step)} in {config.folder}; the same command "
-                "continues it"
+        return
+    recorded = {**(unrecorded or {}), **_read_run(path)["options"]}
+    for name in sorted({*options, *recorded}):
+        if options.get(name) != recorded.get(name):
+            raise ValueError(
+                f"{folder} holds another run: its {name} is {recorded.get(name)!r}, and "
+                f"{options.get(name)!r} was asked for; choose another --output, or give the "
+                "options of that run to continue it."
             )
-        return fitted
 
-    def _train_step(self, start: int) -> _TrainStep:
-        """As from `make_train_step`, to be called once for each step from `start` on."""
-        config, made = self.config, self.made
-        make = functools.partial(
-            make_train_step,
-            optimizer=made.tx,
-            schedule=learning_rate_schedule(
-                config.optimizer.schedule, total_steps=config.fit.steps
-            ),
-            mesh=made.mesh,
-            options=config.step,
-            seed=config.seed,
-        )
-        with_dropout = make(made.model)
-        if config.dropout_steps is None:
-            return with_dropout
-        last = config.dropout_steps
-        without = make(made.model.replace(dropout_rate=0.0))
-        numbers = itertools.count(start)  # of the state itself, one would have to wait for
-        return lambda *args: (with_dropout if next(numbers) < last else without)(*args)
+
+def recorded_options(config: RunConfig, *, resumable: Collection[str]) -> dict[str, Any]:
+    """Return all options that affect the numbers of a run, by dotted name.
+
+    Args:
+      config: options of the run.
+      resumable: further options that may change when the run is continued.
+    """
+    excluded = {*_RESUMABLE, *resumable}
+    if not config.optimizer.schedule.spans_run:
+        excluded.add("fit.steps")  # such a run can be made longer
+
+    def flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if prefix in excluded:
+            return
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                yield from flatten(f"{prefix}.{name}".lstrip("."), inner)
+        else:
+            # JSON, in which they are compared, has no tuples.
+            yield prefix, list(value) if isinstance(value, tuple) else value
+
+    # Resolved, so that a run begun on one kind of device does not change type on another.
+    dtype = config.dtype if config.model.endswith(".json") else resolve_dtype(config.dtype)
+    return {**dict(flatten("", dataclasses.asdict(config))), "dtype": dtype}
+
+
+def claim_run_dir(
+    folder: Path,
+    options: dict[str, Any],
+    text_digest: str,
+    *,
+    model: T5Config,
+    tokenizer: Tokenizer,
+) -> None:
+    """Make the folder this run's, or check that its run has this text and this model.
+
+    Process 0 writes; the others check.
+
+    Args:
+      folder: folder of the run.
+      options: as from `recorded_options`.
+      text_digest: identity of the training data, as from `corpus_digest`.
+      model: architecture, written to the folder.
+      tokenizer: written to the folder, if it has none.
+    Raises:
+      ValueError: the run has other text, or another model.
+    """
+    path = folder / RUN_FILE
+    if path.exists():
+        if _read_run(path)["corpus"] != text_digest:
+            raise ValueError(
+                f"{folder} holds a run on other text: what {RUN_FILE} records of the corpus is not "
+                "what is there now; restore the text, or choose another --output."
+            )
+        if (folder / CONFIG_FILE).exists():
+            before = T5Config.from_file(folder / CONFIG_FILE)
+            for field in dataclasses.fields(model):
+                old, new = getattr(before, field.name), getattr(model, field.name)
+                if old != new and field.name not in COMPUTE_FIELDS:
+                    raise ValueError(
+                        f"{folder} holds another run: its model has {field.name} = {old!r}, and "
+                        f"{new!r} was asked for; choose another --output."
+                    )
+    if not is_main_process():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        record = {"options": options, "corpus": text_digest}
+        write_atomically(path, json.dumps(record, indent=2) + "\n")
+    # Written even if the record is there, since a run may have crashed in between.
+    if load_tokenizer(folder) is None:
+        tokenizer.save(folder)
+    write_atomically(folder / CONFIG_FILE, model.to_json())
+
+
+def corpus_digest(chunks: ExampleSource) -> str:
+    """Return a hash of the number of chunks and of up to 64 evenly spaced ones."""
+    digest = hashlib.sha256(str(len(chunks)).encode())
+    for i in range(0, len(chunks), -(-len(chunks) // 64)):
+        digest.update(chunks[i].tobytes())
+    return digest.hexdigest()
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    try:
+        record = read_json_object(path)
+        return {"options": dict(record["options"]), "corpus": str(record["corpus"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the record of a run; choose another --output.") from error

@@ -1,16 +1,38 @@
-"""The tokenizer and the model that the options of a run name."""
+"""Build the parts of a run from its options: mesh, tokenizer, model, state, trainer."""
 
-from collections.abc import Callable, Iterable
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from t5jax.data.objectives import SpanCorruption
-from t5jax.models import T5Config, pad_vocab, resolve_dtype
+import jax
+import optax
+from jax.sharding import Mesh
+
+from t5jax.checkpoint import CheckpointManager
+from t5jax.models import Params, T5Config, pad_vocab, resolve_dtype
+from t5jax.optim import learning_rate_schedule
+from t5jax.parallel import (
+    check_batch_size,
+    check_lengths,
+    make_mesh,
+    print_once,
+    process_count,
+)
+from t5jax.pretrained import CHECKPOINTS
+from t5jax.profiling import Profiler, chip_of_kind, train_step_flops
 from t5jax.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer, train_tokenizer
+from t5jax.training.run import RunConfig
+from t5jax.training.step import Metrics, TrainState, make_train_step
+from t5jax.training.tracker import Tracker, open_tracker, read_evaluations
+from t5jax.training.trainer import Evaluator, FitResult, Trainer, check_steps, restore_state
 
 # The name of ByT5's tokenizer, which needs no files.
 BYTES = "bytes"
 
+DEFAULT_VOCAB_SIZE = 4000
 
 # The model of a run without arguments: minutes on two cores.
 TINY = {
@@ -25,60 +47,50 @@ TINY = {
 }
 
 
-def setup_tokenizer(
-    folder: Path,
-    texts: Callable[[], Iterable[str]],
-    *,
-    source: str | None,
-    vocab_size: int,
-    say: Callable[[str], None],
-) -> Tokenizer:
-    """The run's own tokenizer if it has one already, else the one asked for.
+def setup_mesh(config: RunConfig) -> Mesh:
+    """Make the mesh of a run.
 
     Args:
-      folder: of the run.
-      texts: to train one on, where there is no `source`.
-      source: folder of a tokenizer, or 'bytes' for ByT5's.
-      vocab_size: pieces of one that is trained.
-      say: is told what takes a while.
+      config: options of the run.
+    Raises:
+      ValueError: the mesh does not divide the rows of a batch, or their lengths.
     """
-    found = load_tokenizer(folder) if folder.is_dir() else None
-    if found is None and source == BYTES:
-        found = ByteTokenizer()
-    if found is None and source is not None:
-        check_tokenizer(source)
-        found = load_tokenizer(source)
-    if found is None:
-        say(f"training a vocabulary of {vocab_size} pieces")
-        found = train_tokenizer(texts(), vocab_size=vocab_size)
-    if found.pad_id == found.unk_id:
-        raise ValueError(
-            f"the tokenizer must have a padding id of its own, got {found.pad_id} for padding and "
-            "for unknown text; train one with scripts/train_tokenizer.py."
-        )
-    return found
+    mesh = make_mesh(config.mesh)
+    check_batch_size(config.batch_size, mesh=mesh, accumulate=config.step.accumulate)
+    check_lengths(dict(zip(("inputs", "targets"), config.lengths, strict=True)), mesh=mesh)
+    return mesh
 
 
-def check_sentinels(tokenizer: Tokenizer, *, corruption: SpanCorruption, input_length: int) -> None:
-    """Raises ValueError unless there is a sentinel for each span that is hidden.
+def setup_tokenizer(config: RunConfig, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+    """Return the tokenizer of a run: its own if it has one already, else that of the options.
 
     Args:
-      tokenizer: that has them.
-      corruption: what is hidden.
-      input_length: tokens the encoder reads.
+      config: options of the run.
+      texts: returns the text to train a tokenizer on, if the options name none.
+    Raises:
+      FileNotFoundError: the options name a tokenizer that does not exist.
+      ValueError: padding and unknown text have the same id.
     """
-    length = corruption.raw_length(input_length)
-    _, spans = corruption.counts(length)
-    if spans > tokenizer.num_sentinels:
+    tokenizer = load_tokenizer(config.folder) if config.folder.is_dir() else None
+    if tokenizer is None and config.tokenizer == BYTES:
+        tokenizer = ByteTokenizer()
+    if tokenizer is None and config.tokenizer is not None:
+        check_tokenizer(config.tokenizer)
+        tokenizer = load_tokenizer(config.tokenizer)
+    if tokenizer is None:
+        vocab_size = config.vocab_size or DEFAULT_VOCAB_SIZE
+        print_once(f"training a vocabulary of {vocab_size} pieces")
+        tokenizer = train_tokenizer(texts(), vocab_size=vocab_size)
+    if tokenizer.pad_id == tokenizer.unk_id:
         raise ValueError(
-            f"an input of {input_length} tokens must hide at most {tokenizer.num_sentinels} "
-            f"spans, one for each sentinel of the tokenizer, got {spans}; lower input_length or "
-            "corruption.density, or raise corruption.mean_span."
+            f"the tokenizer must have a padding id of its own, got {tokenizer.pad_id} for padding "
+            "and for unknown text; train one with t5jax.tokenizers.train_tokenizer."
         )
+    return tokenizer
 
 
 def check_files(model: str, tokenizer: str | None) -> None:
-    """Raises, before anything slow is done, if a file that was named is not there.
+    """Check that the files named by options exist, before anything slow is done.
 
     Raises:
       FileNotFoundError: `model` is a JSON file, or `tokenizer` a folder, that does not exist.
@@ -95,7 +107,7 @@ def check_files(model: str, tokenizer: str | None) -> None:
 
 
 def check_tokenizer(tokenizer: str) -> None:
-    """Raises FileNotFoundError unless a tokenizer of this name is there."""
+    """Raise FileNotFoundError unless there is a tokenizer of this name."""
     if tokenizer == BYTES:
         return
     if not Path(tokenizer).is_dir():
@@ -111,28 +123,29 @@ def check_tokenizer(tokenizer: str) -> None:
 
 
 def setup_model(
-    name: str, tokenizer: Tokenizer, *, dtype: str, changes: dict[str, Any]
+    config: RunConfig, tokenizer: Tokenizer, *, architecture: Mapping[str, Any] | None = None
 ) -> T5Config:
-    """The model of a name: 'tiny', a published size, or a JSON file.
+    """Return the architecture that the options name: 'tiny', a published size, or a JSON file.
 
     Args:
-      name: of the model.
-      tokenizer: whose vocabulary it has.
-      dtype: to compute in; 'auto' is that of the file, or of the device.
-      changes: fields to have instead.
+      config: options of the run.
+      tokenizer: sets the vocabulary and its special ids.
+      architecture: fields of T5Config to override, before those that the options override.
     Raises:
       ValueError: the vocabulary of a JSON file is not the tokenizer's.
     """
+    name = config.model
+    changes = {**(architecture or {}), **config.model_changes}
     if name.endswith(".json"):
-        given = {} if dtype == "auto" else {"dtype": dtype}
-        found = check_vocabulary(T5Config.from_file(name), name, tokenizer)
-        return found.replace(**{**changes, **given})
+        if config.dtype != "auto":
+            changes["dtype"] = config.dtype
+        return check_vocabulary(T5Config.from_file(name), name, tokenizer).replace(**changes)
     fields = {
         **changes,
         "pad_id": tokenizer.pad_id,
         "eos_id": tokenizer.eos_id,
         "decoder_start_id": tokenizer.pad_id,
-        "dtype": resolve_dtype(dtype),
+        "dtype": resolve_dtype(config.dtype),
         "vocab_size": pad_vocab(tokenizer.vocab_size),
     }
     if name == "tiny":
@@ -141,7 +154,7 @@ def setup_model(
 
 
 def check_vocabulary(model: T5Config, source: str, tokenizer: Tokenizer) -> T5Config:
-    """The model, if its vocabulary is the tokenizer's."""
+    """Return the model, or raise ValueError if its vocabulary is not the tokenizer's."""
     if model.vocab_size < tokenizer.vocab_size:
         raise ValueError(
             f"{source}: vocab_size must be at least the tokenizer's {tokenizer.vocab_size}, "
@@ -154,3 +167,146 @@ def check_vocabulary(model: T5Config, source: str, tokenizer: Tokenizer) -> T5Co
                 f"got {getattr(model, name)}."
             )
     return model
+
+
+def open_checkpoints(config: RunConfig) -> CheckpointManager:
+    """Open the checkpoints of a run."""
+    return CheckpointManager(
+        config.folder / CHECKPOINTS,
+        keep=config.fit.keep_checkpoints,
+        keep_every=config.fit.keep_every,
+        keep_best=config.keep_best,
+        keep_round=config.keep_round,
+    )
+
+
+def restore_run(
+    config: RunConfig, checkpoints: CheckpointManager, abstract: TrainState, batches: Any
+) -> TrainState | None:
+    """Restore the state that a run continues from, with `batches` moved to its position.
+
+    Args:
+      config: options of the run.
+      checkpoints: of the run.
+      abstract: shapes, dtypes and shardings of the state.
+      batches: iterator with `set_state`.
+    Returns:
+      The state; None if the run has no checkpoint yet.
+    Raises:
+      ValueError: no checkpoint can be read, or the run is beyond its last step.
+    """
+    state = restore_state(checkpoints, abstract, batches, warn=print_once)
+    if state is not None:
+        check_steps(config.fit, int(state.step))
+        print_once(
+            f"continuing at step {int(state.step)} of {config.fit.steps} from {config.folder}"
+        )
+    return state
+
+
+def print_model(model: T5Config, params: Params, mesh: Mesh) -> None:
+    """Print the size of a model and the devices that it is trained on."""
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+    devices = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    several = f", {process_count()} processes" if process_count() > 1 else ""
+    print_once(
+        f"model: {parameters / 1e6:.2f} M parameters, {model.num_encoder_layers} + "
+        f"{model.num_decoder_layers} layers of width {model.d_model}, vocabulary "
+        f"{model.vocab_size}, {model.dtype}, on {jax.default_backend()} ({devices}{several})"
+    )
+
+
+def run_trainer(
+    config: RunConfig,
+    state: TrainState,
+    batches: Any,
+    *,
+    model: T5Config,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    evaluator: Evaluator,
+    checkpoints: CheckpointManager,
+    trackers: Sequence[Tracker] = (),
+    chunk_ids: Callable[[int], Sequence[int]] | None = None,
+) -> FitResult:
+    """Assemble the trainer of a run, train to the end or an interruption, and close everything.
+
+    Args:
+      config: options of the run.
+      state: consumed.
+      batches: iterator with `get_state`, at the position that belongs to `state`.
+      model: architecture.
+      optimizer: as from `make_optimizer`.
+      mesh: mesh of the state.
+      evaluator: evaluates the parameters, and ranks the evaluations.
+      checkpoints: of the run.
+      trackers: receive the metrics, besides the files of the run.
+      chunk_ids: returns the chunks of text that a step trains on.
+    """
+    start_step = int(state.step)
+    previous_evaluations = read_evaluations(config.folder, until=start_step)
+    with open_tracker(
+        config.folder, total_steps=config.fit.steps, start_step=start_step, others=trackers
+    ) as tracker:
+        trainer = Trainer(
+            dataclasses.replace(config.fit, keep_best=config.keep_best),
+            train_step=_setup_train_step(config, model, optimizer, mesh, start_step),
+            evaluator=evaluator,
+            checkpoints=checkpoints,
+            tracker=tracker,
+            mesh=mesh,
+            pad_id=model.pad_id,
+            profiler=Profiler(config.folder / "profile", steps=config.fit.profile_steps),
+            peak_step_seconds=_peak_step_seconds(config, model, mesh),
+            chunk_ids=chunk_ids,
+        )
+        result = trainer.fit(state, batches, previous_evaluations=previous_evaluations)
+    checkpoints.close()
+    last_step = int(result.state.step)
+    if result.interrupted:
+        print_once(f"saved step {last_step} in {config.folder}; the same command continues it")
+    elif last_step < config.fit.steps:
+        print_once(
+            f"stopped at step {last_step}: {config.fit.patience} evaluations without a better"
+        )
+    return result
+
+
+def _peak_step_seconds(config: RunConfig, model: T5Config, mesh: Mesh) -> float | None:
+    """Return the seconds of a step at the peak rate of the devices; None if that is unknown."""
+    chip = chip_of_kind(mesh.devices.flat[0].device_kind)
+    if chip is None:
+        return None
+    input_length, target_length = config.lengths
+    flops = train_step_flops(
+        model,
+        batch_size=config.batch_size,
+        input_length=input_length,
+        target_length=target_length,
+    )
+    return flops / (chip.flops * mesh.size)
+
+
+def _setup_train_step(
+    config: RunConfig,
+    model: T5Config,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    start_step: int,
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """Make the train step of a run, to be called once for each step from `start_step` on."""
+    make = functools.partial(
+        make_train_step,
+        optimizer=optimizer,
+        schedule=learning_rate_schedule(config.optimizer.schedule, total_steps=config.fit.steps),
+        mesh=mesh,
+        options=config.step,
+        seed=config.seed,
+    )
+    with_dropout = make(model)
+    if config.dropout_steps is None:
+        return with_dropout
+    last = config.dropout_steps
+    without = make(model.replace(dropout_rate=0.0))
+    steps = itertools.count(start_step)  # reading the state's own count would wait for the device
+    return lambda *args: (with_dropout if next(steps) < last else without)(*args)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,16 +12,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Int
 
-from t5jax.data import Batch
 from t5jax.models import PARTITION_RULES, Params, T5Config, bind, init_params
 from t5jax.parallel import (
     BATCH_AXES,
     BATCH_SPEC,
-    global_batch_size,
+    check_batch_size,
+    check_lengths,
     infer_shardings,
-    num_batch_shards,
     num_shards,
-    shard_rows,
     with_shardings,
 )
 from t5jax.training import freezing, loss, step_skipping
@@ -35,7 +33,7 @@ _CHUNK_BYTES = 2**26
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepConfig:
-    """What a training step computes, besides the model and the optimizer."""
+    """Options of a training step, besides those of the model and the optimizer."""
 
     z_loss: float = 1e-4
     """Weight of the z-loss."""
@@ -78,15 +76,15 @@ class StepConfig:
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes."""
+    """The training state: everything that a step changes."""
 
     step: Int[Array, ""]
     params: Params
     opt_state: Any
-    average: Params | None = None
-    """Moving average of the parameters, if one is kept."""
+    ema_params: Params | None = None
+    """Exponential moving average of the parameters, if one is kept."""
     norms: step_skipping.GradientNorms | None = None
-    """If spikes are looked for."""
+    """Gradient norms of the steps so far, if spikes are skipped."""
 
 
 def init_state(
@@ -98,18 +96,27 @@ def init_state(
     options: StepConfig | None = None,
     params: Params | None = None,
 ) -> TrainState:
-    """Parameters and a fresh optimizer, each made where it will live.
+    """Initialize a training state, every array on the devices that hold it.
 
-    The parameters are `params`, where they are given, which are consumed, and otherwise random.
+    Args:
+      config: of the model.
+      optimizer: as from `make_optimizer`.
+      mesh: to train on.
+      seed: of random parameters.
+      options: of the training step.
+      params: parameters to start from instead, which are consumed.
     """
     options = options or StepConfig()
     abstract = abstract_state(config, optimizer, mesh=mesh, options=options)
-    where = jax.tree.map(lambda x: x.sharding, abstract)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
     if params is not None:
         start = functools.partial(_start, optimizer, options)
-        take = jax.jit(start, in_shardings=(where.params,), out_shardings=where, donate_argnums=0)
-        return take(jax.tree.map(lambda x, y: x.astype(y.dtype), params, abstract.params))
-    return jax.jit(functools.partial(_init, config, optimizer, options), out_shardings=where)(seed)
+        start = jax.jit(
+            start, in_shardings=(shardings.params,), out_shardings=shardings, donate_argnums=0
+        )
+        return start(jax.tree.map(lambda x, y: x.astype(y.dtype), params, abstract.params))
+    init = functools.partial(_init, config, optimizer, options)
+    return jax.jit(init, out_shardings=shardings)(seed)
 
 
 def abstract_state(
@@ -119,20 +126,20 @@ def abstract_state(
     mesh: Mesh,
     options: StepConfig | None = None,
 ) -> TrainState:
-    """Shapes, dtypes and shardings of `init_state`, without computing anything.
+    """Return shapes, dtypes and shardings of `init_state` without computing anything.
 
     Raises:
-      ValueError: an axis of the mesh does not divide what it shards.
+      ValueError: an axis of the mesh does not divide an axis that it shards.
     """
     if config.num_heads % mesh.shape["tensor"]:
         raise ValueError(
             f"mesh axis tensor = {mesh.shape['tensor']} must divide num_heads = "
             f"{config.num_heads}; choose a divisor."
         )
-    make = functools.partial(_init, config, optimizer, options or StepConfig())
-    abstract = jax.eval_shape(make, 0)
-    where = infer_shardings(abstract, mesh=mesh, rules=PARTITION_RULES)
-    return with_shardings(abstract, where)
+    init = functools.partial(_init, config, optimizer, options or StepConfig())
+    abstract = jax.eval_shape(init, 0)
+    shardings = infer_shardings(abstract, mesh=mesh, rules=PARTITION_RULES)
+    return with_shardings(abstract, shardings)
 
 
 class MeshJit:
@@ -146,7 +153,7 @@ class MeshJit:
             return self._function(*args)
 
     def lower(self, *args: Any) -> Any:
-        """As `jax.jit(...).lower`: the program for these arguments, which may be shapes only."""
+        """Lower the program for these arguments, which may be shapes, as `jax.jit(...).lower`."""
         with jax.set_mesh(self._mesh):
             return self._function.lower(*args)
 
@@ -160,138 +167,95 @@ def make_train_step(
     options: StepConfig,
     seed: int,
 ) -> MeshJit:
-    """The compiled `step(state, batch) -> (state, metrics)`; it consumes the state it is given.
+    """Compile `step(state, batch) -> (state, metrics)`, which consumes the state.
 
-    Dropout depends on `seed` and the step alone, so a resumed run draws what the first one would.
+    Dropout depends on `seed` and the step alone, so a resumed run repeats what the first one would
+    have drawn.
 
     Args:
       config: of the model.
       optimizer: as from `make_optimizer`.
-      schedule: for the metrics, of the updates made; the optimizer has its own.
+      schedule: learning rate of each update, for the metrics; the optimizer has its own.
       mesh: to compute on.
       options: as for `init_state`.
       seed: of dropout.
     Returns:
       The step.  Metrics are float32 scalars: `loss` (with smoothed targets and z-loss) and
       `cross_entropy` (without), in nats a target token, `accuracy`, `grad_norm`, `learning_rate`,
-      and `skipped`, which is 1 where parameters and optimizer were left as they are, and else 0.
+      and `skipped`, which is 1 if parameters and optimizer were left unchanged, and else 0.
     """
-    where = jax.tree.map(
+    shardings = jax.tree.map(
         lambda x: x.sharding, abstract_state(config, optimizer, mesh=mesh, options=options)
     )
+    trained_shardings, _ = freezing.partition_params(shardings.params, options.frozen)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         _check_shapes(batch, options, mesh)
         # 1 apart from the key that parameters were drawn from.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
-        trained, kept = freezing.partition_params(state.params, options.frozen)
-        places, _ = freezing.partition_params(where.params, options.frozen)
+        trained, frozen = freezing.partition_params(state.params, options.frozen)
         weight = jnp.maximum(jnp.sum(batch["decoder_loss_weights"]), 1.0)
 
         def part_loss(trained, part, key):
             dropout_key = key if config.dropout_rate else None
-            params = freezing.merge_params(trained, kept)
-            result = _loss(config, params, part, options=options, dropout_key=dropout_key)
-            return result.total / weight, result
+            params = freezing.merge_params(trained, frozen)
+            sums = batch_loss(config, params, part, options=options, dropout_key=dropout_key)
+            return sums.total / weight, sums
 
-        grads, result = _gradients(part_loss, trained, batch, key, options.accumulate, places)
-        norm = optax.tree.norm(grads)
-        sound, norms = step_skipping.should_apply(
-            state.norms, result.total, norm, options.spike_factor
+        # Gradient.
+        grads, sums = _gradients(
+            part_loss, trained, batch, key, options.accumulate, trained_shardings
         )
+        norm = optax.tree.norm(grads)
+        applied, norms = step_skipping.should_apply(
+            state.norms, sums.total, norm, options.spike_factor
+        )
+        # Update, unless the step is skipped.
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        new: Any = optax.apply_updates(trained, updates)
-        params = freezing.merge_params(step_skipping.select_tree(sound, new, trained), kept)
-        # What `make_optimizer` returns counts updates; a skipped step makes none.
-        updates_made = getattr(state.opt_state, "count", state.step)
-        average = state.average
+        updated: Any = optax.apply_updates(trained, updates)
+        trained, opt_state = step_skipping.select_tree(
+            applied, (updated, opt_state), (trained, state.opt_state)
+        )
+        params = freezing.merge_params(trained, frozen)
+        ema_params = state.ema_params
         if options.ema_decay is not None:
-            average = _average(average, params, sound, options.ema_decay)
+            ema_params = _update_ema(ema_params, params, applied, options.ema_decay)
+        # What `make_optimizer` returns counts updates; a skipped step makes none.
+        updates_before = getattr(state.opt_state, "count", state.step)
         metrics = {
-            **_means(result),
+            **_means(sums),
             "grad_norm": norm,
-            "learning_rate": jnp.asarray(schedule(updates_made)),
-            "skipped": 1.0 - sound.astype(jnp.float32),
+            "learning_rate": jnp.asarray(schedule(updates_before)),
+            "skipped": 1.0 - applied.astype(jnp.float32),
         }
-        opt_state = step_skipping.select_tree(sound, opt_state, state.opt_state)
-        return TrainState(state.step + 1, params, opt_state, average, norms), metrics
+        return TrainState(state.step + 1, params, opt_state, ema_params, norms), metrics
 
     compiled = jax.jit(
         step,
-        in_shardings=(where, NamedSharding(mesh, BATCH_SPEC)),
-        out_shardings=(where, NamedSharding(mesh, P())),
+        in_shardings=(shardings, NamedSharding(mesh, BATCH_SPEC)),
+        out_shardings=(shardings, NamedSharding(mesh, P())),
         donate_argnums=0,
     )
     return MeshJit(compiled, mesh)
 
 
-def make_eval_step(config: T5Config, *, mesh: Mesh) -> Callable[[Params, Any], loss.LossSums]:
-    """The compiled `step(params, batch) -> Loss`: sums, without dropout, smoothing or z-loss."""
-    options = StepConfig(z_loss=0.0)
-
-    def step(params: Params, batch: Any) -> loss.LossSums:
-        _check_shapes(batch, options, mesh)
-        return _loss(config, params, batch, options=options, dropout_key=None)
-
-    return MeshJit(jax.jit(step, out_shardings=NamedSharding(mesh, P())), mesh)
-
-
-def check_batch_size(batch_size: int, *, mesh: Mesh, accumulate: int = 1) -> None:
-    """Raises ValueError unless the devices divide every part of a batch."""
-    ways = num_batch_shards(mesh)
-    if batch_size % (ways * accumulate):
-        rule = f"data x fsdp = {ways}"
-        if accumulate > 1:
-            rule = f"accumulate x data x fsdp = {accumulate} x {ways}"
-        raise ValueError(f"the batch size must be a multiple of {rule}, got {batch_size}.")
-
-
-def check_lengths(lengths: Mapping[str, int], *, mesh: Mesh) -> None:
-    """Raises ValueError unless the mesh divides all lengths of rows, here by name."""
-    for name, length in lengths.items():
-        if length % mesh.shape["sequence"]:
-            raise ValueError(
-                f"mesh axis sequence = {mesh.shape['sequence']} must divide the length of {name}, "
-                f"{length}; make it a multiple, or choose a divisor."
-            )
-
-
-def shard_batch(batch: Batch, *, mesh: Mesh) -> dict[str, jax.Array]:
-    """Places a batch on the mesh, its examples divided over the devices.
-
-    Args:
-      batch: its examples that this process needs, as `local_rows` numbers them: all of them,
-        where there is one process.
-      mesh: of all processes.
-    """
-    num_rows = len(batch["encoder_input_tokens"])
-    check_batch_size(global_batch_size(num_rows, mesh=mesh), mesh=mesh)
-    return {name: shard_rows(value, mesh=mesh) for name, value in batch.items()}
-
-
-def evaluate_loss(
-    eval_step: Callable[[Params, Any], loss.LossSums], params: Params, batches: Any, *, mesh: Mesh
-) -> dict[str, float]:
-    """Token-weighted means over all batches: `loss` in nats a target token, and `accuracy`."""
-    sums = [eval_step(params, shard_batch(batch, mesh=mesh)) for batch in batches]
-    weight = max(sum(float(part.weight) for part in sums), 1.0)
-    return {
-        "loss": sum(float(part.cross_entropy) for part in sums) / weight,
-        "accuracy": sum(float(part.correct) for part in sums) / weight,
-    }
+def inference_params(state: TrainState) -> Params:
+    """Return the parameters to evaluate and to use: their moving average, if one is kept."""
+    return state.params if state.ema_params is None else state.ema_params
 
 
 def state_to_trees(state: TrainState) -> dict[str, Any]:
-    """The named pytrees that a checkpoint of a state holds."""
+    """Return the named pytrees that a checkpoint of a state holds."""
     trees = {"params": state.params, "optimizer": state.opt_state}
-    for name in ("average", "norms"):
-        if getattr(state, name) is not None:
-            trees[name] = getattr(state, name)
+    if state.ema_params is not None:
+        trees["average"] = state.ema_params
+    if state.norms is not None:
+        trees["norms"] = state.norms
     return trees
 
 
 def state_from_trees(step: Int[Array, ""], trees: dict[str, Any]) -> TrainState:
-    """The state that `state_to_trees` took apart."""
+    """Return the state that `state_to_trees` took apart."""
     norms = step_skipping.GradientNorms(*trees["norms"]) if "norms" in trees else None
     return TrainState(step, trees["params"], trees["optimizer"], trees.get("average"), norms)
 
@@ -306,9 +270,9 @@ def _start(
     optimizer: optax.GradientTransformation, options: StepConfig, params: Params
 ) -> TrainState:
     trained, _ = freezing.partition_params(params, options.frozen)
-    average = None if options.ema_decay is None else jax.tree.map(jnp.copy, params)
+    ema_params = None if options.ema_decay is None else jax.tree.map(jnp.copy, params)
     norms = None if options.spike_factor is None else step_skipping.init_norms()
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained), average, norms)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained), ema_params, norms)
 
 
 def _check_shapes(batch: Any, options: StepConfig, mesh: Mesh) -> None:
@@ -324,9 +288,9 @@ def _gradients(
     batch: Any,
     key: Array,
     count: int,
-    places: Any,
+    shardings: Any,
 ) -> tuple[Params, loss.LossSums]:
-    """The gradient of the sum of `part_loss` over `count` parts of a batch, and the sums."""
+    """Return the gradient of the sum of `part_loss` over `count` parts of a batch, and the sums."""
     grad = jax.grad(part_loss, has_aux=True)
     if count == 1:
         return grad(trained, batch, key)
@@ -339,20 +303,28 @@ def _gradients(
         return jax.tree.map(jnp.add, carry, grad(trained, *part_and_key)), None
 
     # The type of a parameter is that of its gradient.
-    zeros = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, trained), places)
+    zeros = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, trained), shardings)
     none = loss.LossSums(*[jnp.zeros((), jnp.float32)] * len(loss.LossSums._fields))
     total, _ = jax.lax.scan(add, (zeros, none), (parts, jax.random.split(key, count)))
     return total
 
 
-def _average(average: Any, params: Any, sound: Array, decay: float) -> Any:
-    share = jnp.where(sound, 1.0 - decay, 0.0)
-    return jax.tree.map(lambda mean, x: mean + share.astype(x.dtype) * (x - mean), average, params)
+def _update_ema(ema_params: Any, params: Any, applied: Array, decay: float) -> Any:
+    """Update the moving average, if the update of the parameters was applied.
+
+    `optax.incremental_update` computes `share * x + (1 - share) * mean`, which rounds differently:
+    runs begun before would not continue bit for bit.
+    """
+    share = jnp.where(applied, 1.0 - decay, 0.0)
+    return jax.tree.map(
+        lambda mean, x: mean + share.astype(x.dtype) * (x - mean), ema_params, params
+    )
 
 
-def _loss(
+def batch_loss(
     config: T5Config, params: Params, batch: Any, *, options: StepConfig, dropout_key: Any
 ) -> loss.LossSums:
+    """Return the loss sums of a batch; `dropout_key` is None without dropout."""
     encoder_tokens = batch["encoder_input_tokens"]
     segments = batch.get("encoder_segment_ids")
     model = bind(config, params)
@@ -380,7 +352,7 @@ def _loss(
 
 
 def _num_chunks(shape: tuple[int, ...], vocab_size: int) -> int:
-    """Chunks of the vocabulary whose logits take a device no more than `_CHUNK_BYTES`."""
+    """Return the number of chunks that keeps their logits below `_CHUNK_BYTES` a device."""
     mesh = jax.sharding.get_abstract_mesh()
     rows = math.prod(shape) // num_shards(mesh, (*BATCH_AXES, "sequence"))
     return -(-4 * rows * vocab_size // (num_shards(mesh, ("tensor",)) * _CHUNK_BYTES))

@@ -24,7 +24,8 @@ from t5jax.data.packing import (
     truncate_ids,
 )
 from t5jax.parallel.mesh import MeshConfig, make_mesh
-from t5jax.training.step import make_eval_step, shard_batch
+from t5jax.parallel.sharding import shard_batch
+from t5jax.training.evaluation import make_eval_step
 
 EOS, PAD, START = 1, 0, 2
 

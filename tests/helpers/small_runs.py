@@ -6,7 +6,7 @@ import numpy as np
 
 from t5jax.models.config import T5Config
 from t5jax.tokenizers.byte import ByteTokenizer
-from t5jax.training.metrics_log import read_metrics
+from t5jax.training.tracker import read_metrics
 
 TINY = T5Config(
     vocab_size=384,

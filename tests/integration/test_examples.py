@@ -22,7 +22,7 @@ from t5jax.models.t5 import init_params
 from t5jax.recipes.finetune import FinetuneConfig
 from t5jax.text2text import Text2Text
 from t5jax.tokenizers.byte import ByteTokenizer
-from t5jax.training.metrics_log import read_metrics
+from t5jax.training.tracker import read_metrics
 
 ROOT = Path(__file__).parents[2]
 MODULE = '''\

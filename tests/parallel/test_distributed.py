@@ -24,7 +24,7 @@ from t5jax.parallel.distributed import (
     process_index,
 )
 from t5jax.parallel.mesh import MeshConfig, make_mesh
-from t5jax.training.metrics_log import read_metrics
+from t5jax.training.tracker import read_metrics
 
 STEPS = 40
 

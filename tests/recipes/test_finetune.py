@@ -19,11 +19,12 @@ from t5jax.optim.optimizer import OptimizerConfig
 from t5jax.optim.schedules import ScheduleConfig
 from t5jax.parallel.mesh import MeshConfig
 from t5jax.recipes import validation
-from t5jax.recipes.finetune import FinetuneConfig, finetune
+from t5jax.recipes.finetune import finetune
+from t5jax.recipes.finetune_config import FinetuneConfig
 from t5jax.recipes.validation import mean_score
-from t5jax.training.loop import FitConfig
-from t5jax.training.metrics_log import MetricsLog, read_evaluations
 from t5jax.training.step import StepConfig
+from t5jax.training.tracker import MetricsFile, read_evaluations
+from t5jax.training.trainer import FitConfig
 
 ARCHITECTURE = {
     "d_model": 32,
@@ -141,9 +142,13 @@ def test_finetune_drops_only_in_the_first_steps(tmp_path):
     parts = run(tmp_path / "parts", steps=20, dropout_steps=8, **given).t5
     # The same by hand: another run's files say that it never had dropout.
     run(tmp_path / "hand", steps=8, **given)
-    for name in ("run.json", "config.json"):
+    for name, options in (("run.json", "options"), ("config.json", None)):
         path = tmp_path / "hand" / name
-        path.write_text(path.read_text().replace('"dropout_rate": 0.3', '"dropout_rate": 0.0'))
+        record = json.loads(path.read_text())
+        fields = record[options] if options else record
+        assert fields["dropout_rate"] == 0.3
+        fields["dropout_rate"] = 0.0
+        path.write_text(json.dumps(record))
     hand = run(tmp_path / "hand", steps=20, use="last", dropout_rate=0.0).t5
     always = run(tmp_path / "always", steps=20, **given).t5
     table = early.params["token_embedder"]["embedding"]
@@ -153,14 +158,14 @@ def test_finetune_drops_only_in_the_first_steps(tmp_path):
 
 
 def test_finetune_interrupted_saves_and_goes_on(tmp_path, monkeypatch):
-    write = MetricsLog.training
+    log = MetricsFile.log
 
-    def interrupt(log, step, *rest):
-        write(log, step, *rest)
-        if step == 10:
+    def interrupt(tracker, step, metrics):
+        log(tracker, step, metrics)
+        if step == 10 and "train/loss" in metrics:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(MetricsLog, "training", interrupt)
+    monkeypatch.setattr(MetricsFile, "log", interrupt)
     found = run(tmp_path / "run", steps=40)
     assert found.validation is None
     assert complete_steps(tmp_path / "run" / "checkpoints")[-1] < 40

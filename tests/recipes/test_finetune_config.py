@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from t5jax.recipes.finetune_config import RESUMABLE_OPTIONS, FinetuneConfig
-from t5jax.training.loop import FitConfig
+from t5jax.recipes.finetune_config import RESUMABLE, FinetuneConfig
+from t5jax.training.trainer import FitConfig
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,4 @@ def test_defaults_are_the_recipe_of_t5():
 
 def test_free_options_are_fields():
     fields = {field.name for field in dataclasses.fields(FinetuneConfig)}
-    assert (
-        set(RESUMABLE_OPTIONS) - {"tasks"} <= fields
-    )  # `tasks` is an option of scripts/finetune.py
+    assert set(RESUMABLE) - {"tasks"} <= fields  # `tasks` is an option of scripts/finetune.py

@@ -20,13 +20,13 @@ from t5jax.data.corpus import DataConfig
 from t5jax.models.t5 import abstract_params
 from t5jax.optim.optimizer import OptimizerConfig
 from t5jax.optim.schedules import ScheduleConfig
-from t5jax.parallel import sharding
 from t5jax.parallel.mesh import MeshConfig, make_mesh
-from t5jax.recipes.pretrain import PretrainConfig, pretrain
+from t5jax.recipes.pretrain import pretrain
+from t5jax.recipes.pretrain_config import PretrainConfig
 from t5jax.training import setup
-from t5jax.training.loop import FitConfig
-from t5jax.training.run_dir import recorded_options
+from t5jax.training.run import recorded_options
 from t5jax.training.step import StepConfig
+from t5jax.training.trainer import FitConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -145,7 +145,7 @@ def test_run_can_be_made_longer_where_the_schedule_allows(finished, tmp_path):
         ),
     )
     assert "fit.steps" not in options
-    assert recorded_options(fixed, free=())["fit.steps"] == 8
+    assert recorded_options(fixed, resumable=())["fit.steps"] == 8
 
 
 @pytest.mark.slow
@@ -297,7 +297,7 @@ def test_run_continues_on_other_meshes(inputs, tmp_path, monkeypatch):
     train_on(moved, 3, MeshConfig(fsdp=8))
     train_on(moved, 6, MeshConfig(tensor=4))
     one_device = functools.partial(make_mesh, devices=jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", one_device)
+    monkeypatch.setattr(setup, "make_mesh", one_device)
     found = train_on(moved, 9, MeshConfig())
     assert sorted(found) == list(range(1, 10))
     for step, loss in straight.items():  # float32 sums in other orders

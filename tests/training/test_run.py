@@ -1,12 +1,22 @@
-"""Options that all runs share; what runs do is in test_pretrain.py and test_finetuning.py."""
+"""Options that all runs share, and folders; whole runs are in tests/recipes."""
 
+import json
 import re
 
+import numpy as np
 import pytest
 import tyro
 
+from t5jax.models.config import T5Config
 from t5jax.recipes.finetune_config import FinetuneConfig
-from t5jax.recipes.pretrain import PretrainConfig
+from t5jax.recipes.pretrain_config import PretrainConfig
+from t5jax.tokenizers.byte import ByteTokenizer
+from t5jax.tokenizers.load import load_tokenizer
+from t5jax.training.run import check_run_dir, claim_run_dir, corpus_digest
+
+MODEL = T5Config(
+    vocab_size=384, d_model=8, d_ff=8, num_heads=1, num_encoder_layers=1, num_decoder_layers=1
+)
 
 
 @pytest.mark.parametrize("config", [PretrainConfig, FinetuneConfig])
@@ -50,3 +60,56 @@ def test_help_has_the_words_of_the_options_that_are_shared(config, inherited, ow
     words = " ".join(re.sub(r"[^\w ',.-]", " ", capsys.readouterr().out).split())
     for text in (inherited, own):
         assert text in words
+
+
+def claim(folder, *, options=None, text="abc", model=MODEL) -> None:
+    claim_run_dir(folder, options or {"seed": 0}, text, model=model, tokenizer=ByteTokenizer())
+
+
+def test_claim_writes_what_check_then_accepts(tmp_path):
+    claim(tmp_path / "run")
+    check_run_dir(tmp_path / "run", {"seed": 0})
+    claim(tmp_path / "run", model=MODEL.replace(remat="full"))
+    assert T5Config.from_file(tmp_path / "run" / "config.json").remat == "full"
+    assert isinstance(load_tokenizer(tmp_path / "run"), ByteTokenizer)
+
+
+@pytest.mark.parametrize("options", [{"seed": 1}, {}, {"seed": 0, "more": 2}])
+def test_check_refuses_any_other_option(tmp_path, options):
+    claim(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"holds another run: its (seed|more) is"):
+        check_run_dir(tmp_path / "run", options)
+
+
+def test_check_knows_what_runs_did_before_an_option_came(tmp_path):
+    claim(tmp_path / "run")
+    check_run_dir(tmp_path / "run", {"seed": 0, "more": 2}, unrecorded={"more": 2})
+    with pytest.raises(ValueError, match=r"its more is 2, and 3 was asked for"):
+        check_run_dir(tmp_path / "run", {"seed": 0, "more": 3}, unrecorded={"more": 2})
+    claim(tmp_path / "later", options={"seed": 0, "more": 3})
+    check_run_dir(tmp_path / "later", {"seed": 0, "more": 3}, unrecorded={"more": 2})
+
+
+def test_check_refuses_a_file_and_a_record_that_is_none(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="new or empty folder"):
+        check_run_dir(tmp_path / "file", {})
+    (tmp_path / "run.json").write_text(json.dumps(["not", "a", "run"]))
+    with pytest.raises(ValueError, match=r"run\.json is not the record of a run"):
+        check_run_dir(tmp_path, {})
+
+
+def test_claim_refuses_other_text_and_other_models(tmp_path):
+    claim(tmp_path / "run")
+    with pytest.raises(ValueError, match="a run on other text"):
+        claim(tmp_path / "run", text="abd")
+    with pytest.raises(ValueError, match="d_ff = 8, and 9 was asked for"):
+        claim(tmp_path / "run", model=MODEL.replace(d_ff=9))
+
+
+def test_digest_differs_with_length_and_content():
+    chunks = [np.arange(4) + i for i in range(200)]
+    digest = corpus_digest(chunks)
+    assert digest == corpus_digest(list(chunks))
+    assert digest != corpus_digest(chunks[:-1])
+    assert digest != corpus_digest(chunks[::-1])

@@ -3,49 +3,62 @@
 import pytest
 from helpers.small_runs import TINY
 
-from t5jax.data.objectives.span_corruption import SpanCorruption
+from t5jax.recipes.pretrain_config import PretrainConfig
 from t5jax.tokenizers.byte import ByteTokenizer
-from t5jax.training.setup import check_files, check_sentinels, setup_model, setup_tokenizer
+from t5jax.training import setup
+from t5jax.training.setup import check_files, setup_model, setup_tokenizer
 
 BYTES = ByteTokenizer()
 
 
 def make_tokenizer(folder, source):
-    return setup_tokenizer(
-        folder, lambda: pytest.fail("read"), source=source, vocab_size=26, say=pytest.fail
-    )
+    config = PretrainConfig(output=str(folder), tokenizer=source)
+    return setup_tokenizer(config, lambda: pytest.fail("read"))
+
+
+def make_model(**options):
+    return setup_model(PretrainConfig(**options), BYTES)
 
 
 def test_tokenizer_of_the_run_goes_before_the_one_asked_for(tmp_path):
     BYTES.save(tmp_path / "run")
-    found = make_tokenizer(tmp_path / "run", str(tmp_path / "absent"))
-    assert found.fingerprint == BYTES.fingerprint
+    tokenizer = make_tokenizer(tmp_path / "run", str(tmp_path / "absent"))
+    assert tokenizer.fingerprint == BYTES.fingerprint
 
 
 def test_tokenizer_of_bytes_needs_no_files(tmp_path):
-    found = make_tokenizer(tmp_path / "run", "bytes")
-    assert found.fingerprint == BYTES.fingerprint
+    tokenizer = make_tokenizer(tmp_path / "run", "bytes")
+    assert tokenizer.fingerprint == BYTES.fingerprint
     check_files("tiny", "bytes")
 
 
-def test_tokenizer_must_have_a_sentinel_for_each_span():
-    check_sentinels(BYTES, corruption=SpanCorruption(), input_length=48)
-    with pytest.raises(ValueError, match="must hide at most 125 spans"):
-        check_sentinels(BYTES, corruption=SpanCorruption(), input_length=3000)
+def test_tokenizer_must_have_a_padding_id_and_the_remedy_is_in_the_wheel(tmp_path, monkeypatch):
+    class NoPad:
+        pad_id = unk_id = 2
+
+    monkeypatch.setattr(setup, "load_tokenizer", lambda folder: NoPad())
+    with pytest.raises(ValueError, match=r"got 2 for padding.*t5jax\.tokenizers\.train_tokenizer"):
+        make_tokenizer(tmp_path, None)
 
 
 def test_model_has_the_ids_of_the_tokenizer_and_the_changes():
-    found = setup_model("tiny", BYTES, dtype="bfloat16", changes={"dropout_rate": 0.3})
-    assert (found.vocab_size, found.pad_id, found.eos_id) == (384, 0, 1)
-    assert (found.dtype, found.dropout_rate) == ("bfloat16", 0.3)
-    assert setup_model("t5-small", BYTES, dtype="float32", changes={}).d_model == 512
+    model = make_model(dtype="bfloat16", dropout_rate=0.3)
+    assert (model.vocab_size, model.pad_id, model.eos_id) == (384, 0, 1)
+    assert (model.dtype, model.dropout_rate) == ("bfloat16", 0.3)
+    assert make_model(model="t5-small", dtype="float32").d_model == 512
 
 
-def test_model_of_a_file_keeps_its_dtype_unless_told(tmp_path):
+def test_options_override_the_architecture():
+    config = PretrainConfig(dropout_rate=0.3)
+    model = setup_model(config, BYTES, architecture={"d_model": 8, "dropout_rate": 0.1})
+    assert (model.d_model, model.dropout_rate) == (8, 0.3)
+
+
+def test_model_of_a_file_keeps_its_dtype_unless_it_is_set(tmp_path):
     path = tmp_path / "model.json"
     path.write_text(TINY.replace(dtype="bfloat16").to_json())
-    assert setup_model(str(path), BYTES, dtype="auto", changes={}).dtype == "bfloat16"
-    assert setup_model(str(path), BYTES, dtype="float32", changes={}).dtype == "float32"
+    assert make_model(model=str(path)).dtype == "bfloat16"
+    assert make_model(model=str(path), dtype="float32").dtype == "float32"
 
 
 def test_check_files_names_what_is_missing(tmp_path):

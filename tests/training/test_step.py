@@ -14,15 +14,14 @@ from t5jax.models.t5 import bind, is_stacked
 from t5jax.optim.optimizer import OptimizerConfig, make_optimizer
 from t5jax.optim.schedules import ScheduleConfig, learning_rate_schedule
 from t5jax.parallel.mesh import MeshConfig, make_mesh as mesh_make_mesh
+from t5jax.parallel.sharding import shard_batch
+from t5jax.training.evaluation import evaluate_loss, make_eval_step
 from t5jax.training.loss import cross_entropy
 from t5jax.training.step import (
     StepConfig,
     TrainState,
-    evaluate_loss,
     init_state,
-    make_eval_step,
     make_train_step,
-    shard_batch,
     state_from_trees,
     state_to_trees,
 )
@@ -218,7 +217,7 @@ def test_train_step_averages_parameters():
         expected = jax.tree.map(lambda m, x: 0.75 * m + 0.25 * x, expected, state.params)
     # Four roundings of numbers below 4.
     jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6), state.average, expected
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6), state.ema_params, expected
     )
     trees = state_to_trees(state)
     assert set(trees) == {"params", "optimizer", "average", "norms"}

@@ -1,6 +1,10 @@
 """Pre-training objectives: from tokens to inputs and targets."""
 
+from .objective import (
+    ExampleLengths as ExampleLengths,
+    Objective as Objective,
+)
 from .span_corruption import (
     SpanCorruption as SpanCorruption,
-    span_corruption_example as span_corruption_example,
+    SpanCorruptionConfig as SpanCorruptionConfig,
 )

@@ -1,24 +1,21 @@
-"""Span corruption: hide random spans of a text; the target is what was hidden.
+"""Span corruption: hide random spans of a text and predict them.
 
-Everything here is numpy on token ids, and random only through the generator that is passed in.
+Numpy on token ids, random only through the generator that is passed in.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from t5jax.tokenizers import Tokenizer
-
-if TYPE_CHECKING:
-    pass
 from t5jax.data.batch import Batch, shift_right
+from t5jax.data.objectives.objective import ExampleLengths
+from t5jax.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpanCorruption:
-    """How much to hide, and in spans of what length.  (arXiv:1910.10683, section 3.1.4)"""
+class SpanCorruptionConfig:
+    """Options of span corruption.  (arXiv:1910.10683, section 3.1.4)"""
 
     density: float = 0.15
     """Fraction of tokens hidden, in (0, 1)."""
@@ -32,46 +29,111 @@ class SpanCorruption:
             raise ValueError(f"mean_span must be at least 1, got {self.mean_span}; T5 uses 3.0.")
 
     def counts(self, length: int) -> tuple[int, int]:
-        """Hidden tokens, and spans they come in, for a text of `length` >= 2 tokens."""
+        """Return the numbers of hidden tokens and of spans in a text.
+
+        Args:
+          length: tokens in the text, at least 2.
+        Raises:
+          ValueError: `length` is below 2.
+        """
         if length < 2:
             raise ValueError(f"length must be at least 2 tokens, got {length}; join short texts.")
         hidden = min(max(round(length * self.density), 1), length - 1)
-        # Every hidden span needs a kept one before it.
+        # Every hidden span needs a kept token before it.
         spans = min(max(round(hidden / self.mean_span), 1), length - hidden)
         return hidden, spans
 
-    def lengths(self, length: int) -> tuple[int, int]:
-        """Input and target length, EOS included, of a text of `length` tokens."""
-        hidden, spans = self.counts(length)
-        return length - hidden + spans + 1, hidden + spans + 1
+    def lengths(self, input_length: int) -> ExampleLengths:
+        """Return the lengths of the longest example whose inputs fit in `input_length` tokens.
 
-    def raw_length(self, input_length: int) -> int:
-        """The longest text whose input fits in `input_length` tokens, such as 568 for 512.
+        Such as 568 tokens of text for inputs of 512 tokens, with 114 targets.
 
         Raises:
-          ValueError: not even two tokens fit.
+          ValueError: not even two tokens of text fit.
         """
-        fits = 2
-        if self.lengths(fits)[0] > input_length:
+        lengths = self._lengths_of(2)
+        if lengths.inputs > input_length:
+            raise ValueError(f"input_length must be at least {lengths.inputs}, got {input_length}.")
+        # Inputs grow with the text, and have at most one token more than it: start from there.
+        longer = self._lengths_of(max(input_length - 1, 2))
+        while longer.inputs <= input_length:
+            lengths, longer = longer, self._lengths_of(longer.raw + 1)
+        return lengths
+
+    def _lengths_of(self, raw: int) -> ExampleLengths:
+        hidden, spans = self.counts(raw)
+        return ExampleLengths(raw, inputs=raw - hidden + spans + 1, targets=hidden + spans + 1)
+
+
+class SpanCorruption:
+    """T5's objective: random spans of a text are replaced by sentinels, the targets list them.
+
+    Example:
+      >>> from t5jax.tokenizers import ByteTokenizer
+      >>> tokenizer = ByteTokenizer()
+      >>> objective = SpanCorruption(
+      ...     SpanCorruptionConfig(), tokenizer=tokenizer, decoder_start_id=tokenizer.pad_id
+      ... )
+      >>> objective.lengths(512)
+      ExampleLengths(raw=568, inputs=512, targets=114)
+    """
+
+    def __init__(
+        self, config: SpanCorruptionConfig, *, tokenizer: Tokenizer, decoder_start_id: int
+    ):
+        """Bind the options to a vocabulary.
+
+        Args:
+          config: density and length of the spans.
+          tokenizer: the source of sentinels and EOS.
+          decoder_start_id: the id that the decoder reads first.
+        """
+        self._config = config
+        self._sentinels = np.array(
+            [tokenizer.sentinel_id(k) for k in range(tokenizer.num_sentinels)]
+        )
+        self._eos_id = tokenizer.eos_id
+        self._decoder_start_id = decoder_start_id
+
+    def lengths(self, input_length: int) -> ExampleLengths:
+        """Return `SpanCorruptionConfig.lengths`."""
+        return self._config.lengths(input_length)
+
+    def check(self, input_length: int) -> None:
+        """Raise ValueError if examples have more spans than the tokenizer has sentinels."""
+        _, spans = self._config.counts(self.lengths(input_length).raw)
+        if spans > len(self._sentinels):
             raise ValueError(
-                f"input_length must be at least {self.lengths(fits)[0]}, got {input_length}."
+                f"an input of {input_length} tokens must hide at most {len(self._sentinels)} "
+                f"spans, one for each sentinel of the tokenizer, got {spans}; lower input_length "
+                "or corruption.density, or raise corruption.mean_span."
             )
-        too_long = 4
-        while self.lengths(too_long)[0] <= input_length:
-            too_long *= 2
-        while too_long - fits > 1:
-            middle = (fits + too_long) // 2
-            if self.lengths(middle)[0] <= input_length:
-                fits = middle
-            else:
-                too_long = middle
-        return fits
+
+    def example(self, tokens: Int[np.ndarray, " S"], rng: np.random.Generator) -> Batch:
+        """Corrupt one chunk.
+
+        Args:
+          tokens: [S] ids of text, at least 2.
+          rng: source of the spans.
+        Returns:
+          Inputs [I] and targets [T] under T5X's names, without a batch axis.
+        """
+        mask = noise_mask(len(tokens), config=self._config, rng=rng)
+        inputs, targets = corrupt_spans(
+            tokens, mask, sentinels=self._sentinels, eos_id=self._eos_id
+        )
+        return {
+            "encoder_input_tokens": inputs,
+            "decoder_input_tokens": shift_right(targets, start_id=self._decoder_start_id),
+            "decoder_target_tokens": targets,
+            "decoder_loss_weights": np.ones(targets.shape, np.float32),
+        }
 
 
 def noise_mask(
-    length: int, *, corruption: SpanCorruption, rng: np.random.Generator
+    length: int, *, config: SpanCorruptionConfig, rng: np.random.Generator
 ) -> Bool[np.ndarray, " S"]:
-    """Chooses which tokens to hide, in random spans.
+    """Sample a random-spans noise mask.
 
     Spans alternate kept, hidden, kept, hidden, ...; the first token is always kept and the last
     always hidden.  All ways to divide the tokens into that many spans are equally likely.
@@ -79,14 +141,14 @@ def noise_mask(
 
     Args:
       length: tokens in the text, at least 2.
-      corruption: density and span length.
-      rng: source of the choice.
+      config: density and mean length of the spans.
+      rng: source of the spans.
     Returns:
       [S] bool, True where hidden.
     Raises:
       ValueError: `length` is below 2.
     """
-    hidden, spans = corruption.counts(length)
+    hidden, spans = config.counts(length)
     span_lengths = np.empty(2 * spans, np.int64)
     span_lengths[0::2] = _partition(length - hidden, spans, rng)
     span_lengths[1::2] = _partition(hidden, spans, rng)
@@ -100,7 +162,7 @@ def corrupt_spans(
     sentinels: Int[np.ndarray, " K"],
     eos_id: int,
 ) -> tuple[Int[np.ndarray, " I"], Int[np.ndarray, " T"]]:
-    """Replaces each hidden span by a sentinel; the targets list the spans behind their sentinels.
+    """Replace each hidden span by a sentinel; the targets list the spans after their sentinels.
 
         tokens   Thank you for inviting me to your party last week
         inputs   Thank you <0> me to your party <1> week </s>
@@ -126,33 +188,13 @@ def corrupt_spans(
     inputs = tokens.astype(np.int32)
     inputs[starts] = sentinels[:num_spans]
     inputs = inputs[~mask | starts]
-    # Where, among the hidden tokens, each span begins.
+    # Index of the first token of each span among the hidden tokens.
     begins = (np.cumsum(mask) - 1)[starts]
     targets = np.insert(tokens[mask].astype(np.int32), begins, sentinels[:num_spans])
     return np.append(inputs, np.int32(eos_id)), np.append(targets, np.int32(eos_id))
 
 
 def _partition(total: int, parts: int, rng: np.random.Generator) -> Int[np.ndarray, " parts"]:
-    """Divides `total` into `parts` positive summands, all divisions equally likely."""
+    """Divide `total` into `parts` positive summands, all divisions equally likely."""
     cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
     return np.diff(cuts, prepend=0, append=total)
-
-
-def span_corruption_example(
-    tokens: Int[np.ndarray, " S"],
-    *,
-    tokenizer: Tokenizer,
-    corruption: SpanCorruption,
-    decoder_start_id: int,
-    rng: np.random.Generator,
-) -> Batch:
-    """One corrupted chunk with T5X's keys, without a batch axis."""
-    sentinels = np.array([tokenizer.sentinel_id(k) for k in range(tokenizer.num_sentinels)])
-    mask = noise_mask(len(tokens), corruption=corruption, rng=rng)
-    inputs, targets = corrupt_spans(tokens, mask, sentinels=sentinels, eos_id=tokenizer.eos_id)
-    return {
-        "encoder_input_tokens": inputs,
-        "decoder_input_tokens": shift_right(targets, start_id=decoder_start_id),
-        "decoder_target_tokens": targets,
-        "decoder_loss_weights": np.ones(targets.shape, np.float32),
-    }

@@ -8,15 +8,23 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings, strategies as st
 
-from t5jax.data.objectives.span_corruption import SpanCorruption, corrupt_spans, noise_mask
+from t5jax.data.objectives.objective import Objective
+from t5jax.data.objectives.span_corruption import (
+    SpanCorruption,
+    SpanCorruptionConfig,
+    corrupt_spans,
+    noise_mask,
+)
+from t5jax.tokenizers.byte import ByteTokenizer
 
-T5 = SpanCorruption()
+BYTES = ByteTokenizer()
+T5 = SpanCorruptionConfig()
 EOS = 1
 # Descending, as T5's; no text below has ids from 1000 on.
 SENTINELS = np.arange(32099, 32099 - 100, -1)
 
 corruptions = st.builds(
-    SpanCorruption,
+    SpanCorruptionConfig,
     density=st.floats(0.01, 0.99),
     mean_span=st.floats(1, 50),
 )
@@ -30,24 +38,27 @@ unhurried = settings(deadline=None)
         (T5, 512, 568, 114),  # T5, all versions
         (T5, 1024, 1137, 229),  # mT5: 171 hidden in 57 spans
         (T5, 4096, 4550, 910),  # LongT5: 682.5 rounds to the even 682, in 227 spans
-        (SpanCorruption(mean_span=20.0), 1024, 1193, 189),  # ByT5: 179 hidden in 9 spans
+        (SpanCorruptionConfig(mean_span=20.0), 1024, 1193, 189),  # ByT5: 179 hidden in 9 spans
     ],
 )
-def test_raw_length_gives_published_target_lengths(corruption, inputs, raw, targets):
-    assert corruption.raw_length(inputs) == raw
-    assert corruption.lengths(raw) == (inputs, targets)
+def test_lengths_are_those_published(corruption, inputs, raw, targets):
+    assert corruption.lengths(inputs) == (raw, inputs, targets)
 
 
 @unhurried
 @given(corruption=corruptions, input_length=st.integers(8, 300))
-def test_raw_length_is_the_longest_that_fits(corruption, input_length):
-    if corruption.lengths(2)[0] > input_length:
+def test_lengths_are_those_of_the_longest_text_that_fits(corruption, input_length):
+    def inputs(raw):  # kept tokens, a sentinel for each span, EOS
+        hidden, spans = corruption.counts(raw)
+        return raw - hidden + spans + 1
+
+    if inputs(2) > input_length:
         return
-    fitting = [n for n in range(2, 301) if corruption.lengths(n)[0] <= input_length]
-    raw = corruption.raw_length(input_length)
+    raw = corruption.lengths(input_length).raw
+    fitting = [n for n in range(2, 301) if inputs(n) <= input_length]
     if raw < 300:
         assert raw == max(fitting)
-    assert corruption.lengths(raw)[0] <= input_length < corruption.lengths(raw + 1)[0]
+    assert inputs(raw) <= input_length < inputs(raw + 1)
 
 
 @unhurried
@@ -63,7 +74,7 @@ def test_counts_are_the_rounded_fractions_within_what_is_possible(corruption, le
 @unhurried
 @given(corruption=corruptions, length=st.integers(2, 400), seed=seeds)
 def test_noise_mask_hides_the_counted_tokens_in_the_counted_spans(corruption, length, seed):
-    mask = noise_mask(length, corruption=corruption, rng=np.random.default_rng(seed))
+    mask = noise_mask(length, config=corruption, rng=np.random.default_rng(seed))
     assert mask.shape == (length,)
     assert mask.dtype == bool
     assert not mask[0]
@@ -74,7 +85,7 @@ def test_noise_mask_hides_the_counted_tokens_in_the_counted_spans(corruption, le
 
 def test_noise_mask_depends_on_the_generator_alone():
     first, again, other = (
-        noise_mask(100, corruption=T5, rng=np.random.default_rng(seed)) for seed in (0, 0, 1)
+        noise_mask(100, config=T5, rng=np.random.default_rng(seed)) for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -82,7 +93,7 @@ def test_noise_mask_depends_on_the_generator_alone():
 
 def test_noise_mask_draws_every_division_equally_often():
     # 10 tokens, 4 of them hidden in 2 spans: 5 ways to divide the kept times 3 the hidden ones.
-    corruption = SpanCorruption(density=0.4, mean_span=2.0)
+    corruption = SpanCorruptionConfig(density=0.4, mean_span=2.0)
     assert corruption.counts(10) == (4, 2)
     possible = set()
     for mask in itertools.product([False, True], repeat=10):
@@ -93,7 +104,7 @@ def test_noise_mask_draws_every_division_equally_often():
     rng = np.random.default_rng(0)
     draws = 3000
     found = Counter(
-        tuple(noise_mask(10, corruption=corruption, rng=rng).tolist()) for _ in range(draws)
+        tuple(noise_mask(10, config=corruption, rng=rng).tolist()) for _ in range(draws)
     )
     assert set(found) == possible
     expected = draws / len(possible)
@@ -144,10 +155,11 @@ def test_corrupt_loses_nothing(data, length):
 @unhurried
 @given(length=st.integers(2, 600), corruption=corruptions, seed=seeds)
 def test_corrupt_of_noise_mask_has_the_promised_lengths(length, corruption, seed):
-    mask = noise_mask(length, corruption=corruption, rng=np.random.default_rng(seed))
+    mask = noise_mask(length, config=corruption, rng=np.random.default_rng(seed))
     sentinels = np.arange(5000, 5000 + length)
     inputs, targets = corrupt_spans(np.full(length, 7), mask, sentinels=sentinels, eos_id=EOS)
-    assert (len(inputs), len(targets)) == corruption.lengths(length)
+    hidden, spans = corruption.counts(length)
+    assert (len(inputs), len(targets)) == (length - hidden + spans + 1, hidden + spans + 1)
 
 
 def test_corrupt_refuses_more_spans_than_sentinels():
@@ -169,16 +181,40 @@ def test_corrupt_refuses_more_spans_than_sentinels():
 )
 def test_span_corruption_refuses(options, message):
     with pytest.raises(ValueError, match=message):
-        SpanCorruption(**options)
+        SpanCorruptionConfig(**options)
 
 
 def test_noise_mask_refuses_single_token():
     with pytest.raises(ValueError, match=r"length must be at least 2 tokens, got 1; join short"):
-        noise_mask(1, corruption=T5, rng=np.random.default_rng(0))
+        noise_mask(1, config=T5, rng=np.random.default_rng(0))
 
 
-def test_raw_length_refuses_too_short_input():
+def test_lengths_refuse_too_short_input():
     # A kept token, a sentinel and EOS.
-    assert T5.raw_length(3) == 2
+    assert T5.lengths(3).raw == 2
     with pytest.raises(ValueError, match=r"input_length must be at least 3, got 2"):
-        T5.raw_length(2)
+        T5.lengths(2)
+
+
+def test_span_corruption_makes_examples_of_the_lengths_it_gives():
+    objective = SpanCorruption(T5, tokenizer=BYTES, decoder_start_id=9)
+    assert isinstance(objective, Objective)
+    raw, input_length, target_length = objective.lengths(65)
+    tokens = np.arange(3, 3 + raw, dtype=np.int32)
+    example = objective.example(tokens, np.random.default_rng(0))
+    assert {name: value.shape for name, value in example.items()} == {
+        "encoder_input_tokens": (input_length,),
+        "decoder_input_tokens": (target_length,),
+        "decoder_target_tokens": (target_length,),
+        "decoder_loss_weights": (target_length,),
+    }
+    targets = example["decoder_target_tokens"]
+    assert example["decoder_input_tokens"].tolist() == [9, *targets[:-1].tolist()]
+    assert targets[0] == example["encoder_input_tokens"].max() == BYTES.sentinel_id(0)
+
+
+def test_span_corruption_needs_a_sentinel_for_each_span():
+    objective = SpanCorruption(T5, tokenizer=BYTES, decoder_start_id=0)
+    objective.check(48)
+    with pytest.raises(ValueError, match="an input of 3000 tokens must hide at most 125 spans"):
+        objective.check(3000)

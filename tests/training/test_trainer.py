@@ -1,4 +1,4 @@
-"""The loop's bookkeeping, with a training step that only counts."""
+"""The trainer's bookkeeping, with a training step that only counts."""
 
 import os
 import signal
@@ -9,9 +9,9 @@ import pytest
 
 from t5jax.checkpoint.manager import CheckpointManager
 from t5jax.parallel.mesh import MeshConfig, make_mesh
-from t5jax.training.loop import FitConfig, FitResult, final_step, fit, restore_state
-from t5jax.training.metrics_log import MetricsLog, read_metrics
 from t5jax.training.step import TrainState
+from t5jax.training.tracker import open_tracker, read_metrics
+from t5jax.training.trainer import FitConfig, FitResult, Trainer, final_step, restore_state
 
 MESH = make_mesh(MeshConfig(data=1), devices=jax.devices()[:1])
 
@@ -65,13 +65,25 @@ def skip_from(first: int):
 one_step = count_step
 
 
-def evaluated(count: float) -> float:
-    """Best at 4."""
-    return abs(count - 4) + 1
+class BestAtFour:
+    def evaluate(self, params, step):
+        return {"loss": abs(float(params["x"]) - 4) + 1}
+
+    def ranking_key(self, evaluation):
+        return evaluation["loss"]
 
 
 def run(
-    folder, *, steps: int, at_step=None, state=None, data=None, keep_best=0, **options
+    folder,
+    *,
+    steps: int,
+    at_step=None,
+    state=None,
+    data=None,
+    keep_best=0,
+    trackers=(),
+    previous_evaluations=(),
+    **options,
 ) -> FitResult:
     def step(state, batch):
         state, metrics = one_step(state, batch)
@@ -82,27 +94,27 @@ def run(
     data = Numbers() if data is None else data
     state = fresh_state() if state is None else state
     checkpoints = CheckpointManager(folder / "checkpoints", keep=3, keep_best=keep_best)
-    with MetricsLog(folder, total_steps=steps, start_step=int(state.step)) as log:
-        fitted = fit(
+    start = int(state.step)
+    with open_tracker(folder, total_steps=steps, start_step=start, others=trackers) as tracker:
+        trainer = Trainer(
             FitConfig(steps=steps, **options),
-            state,
-            data,
             train_step=step,
-            evaluate=lambda params, step: {"loss": evaluated(float(params["x"]))},
+            evaluator=BestAtFour(),
             checkpoints=checkpoints,
-            log=log,
+            tracker=tracker,
             mesh=MESH,
             pad_id=0,
-            locate=lambda step: [2 * step, 2 * step + 1],
+            chunk_ids=lambda step: [2 * step, 2 * step + 1],
         )
+        result = trainer.fit(state, data, previous_evaluations=previous_evaluations)
     checkpoints.close()
-    return fitted
+    return result
 
 
 def test_fit_evaluates_and_saves_when_asked_and_at_the_end(tmp_path):
-    fitted = run(tmp_path, steps=7, eval_every=3, checkpoint_every=2)
-    assert (int(fitted.state.step), fitted.interrupted) == (7, False)
-    assert fitted.evaluation == {"loss": 4.0}
+    result = run(tmp_path, steps=7, eval_every=3, checkpoint_every=2)
+    assert (int(result.state.step), result.interrupted) == (7, False)
+    assert result.evaluation == {"loss": 4.0}
     evaluated = [e["step"] for e in read_metrics(tmp_path) if "eval_loss" in e]
     trained = [(e["step"], e["loss"]) for e in read_metrics(tmp_path) if "loss" in e]
     assert evaluated == [3, 6, 7]
@@ -113,10 +125,10 @@ def test_fit_evaluates_and_saves_when_asked_and_at_the_end(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_fit_saves_and_stops_on_a_signal(tmp_path, number):
     before = signal.getsignal(number)
-    fitted = run(
+    result = run(
         tmp_path, steps=50, at_step=lambda step: step == 5 and os.kill(os.getpid(), number)
     )
-    assert (int(fitted.state.step), fitted.interrupted, fitted.evaluation) == (5, True, None)
+    assert (int(result.state.step), result.interrupted, result.evaluation) == (5, True, None)
     assert signal.getsignal(number) is before
     data = Numbers()
     checkpoints = CheckpointManager(tmp_path / "checkpoints", keep=3)
@@ -143,8 +155,8 @@ def test_fit_has_nothing_to_do_when_the_run_is_complete(tmp_path):
     data = Numbers()
     checkpoints = CheckpointManager(tmp_path / "checkpoints", keep=3)
     state = restore_state(checkpoints, jax.eval_shape(fresh_state), data, warn=pytest.fail)
-    fitted = run(tmp_path, steps=3, state=state, data=data)
-    assert (int(fitted.state.step), fitted.evaluation, data.place) == (3, {"loss": 2.0}, 3)
+    result = run(tmp_path, steps=3, state=state, data=data)
+    assert (int(result.state.step), result.evaluation, data.place) == (3, None, 3)
 
 
 def test_fit_config_refuses_intervals_below_one():
@@ -179,8 +191,8 @@ def test_fit_lets_a_save_finish_before_it_says_what_is_wrong(tmp_path, monkeypat
 
 def test_fit_bears_skipped_steps_and_names_their_text(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "one_step", skip_from(4))
-    fitted = run(tmp_path, steps=6, max_skipped=3)
-    assert int(fitted.state.step) == 6
+    result = run(tmp_path, steps=6, max_skipped=3)
+    assert int(result.state.step) == 6
     skipped = [e for e in read_metrics(tmp_path) if "skipped_chunks" in e]
     assert skipped[0] == {"step": 4, "skipped_steps": 1, "skipped_chunks": [8, 9]}
     assert [e["step"] for e in skipped] == [4, 5, 6]
@@ -224,6 +236,44 @@ def test_fit_config_refuses_what_cannot_work(options, message):
 
 
 def test_fit_last_counts_evaluations_since_the_best():
-    given = FitConfig(steps=100, patience=2)
-    assert final_step(given, 30, [3.0, 1.0, 2.0]) == 100
-    assert final_step(given, 40, [3.0, 1.0, 2.0, 1.0]) == 40
+    config = FitConfig(steps=100, patience=2)
+    assert final_step(config, 30, [3.0, 1.0, 2.0]) == 100
+    assert final_step(config, 40, [3.0, 1.0, 2.0, 1.0]) == 40
+
+
+def test_fit_stops_when_patience_of_earlier_evaluations_runs_out(tmp_path):
+    # None after the first is better; this call adds one.
+    earlier = [{"loss": 0.5}, {"loss": 0.6}]
+    result = run(tmp_path, steps=9, eval_every=2, patience=2, previous_evaluations=earlier)
+    assert (int(result.state.step), result.interrupted) == (2, False)
+    assert result.evaluation == {"loss": 3.0}
+
+
+def test_a_tracker_of_a_few_lines_receives_the_metrics(tmp_path, monkeypatch):
+    class Lists:
+        def __init__(self):
+            self.entries, self.closed = [], False
+
+        def log(self, step, metrics):
+            self.entries.append((step, dict(metrics)))
+
+        def close(self):
+            self.closed = True
+
+    monkeypatch.setitem(globals(), "one_step", skip_from(5))
+    tracker = Lists()
+    run(tmp_path, steps=5, eval_every=2, log_every=2, trackers=[tracker])
+    assert tracker.closed
+
+    def values(name):
+        return [(step, metrics[name]) for step, metrics in tracker.entries if name in metrics]
+
+    assert [step for step, _ in values("train/loss")] == [1, 2, 3, 4, 5]
+    # Two rows of three input and three target positions, none of them padding.
+    assert (
+        values("batch/tokens") == values("batch/non_pad_tokens") == [(i, 12) for i in range(1, 6)]
+    )
+    assert values("eval/loss") == [(2, 3.0), (4, 1.0), (5, 2.0)]
+    assert values("skipped/steps") == [(5, 1)]
+    assert values("skipped/chunks") == [(5, [10, 11])]
+    assert [step for step, _ in values("speed/goodput")] == [2, 4, 5]

@@ -1,10 +1,11 @@
-"""Guesses against sums by hand."""
+"""Baselines against sums by hand."""
 
 import numpy as np
 import pytest
 
 from t5jax.data.batch import Batch
-from t5jax.recipes.baselines import baseline_losses, count_targets
+from t5jax.data.objectives.objective import ExampleLengths
+from t5jax.training.evaluation import baseline_losses, count_targets
 
 
 def test_baselines_are_those_of_the_counts():
@@ -19,8 +20,15 @@ def test_baselines_are_those_of_the_counts():
 
 
 def test_count_targets_counts_each_id_of_the_first_chunks():
-    def example(chunk: np.ndarray, rng: np.random.Generator) -> Batch:
-        return {"decoder_target_tokens": chunk}
+    class Copy:
+        def lengths(self, input_length: int) -> ExampleLengths:
+            return ExampleLengths(3, 3, 3)
+
+        def check(self, input_length: int) -> None:
+            pass
+
+        def example(self, tokens: np.ndarray, rng: np.random.Generator) -> Batch:
+            return {"decoder_target_tokens": tokens}
 
     chunks = [np.array([1, 1, 4]), np.array([0, 4, 2]), np.array([3, 3, 3])]
-    assert count_targets(chunks, example, 5, max_examples=2).tolist() == [1, 2, 1, 0, 2]
+    assert count_targets(chunks, Copy(), 5, max_examples=2).tolist() == [1, 2, 1, 0, 2]
