@@ -48,6 +48,9 @@ from .mesh import (
 from .mesh import (
     num_shards as num_shards,
 )
+from .rendezvous import (
+    RunAborted as RunAborted,
+)
 from .sharding import (
     BATCH_AXES as BATCH_AXES,
 )
