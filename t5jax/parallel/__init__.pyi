@@ -20,6 +20,9 @@ from .mesh import (
     make_mesh as make_mesh,
     num_shards as num_shards,
 )
+from .rendezvous import (
+    RunAborted as RunAborted,
+)
 from .sharding import (
     BATCH_AXES as BATCH_AXES,
     BATCH_SPEC as BATCH_SPEC,

@@ -1,22 +1,32 @@
-"""Several processes as one program: how they start, wait for each other, agree, and end."""
+"""Several processes as one program: start, wait for each other, agree, and end together.
+
+JAX, Orbax and `multihost_utils` do the work; this module adds what they lack (jax 0.10.2):
+
+- `initialize` and `abort_together` need `rendezvous`, whose docstring says why.
+- `barrier` is Orbax's, with an error that names the processes that are missing.
+- `StopVote` is not JAX's preemption service (`reached_preemption_sync_point`), which hears SIGTERM
+  alone: not Ctrl-C, nothing once Python has a handler of its own, and a second SIGTERM does not end
+  the process.
+- `gather_arrays` is not `process_allgather`, which copies to the host.
+"""
 
 import atexit
 import collections
 import contextlib
 import dataclasses
 import os
-import sys
+import socket
 import tempfile
-import time
-import traceback
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from t5jax.parallel import rendezvous
+from t5jax.parallel.rendezvous import RunAborted
 
 # How long a process whose own operation failed waits to hear that another one is the cause.
 _HEAR_SECONDS = 2.0
@@ -42,15 +52,15 @@ class HostsConfig:
     """Seconds to wait for processes that have not started yet."""
 
     def __post_init__(self):
-        given = [
+        names = [
             name for name in ("coordinator", "count", "index") if getattr(self, name) is not None
         ]
-        if given and self.auto:
-            raise ValueError(f"hosts.auto must stand alone, got hosts.{given[0]} too; drop one.")
-        if given and len(given) < 3:
+        if names and self.auto:
+            raise ValueError(f"hosts.auto must stand alone, got hosts.{names[0]} too; drop one.")
+        if names and len(names) < 3:
             raise ValueError(
                 "hosts.coordinator, hosts.count and hosts.index must be given together, got only "
-                f"hosts.{' and hosts.'.join(given)}; add the rest."
+                f"hosts.{' and hosts.'.join(names)}; add the rest."
             )
         if self.timeout < 1:
             raise ValueError(f"hosts.timeout must be at least 1 second, got {self.timeout}.")
@@ -71,11 +81,13 @@ _group: rendezvous.Group | None = None
 
 
 def initialize(config: HostsConfig) -> None:
-    """Joins the other processes, once; must come before anything is computed.
+    """Join the other processes, once; must come before anything is computed.
+
+    If another process fails or dies later, a thread of this one raises `RunAborted`.
 
     Raises:
-      TimeoutError: some did not come; the message says which.
-      ValueError: no cluster was found, or the processes do not fit together.
+      TimeoutError: not all joined; the message names those that are missing, unless `config.auto`.
+      ValueError: no cluster was detected, or the processes disagree about their number.
       RuntimeError: JAX has computed something already.
     """
     global _started, _group
@@ -85,93 +97,82 @@ def initialize(config: HostsConfig) -> None:
         if _started != config:
             raise ValueError(f"this process is one of {_started} already, got {config}.")
         return
-    address, number, own, local = config.coordinator, config.count, config.index, None
-    if config.auto:
-        address, number, own, local = _detect(config.timeout)
-    if address is None or number is None or own is None:
-        raise ValueError(
-            "hosts.auto must find Slurm, a TPU pod, Kubernetes or MPI here, and found none of "
-            "them; give hosts.coordinator, hosts.count and hosts.index instead."
-        )
-    group = rendezvous.join_group(address, count=number, index=own, timeout=config.timeout)
-    # A run handles SIGTERM itself, see `StopVote`.
+    # Training handles SIGTERM itself, see `StopVote`.
     jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(
-        address,
-        number,
-        own,
-        local_device_ids=local,
-        cluster_detection_method="deactivate",
-        initialization_timeout=config.timeout,
-    )
+    if config.auto:
+        group = _join_cluster(config.timeout)
+    else:
+        assert config.coordinator is not None
+        assert config.count is not None
+        assert config.index is not None
+        group = rendezvous.join_group(
+            config.coordinator, count=config.count, index=config.index, timeout=config.timeout
+        )
+        jax.distributed.initialize(
+            config.coordinator,
+            config.count,
+            config.index,
+            cluster_detection_method="deactivate",
+            initialization_timeout=config.timeout,
+        )
     _started, _group = config, group
-    group.watch(_end)
+    group.watch()
     atexit.register(group.leave)
 
 
-def process_index() -> int:
-    """Which process this is."""
-    return jax.process_index() if _group is None else _group.index
-
-
-def process_count() -> int:
-    """How many processes there are."""
-    return jax.process_count() if _group is None else _group.count
+process_index, process_count = jax.process_index, jax.process_count
 
 
 def is_main_process() -> bool:
-    """Whether this process writes what is to be written once."""
+    """Return True in process 0, which writes what is to be written once."""
     return process_index() == 0
 
 
 def print_once(message: str) -> None:
-    """Prints a line in process 0."""
+    """Print a line in process 0."""
     if is_main_process():
         print(message, flush=True)
 
 
 @contextlib.contextmanager
 def abort_together() -> Iterator[None]:
-    """Ends this process, with exit status 1, and tells the others why, if what is inside fails.
+    """Abort the run in all processes if the body fails in one.
 
-    An error in one of several processes leaves the others waiting for it, so they must end too.
-    Has no effect where there is one process.
+    Without it the others would wait for the one that failed. No effect in a run of one process.
+
+    Raises:
+      RunAborted: the body failed, here (then the error is the cause) or in another process.
     """
     try:
         yield
     except BaseException as error:
-        if process_count() == 1:
+        if _group is None or _group.count == 1:
             raise
-        if not isinstance(error, KeyboardInterrupt):
-            time.sleep(_HEAR_SECONDS)  # `_end` ends this process if another one is the cause
-        if isinstance(error, ValueError | OSError) and not os.environ.get("T5JAX_TRACEBACK"):
-            print(f"\nerror: {error}", file=sys.stderr)
-        else:
-            traceback.print_exc()
-        if _group is not None:
-            _group.fail(f"{type(error).__name__}: {error}".partition("\n")[0][:300])
-        _exit(1)
+        # A collective fails here when another process dies: wait to hear of that.
+        by_user = isinstance(error, KeyboardInterrupt)
+        reason = None if by_user else _group.failure(timeout=_HEAR_SECONDS)
+        if reason is not None:
+            raise RunAborted(reason) from None
+        raise RunAborted(_group.fail(error)) from error
 
 
 def barrier(name: str, *, timeout: float = 600.0) -> None:
-    """Returns when all processes are here.
+    """Wait until all processes are here.
 
     Args:
       name: of the place in the program, the same in all processes.
       timeout: seconds to wait for the others.
     Raises:
-      TimeoutError: some did not come; the message says which, as far as is known.
+      TimeoutError: not all came; the message names those that are missing.
     """
     if process_count() == 1:
         return
-    client = _client()
-    if client is None:
-        from jax.experimental import multihost_utils
+    from orbax.checkpoint import multihost
 
-        return multihost_utils.sync_global_devices(name)
     _meetings[name] += 1
+    wait = multihost.get_barrier_sync_fn()
     try:
-        client.wait_at_barrier(f"t5jax/{name}/{_meetings[name]}", int(timeout * 1000))
+        wait(key=f"t5jax/{name}/{_meetings[name]}", timeout_ms=int(timeout * 1000))
     except jax.errors.JaxRuntimeError as error:
         lines = str(error).splitlines()
         names = [line.strip() for line in lines if line.strip().isdecimal()]
@@ -181,14 +182,15 @@ def barrier(name: str, *, timeout: float = 600.0) -> None:
         ) from error
 
 
+# Orbax wants a key of its own for every barrier.
 _meetings: collections.Counter[str] = collections.Counter()
 
 
 @contextlib.contextmanager
 def main_process_first(name: str) -> Iterator[None]:
-    """What is inside runs in process 0 first, then in the others, one at a time on each machine.
+    """Run the body in process 0 first, then in the others, one at a time on each machine.
 
-    So that they find what process 0 wrote, on a shared disk or not, and no two write one file.
+    The others find what process 0 wrote, on a shared disk or not, and no two write one file.
     """
     if process_count() == 1:
         yield
@@ -205,11 +207,11 @@ def main_process_first(name: str) -> Iterator[None]:
 
 
 def agree_on(value: int, *, reduce: Callable[[np.ndarray], Any] = np.min) -> int:
-    """One number from one of each process; all must call, and all get the same.
+    """Reduce one number per process to one that all get; all must call.
 
     Args:
       value: of this process, an int32.
-      reduce: makes one number of [P], those of all processes.
+      reduce: makes one number of [P], those of all processes; the smallest by default.
     """
     if process_count() == 1:
         return int(reduce(np.array([value], np.int32)))
@@ -219,19 +221,19 @@ def agree_on(value: int, *, reduce: Callable[[np.ndarray], Any] = np.min) -> int
 
 
 def broadcast_from_main(values: Sequence[float]) -> list[float]:
-    """The numbers of process 0, as float32; all must call, with as many of their own."""
+    """Return the numbers of process 0, as float32; all must call, with as many of their own."""
     if process_count() == 1:
         return list(values)
     from jax.experimental import multihost_utils
 
-    found = multihost_utils.broadcast_one_to_all(np.array(values, np.float32))
-    return np.asarray(found).tolist()
+    received = multihost_utils.broadcast_one_to_all(np.array(values, np.float32))
+    return np.asarray(received).tolist()
 
 
 def gather_arrays(tree: Any) -> Any:
-    """Arrays that this process can compute with alone; all processes must call.
+    """Return arrays that this process can compute with alone; all processes must call.
 
-    Unchanged where there is one process; else each array is put together on one device.
+    Unchanged in a run of one process; else each array is put together on one device.
     """
     if process_count() == 1:
         return tree
@@ -244,14 +246,14 @@ def gather_arrays(tree: Any) -> Any:
 
 
 class StopVote:
-    """Whether to stop, asked at every step by all processes, which get the same answer.
+    """A vote on stopping, held at every step by all processes, which get the same answer.
 
-    With several processes, an answer is that of a vote held `lag` steps before: by then the devices
+    With several processes, an answer is that of the vote `lag` steps before: by then the devices
     have computed it, and nobody waits.
     """
 
     def __init__(self, mesh: Mesh, *, lag: int = 2):
-        """`mesh` is that of the training step; all processes must make their vote together."""
+        """Prepare votes on the mesh of the training step; all processes must do so together."""
         self._lag = lag
         self._alone = process_count() == 1
         if self._alone:
@@ -268,45 +270,58 @@ class StopVote:
         self._votes: collections.deque[jax.Array] = collections.deque()
 
     def __call__(self, wanted: bool) -> bool:
-        """Whether all stop now; `wanted` is whether this process was asked to."""
+        """Return True if all stop now; `wanted` says that this process was asked to."""
         if self._alone:
             return wanted
         self._votes.append(self._count(self._ballots[wanted]))
         return len(self._votes) > self._lag and bool(int(self._votes.popleft()))
 
 
-def _detect(timeout: int) -> tuple[str | None, int | None, int | None, Any]:
-    """What JAX knows of clusters, of which its public interface shows nothing."""
-    from jax._src.clusters import ClusterEnv
-
-    return ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, timeout)
-
-
-def _client() -> Any:
-    """JAX's connection to the coordinator, which alone names processes that do not come."""
+def _join_cluster(timeout: int) -> rendezvous.Group:
+    """Join the processes that JAX detects; only then is it known which one this is."""
+    late = threading.Timer(timeout, _raise_late, (timeout,))
+    late.daemon = True
+    late.start()
     try:
-        from jax._src import distributed
+        # JAX's own timeout aborts the process: ours must come first.
+        jax.distributed.initialize(initialization_timeout=timeout + 60)
+    except ValueError as error:
+        raise ValueError(
+            "hosts.auto must detect Slurm, a TPU pod, Kubernetes or MPI here, and detected none of "
+            "them; set hosts.coordinator, hosts.count and hosts.index instead."
+        ) from error
+    finally:
+        late.cancel()
+    count, index = jax.process_count(), jax.process_index()
+    if count == 1:
+        return rendezvous.Group(0, 1, {})
+    from jax.experimental import multihost_utils
 
-        return distributed.global_state.client
-    except (ImportError, AttributeError):
-        return None
+    address = np.zeros(256, np.uint8)
+    if index == 0:
+        encoded = np.frombuffer(_own_address().encode(), np.uint8)
+        address[: len(encoded)] = encoded
+    address = np.asarray(multihost_utils.broadcast_one_to_all(address))
+    coordinator = address.tobytes().rstrip(b"\0").decode()
+    return rendezvous.join_group(coordinator, count=count, index=index, timeout=timeout)
 
 
-def _end(reason: str) -> None:
-    """Ends this process although it may be waiting for devices that never answer."""
-    own = process_index()
-    print(
-        f"\nerror: {reason.rstrip('.')}, so process {own} ends too; checkpoints "
-        "saved before are intact: start all processes again with the same command to continue.",
-        file=sys.stderr,
+def _raise_late(timeout: int) -> NoReturn:
+    raise RunAborted(
+        f"all processes must join within {timeout} s, and some did not; look why in their own "
+        "output, or set hosts.coordinator, hosts.count and hosts.index to learn which."
     )
-    _exit(1)
 
 
-def _exit(status: int) -> None:
-    # Not `sys.exit`: JAX would wait for the others at the exit, and kill the process with a
-    # message of its own when they do not come.
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(status)
+def _own_address() -> str:
+    """Return an address of this machine that others can reach, with a free port."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Chooses the interface that leads elsewhere, and sends nothing (RFC 5737, TEST-NET-1).
+            probe.connect(("192.0.2.1", 9))
+            host = probe.getsockname()[0]
+        except OSError:
+            host = socket.gethostname()
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return f"{host}:{probe.getsockname()[1]}"

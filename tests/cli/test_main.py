@@ -79,6 +79,34 @@ def test_main_exits_130_after_an_interrupt(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+@pytest.mark.parametrize("thread", [False, True])
+def test_main_ends_at_once_when_a_run_of_several_processes_is_aborted(thread):
+    code = f"""
+import atexit, dataclasses, threading
+from t5jax.cli import run_command
+from t5jax.parallel import RunAborted
+
+@dataclasses.dataclass
+class Options:
+    pass
+
+def abort():
+    raise RunAborted("process 1 of 2 is gone")
+
+def main(_):
+    if {thread}:  # as in a collective that never completes
+        threading.Thread(target=abort).start()
+        threading.Event().wait()
+    abort()
+
+atexit.register(print, "exit handlers run")
+run_command(Options, main)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert (done.stdout, done.stderr) == ("", "\nerror: process 1 of 2 is gone\n")
+
+
 # The command `t5jax`.
 
 MESH_TF = Path(__file__).parents[1] / "fixtures" / "mesh_tf"

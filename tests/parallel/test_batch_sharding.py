@@ -1,12 +1,13 @@
-"""Rows and their places against plain slices; several processes are those of test_processes.py."""
+"""Rows and their places against plain slices, in one process and in two."""
 
 import jax
 import numpy as np
 import pytest
+from helpers.launched_runs import finish, program
 from jax.sharding import NamedSharding
 
-from t5jax.parallel import sharding
-from t5jax.parallel.mesh import MeshConfig, make_mesh as mesh_make_mesh
+from t5jax.parallel.mesh import MeshConfig
+from t5jax.parallel.mesh import make_mesh as mesh_make_mesh
 from t5jax.parallel.sharding import (
     BATCH_SPEC,
     global_batch_size,
@@ -37,9 +38,25 @@ def test_ways_are_those_of_the_axes_that_divide_a_batch():
     assert global_batch_size(12, mesh=make_mesh(fsdp=2, tensor=2)) == 12
 
 
-@pytest.mark.parametrize(("parts", "expected"), [((0, 2), [0, 1, 4, 5]), ((3,), [6, 7])])
-def test_rows_are_those_of_the_parts_of_this_process(monkeypatch, parts, expected):
-    mesh = make_mesh(fsdp=4, tensor=2)
-    monkeypatch.setattr(sharding, "_parts", lambda mesh: parts)
-    assert local_rows(8, mesh=mesh).tolist() == expected
-    assert global_batch_size(len(expected), mesh=mesh) == 8
+def test_rows_are_those_of_the_devices_of_each_process(tmp_path):
+    # Every second part of a batch is on a device of the same process; with tensor=2, every part.
+    body = """
+        devices = np.array(jax.devices()).reshape(2, 2)
+        values = np.arange(8 * 3).reshape(8, 3)
+        for shape in ((1, 4, 1, 1), (1, 2, 1, 2)):
+            mesh = jax.sharding.Mesh(devices.T.reshape(shape), AXES)
+            rows = local_rows(8, mesh=mesh)
+            print(rows.tolist(), global_batch_size(len(rows), mesh=mesh))
+            for shard in shard_rows(values[rows], mesh=mesh).addressable_shards:
+                np.testing.assert_array_equal(shard.data, values[shard.index])
+    """
+    imports = """
+import jax, numpy as np
+from t5jax.parallel import global_batch_size, local_rows, shard_rows
+from t5jax.parallel.mesh import AXES
+"""
+    script = program(tmp_path, body, imports)
+    first, second = finish([], tmp_path, count=2, devices=2, script=script)
+    whole = "[0, 1, 2, 3, 4, 5, 6, 7] 8"
+    assert first.splitlines() == ["[0, 1, 4, 5] 8", whole]
+    assert second.splitlines() == ["[2, 3, 6, 7] 8", whole]

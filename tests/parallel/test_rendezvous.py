@@ -1,13 +1,14 @@
-"""Processes are threads here, each with its own connections; real ones are in test_processes.py."""
+"""Processes are threads here, each with its own links; test_distributed.py has real ones."""
 
 import queue
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers.launched_runs import free_port
 
-from t5jax.parallel.rendezvous import Group, join_group, split_address
+from t5jax.parallel.rendezvous import Group, RunAborted, join_group, split_address
 
 
 def join_all(indices: list[int], *, count: int, timeout: float = 5.0) -> list:
@@ -24,11 +25,24 @@ def join_all(indices: list[int], *, count: int, timeout: float = 5.0) -> list:
         return list(pool.map(one, indices))
 
 
-def watched(groups: list[Group]) -> list[queue.Queue]:
-    heard = [queue.Queue() for _ in groups]
-    for group, reports in zip(groups, heard, strict=True):
-        group.watch(reports.put)
-    return heard
+@pytest.fixture
+def raised(monkeypatch) -> queue.Queue[str]:
+    """What the threads that watch raise."""
+    messages: queue.Queue[str] = queue.Queue()
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        assert isinstance(failure.exc_value, RunAborted)
+        messages.put(str(failure.exc_value))
+
+    monkeypatch.setattr(threading, "excepthook", hook)
+    return messages
+
+
+def watched(indices: list[int], *, count: int) -> list[Group]:
+    groups = join_all(indices, count=count)
+    for group in groups:
+        group.watch()
+    return groups
 
 
 def test_join_waits_for_all():
@@ -50,9 +64,21 @@ def test_join_says_when_process_0_is_missing():
 
 
 def test_join_refuses_two_of_one_index_and_other_counts():
-    errors = join_all([0, 1, 1], count=3)
-    assert all(isinstance(error, ValueError) for error in errors[:1])
-    assert "and has that one already" in str(errors[0])
+    for error in join_all([0, 1, 1], count=3):
+        assert isinstance(error, ValueError)
+        assert "and has that one already" in str(error)
+
+
+def test_join_refuses_other_counts():
+    address = f"127.0.0.1:{free_port()}"
+    with ThreadPoolExecutor(2) as pool:
+        joins = [
+            pool.submit(join_group, address, count=count, index=index, timeout=5.0)
+            for index, count in ((0, 2), (1, 3))
+        ]
+    for join in joins:
+        with pytest.raises(ValueError, match="got index 1 of 3 where process 0 counts 2"):
+            join.result()
 
 
 def test_join_ignores_strangers():
@@ -72,31 +98,30 @@ def test_join_ignores_strangers():
 
 
 @pytest.mark.parametrize("gone", [0, 1])
-def test_watch_tells_everybody_of_one_that_is_gone(gone):
-    groups = join_all([0, 1, 2], count=3)
-    heard = watched(groups)
+def test_watch_tells_everybody_of_one_that_is_gone(gone, raised):
+    groups = watched([0, 1, 2], count=3)
     groups[gone].close()
-    for index in {0, 1, 2} - {gone}:
-        assert heard[index].get(timeout=5) == f"process {gone} of 3 is gone"
+    reasons = [groups[index].failure(timeout=5.0) for index in {0, 1, 2} - {gone}]
+    for index, reason in zip({0, 1, 2} - {gone}, reasons, strict=True):
+        assert reason.startswith(f"process {gone} of 3 is gone, so process {index} ends too")
+    assert {raised.get(timeout=5) for _ in reasons} == set(reasons)
 
 
-def test_watch_passes_on_why_one_failed():
-    groups = join_all([0, 1, 2], count=3)
-    heard = watched(groups)
-    groups[2].fail("ValueError: no")
-    for index in (0, 1):
-        assert heard[index].get(timeout=5) == "process 2 of 3 failed: ValueError: no"
+def test_watch_passes_on_why_one_failed(raised):
+    groups = watched([0, 1, 2], count=3)
+    assert groups[2].fail(ValueError("no")) == "process 2 of 3 failed: ValueError: no"
+    for group in groups[:2]:
+        assert group.failure(timeout=5.0).startswith("process 2 of 3 failed: ValueError: no, so")
 
 
-def test_watch_says_nothing_of_those_that_leave():
-    groups = join_all([0, 1], count=2)
-    heard = watched(groups)
+def test_watch_says_nothing_of_those_that_leave(raised):
+    groups = watched([0, 1], count=2)
     for group in groups:
         group.leave()
     for group in groups:
         group.close()
-    with pytest.raises(queue.Empty):
-        heard[0].get(timeout=0.3)
+    assert [group.failure(timeout=0.3) for group in groups] == [None, None]
+    assert raised.empty()
 
 
 @pytest.mark.parametrize("address", ["host", "host:", ":80", "host:0", "host:70000", "host:x"])
