@@ -24,19 +24,19 @@ def run_command(
     description: str | None = None,
     name: str | None = None,
 ) -> None:
-    """Parses the command line into a config, calls the function, and exits.
+    """Parse the command line into a config, call a function with it, and exit.
 
-    The exit status is 0, 2 after an error that the user can mend, 130 after a Ctrl-C that the
-    function did not handle itself (a training run saves, and ends with 0).  A ValueError
-    raised by t5jax itself, or any OSError, prints as one sentence; anything else keeps its
-    traceback, and T5JAX_TRACEBACK=1 keeps all.
+    The exit status is 0, 2 after an error that the user can correct, or 130 after a Ctrl-C that the
+    function did not handle (a training run saves, and ends with 0).  A ValueError raised by t5jax
+    itself, or any OSError, prints as one sentence; any other error keeps its traceback, and
+    T5JAX_TRACEBACK=1 keeps all tracebacks.
 
     Args:
       config_class: a dataclass, whose fields become options and their docstrings the help; or a
         union of several, each a subcommand.
       function: the command.
-      description: the first paragraph of the help.
-      name: of the command in its help, if not that of the file which is run.
+      description: first paragraph of the help.
+      name: name of the command in its help, by default that of the program.
     """
     import tyro
 
@@ -79,7 +79,7 @@ def entry() -> None:
 
 
 def _raised_here(error: BaseException) -> bool:
-    """Whether the package raised it, or a file beside the program that runs, as examples are."""
+    """Return True if the package raised an error, or a file in the folder of the program."""
     program = getattr(sys.modules["__main__"], "__file__", None)
     ours = {_PACKAGE} if program is None else {_PACKAGE, Path(program).resolve().parent}
     frames = traceback.extract_tb(error.__traceback__)
