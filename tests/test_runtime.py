@@ -83,7 +83,7 @@ def test_keep_memory_leaves_hosts_of_accelerators_alone(cpu_with_glibc, monkeypa
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
 def test_glibc_applies_the_settings(monkeypatch):
-    """By glibc's own counters: a large array is mapped on its own before, kept in the heap after."""
+    """By glibc's counters: a large array is mapped on its own before, kept in the heap after."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.delenv("T5JAX_KEEP_MEMORY", raising=False)
     command = [sys.executable, "-c", _PROGRAM]

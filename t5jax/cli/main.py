@@ -43,8 +43,8 @@ def run_command(
       config_class: a dataclass, whose fields become options and their docstrings the help; or a
         union of several, each a subcommand.
       function: the command.
-      description: the first paragraph of the help.
-      name: of the command in its help, if not that of the file which is run.
+      description: first paragraph of the help.
+      name: name of the command in its help, by default that of the program.
     """
     import tyro
 
@@ -125,7 +125,7 @@ def _is_expected(error: BaseException) -> bool:
 
 
 def _raised_here(error: BaseException) -> bool:
-    """Whether the package raised it, or a file beside the program that runs, as examples are."""
+    """Return True if the package raised an error, or a file in the folder of the program."""
     program = getattr(sys.modules["__main__"], "__file__", None)
     ours = {_PACKAGE} if program is None else {_PACKAGE, Path(program).resolve().parent}
     frames = traceback.extract_tb(error.__traceback__)

@@ -37,7 +37,7 @@ class Plan:
     topology: str = "v5e:2x4"
     """Chip and shape of the slice, such as v5e:16x16, v5p:8x8x4, v6e:16x16 or tpu7x:4x4x4."""
     mesh: MeshConfig = MeshConfig(data=1, fsdp=-1)
-    """How the step is sharded."""
+    """Sharding of the step."""
     batch_size: int | None = None
     """Global batch size; two sequences on each device by default."""
     input_length: int = 512

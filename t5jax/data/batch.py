@@ -1,32 +1,36 @@
-"""From documents to batches: tokens on disk, equal chunks, shuffled, corrupted and stacked.
-
-Example `i` of epoch `e` depends on (seed, e, i) alone, so a run can stop anywhere and go on.
-"""
+"""Batches: their keys, stacking, padding and shifting."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int
 
-if TYPE_CHECKING:
-    pass
-
-
-# Names and meanings are T5X's:
-#   encoder_input_tokens   [B, S] int32
-#   decoder_input_tokens   [B, T] int32, the targets shifted right behind the start id
-#   decoder_target_tokens  [B, T] int32
-#   decoder_loss_weights   [B, T] float32, 0 on padding
 Batch = dict[str, np.ndarray]
 
 
+"""A batch, or without the axis B an example; names and meanings are T5X's.
+
+    encoder_input_tokens   [B, S] int32
+    decoder_input_tokens   [B, T] int32, the targets shifted right after the start id
+    decoder_target_tokens  [B, T] int32
+    decoder_loss_weights   [B, T] float32, 0 on padding
+    encoder_segment_ids    [B, S] int32, only if packed: numbers of pairs, 0 on padding
+    decoder_segment_ids    [B, T] int32, only if packed
+"""
+
+
 def stack_examples(examples: Sequence[Batch]) -> Batch:
-    return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+    """Stack examples of equal shapes into a batch."""
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
 def shift_right(targets: Int[np.ndarray, "*B T"], *, start_id: int) -> Int[np.ndarray, "*B T"]:
-    """What the decoder reads while it is to write `targets`: the start id, then all but one."""
+    """Return the decoder's input for targets: the start id, then all targets but the last.
+
+    Example:
+      >>> shift_right(np.array([5, 6, 1]), start_id=0).tolist()
+      [0, 5, 6]
+    """
     shifted = np.roll(targets, 1, axis=-1)
     shifted[..., 0] = start_id
     return shifted

@@ -1,4 +1,4 @@
-"""Text in, documents out: files, folders, globs and hub data sets become one column on disk.
+"""Corpora: files, folders, globs and hub data sets as documents in one column on disk.
 
 `datasets` keeps what is read here: Arrow files in its cache, memory-mapped, locked and written
 atomically, so that a second run, or a second process, starts at once.
@@ -30,7 +30,7 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the text comes from.
+    """Source of the text.
 
     Files hold one document per line (.txt), per object (.jsonl, .json), or per row (.csv, .tsv,
     .parquet); all but .parquet may be compressed (.gz, .bz2, .xz, .zst).
@@ -50,10 +50,10 @@ class DataConfig:
     """Column or JSON key that holds the text; plain text files have the column 'text'."""
 
     holdout: float = 0.05
-    """Fraction of the documents, taken from the end, that is kept for evaluation."""
+    """Fraction of the documents, taken from the end, that is held out for evaluation."""
 
     eval_path: str | None = None
-    """A separate source to evaluate on, given as `path` is; nothing is then held out of `path`."""
+    """A separate source to evaluate on, in the form of `path`, which is then used as a whole."""
 
     eval_split: str = "validation"
     """Split of `eval_path`, if that is a hub data set; it shares `name` with `path`."""
@@ -81,17 +81,18 @@ class DataConfig:
 
 
 def read_corpus(config: DataConfig) -> "tuple[datasets.Dataset, datasets.Dataset]":
-    """Read a corpus, or find it in the cache.
+    """Read a corpus, or its copy in the cache.
 
-    Documents stand in the order of their file names and of their place in the file; those without
-    text are left out.
+    Documents are in the order of file names, then of their position in the file; those without text
+    are left out.
 
     Args:
-      config: where the text comes from.
+      config: source of the text.
     Returns:
       (train, heldout), each with the one column "text".
     Raises:
-      FileNotFoundError: a source is neither here nor on the hub, or the hub cannot be reached.
+      FileNotFoundError: a source is neither on this machine nor on the hub, or the hub cannot be
+        reached.
       ValueError: a source cannot be read, has no such column or split, or has too few documents.
     """
     files, eval_files = _find(config.path), _find(config.eval_path)
@@ -117,23 +118,23 @@ def read_corpus(config: DataConfig) -> "tuple[datasets.Dataset, datasets.Dataset
 
 
 def corpus_documents(dataset: "datasets.Dataset") -> Iterator[str]:
-    """Iterate over the texts of a data set from `read_corpus`, some at a time from disk."""
+    """Iterate over the texts of a data set from `read_corpus`, read from disk in batches."""
     for batch in dataset.iter(batch_size=1000):
         yield from cast("dict[str, list[str]]", batch)["text"]
 
 
 def _find(path: str | None) -> list[str]:
-    """List the files of a source in order; none for the default corpus and for a hub name."""
+    """List the files of a source in order; the default corpus and a hub name have none."""
     if path is None:
         return []
-    here = os.path.abspath(os.path.expanduser(path))
-    if os.path.isdir(here):
-        below = glob.glob(os.path.join(glob.escape(here), "**", "*"), recursive=True)
+    local = os.path.abspath(os.path.expanduser(path))
+    if os.path.isdir(local):
+        below = glob.glob(os.path.join(glob.escape(local), "**", "*"), recursive=True)
         files = [file for file in below if text_files.file_ending(file) and os.path.isfile(file)]
-    elif os.path.exists(here):
-        files = [here]
-    elif glob.has_magic(here):
-        files = [file for file in glob.glob(here, recursive=True) if os.path.isfile(file)]
+    elif os.path.exists(local):
+        files = [local]
+    elif glob.has_magic(local):
+        files = [file for file in glob.glob(local, recursive=True) if os.path.isfile(file)]
     elif is_hub_name(path):
         return []
     else:
@@ -217,7 +218,7 @@ def _texts(path: str, files: list[str], column: str) -> Iterator[str]:
 
 
 def _store(texts: Callable[[], Iterator[str]], *, key: str) -> "datasets.Dataset":
-    """Write texts to the cache, or find what was written there under the same key."""
+    """Write texts to the cache, or open what was written there under the same key."""
     import datasets
     from datasets.exceptions import DatasetGenerationError
 
@@ -234,7 +235,7 @@ def _store(texts: Callable[[], Iterator[str]], *, key: str) -> "datasets.Dataset
         return cast(datasets.Dataset, dataset)
     except DatasetGenerationError as error:
         cause = error.__cause__ or error
-    raise cause  # what went wrong while reading, without the frame that `datasets` puts around it
+    raise cause  # the error of the reader, without the one that `datasets` wraps it in
 
 
 @contextmanager
@@ -252,15 +253,19 @@ def _progress_bars(shown: bool) -> Iterator[None]:
 
 
 def is_hub_name(text: str) -> bool:
-    """Whether a text has the form 'owner/name'."""
+    """Return True if a text has the form 'owner/name'."""
     return _HUB_NAME.fullmatch(text) is not None and not text_files.file_ending(text)
 
 
 def hub_rows(path: str, name: str | None, *, split: str) -> "datasets.Dataset":
-    """A split of a data set on the Hugging Face hub, with all its columns.
+    """Load a split of a data set on the Hugging Face hub, with all its columns.
 
+    Args:
+      path: name of the data set, 'owner/name'.
+      name: name of its configuration, if it has several.
+      split: name of the split, or a slice of it.
     Raises:
-      FileNotFoundError: there is none, or the hub cannot be reached.
+      FileNotFoundError: the data set does not exist, or the hub cannot be reached.
       ValueError: it has no such configuration or split, or cannot be read.
     """
     import datasets
@@ -304,13 +309,13 @@ def _load_hub(path: str, name: str | None, *, split: str, column: str) -> "datas
         dataset = dataset.rename_column(column, "text")
     if feature.dtype != "string":
         dataset = dataset.cast_column("text", datasets.Value("string"))
-    kept = dataset.filter(
+    filtered = dataset.filter(
         _have_text, input_columns="text", batched=True, desc="leaving out empty documents"
     )
-    if not len(kept):
+    if not len(filtered):
         raise _no_text(f"data set {path!r}")
     # A filtered data set looks every row up in a table of indices: only if it is needed.
-    return dataset if len(kept) == len(dataset) else kept
+    return dataset if len(filtered) == len(dataset) else filtered
 
 
 def _have_text(texts: list[str | None]) -> list[bool]:

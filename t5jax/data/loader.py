@@ -1,6 +1,6 @@
-"""From documents to batches: tokens on disk, equal chunks, shuffled, corrupted and stacked.
+"""Batches of examples for training and evaluation: shuffled, made by an objective, stacked.
 
-Example `i` of epoch `e` depends on (seed, e, i) alone, so a run can stop anywhere and go on.
+Example `i` of epoch `e` depends on (seed, e, i) alone, so a run can stop and resume anywhere.
 """
 
 import sys
@@ -23,16 +23,17 @@ def training_batches(
     seed: int,
     rows: Sequence[int] | np.ndarray | None = None,
 ) -> "grain.DatasetIterator[Batch]":
-    """Endless shuffled batches; `get_state` and `set_state` of the iterator save its position.
+    """Iterate over endless shuffled batches.
 
-    A position counts whole batches, so it is the same in every process, however many there are.
+    The iterator's `get_state` and `set_state` save its position.  It counts whole batches, so it is
+    the same in every process, however many there are.
 
     Args:
       chunks: raw examples.
-      make_example: makes one example of a chunk, with that example's own generator.
-      batch_size: examples in a batch.
-      seed: of the order and of the examples.
-      rows: which examples of each batch to make; all, unless given.
+      make_example: makes an example from a chunk and a random generator of its own.
+      batch_size: global batch size.
+      seed: random seed of the order and of the examples.
+      rows: examples of each batch to make, those of this process; all if None.
     """
     import grain
 
@@ -56,7 +57,14 @@ def training_batches(
 
 
 def batch_chunks(count: int, number: int, *, batch_size: int, seed: int) -> list[int]:
-    """Which of `count` chunks the examples of batch `number` of `training_batches` are made of."""
+    """Return the indices of the chunks in one batch of `training_batches`.
+
+    Args:
+      count: number of chunks.
+      number: number of the batch, from 0.
+      batch_size: global batch size.
+      seed: random seed of the order.
+    """
     import grain
 
     order: Any = grain.MapDataset.range(count).shuffle(seed=seed).repeat()
@@ -72,10 +80,17 @@ def evaluation_batches(
     max_examples: int,
     rows: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """The same batches every time, each example once.
+    """Iterate once over batches that are the same every time.
 
     The last batch is filled up with copies of its first example whose loss weights are 0.
-    `rows` are the examples of each batch to make; all, unless given.
+
+    Args:
+      chunks: raw examples.
+      make_example: makes an example from a chunk and a random generator of its own.
+      batch_size: global batch size.
+      seed: random seed of the examples.
+      max_examples: maximum number of examples, from the beginning.
+      rows: examples of each batch to make, those of this process; all if None.
     """
     count = min(len(chunks), max_examples)
     rows = range(batch_size) if rows is None else [int(row) for row in rows]

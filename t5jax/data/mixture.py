@@ -1,6 +1,6 @@
-"""Pairs of ids drawn from several tasks, in batches of fixed shape, several pairs in a row.
+"""Mixtures of tasks: pairs drawn from several tasks, in batches of fixed shape.
 
-Example `i` of a mixture depends on (seed, i) alone, so a run can stop anywhere and go on.
+Example `i` of a mixture depends on (seed, i) alone, so a run can stop and resume anywhere.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,49 +15,58 @@ from t5jax.data.packing import Pair, PairLimits, Pairs, pack_pairs, stack_rows
 def mixing_rates(
     sizes: Mapping[str, int], weights: Mapping[str, float | None], *, size_limit: int
 ) -> dict[str, float]:
-    """Shares of tasks in a mixture, which add up to 1.
+    """Compute the rates of tasks in a mixture, which add up to 1.
 
-    A task without a weight has its number of examples for one, at most `size_limit`, so that large
-    tasks do not crowd out small ones.  (arXiv:1910.10683, section 3.5.2)
+    Without weights, a task's rate is proportional to its number of examples, at most `size_limit`,
+    so that large tasks do not crowd out small ones.  (arXiv:1910.10683, section 3.5.2)
 
     Args:
-      sizes: examples of each task.
-      weights: of each task, or None.
-      size_limit: the artificial limit on the size of a task, K in the paper.
+      sizes: number of examples of each task.
+      weights: weight of each task, or None for all.
+      size_limit: artificial limit on the size of a task, K in the paper.
+    Raises:
+      ValueError: some tasks have a weight, but not all.
     """
     if len({weight is None for weight in weights.values()}) > 1:
         without = [name for name, weight in weights.items() if weight is None]
         raise ValueError(
             f"all tasks must have a weight, or none, got none for {', '.join(without)}."
         )
-    found = {
+    rates = {
         name: float(min(size, size_limit)) if weights[name] is None else float(weights[name] or 0)
         for name, size in sizes.items()
     }
-    total = sum(found.values())
-    return {name: rate / total for name, rate in found.items()}
+    total = sum(rates.values())
+    return {name: rate / total for name, rate in rates.items()}
 
 
-def mixture_stream(tasks: Sequence[Pairs], shares: Sequence[float], *, seed: int) -> Any:
-    """The endless sequence of examples of a mixture, by number: (place of the task, `Pair`).
+def mixture_stream(tasks: Sequence[Pairs], rates: Sequence[float], *, seed: int) -> Any:
+    """Make the endless, indexed sequence of examples of a mixture.
 
-    Each task is shuffled anew in each of its epochs.
+    Each task is shuffled in another order in each of its epochs.
+
+    Args:
+      tasks: pairs of each task.
+      rates: rate of each task, as `mixing_rates` returns them.
+      seed: random seed of the orders.
+    Returns:
+      A grain `MapDataset` of (index of the task, `Pair`).
     """
     import grain
 
-    parts = []
-    for place, pairs in enumerate(tasks):
-        part: Any = grain.MapDataset.range(len(pairs)).shuffle(seed=seed + place).repeat()
-        parts.append(part.map(lambda i, place=place, pairs=pairs: (place, pairs[int(i)])))
-    return grain.MapDataset.mix(parts, weights=list(shares)) if len(parts) > 1 else parts[0]
+    streams = []
+    for index, pairs in enumerate(tasks):
+        order: Any = grain.MapDataset.range(len(pairs)).shuffle(seed=seed + index).repeat()
+        streams.append(order.map(lambda i, index=index, pairs=pairs: (index, pairs[int(i)])))
+    return grain.MapDataset.mix(streams, weights=list(rates)) if len(streams) > 1 else streams[0]
 
 
 class MixtureBatches:
-    """Endless batches of a mixture; `get_state` and `set_state` save the position.
+    """An endless iterator of batches of a mixture, with a position to save and restore.
 
-    Packed, a row holds as many pairs as fit, numbered by `encoder_segment_ids` and
-    `decoder_segment_ids` from 1; a batch ends with the first pair that fits in none of its rows.
-    The position counts examples, so it is the same in every process.
+    Packed rows hold as many pairs as fit, numbered from 1 by `encoder_segment_ids` and
+    `decoder_segment_ids`; a batch ends with the first pair that fits in none of its rows.
+    The position counts examples, so that it is the same in every process.
     """
 
     def __init__(
@@ -71,11 +80,21 @@ class MixtureBatches:
         decoder_start_id: int,
         rows: Sequence[int] | np.ndarray | None = None,
     ):
-        """`rows` of the `batch_size` rows are those to make; all, unless given."""
+        """Create an iterator at the start of a mixture.
+
+        Args:
+          examples: examples as `mixture_stream` makes them.
+          batch_size: rows in a batch.
+          limits: lengths of a row.
+          pack: put several pairs in a row.
+          pad_id: id of padding.
+          decoder_start_id: id that the decoder reads first.
+          rows: rows of each batch to make, those of this process; all if None.
+        """
         self._examples = examples
         self._batch_size = batch_size
         self._lengths = limits.lengths
-        self._most = None if pack else 1
+        self._max_pairs = None if pack else 1
         self._pad_id, self._start_id = pad_id, decoder_start_id
         self._rows = range(batch_size) if rows is None else [int(row) for row in rows]
         self._next = 0
@@ -84,16 +103,19 @@ class MixtureBatches:
         return self
 
     def __next__(self) -> Batch:
-        filled = pack_pairs(
-            self._upcoming(), batch_size=self._batch_size, lengths=self._lengths, most=self._most
+        rows = pack_pairs(
+            self._upcoming(),
+            batch_size=self._batch_size,
+            lengths=self._lengths,
+            max_pairs=self._max_pairs,
         )
-        self._next += sum(map(len, filled))
+        self._next += sum(map(len, rows))
         return stack_rows(
-            [filled[row] for row in self._rows],
+            [rows[row] for row in self._rows],
             lengths=self._lengths,
             pad_id=self._pad_id,
             decoder_start_id=self._start_id,
-            packed=self._most is None,
+            packed=self._max_pairs is None,
         )
 
     def _upcoming(self) -> Iterator[Pair]:
@@ -103,11 +125,11 @@ class MixtureBatches:
             number += 1
 
     def get_state(self) -> dict[str, int]:
-        """Where the next batch begins."""
+        """Return the position of the next batch."""
         return {"next_example": self._next}
 
     def set_state(self, state: Mapping[str, int]) -> None:
-        """Goes where `get_state` was called."""
+        """Move to a position that `get_state` returned."""
         self._next = int(state["next_example"])
 
 
@@ -120,13 +142,19 @@ def heldout_batches(
     decoder_start_id: int,
     rows: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """All pairs once, in order, in batches of one shape, the last filled up with padding.
+    """Batch all pairs once, in order, the last batch filled up with padding.
 
-    `rows` are those of each batch to make; all, unless given.
+    Args:
+      pairs: the examples.
+      batch_size: rows in a batch, each with one pair.
+      lengths: lengths of the encoder's and of the decoder's rows.
+      pad_id: id of padding.
+      decoder_start_id: id that the decoder reads first.
+      rows: rows of each batch to make, those of this process; all if None.
     """
     numbers = range(batch_size) if rows is None else [int(row) for row in rows]
     for start in range(0, len(pairs), batch_size):
-        chosen = [[pairs[start + i]] if start + i < len(pairs) else [] for i in numbers]
+        batch = [[pairs[start + i]] if start + i < len(pairs) else [] for i in numbers]
         yield stack_rows(
-            chosen, lengths=lengths, pad_id=pad_id, decoder_start_id=decoder_start_id, packed=False
+            batch, lengths=lengths, pad_id=pad_id, decoder_start_id=decoder_start_id, packed=False
         )

@@ -1,6 +1,8 @@
-"""Pairs of ids drawn from several tasks, in batches of fixed shape, several pairs in a row.
+"""Pairs of input and target ids: limits on their lengths, packing into rows, and batches.
 
-Example `i` of a mixture depends on (seed, i) alone, so a run can stop anywhere and go on.
+Packing is first fit.  Unlike with grain's `FirstFitPackIterDataset`, a batch ends with the first
+pair that fits in none of its rows: it is a run of consecutive examples, so that the position of a
+mixture is one count of examples.
 """
 
 import dataclasses
@@ -12,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from t5jax.data.batch import Batch, shift_right
+from t5jax.errors import check_at_least
 
 Ids = Int[np.ndarray, " _"]
 
@@ -24,44 +27,42 @@ Empty = Literal["error", "drop", "keep"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairLimits:
-    """What pairs of ids may be, and what to do with others."""
+    """Limits on pairs of ids, and policies for pairs that exceed them."""
 
     input_length: int
-    """Most tokens of an input, EOS included."""
+    """Maximum number of tokens of an input, EOS included."""
     target_length: int
-    """Most tokens of a target, EOS included."""
+    """Maximum number of tokens of a target, EOS included."""
     too_long: TooLong = "error"
-    """What becomes of pairs with more tokens."""
+    """Policy for pairs with more tokens."""
     empty_targets: Empty = "error"
-    """What becomes of pairs whose target is EOS alone."""
+    """Policy for pairs whose target is EOS alone."""
 
     def __post_init__(self):
-        for name in ("input_length", "target_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        check_at_least(1, input_length=self.input_length, target_length=self.target_length)
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Most tokens of an input, and of a target."""
+        """Maximum numbers of tokens of an input and of a target."""
         return self.input_length, self.target_length
 
 
 class Pair(NamedTuple):
-    """One example as ids, EOS included."""
+    """An example as ids, EOS included."""
 
     input: Ids | Sequence[int]
     target: Ids | Sequence[int]
 
 
 class Pairs:
-    """Many pairs, their ids in two arrays."""
+    """A sequence of pairs that holds their ids in two arrays."""
 
     def __init__(self, pairs: Sequence[Pair]):
         self._ids, self._ends = [], []
         for side in (0, 1):
-            found = [np.asarray(pair[side], np.int32) for pair in pairs]
-            self._ids.append(np.concatenate([np.zeros(0, np.int32), *found]))
-            self._ends.append(np.cumsum([0, *map(len, found)], dtype=np.int64))
+            arrays = [np.asarray(pair[side], np.int32) for pair in pairs]
+            self._ids.append(np.concatenate([np.zeros(0, np.int32), *arrays]))
+            self._ends.append(np.cumsum([0, *map(len, arrays)], dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self._ends[0]) - 1
@@ -76,18 +77,18 @@ class Pairs:
         return Pair(*parts)
 
     def update(self, digest: Any) -> None:
-        """Feeds all ids and lengths to a hash."""
+        """Update a hash with all ids and lengths."""
         for array in (*self._ids, *self._ends):
             digest.update(np.ascontiguousarray(array).data)
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """Tokens of all inputs, and of all targets."""
+        """Total numbers of tokens of the inputs and of the targets."""
         return len(self._ids[0]), len(self._ids[1])
 
 
 class LimitCounts(NamedTuple):
-    """What `apply_limits` found."""
+    """Numbers of pairs beyond each limit, and of those that were dropped."""
 
     long_inputs: int
     long_targets: int
@@ -102,79 +103,85 @@ def apply_limits(
     limits: PairLimits,
     name: str,
 ) -> tuple[Pairs, LimitCounts]:
-    """Pairs that keep the limits, and how many there were that do not.
+    """Drop or truncate pairs beyond the limits.
 
     Args:
       inputs: ids of each input, EOS at the end.
       targets: ids of each target, EOS at the end.
-      limits: of both.
-      name: of the task, for messages.
+      limits: limits on both.
+      name: name of the task, for messages.
+    Returns:
+      Pairs within the limits, and the numbers of those that were not.
     Raises:
-      ValueError: some do not, and are to be an error; or none is left.
+      ValueError: a pair is beyond a limit whose policy is "error", or no pair remains.
     """
-    most = limits.lengths
-    sides = ([len(ids) for ids in inputs], [len(ids) for ids in targets])
-    long = [np.array(lengths) > limit for lengths, limit in zip(sides, most, strict=True)]
-    empty = np.array(sides[1]) <= 1
+    max_lengths = limits.lengths
+    lengths = ([len(ids) for ids in inputs], [len(ids) for ids in targets])
+    too_long = [np.array(x) > maximum for x, maximum in zip(lengths, max_lengths, strict=True)]
+    empty = np.array(lengths[1]) <= 1
     if limits.too_long == "error":
-        for what, lengths, over, limit in zip(("input", "target"), sides, long, most, strict=True):
+        for what, numbers, over, maximum in zip(
+            ("input", "target"), lengths, too_long, max_lengths, strict=True
+        ):
             if over.any():
                 raise ValueError(
-                    f"{what}s of task {name!r} must have at most {limit} tokens, got "
-                    f"{over.sum()} of {len(over)} with more, the longest {max(lengths)}; raise "
+                    f"{what}s of task {name!r} must have at most {maximum} tokens, got "
+                    f"{over.sum()} of {len(over)} with more, the longest {max(numbers)}; raise "
                     f"{what}_length, or set too_long to drop or truncate."
                 )
     if limits.empty_targets == "error" and empty.any():
         raise ValueError(
             f"targets of task {name!r} must not be empty, got {empty.sum()} empty of {len(empty)}; "
-            "mend the data, or set empty_targets to drop or keep."
+            "correct the data, or set empty_targets to drop or keep."
         )
-    gone = np.zeros(len(empty), bool)
+    dropped = np.zeros(len(empty), bool)
     if limits.too_long == "drop":
-        gone |= long[0] | long[1]
+        dropped |= too_long[0] | too_long[1]
     if limits.empty_targets == "drop":
-        gone |= empty
-    counts = LimitCounts(*(int(x.sum()) for x in (*long, empty, gone)))
-    if gone.all():
+        dropped |= empty
+    counts = LimitCounts(*(int(x.sum()) for x in (*too_long, empty, dropped)))
+    if dropped.all():
         raise ValueError(
-            f"task {name!r} must have an example within its limits, got {len(gone)} of which "
-            f"{counts.long_inputs} have too long inputs, {counts.long_targets} too long targets, "
-            f"{counts.empty_targets} empty targets; raise the lengths, or mend the data."
+            f"task {name!r} must have an example within its limits, got {len(dropped)} examples, "
+            f"{counts.long_inputs} with too long inputs, {counts.long_targets} with too long "
+            f"targets, {counts.empty_targets} with empty targets; raise the lengths, or correct "
+            "the data."
         )
-    kept = [
-        Pair(truncate_ids(inputs[i], most[0]), truncate_ids(targets[i], most[1]))
-        for i in range(len(gone))
-        if not gone[i]
+    pairs = [
+        Pair(truncate_ids(inputs[i], max_lengths[0]), truncate_ids(targets[i], max_lengths[1]))
+        for i in np.flatnonzero(~dropped)
     ]
-    return Pairs(kept), counts
+    return Pairs(pairs), counts
 
 
 def pack_pairs(
-    pairs: Iterator[Pair], *, batch_size: int, lengths: tuple[int, int], most: int | None
+    pairs: Iterator[Pair], *, batch_size: int, lengths: tuple[int, int], max_pairs: int | None
 ) -> list[list[Pair]]:
-    """Puts pairs into rows, each in the first where it fits, until one fits in none.
+    """Pack pairs into rows, each into the first row where it fits, until one fits in none.
 
     Args:
-      pairs: each at most as long as a row.
-      batch_size: rows.
-      lengths: of the inputs of a row, and of its targets.
-      most: pairs in a row; any number if None.
+      pairs: pairs that are at most as long as a row; the one that does not fit is consumed.
+      batch_size: number of rows.
+      lengths: numbers of tokens that a row has for inputs and for targets.
+      max_pairs: maximum number of pairs in a row; no limit if None.
+    Returns:
+      The pairs of each row.
     """
     rows: list[list[Pair]] = [[] for _ in range(batch_size)]
-    room = np.tile(np.array(lengths), (batch_size, 1))
-    if most is not None:
-        taken = [next(pairs, None) for _ in range(batch_size * most)]
-        for number, pair in enumerate(pair for pair in taken if pair is not None):
-            rows[number // most].append(pair)
+    if max_pairs is not None:
+        upcoming = [next(pairs, None) for _ in range(batch_size * max_pairs)]
+        for number, pair in enumerate(pair for pair in upcoming if pair is not None):
+            rows[number // max_pairs].append(pair)
         return rows
+    free = np.tile(np.array(lengths), (batch_size, 1))
     for pair in pairs:
         needed = (len(pair.input), len(pair.target))
-        fits = (room[:, 0] >= needed[0]) & (room[:, 1] >= needed[1])
+        fits = (free[:, 0] >= needed[0]) & (free[:, 1] >= needed[1])
         row = int(fits.argmax())
         if not fits[row]:
             break
         rows[row].append(pair)
-        room[row] -= needed
+        free[row] -= needed
     return rows
 
 
@@ -186,21 +193,31 @@ def stack_rows(
     decoder_start_id: int,
     packed: bool,
 ) -> Batch:
-    """Rows of pairs as one batch with T5X's keys; an empty row is padding that does not count."""
+    """Stack rows of pairs into a batch.
+
+    Args:
+      rows: pairs of each row; a row without pairs is padding with loss weight 0.
+      lengths: lengths of the encoder's and of the decoder's rows.
+      pad_id: id of padding.
+      decoder_start_id: id that the decoder reads before the first token of each target.
+      packed: add the segment ids of both sides, which number the pairs of a row from 1.
+    Returns:
+      A batch with T5X's keys.
+    """
     size, (input_length, target_length) = len(rows), lengths
     inputs = np.full((size, input_length), pad_id, np.int32)
     targets = np.full((size, target_length), pad_id, np.int32)
     shifted = np.full((size, target_length), pad_id, np.int32)
     segments = [np.zeros((size, length), np.int32) for length in lengths]
     for row, pairs in enumerate(rows):
-        at = [0, 0]
+        ends = [0, 0]
         for number, pair in enumerate(pairs, start=1):
-            read = slice(at[0], at[0] + len(pair.input))
-            write = slice(at[1], at[1] + len(pair.target))
-            inputs[row, read], targets[row, write] = pair.input, pair.target
-            shifted[row, write] = shift_right(np.asarray(pair.target), start_id=decoder_start_id)
-            segments[0][row, read] = segments[1][row, write] = number
-            at = [read.stop, write.stop]
+            source = slice(ends[0], ends[0] + len(pair.input))
+            target = slice(ends[1], ends[1] + len(pair.target))
+            inputs[row, source], targets[row, target] = pair.input, pair.target
+            shifted[row, target] = shift_right(np.asarray(pair.target), start_id=decoder_start_id)
+            segments[0][row, source] = segments[1][row, target] = number
+            ends = [source.stop, target.stop]
     batch = {
         "encoder_input_tokens": inputs,
         "decoder_input_tokens": shifted,
@@ -213,15 +230,15 @@ def stack_rows(
 
 
 def truncate_ids(ids: Sequence[int], length: int) -> Ids:
-    """Ids as int32, at most `length` ids, EOS still the last."""
-    kept = ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
-    return np.array(kept, np.int32)
+    """Return at most `length` ids, int32, with EOS still the last."""
+    truncated = ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
+    return np.array(truncated, np.int32)
 
 
 def pairs_digest(tasks: Mapping[str, Pairs]) -> str:
-    """What tells the training data of one run from another's."""
-    found = hashlib.sha256()
+    """Return a SHA-256 digest of the training pairs of all tasks."""
+    digest = hashlib.sha256()
     for name, pairs in tasks.items():
-        found.update(f"{name} {len(pairs)}\n".encode())
-        pairs.update(found)
-    return found.hexdigest()
+        digest.update(f"{name} {len(pairs)}\n".encode())
+        pairs.update(digest)
+    return digest.hexdigest()

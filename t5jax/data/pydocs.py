@@ -1,4 +1,4 @@
-"""The default corpus: documentation that is on every machine that runs this package.
+"""Default corpus: the documentation of Python packages that are always installed with t5jax.
 
 The language topics of `pydoc` and the docstrings of the standard library, numpy, jax and pandas:
 about 8 MB of technical English.  Source files are parsed, never imported, so that reading them
@@ -53,38 +53,38 @@ Source = tuple[str, Path]
 
 
 class Documented(NamedTuple):
-    """A definition that has a docstring."""
+    """A definition with its docstring."""
 
     kind: Literal["module", "class", "function"]
     name: str
-    """As it is written after `class` or `def`; "" of a module."""
+    """The name after `class` or `def`; "" for a module."""
     text: str
     """The docstring, without indentation."""
 
 
 def installed() -> list[str]:
-    """Name the packages that pip knows on this machine, in alphabetical order.
+    """List the installed packages in alphabetical order, without the standard library.
 
-    Folders and single modules at the top, of all distributions; the standard library is not one.
+    These are the top-level folders and modules of all distributions.
     """
     return sorted(filter(str.isidentifier, importlib.metadata.packages_distributions()))
 
 
 def roots(packages: Sequence[str] | None = None) -> dict[str, Path]:
-    """Locate the packages that are read.
+    """Locate packages and the standard library.
 
     Args:
-      packages: names at the top, beside the standard library; those of the corpus unless given.
+      packages: top-level names; those of the default corpus if None.
     Returns:
-      the folder of each package by name, "python" being the standard library; a package that is
-      not installed, or no folder, is left out.
+      The folder of each package by name, "python" for the standard library; a package that is not
+      installed, or not a folder, is left out.
     """
-    found = {"python": Path(sysconfig.get_path("stdlib"))}
+    folders = {"python": Path(sysconfig.get_path("stdlib"))}
     for package in PACKAGES if packages is None else packages:
         spec = importlib.util.find_spec(package)  # a name without a parent: imports nothing
         if spec is not None and spec.submodule_search_locations:
-            found[package] = Path(spec.submodule_search_locations[0])
-    return found
+            folders[package] = Path(spec.submodule_search_locations[0])
+    return folders
 
 
 def sources(roots: dict[str, Path]) -> list[Source]:
@@ -99,7 +99,7 @@ def sources(roots: dict[str, Path]) -> list[Source]:
     Returns:
       (name, path) pairs, the name being "package/path/inside.py".
     """
-    found = []
+    modules = []
     for package, root in roots.items():
         for folder, subfolders, files in os.walk(root):
             subfolders[:] = [name for name in subfolders if name not in _SKIPPED_FOLDERS]
@@ -107,17 +107,17 @@ def sources(roots: dict[str, Path]) -> list[Source]:
                 is_test = file.startswith("test_") or file.endswith("_test.py")
                 if file.endswith(".py") and not is_test:
                     path = Path(folder, file)
-                    found.append((f"{package}/{path.relative_to(root).as_posix()}", path))
-    return sorted(found, key=lambda source: hashlib.sha256(source[0].encode()).digest())
+                    modules.append((f"{package}/{path.relative_to(root).as_posix()}", path))
+    return sorted(modules, key=lambda source: hashlib.sha256(source[0].encode()).digest())
 
 
 def fingerprint(sources: Iterable[Source]) -> str:
-    """Name the corpus that these sources make, from names and sizes, without reading the files.
+    """Compute a key of the corpus of these sources from names and sizes, without reading files.
 
     Args:
       sources: (name, path) pairs, as `sources()` returns them.
     Returns:
-      16 hexadecimal digits, others when a module was added, removed or edited to another size.
+      16 hexadecimal digits, which change if a module is added, removed or edited to another size.
     """
     digest = hashlib.sha256(f"reader {_READER}".encode())
     for name, path in sources:
@@ -156,18 +156,18 @@ def documents(sources: Iterable[Source]) -> Iterator[str]:
 
 
 def docstrings(path: Path) -> Iterator[str]:
-    """Read the docstrings of one source file, in the order in which they stand there.
+    """Read the docstrings of a source file in their order.
 
     Args:
       path: a Python file; one that this Python cannot parse has no docstrings.
     Yields:
       docstrings of the module and of all classes and functions in it, without indentation.
     """
-    return (found.text for found in documented(path))
+    return (definition.text for definition in documented(path))
 
 
 def documented(path: Path) -> Iterator[Documented]:
-    """Read what has a docstring in one source file, in the order in which it stands there.
+    """Read the definitions of a source file that have docstrings, in their order.
 
     Args:
       path: a Python file; one that this Python cannot parse defines nothing.

@@ -1,4 +1,4 @@
-"""Tasks as pairs of texts: where they come from, how they are worded, how answers are judged."""
+"""Tasks as pairs of texts: their sources, templates and metrics."""
 
 import dataclasses
 import math
@@ -31,7 +31,7 @@ Source = str | Sequence[Row]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """Texts in, texts out, and the metrics of what is written.
+    """A text-to-text task: its data, templates and metrics.
 
     A source is a list of rows, each a dict from column to text; or a .jsonl, .json, .csv, .tsv or
     .parquet file; or a data set on the Hugging Face hub, 'owner/name' or 'owner/name:split'.
@@ -39,34 +39,34 @@ class Task:
     """
 
     name: str
-    """Told apart from other tasks by it, in logs and in names of files."""
+    """Name in logs and of files; no two tasks of a run may share it."""
     train: Source
-    """To learn from."""
+    """Source of the training split."""
     validation: Source
-    """To look at while training, and to choose by."""
+    """Source of the validation split, which is evaluated while training."""
     test: Source | None = None
-    """To measure once, at the end."""
+    """Source of the test split, which is evaluated once, at the end."""
     input: str = "{input}"
-    """What the model reads: a template over the columns, such as 'translate English to German:
+    """Template of the model's input over the columns, such as 'translate English to German:
     {en}'."""
     target: str = "{target}"
-    """What it is to write.  A column alone may hold a list: all of it is right, and training takes
+    """Template of the target.  A column alone may hold a list of correct targets; training takes
     the first."""
     metrics: tuple[str, ...] = ("exact_match",)
-    """Keys of `METRICS`."""
+    """Metrics, keys of `METRICS`."""
     metric_options: MetricOptions = MetricOptions()
-    """Of those that take any."""
+    """Options of the metrics that take any."""
     weight: float | None = None
-    """Share of this task's examples in training, relative to other tasks'; without it, its size."""
+    """Weight in a mixture, relative to other tasks; the number of examples by default."""
     several_targets: bool = False
-    """Rows of one input are right answers to it, each; in validation and test they become one
+    """Treat rows of the same input as alternative targets: in validation and test they become one
     example with several references."""
     subset: str | None = None
     """Configuration of the data set on the hub."""
     preprocess: Callable[[dict[str, Any]], Row | None] | None = None
-    """Changes a row before templates are filled in; None leaves it out."""
+    """Function from a row to the row that templates are filled with; None leaves the row out."""
     postprocess: Callable[[str], str] | None = None
-    """Changes predictions and references before they are compared and written."""
+    """Function of predictions and references, before they are compared and written."""
 
     def __post_init__(self):
         if not self.name or not set(self.name) <= set(_NAME):
@@ -82,80 +82,80 @@ class Task:
             _parts(template, task=self.name)
 
     def source(self, split: Split) -> Source | None:
-        """Where a split comes from."""
+        """Return the source of a split, or None if the task has no such split."""
         return getattr(self, split)
 
 
 class Example(NamedTuple):
-    """One text to read, and what may be written."""
+    """An input and its correct targets."""
 
     input: str
     references: list[str]
 
 
 def load_tasks(path: str | Path) -> list[Task]:
-    """Tasks from a JSON file: a list of objects with the fields of `Task`, or one object.
+    """Load tasks from a JSON file: a list of objects with the fields of `Task`, or one object.
 
     Paths in it are relative to the file.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: it is not such a file, or has an unknown field.
+      FileNotFoundError: the file does not exist.
+      ValueError: it does not hold tasks, or one has an unknown field.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"tasks must be a JSON file, got {path}, which does not exist.")
-    value = read_json(path)
-    listed = value if isinstance(value, list) else [value]
-    if not listed:
+    content = read_json(path)
+    objects = content if isinstance(content, list) else [content]
+    if not objects:
         raise ValueError(f"{path} must hold at least one task, got an empty list.")
-    return [_task(path, number, one) for number, one in enumerate(listed, start=1)]
+    return [_task(path, number, fields) for number, fields in enumerate(objects, start=1)]
 
 
 def read_split(task: Task, split: Split) -> list[Example]:
-    """The examples of a split; none if the task has no such split.
+    """Read the examples of a split; none if the task has no such split.
 
     Raises:
-      FileNotFoundError: a source is neither here nor on the hub.
-      ValueError: a source cannot be read or is empty, or lacks what a template names.
+      FileNotFoundError: a source is neither on this machine nor on the hub.
+      ValueError: a source cannot be read or is empty, or has no column that a template names.
     """
     source = task.source(split)
     if source is None:
         return []
-    found = list(_examples(task, split, source))
-    if not found:
+    examples = list(_examples(task, split, source))
+    if not examples:
         raise ValueError(f"{split} of task {task.name!r} must have at least one row, got none.")
     if split == "train" or not task.several_targets:
-        return found
+        return examples
     joined: dict[str, dict[str, None]] = {}
-    for one in found:
-        joined.setdefault(one.input, {}).update(dict.fromkeys(one.references))
+    for example in examples:
+        joined.setdefault(example.input, {}).update(dict.fromkeys(example.references))
     return [Example(text, list(references)) for text, references in joined.items()]
 
 
 class Overlap(NamedTuple):
-    """How much of a held-out split is training data."""
+    """Overlap of a held-out split with the training data."""
 
     inputs: int
-    """Examples whose input is one of training's."""
+    """Number of examples whose input is in the training data."""
     pairs: int
-    """Those of them whose target is that of training, too."""
+    """Number of examples whose input is there with one of the same targets."""
 
 
 def split_overlap(train: Sequence[Example], heldout: Sequence[Example]) -> Overlap:
-    """Counts the examples of `heldout` that are in `train`."""
-    inputs = {one.input for one in heldout}
+    """Count the examples of `heldout` that are in `train`."""
+    inputs = {example.input for example in heldout}
     targets: dict[str, set[str]] = {}
-    for one in train:
-        if one.input in inputs:
-            targets.setdefault(one.input, set()).update(one.references)
-    known = [one for one in heldout if one.input in targets]
-    pairs = sum(not targets[one.input].isdisjoint(one.references) for one in known)
+    for example in train:
+        if example.input in inputs:
+            targets.setdefault(example.input, set()).update(example.references)
+    known = [example for example in heldout if example.input in targets]
+    pairs = sum(not targets[example.input].isdisjoint(example.references) for example in known)
     return Overlap(len(known), pairs)
 
 
 def check_task_names(tasks: Sequence[Task]) -> None:
-    """Raises ValueError unless there are tasks, each with a name of its own."""
+    """Raise ValueError if there are no tasks, or if two have the same name."""
     if not tasks:
         raise ValueError("there must be at least one task, got none.")
     names = [task.name for task in tasks]
@@ -164,7 +164,7 @@ def check_task_names(tasks: Sequence[Task]) -> None:
             raise ValueError(f"tasks must have names of their own, got {name!r} twice.")
 
 
-# What JSON may hold in the fields of a task.
+# Fields of a task that JSON may hold, with their types.
 _KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "name": ("text", (str,)),
     "train": ("text or a list of rows", (str, list)),
@@ -187,39 +187,41 @@ def _task(path: Path, number: int, fields: Any) -> Task:
     _check_fields(where, fields, _KINDS)
     for name in ("name", "train", "validation"):
         if name not in fields:
-            raise ValueError(f"{where} must have the field {name!r}; it lacks it.")
+            raise ValueError(f"{where} must have the field {name!r}, got {', '.join(fields)}.")
     for name, value in fields.items():
         kind, types = _KINDS[name]
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise ValueError(f"{where} must have {kind} as {name!r}, got {value!r:.60}.")
     options = fields.get("metric_options", {})
     _check_fields(where, options, [field.name for field in dataclasses.fields(MetricOptions)])
-    given: dict[str, Any] = {name: _beside(path, fields[name]) for name in SPLITS if name in fields}
+    values = fields | {
+        name: _resolve_source(path, fields[name]) for name in SPLITS if name in fields
+    }
     if "metrics" in fields:
-        given["metrics"] = tuple(map(str, fields["metrics"]))
+        values["metrics"] = tuple(map(str, fields["metrics"]))
     if fields.get("weight") is not None:
-        given["weight"] = _float(fields["weight"])
+        values["weight"] = _float(fields["weight"])
     try:
-        return Task(**{**fields, **given, "metric_options": MetricOptions(**options)})
+        return Task(**{**values, "metric_options": MetricOptions(**options)})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
 
 def _float(value: int | float) -> float:
-    """A number of JSON, whose integers may be larger than any float: infinite then."""
+    """Convert a number of JSON; an integer larger than any float becomes infinite."""
     try:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
 
 
-def _beside(path: Path, source: Source | None) -> Source | None:
-    """A source named in a file, its path no longer relative to that."""
+def _resolve_source(path: Path, source: Source | None) -> Source | None:
+    """Resolve a source in a file of tasks, whose paths are relative to that file."""
     if not isinstance(source, str):
         return source
-    there = path.parent / Path(source).expanduser()
+    resolved = path.parent / Path(source).expanduser()
     is_hub_name = corpus.is_hub_name(source.partition(":")[0])
-    return source if is_hub_name and not there.exists() else str(there)
+    return source if is_hub_name and not resolved.exists() else str(resolved)
 
 
 def _check_fields(where: str, fields: Iterable[str], known: Collection[str]) -> None:
@@ -233,11 +235,11 @@ def _examples(task: Task, split: Split, source: Source) -> Iterator[Example]:
     reads, writes = (_parts(x, task=task.name) for x in (task.input, task.target))
     columns = list(dict.fromkeys(name for _, name in (*reads, *writes) if name is not None))
     alone = writes[0][1] if len(writes) == 1 and not writes[0][0] else None
-    # What `preprocess` reads is not known: it gets all columns.
-    asked = columns if task.preprocess is None else None
-    for number, given in enumerate(_rows(task, split, source, asked), start=1):
+    # `preprocess` may read any column.
+    needed = columns if task.preprocess is None else None
+    for number, raw in enumerate(_rows(task, split, source, needed), start=1):
         where = f"row {number} of {split} of task {task.name!r}"
-        row = _checked(task, given, where, columns)
+        row = _preprocess(task, raw, where, columns)
         if row is None:
             continue
         if alone is not None and isinstance(row[alone], list | tuple | np.ndarray):
@@ -250,8 +252,8 @@ def _examples(task: Task, split: Split, source: Source) -> Iterator[Example]:
         yield Example(_fill(reads, row, where), references)
 
 
-def _checked(task: Task, row: Any, where: str, columns: Sequence[str]) -> Row | None:
-    """A row after `preprocess`, with all columns; None if that leaves it out."""
+def _preprocess(task: Task, row: Any, where: str, columns: Sequence[str]) -> Row | None:
+    """Preprocess a row, and check that it has all columns; None if `preprocess` leaves it out."""
     if not isinstance(row, Mapping):
         raise ValueError(f"{where} must be a dict from column to text, got {row!r:.60}.")
     if task.preprocess is not None:
@@ -268,7 +270,7 @@ def _checked(task: Task, row: Any, where: str, columns: Sequence[str]) -> Row | 
 
 
 def _rows(task: Task, split: Split, source: Source, columns: list[str] | None) -> Iterator[Any]:
-    """Rows of a source; of a file or data set only these columns, which it must have, or all."""
+    """Read the rows of a source; of a file or data set these columns alone, or all if None."""
     if not isinstance(source, str):
         yield from source
         return
@@ -294,7 +296,7 @@ def _rows(task: Task, split: Split, source: Source, columns: list[str] | None) -
 
 
 def _class_name(value: Any, names: Sequence[str] | None) -> Any:
-    """Classes are stored as numbers; their names are what a model can write.  -1 is no class."""
+    """Return the name of a class that is stored as a number; -1 is no class."""
     if names is None or not isinstance(value, int):
         return value
     return names[value] if 0 <= value < len(names) else None
@@ -320,26 +322,26 @@ def _check_columns(where: str, columns: Sequence[str], row: Mapping[str, Any]) -
 
 
 def _parts(template: str, *, task: str) -> list[tuple[str, str | None]]:
-    """A template as literal texts, each with the column behind it, if there is one."""
+    """Split a template into literal texts, each with the column after it, or None at the end."""
     try:
-        found = list(string.Formatter().parse(template))
+        fields = list(string.Formatter().parse(template))
     except ValueError as error:
         raise ValueError(
             f"a template of task {task!r} must have its columns in braces, got {template!r}: "
             f"{error}; write {{{{ and }}}} for braces themselves."
         ) from None
-    if not any(name for _, name, _, _ in found):
+    if not any(name for _, name, _, _ in fields):
         raise ValueError(
             f"a template of task {task!r} must name a column, got {template!r}; write it in "
             "braces, as in 'summarize: {text}'."
         )
-    for _, name, form, conversion in found:
+    for _, name, form, conversion in fields:
         if name == "" or form or conversion:
             raise ValueError(
                 f"a template of task {task!r} must have plain names of columns in braces, got "
                 f"{template!r}."
             )
-    return [(literal, name) for literal, name, _, _ in found]
+    return [(literal, name) for literal, name, _, _ in fields]
 
 
 def _fill(parts: Sequence[tuple[str, str | None]], row: Row, where: str) -> str:
@@ -354,7 +356,7 @@ def _fill(parts: Sequence[tuple[str, str | None]], row: Row, where: str) -> str:
 
 
 def _text(value: object, column: str, where: str) -> str:
-    """A text, a number or a truth value as text."""
+    """Convert a text, a number or a truth value to text."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, str):

@@ -106,7 +106,7 @@ def read_records(file: str, columns: Sequence[str] | None = None) -> Iterator[di
 
     Args:
       file: path with a known ending.
-      columns: columns to read, all of which each row must have; all that a row has if None.
+      columns: columns to read, which every row must have; all that a row has if None.
     Yields:
       A dict from column to text, or to None where there is none; from .jsonl, .json and .parquet
       also to numbers, lists and all else that they can hold.

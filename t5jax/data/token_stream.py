@@ -1,7 +1,4 @@
-"""From documents to batches: tokens on disk, equal chunks, shuffled, corrupted and stacked.
-
-Example `i` of epoch `e` depends on (seed, e, i) alone, so a run can stop anywhere and go on.
-"""
+"""Token streams: tokenized documents on disk, joined, and cut into chunks of equal length."""
 
 import hashlib
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -17,7 +14,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class ExampleSource(Protocol):
-    """Raw examples, by their number; lists and `Chunks` are sources."""
+    """Protocol of indexed raw examples, such as a list or `Chunks`."""
 
     def __len__(self) -> int: ...
 
@@ -25,31 +22,34 @@ class ExampleSource(Protocol):
 
 
 class TokenStream:
-    """All documents of a data set as one sequence of ids, an EOS behind each, read from disk."""
+    """The ids of all documents of a data set as one sequence, with EOS after each document.
+
+    They are read from disk as they are needed.
+    """
 
     def __init__(self, documents: "datasets.Dataset"):
-        """`documents` has the column `ids`, as `tokenize_dataset` makes it."""
+        """Create a stream of a data set with the column `ids`, as `tokenize_dataset` makes it."""
         column = documents.with_format("arrow").data.column("ids")
-        # Arrow holds the ids of many documents in one buffer: views of it, no copies.
-        self._pieces = [chunk.flatten().to_numpy() for chunk in column.chunks]
-        self._ends = np.cumsum([len(piece) for piece in self._pieces], dtype=np.int64)
+        # Arrow holds the ids of many documents in one buffer: these are views, not copies.
+        self._buffers = [chunk.flatten().to_numpy() for chunk in column.chunks]
+        self._ends = np.cumsum([len(buffer) for buffer in self._buffers], dtype=np.int64)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def slice(self, start: int, stop: int) -> Int[np.ndarray, " S"]:
-        """Ids from `start` up to `stop`, int32."""
+        """Return the ids at positions from `start` up to `stop`, int32."""
         parts = []
-        for i in range(int(np.searchsorted(self._ends, start, side="right")), len(self._pieces)):
-            begin = int(self._ends[i]) - len(self._pieces[i])
+        for i in range(int(np.searchsorted(self._ends, start, side="right")), len(self._buffers)):
+            begin = int(self._ends[i]) - len(self._buffers[i])
             if begin >= stop:
                 break
-            parts.append(self._pieces[i][max(start - begin, 0) : stop - begin])
+            parts.append(self._buffers[i][max(start - begin, 0) : stop - begin])
         return np.concatenate(parts).astype(np.int32)
 
 
 class Chunks:
-    """A token stream cut into pieces of equal length; an incomplete last piece is left out."""
+    """Chunks of equal length of a token stream; an incomplete last chunk is left out."""
 
     def __init__(self, stream: TokenStream, length: int, *, name: str = "text"):
         if len(stream) < length:
@@ -68,9 +68,9 @@ class Chunks:
 
 
 def tokenize_dataset(documents: "datasets.Dataset", tokenizer: Tokenizer) -> "datasets.Dataset":
-    """Turns the column `text` into the column `ids`, each document ended by EOS.
+    """Tokenize the column `text` to the column `ids`, with EOS at the end of each document.
 
-    The result lies in the cache of `datasets`, memory-mapped, and is found there the next time.
+    The result is memory-mapped from the cache of `datasets`, where the next call reads it again.
     """
     import datasets
 

@@ -27,9 +27,9 @@ class Conversion(NamedTuple):
     """A checkpoint that was converted."""
 
     source: CheckpointSource
-    """The checkpoint that was read."""
+    """Source checkpoint."""
     report: dict[str, Any]
-    """The content of `conversion.json`: every tensor that was written, renamed or ignored."""
+    """Content of `conversion.json`: every tensor, written, renamed or ignored."""
 
 
 def convert_checkpoint(

@@ -6,8 +6,7 @@ import pytest
 from helpers.launched_runs import finish, program
 from jax.sharding import NamedSharding
 
-from t5jax.parallel.mesh import MeshConfig
-from t5jax.parallel.mesh import make_mesh as mesh_make_mesh
+from t5jax.parallel.mesh import MeshConfig, make_mesh as mesh_make_mesh
 from t5jax.parallel.sharding import (
     BATCH_SPEC,
     global_batch_size,
