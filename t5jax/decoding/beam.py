@@ -145,14 +145,8 @@ def beam_search(
             log_probs = _force(log_probs, next_in_prefix, in_prefix)
 
         candidates, parents, tokens = _expand(beams, log_probs, position)
-        candidates, finish = _finish(
-            candidates,
-            tokens,
-            processors,
-            in_prefix=in_prefix,
-            at_limit=num_new + 1 == max_new_tokens,
-            eos_id=eos_id,
-        )
+        at_limit = num_new + 1 == max_new_tokens
+        candidates, finish = _finish(candidates, tokens, in_prefix, at_limit, processors, eos_id)
         ended = finish > Finish.GOING_ON
         length = jnp.maximum(num_new + 1, 1)
         finished = _collect(
@@ -247,10 +241,9 @@ def _expand(
 def _finish(
     candidates: _Open,
     tokens: Int[Array, "B C"],
-    processors: LogitsProcessors,
-    *,
     in_prefix: Bool[Array, " B"],
     at_limit: Bool[Array, " B"],
+    processors: LogitsProcessors,
     eos_id: int,
 ) -> tuple[_Open, Int[Array, "B C"]]:
     """Return the candidates with the automata advanced by `tokens`, and the `Finish` of each."""

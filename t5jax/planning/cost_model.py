@@ -1,4 +1,9 @@
-"""What a compiled step asks of every chip: memory, operations, traffic, and time by a roofline."""
+"""Cost model of a compiled step: memory, FLOPs, traffic, and time by a roofline.
+
+`jax.experimental.roofline` and `Compiled.cost_analysis` (jax 0.10.2) do not do: both count the body
+of a loop once, hence one layer of a scanned stack; the latter reports no collectives, the former
+not those that the compiler inserts.  `hlo` therefore reads the optimized program.
+"""
 
 import dataclasses
 import os
@@ -22,22 +27,22 @@ _AMOUNT = r"([0-9.]+)\s*([KMGT]?)i?B?"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Amounts of one device in one step; memory in bytes, time in seconds.
+    """Estimated cost of one step on one device; memory in bytes, time in seconds.
 
     Attributes:
-      memory: what holds how much: parameters, optimizer or cache, and batch live on; temporaries
-        are activations, gradients and gathered parameters at their worst moment.
-      hbm_bytes: what there is, by the chip's data sheet; compilers keep a little for themselves.
-      compiled_flops: operations of matrix products in the compiled program.
-      model_flops: this device's share of those that the model itself needs.
-      bytes_accessed: read from and written to memory.
+      memory: bytes by purpose. Parameters, optimizer or cache, and batch persist; temporaries are
+        activations, gradients and gathered parameters at their peak.
+      hbm_bytes: memory of the chip, by its data sheet; compilers reserve a little of it.
+      compiled_flops: FLOPs of matrix products in the compiled program.
+      model_flops: this device's share of the FLOPs that the model itself needs.
+      bytes_accessed: bytes read from and written to memory.
       collectives: communication of each kind.
-      compute_time: operations by the chip's highest rate.
-      memory_time: traffic by the memory's.
-      link_time: what is sent by all links together.
-      compile_time: of the compiler, on this machine.
-      largest: the largest arrays that the program makes, and which operation makes each.
-      unknown_loops: loops that were counted as one turn, since their number is not written down.
+      compute_time: `compiled_flops` at the chip's peak rate.
+      memory_time: `bytes_accessed` at the memory's bandwidth.
+      link_time: bytes sent at the bandwidth of all links together.
+      compile_time: time of the compiler, on this machine.
+      largest: name, bytes and producing operation of the largest arrays.
+      unknown_loops: loops of unknown trip count, which count as one trip.
     """
 
     memory: dict[str, int]
@@ -55,11 +60,12 @@ class Estimate:
 
     @property
     def total_bytes(self) -> int:
-        """All that the step needs of a device's memory."""
+        """Memory that the step needs on a device."""
         return sum(self.memory.values())
 
     @property
     def times(self) -> dict[str, float]:
+        """Time of each resource, by name."""
         return {
             "compute": self.compute_time,
             "memory": self.memory_time,
@@ -68,22 +74,28 @@ class Estimate:
 
     @property
     def bound(self) -> str:
-        """What takes longest: compute, memory or links."""
+        """Name of the resource that takes longest: compute, memory or links."""
         return max(self.times, key=self.times.__getitem__)
 
     @property
     def step_time(self) -> float:
-        """If everything else happens meanwhile: no step is faster."""
+        """Lower bound of the time of a step: everything else overlaps with the longest."""
         return max(self.times.values())
 
     @property
     def serial_time(self) -> float:
-        """If nothing happens at the same time as anything else."""
+        """Time of a step if nothing overlaps."""
         return sum(self.times.values())
 
 
 class OutOfMemory(Exception):
-    """The compiler found no way to fit a step into a device's memory; sizes in bytes."""
+    """Error of the compiler: a step does not fit into a device's memory.
+
+    Attributes:
+      needed: bytes that the step needs.
+      available: bytes that the device has.
+      state: bytes that persist between steps, by purpose.
+    """
 
     def __init__(self, needed: float, available: float, state: dict[str, int]):
         super().__init__(needed, available, state)
@@ -91,20 +103,20 @@ class OutOfMemory(Exception):
 
 
 def compile_step(lowered: Lowered, workload: Workload, *, chip: Chip, count: int) -> Estimate:
-    """Compiles a step and reads what it does.
+    """Compile a step and estimate its cost.
 
     Args:
       lowered: from `lower_step`.
-      workload: of which it was made.
-      chip: what it is compiled for.
-      count: devices that share the work.
+      workload: the step that was lowered.
+      chip: hardware that it is compiled for.
+      count: number of devices that share the work.
     Raises:
-      OutOfMemory: the compiler says so.
+      OutOfMemory: the step does not fit, by the compiler.
     """
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         try:
-            # As the compiler writes it down: jaxlib cannot hand over every program for a TPU.
+            # Read from a dump, because jaxlib cannot return the text of every program for a TPU.
             compiled = lowered.program.compile(
                 compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
             )
@@ -119,7 +131,7 @@ def compile_step(lowered: Lowered, workload: Workload, *, chip: Chip, count: int
         texts = [f.read_text("utf-8") for f in Path(folder).glob("*after_optimizations.txt")]
         if not texts:
             raise ValueError(
-                f"the compiler must write down its program, got XLA_FLAGS="
+                f"the compiler must dump its program, got XLA_FLAGS="
                 f"{os.environ.get('XLA_FLAGS', '')!r}; leave out all xla_dump flags."
             )
         program = hlo.parse_hlo(max(texts, key=len))
@@ -135,9 +147,13 @@ def compile_step(lowered: Lowered, workload: Workload, *, chip: Chip, count: int
 
 
 def out_of_memory_sizes(message: str) -> tuple[float, float, bool] | None:
-    """Needed and available bytes by the compiler's message, and whether arguments come on top.
+    """Read the sizes from the compiler's message.
 
-    None if it is about something else.
+    Args:
+      message: text of an error of XLA.
+    Returns:
+      Needed bytes, available bytes, and True if the arguments of the program come on top; None if
+      the error is another.
     """
     if "CompileTimeHbmOom" not in message and "Ran out of memory" not in message:
         return None
@@ -145,10 +161,10 @@ def out_of_memory_sizes(message: str) -> tuple[float, float, bool] | None:
         rf"temporaries \({_AMOUNT}\) exceeds available HBM \({_AMOUNT}\)", message
     )
     whole = re.search(rf"Used {_AMOUNT} of {_AMOUNT} hbm", message)
-    found = temporary or whole
-    if found is None:
+    sizes = temporary or whole
+    if sizes is None:
         return None
-    needed, available = (float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3))
+    needed, available = (float(sizes[i]) * _UNITS[sizes[i + 1]] for i in (1, 3))
     return needed, available, temporary is not None
 
 
@@ -162,10 +178,12 @@ def _estimate(
     count: int,
     compile_time: float,
 ) -> Estimate:
-    # Results that take the place of arguments count once.
-    held = usage.argument_size_in_bytes + usage.output_size_in_bytes - usage.alias_size_in_bytes
-    # Padding of arrays to whole tiles is among the rest.
-    rest = max(held - sum(num_bytes.values()), 0)
+    # Results that alias arguments count once.
+    persistent = (
+        usage.argument_size_in_bytes + usage.output_size_in_bytes - usage.alias_size_in_bytes
+    )
+    # The rest includes the padding of arrays to whole tiles.
+    rest = max(persistent - sum(num_bytes.values()), 0)
     collectives = program.collectives()
     num_flops, traffic = program.flops(), program.bytes_accessed()
     return Estimate(
@@ -182,18 +200,18 @@ def _estimate(
         collectives=collectives,
         compute_time=num_flops / chip.flops,
         memory_time=traffic / chip.hbm_bandwidth,
-        link_time=sum(one.num_bytes for one in collectives) / chip.link_bandwidth,
+        link_time=sum(collective.num_bytes for collective in collectives) / chip.link_bandwidth,
         compile_time=compile_time,
         largest=[
-            (f"{shape.dtype}{list(shape.dims)}", int(shape.num_bytes), made)
-            for shape, made in program.largest(5)
+            (f"{shape.dtype}{list(shape.dims)}", int(shape.num_bytes), producer)
+            for shape, producer in program.largest(5)
         ],
         unknown_loops=program.unknown_loops,
     )
 
 
 def estimate_to_json(estimate: Estimate) -> dict[str, Any]:
-    """All of it, derived amounts included."""
+    """Return an estimate as a JSON object, derived amounts included."""
     return {
         **dataclasses.asdict(estimate),
         "total_bytes": estimate.total_bytes,
@@ -204,26 +222,34 @@ def estimate_to_json(estimate: Estimate) -> dict[str, Any]:
 
 
 def estimate_lines(estimate: Estimate, *, num_tokens: int) -> list[tuple[str, str]]:
-    """Names and amounts, for people; `num_tokens` are those that all devices read in a step."""
+    """Return an estimate as rows of names and amounts, for people.
+
+    Args:
+      estimate: of one device.
+      num_tokens: number of tokens that all devices read in a step.
+    """
     rows = [(f"memory: {name}", format_gib(size)) for name, size in estimate.memory.items()]
     free = estimate.hbm_bytes - estimate.total_bytes
     rows.append(
         (
             "memory: total",
-            f"{format_gib(estimate.total_bytes)} of {format_gib(estimate.hbm_bytes)}, "
-            f"{format_gib(free)} free",
+            (
+                f"{format_gib(estimate.total_bytes)} of {format_gib(estimate.hbm_bytes)}, "
+                f"{format_gib(free)} free"
+            ),
         )
     )
-    for name, size, made in estimate.largest[:3]:
-        rows.append(("largest array", f"{format_gib(size)}  {name}, {made:.80}"))
+    for name, size, producer in estimate.largest[:3]:
+        rows.append(("largest array", f"{format_gib(size)}  {name}, {producer:.80}"))
     ratio = estimate.compiled_flops / estimate.model_flops
     rows += [
         ("model FLOPs", f"{estimate.model_flops / 1e12:.4g} T"),
         ("compiled FLOPs", f"{estimate.compiled_flops / 1e12:.4g} T, {ratio:.2f} x the model's"),
         ("bytes accessed", format_gib(estimate.bytes_accessed)),
     ]
-    for one in estimate.collectives:
-        rows.append((one.kind, f"{one.count:g} times, {format_gib(one.num_bytes)} sent"))
+    for collective in estimate.collectives:
+        sent = format_gib(collective.num_bytes)
+        rows.append((collective.kind, f"{collective.count:g} times, {sent} sent"))
     for name, seconds in estimate.times.items():
         rows.append((f"time: {name}", _seconds(seconds)))
     useful = estimate.compute_time / ratio / estimate.step_time
@@ -240,12 +266,12 @@ def estimate_lines(estimate: Estimate, *, num_tokens: int) -> list[tuple[str, st
         ("compiled in", f"{estimate.compile_time:.1f} s"),
     ]
     for name in estimate.unknown_loops:
-        rows.append(("warning", f"turns of loop {name} are unknown and counted as one"))
+        rows.append(("warning", f"trips of loop {name} are unknown and counted as one"))
     return rows
 
 
 def format_gib(size: int | float) -> str:
-    """Bytes, for people."""
+    """Format bytes as GiB or MiB."""
     return f"{size / GIB:.3g} GiB" if size >= GIB / 10 else f"{size / 2**20:.3g} MiB"
 
 

@@ -1,4 +1,4 @@
-"""What a compiled program does, read from its text: XLA's HLO after all optimisation.
+"""Operations, traffic and communication of a compiled program, read from its optimized HLO.
 
 XLA's own `cost_analysis` counts the body of a loop once; here everything counts as often as it is
 executed.  All amounts are those of one device.
@@ -34,7 +34,7 @@ _COLLECTIVES = (
 )
 
 
-# Neither read nor write anything themselves.
+# Opcodes that neither read nor write memory themselves.
 _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call"),
     *("conditional", "after-all", "partition-id", "replica-id", "opt-barrier", "domain"),
@@ -44,7 +44,7 @@ _FREE = (
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Type and axes of an array, and whether it lies in a chip's main memory."""
+    """Element type and dimensions of an array, and whether a chip's main memory holds it."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -52,6 +52,7 @@ class Shape:
 
     @property
     def num_bytes(self) -> int | float:
+        """Size of the array; a fraction of a byte is possible, for types of 4 bits."""
         if self.dtype in _BYTES:
             return _BYTES[self.dtype] * math.prod(self.dims)
         bits = re.match(r"[a-z]+([0-9]+)", self.dtype)
@@ -60,48 +61,53 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a program: `name = shapes opcode(operands), attributes`."""
+    """One line of a program: `name = shapes opcode(arguments), attributes`."""
 
     name: str
     opcode: str
     shapes: tuple[Shape, ...]
     operands: tuple[str, ...]
-    inside: str
-    """What stands between the parentheses."""
+    arguments: str
+    """Text between the parentheses: the operands, or the value of a constant."""
     attributes: str
     is_root: bool
 
     @property
     def called(self) -> list[str]:
-        """Computations that it runs once each; of a loop, the body."""
-        found = _CALLED.findall(self.attributes)
+        """Names of the computations that it runs once each; for a loop, the body."""
+        names = _CALLED.findall(self.attributes)
         branches = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
-        return found + (re.findall(r"[\w.\-]+", branches[1]) if branches else [])
+        return names + (re.findall(r"[\w.\-]+", branches[1]) if branches else [])
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One kind of communication, over a whole program."""
+    """All communication of one kind in a program."""
 
     kind: str
     count: float
-    """How often it happens."""
+    """Number of executions."""
     num_bytes: float
-    """What one device sends in all, if data goes round in a ring."""
+    """Bytes that one device sends in all, by ring algorithms."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Computations by name, each a list of instructions, and how often each is executed."""
+    """A parsed program.
+
+    Attributes:
+      computations: by name, each a mapping from names to instructions.
+      entry: name of the computation that runs first.
+      unknown_loops: loops whose trip count cannot be read; they count as one trip.
+    """
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
     unknown_loops: list[str]
-    """Loops whose number of turns cannot be read; they are counted as one turn."""
 
     @functools.cached_property
     def executions(self) -> dict[str, float]:
-        """How often each computation runs, by its name."""
+        """Number of executions of each computation, by its name."""
         counts: dict[str, float] = defaultdict(float)
         self._count(self.entry, 1.0, counts)
         return counts
@@ -110,14 +116,14 @@ class Program:
         counts[computation] += times
         for line in self.computations[computation].values():
             if line.opcode == "while":
-                turns = self._turns(line, computation)
-                self._count(line.called[0], times * turns, counts)
+                trips = self._trip_count(line, computation)
+                self._count(line.called[0], times * trips, counts)
             elif line.opcode in ("fusion", "call", "conditional", "async-start"):
                 for called in line.called:
                     self._count(called, times, counts)
 
     def flops(self) -> float:
-        """Operations of all matrix products and convolutions, and what kernels say they do."""
+        """Return the FLOPs of matrix products and convolutions, and those that kernels declare."""
         total = 0.0
         for line, scope, times in self._lines():
             if line.opcode == "dot":
@@ -132,7 +138,7 @@ class Program:
         return total
 
     def bytes_accessed(self) -> int | float:
-        """What is read from and written to main memory."""
+        """Return the number of bytes read from and written to main memory."""
         fused = {
             name
             for scope in self.computations.values()
@@ -148,7 +154,7 @@ class Program:
         return total
 
     def collectives(self) -> list[Collective]:
-        """All communication, by kind, the largest first."""
+        """Return all communication, by kind, the largest first."""
         counts: dict[str, float] = defaultdict(float)
         sent: dict[str, float] = defaultdict(float)
         for name, times in self.executions.items():
@@ -169,16 +175,16 @@ class Program:
         ]
 
     def largest(self, count: int) -> list[tuple[Shape, str]]:
-        """The largest arrays that are made in main memory, and which operation makes each."""
-        found: dict[Shape, str] = {}
+        """Return the largest arrays in main memory, each with the operation that produces it."""
+        producers: dict[Shape, str] = {}
         for line, _, _ in self._lines():
             if line.opcode in _FREE or line.opcode.endswith("-done"):
                 continue
             for shape in line.shapes:
-                made = re.search(r'op_name="([^"]*)"', line.attributes)
+                op_name = re.search(r'op_name="([^"]*)"', line.attributes)
                 if shape.in_hbm:
-                    found.setdefault(shape, made[1] if made else line.opcode)
-        return sorted(found.items(), key=lambda item: -item[0].num_bytes)[:count]
+                    producers.setdefault(shape, op_name[1] if op_name else line.opcode)
+        return sorted(producers.items(), key=lambda item: -item[0].num_bytes)[:count]
 
     def _lines(self) -> Iterator[tuple[Instruction, dict[str, Instruction], float]]:
         for name, times in self.executions.items():
@@ -186,7 +192,8 @@ class Program:
             for line in scope.values():
                 yield line, scope, times
 
-    def _turns(self, loop: Instruction, computation: str) -> int:
+    def _trip_count(self, loop: Instruction, computation: str) -> int:
+        """Return the number of trips of a loop, by XLA's annotation or by its condition."""
         known = re.search(r'known_trip_count\\?":\{\\?"n\\?":\\?"(\d+)', loop.attributes)
         if known:
             return int(known[1])
@@ -198,40 +205,41 @@ class Program:
         return -(-limits[0] // self._stride(condition[1], loop.called[0]))
 
     def _stride(self, condition: str, body: str) -> int:
-        """What a loop's counter grows by each turn: 2 where a compiler has put two turns into one.
+        """Return the increment of a loop's counter: 2 where a compiler has unrolled the loop once.
 
-        A TPU's compiler does so with products whose factors come from other devices meanwhile, and
-        writes no number of turns.
+        A TPU's compiler does so to overlap products with the communication of their factors, and
+        does not annotate the trip count.
         """
         indices = [
-            found[1]
+            index[1]
             for line in self.computations[condition].values()
             if line.opcode == "get-tuple-element" and line.shapes[0].dims == ()
-            if (found := re.search(r"index=(\d+)", line.attributes))
+            if (index := re.search(r"index=(\d+)", line.attributes))
         ]
-        lines = self.computations[body]
-        root = next(line for line in lines.values() if line.is_root)
+        scope = self.computations[body]
+        root = next(line for line in scope.values() if line.is_root)
         if len(indices) != 1 or root.opcode != "tuple":
             return 1
-        new = lines[root.operands[int(indices[0])]]
-        steps = [lines[name] for name in new.operands if lines[name].opcode == "constant"]
-        if new.opcode != "add" or len(steps) != 1 or not steps[0].inside.isdecimal():
+        counter = scope[root.operands[int(indices[0])]]
+        steps = [scope[name] for name in counter.operands if scope[name].opcode == "constant"]
+        if counter.opcode != "add" or len(steps) != 1 or not steps[0].arguments.isdecimal():
             return 1
-        return max(int(steps[0].inside), 1)
+        return max(int(steps[0].arguments), 1)
 
     def _limits(self, condition: str) -> Iterator[int]:
-        """Whole numbers that a loop's counter, from 0 up by 1 in JAX's loops, is compared to."""
+        """Yield the integers that a loop's counter, from 0 in JAX's loops, is compared to."""
         for line in self.computations[condition].values():
             if line.opcode == "constant" and line.shapes[0].dtype in ("s32", "u32", "s64"):
-                yield int(line.inside)
+                yield int(line.arguments)
             for called in line.called if line.opcode == "fusion" else ():
                 yield from self._limits(called)
 
     def _traffic(self, line: Instruction, scope: dict[str, Instruction]) -> int | float:
+        """Return the bytes that an instruction reads from and writes to main memory."""
         if line.opcode in _FREE or line.opcode.endswith(("-done", "-update")):
             return 0.0
         if line.opcode in ("dynamic-slice", "slice-start", "slice", "gather"):
-            # Of what it slices, it reads no more than it returns.
+            # It reads no more than it returns.
             return 2 * min((s.num_bytes for s in line.shapes), default=0.0)
         inner = self.computations[line.called[0]] if line.opcode == "fusion" else None
         total = 0.0
@@ -240,23 +248,25 @@ class Program:
             if operand is None or len(operand.shapes) != 1 or not operand.shapes[0].in_hbm:
                 continue
             whole = operand.shapes[0].num_bytes
-            total += whole if inner is None else min(whole, _read(inner, position, whole))
+            total += whole if inner is None else min(whole, _bytes_read(inner, position, whole))
         written = [shape.num_bytes for shape in line.shapes if shape.in_hbm]
         if line.opcode == "copy-start":
             written = written[:1] if line.shapes[0].in_hbm else []
         root = next((x for x in inner.values() if x.is_root), None) if inner else line
         if inner is not None and root is not None and root.opcode == "dynamic-update-slice":
-            return total + _update(root, inner)
+            return total + _bytes_updated(root, inner)
         if line.opcode == "dynamic-update-slice":
-            return 2 * _update(line, scope)
+            return 2 * _bytes_updated(line, scope)
         return total + sum(written)
 
 
 def parse_hlo(text: str) -> Program:
-    """Parses what `jax.stages.Compiled.as_text` returns, and `xla_dump_to` writes.
+    """Parse the text of an optimized program.
 
+    Args:
+      text: as `jax.stages.Compiled.as_text` returns and `xla_dump_to` writes it.
     Raises:
-      ValueError: it has no entry, so it is not the text of a program.
+      ValueError: the text has no ENTRY computation.
     """
     computations: dict[str, dict[str, Instruction]] = {}
     entry, lines = "", {}
@@ -270,7 +280,9 @@ def parse_hlo(text: str) -> Program:
             if line is not None:
                 lines[line.name] = line
     if not entry:
-        raise ValueError(f"the text of a program must have an ENTRY, got {text[:60]!r}.")
+        raise ValueError(
+            f"the text of a program must have an ENTRY, got {text[:60]!r}; pass the optimized HLO."
+        )
     return Program(computations, entry, [])
 
 
@@ -282,13 +294,13 @@ def _instruction(row: str) -> Instruction | None:
     shapes, rest = rest[:end], rest[end:].lstrip()
     opening = rest.index("(")
     end = _closing(rest, opening)
-    inside = rest[opening + 1 : end]
+    arguments = rest[opening + 1 : end]
     return Instruction(
         name.lstrip("%"),
         rest[:opening],
-        tuple(_shape(*found) for found in _SHAPE.findall(shapes)),
-        tuple(re.findall(r"%([\w.\-]+)", inside)),
-        inside,
+        tuple(_shape(*groups) for groups in _SHAPE.findall(shapes)),
+        tuple(re.findall(r"%([\w.\-]+)", arguments)),
+        arguments,
         rest[end + 1 :],
         row.startswith("ROOT "),
     )
@@ -316,26 +328,26 @@ def _dot_flops(line: Instruction, scope: dict[str, Instruction]) -> int | float:
 
 
 def _convolution_flops(line: Instruction, scope: dict[str, Instruction]) -> int | float:
-    """As XLA counts them: products with padding or between dilated elements do not count."""
+    """Return the FLOPs as XLA counts them: without products with padding or dilation holes."""
     left, right = (scope[name].shapes[0].dims for name in line.operands[:2])
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.attributes)
     window = re.search(r"window=\{([^}]*)\}", line.attributes)
-    given = dict(x.split("=") for x in window[1].split()) if window else {}
+    options = dict(x.split("=") for x in window[1].split()) if window else {}
     assert labels is not None
     lhs, rhs, out = labels.groups()
     pairs = 1
     for axis in sorted(c for c in lhs if c.isdigit()):
         size, kernel = left[lhs.index(axis)], right[rhs.index(axis)]
         outputs = line.shapes[0].dims[out.index(axis)]
-        numbers = {key: value.split("x")[int(axis)] for key, value in given.items()}
+        numbers = {key: value.split("x")[int(axis)] for key, value in options.items()}
         low = int(numbers.get("pad", "0_0").split("_")[0])
         stride = int(numbers.get("stride", 1))
         lhs_dilate, rhs_dilate = (int(numbers.get(f"{x}_dilate", 1)) for x in ("lhs", "rhs"))
         valid = 0
         for k in range(kernel):
             first = k * rhs_dilate - low
-            for place in range(first, first + outputs * stride, stride):
-                valid += place % lhs_dilate == 0 and 0 <= place // lhs_dilate < size
+            for position in range(first, first + outputs * stride, stride):
+                valid += position % lhs_dilate == 0 and 0 <= position // lhs_dilate < size
         pairs *= valid
     groups = re.search(r"batch_group_count=(\d+)", line.attributes)
     batch = left[lhs.index("b")] // (int(groups[1]) if groups else 1)
@@ -343,7 +355,7 @@ def _convolution_flops(line: Instruction, scope: dict[str, Instruction]) -> int 
 
 
 def _starts(line: Instruction, scope: dict[str, Instruction]) -> bool:
-    """Whether communication starts here: a TPU fuses one with several products, in turn."""
+    """Return True if communication starts here: a TPU fuses one with several products, in turn."""
     if "chain_id=" not in line.attributes:
         return True
     return any(
@@ -353,16 +365,18 @@ def _starts(line: Instruction, scope: dict[str, Instruction]) -> bool:
 
 
 def _sent(kind: str, line: Instruction, scope: dict[str, Instruction]) -> int | float:
+    """Return the bytes that each device of a group sends in one collective, by ring algorithms."""
     sizes = [sum(s.num_bytes for s in scope[name].shapes) for name in line.operands]
-    ways = _group_size(line.attributes)
+    group_size = _group_size(line.attributes)
     if kind == "all-gather":
-        return sum(sizes) * (ways - 1)
+        return sum(sizes) * (group_size - 1)
     if kind in ("collective-permute", "collective-broadcast"):
         return sizes[0]
-    return (2 if kind == "all-reduce" else 1) * sum(sizes) * (ways - 1) / ways
+    return (2 if kind == "all-reduce" else 1) * sum(sizes) * (group_size - 1) / group_size
 
 
 def _group_size(attributes: str) -> int:
+    """Return the number of devices that take part in a collective together."""
     listed = re.search(r"replica_groups=\{\{([0-9, ]*)\}", attributes)
     if listed:
         return len(listed[1].split(","))
@@ -378,10 +392,14 @@ def _group_size(attributes: str) -> int:
     return int(partitions[1]) if partitions else 2
 
 
-def _read(inner: dict[str, Instruction], position: int, whole: int | float) -> int | float:
-    """Bytes of a fusion's operand that it reads: of a stack of layers, only one."""
+def _bytes_read(inner: dict[str, Instruction], position: int, whole: int | float) -> int | float:
+    """Return the bytes that a fusion reads of an operand: of a stack of layers, only one layer."""
     parameter = next(
-        (x.name for x in inner.values() if x.opcode == "parameter" and x.inside == str(position)),
+        (
+            x.name
+            for x in inner.values()
+            if x.opcode == "parameter" and x.arguments == str(position)
+        ),
         None,
     )
     users = [x for x in inner.values() if parameter in x.operands]
@@ -396,5 +414,5 @@ def _read(inner: dict[str, Instruction], position: int, whole: int | float) -> i
     return total
 
 
-def _update(line: Instruction, scope: dict[str, Instruction]) -> int | float:
+def _bytes_updated(line: Instruction, scope: dict[str, Instruction]) -> int | float:
     return scope[line.operands[1]].shapes[0].num_bytes

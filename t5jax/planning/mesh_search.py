@@ -1,4 +1,4 @@
-"""Which way of dividing a step, and of recomputing it, is the fastest that fits."""
+"""Search for the mesh and the remat policy of the fastest step that fits."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,17 @@ from t5jax.profiling import Chip
 
 
 def mesh_candidates(task: Workload, count: int) -> Iterator[Workload]:
-    """Ways to divide a step over `count` devices, the most promising first.
+    """Yield a step with every mesh and remat policy that fit it, the most promising first.
 
-    Those whose axes divide heads, widths, vocabulary and batch: data alone, which sends the least;
-    then more and more fsdp, and last ever more tensor, which sends the most.
+    The axes of a mesh must divide heads, widths, vocabulary and batch.  Little tensor parallelism
+    comes first, because it communicates most; then much fsdp, which needs the least memory.
+
+    Args:
+      task: the step; its mesh, and for training its remat policy, are replaced.
+      count: number of devices.
     """
     config = task.config
-    found = []
+    meshes = []
     for tensor in _divisors(count):
         widths = (config.num_heads, config.d_ff, config.vocab_size)
         if any(width % tensor for width in widths):
@@ -30,11 +34,11 @@ def mesh_candidates(task: Workload, count: int) -> Iterator[Workload]:
             data = count // tensor // fsdp
             if task.batch_size % (data * fsdp) or config.d_model % fsdp:
                 continue
-            found.append((tensor, fsdp, MeshConfig(data=data, fsdp=fsdp, tensor=tensor)))
-    # All of fsdp first: it needs the least memory, so that a short search finds what fits.
-    found.sort(key=lambda item: (item[0], -item[1]))
+            meshes.append((tensor, fsdp, MeshConfig(data=data, fsdp=fsdp, tensor=tensor)))
+    # All of fsdp first: it needs the least memory, so that a short search finds one that fits.
+    meshes.sort(key=lambda item: (item[0], -item[1]))
     policies = (config.remat,) if task.decode else get_args(Remat)
-    for _, _, mesh in found:
+    for _, _, mesh in meshes:
         for remat in policies:
             yield dataclasses.replace(task, mesh=mesh, config=config.replace(remat=remat))
 
@@ -42,34 +46,41 @@ def mesh_candidates(task: Workload, count: int) -> Iterator[Workload]:
 def rank_meshes(
     task: Workload, devices: Sequence[Any], *, chip: Chip, max_compilations: int
 ) -> list[dict[str, Any]]:
-    """What was tried: what fits by time, then what does not by the memory it needs.
+    """Compile candidates, and rank those that fit by time, then the others by the memory they need.
 
+    Args:
+      task: the step.
+      devices: devices to compile for.
+      chip: their hardware.
+      max_compilations: maximum number of programs to compile.
+    Returns:
+      One row for each program, as `estimate_to_json`, with mesh, remat and fits.
     Raises:
       ValueError: no mesh divides the work.
     """
-    ways = list(mesh_candidates(task, len(devices)))
-    if not ways:
+    candidates = list(mesh_candidates(task, len(devices)))
+    if not candidates:
         raise ValueError(
             f"batch_size must be a multiple of some divisor of the {len(devices)} devices that "
             f"leaves a divisor of {task.config.num_heads} heads, got {task.batch_size}; try "
             f"{len(devices)}."
         )
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     budget = max_compilations
-    with tqdm.tqdm(total=min(len(ways), budget), desc="compiling", unit="program") as bar:
-        for way in ways:
+    with tqdm.tqdm(total=min(len(candidates), budget), desc="compiling", unit="program") as bar:
+        for candidate in candidates:
             if budget == 0:
                 break
-            if _hopeless(way, found):
+            if _is_hopeless(candidate, rows):
                 continue
-            found.append(_try(way, devices, chip))
+            rows.append(_try(candidate, devices, chip))
             budget -= 1
             bar.update()
-    return sorted(found, key=lambda row: (not row["fits"], row["step_time"] or row["total_bytes"]))
+    return sorted(rows, key=lambda row: (not row["fits"], row["step_time"] or row["total_bytes"]))
 
 
 def mesh_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The ranking, for people."""
+    """Format a ranking as a table."""
     lines = [f"{'mesh':34}{'remat':8}{'memory':>12}{'time':>12}  bound by"]
     for row in rows:
         mesh = " ".join(f"{axis}={size}" for axis, size in row["mesh"].items() if size > 1)
@@ -82,11 +93,14 @@ def mesh_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _try(way: Workload, devices: Sequence[Any], chip: Chip) -> dict[str, Any]:
-    row: dict[str, Any] = {"mesh": dataclasses.asdict(way.mesh), "remat": way.config.remat}
-    lowered = workload.lower_step(way, devices)
+def _try(candidate: Workload, devices: Sequence[Any], chip: Chip) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "mesh": dataclasses.asdict(candidate.mesh),
+        "remat": candidate.config.remat,
+    }
+    lowered = workload.lower_step(candidate, devices)
     try:
-        got = cost_model.compile_step(lowered, way, chip=chip, count=len(devices))
+        estimate = cost_model.compile_step(lowered, candidate, chip=chip, count=len(devices))
     except OutOfMemory as error:
         return {
             **row,
@@ -95,17 +109,19 @@ def _try(way: Workload, devices: Sequence[Any], chip: Chip) -> dict[str, Any]:
             "step_time": None,
             "bound": None,
         }
-    return {**row, "fits": True, **cost_model.estimate_to_json(got)}
+    return {**row, "fits": True, **cost_model.estimate_to_json(estimate)}
 
 
-def _hopeless(way: Workload, found: Sequence[dict[str, Any]]) -> bool:
-    """Whether what did not fit needed no more than this will."""
+def _is_hopeless(candidate: Workload, rows: Sequence[dict[str, Any]]) -> bool:
+    """Return True if a program that needs no more memory than the candidate did not fit."""
     order = get_args(Remat)
-    for row in found:
-        sizes, given = row["mesh"], dataclasses.asdict(way.mesh)
-        same = all(sizes[axis] == given[axis] for axis in sizes if axis not in ("data", "fsdp"))
-        more = sizes["fsdp"] >= given["fsdp"]
-        saves = order.index(row["remat"]) >= order.index(way.config.remat)
+    for row in rows:
+        sizes, candidate_sizes = row["mesh"], dataclasses.asdict(candidate.mesh)
+        same = all(
+            sizes[axis] == candidate_sizes[axis] for axis in sizes if axis not in ("data", "fsdp")
+        )
+        more = sizes["fsdp"] >= candidate_sizes["fsdp"]
+        saves = order.index(row["remat"]) >= order.index(candidate.config.remat)
         if not row["fits"] and same and more and saves:
             return True
     return False

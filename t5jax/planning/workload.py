@@ -1,4 +1,4 @@
-"""What a plan is about: a model's step on a mesh of chips, lowered without any of them."""
+"""Workload of a plan: one step of a model, lowered for a mesh of chips that are not there."""
 
 import dataclasses
 import importlib.util
@@ -31,7 +31,7 @@ from t5jax.parallel import (
 from t5jax.profiling import chip_of_topology, decode_step_flops, train_step_flops
 from t5jax.training import StepConfig, abstract_state, make_train_step
 
-# The learning rate has no influence on what a step costs.
+# The learning rate has no influence on the cost of a step.
 _SCHEDULE = ScheduleConfig(name="rsqrt", learning_rate=0.3, warmup_steps=100)
 
 
@@ -40,17 +40,17 @@ _STEPS = 1000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
-    """One step: of training, or of writing one more token for every row.
+    """One step of training, or of decoding one more token of every row.
 
     Attributes:
       config: of the model.
-      mesh: how the work is divided.
-      batch_size: sequences over all chips.
-      input_length: tokens that the encoder reads.
-      target_length: tokens that the decoder reads, or that there is room to write.
-      optimizer: of training.
-      accumulate: parts that a batch is computed in, one after the other.
-      decode: whether a token is written, instead of a batch learnt.
+      mesh: sharding of the work.
+      batch_size: number of sequences over all chips.
+      input_length: number of tokens of the encoder.
+      target_length: number of tokens of the decoder, or of its cache.
+      optimizer: optimizer of training.
+      accumulate: number of micro-batches of a training step.
+      decode: True for a step of decoding.
     """
 
     config: T5Config
@@ -63,7 +63,7 @@ class Workload:
     decode: bool = False
 
     def flops(self) -> float:
-        """The model's own operations in one step, over all chips."""
+        """Return the FLOPs that the model itself needs in one step, over all chips."""
         if self.decode:
             return decode_step_flops(
                 self.config,
@@ -81,17 +81,24 @@ class Workload:
 
 @dataclasses.dataclass(frozen=True)
 class Lowered:
-    """A step that is ready to be compiled, and bytes a device of what lives on between steps."""
+    """A lowered step.
+
+    Attributes:
+      program: `jax.stages.Lowered`.
+      num_bytes: bytes on each device that persist between steps, by purpose.
+    """
 
     program: Any
     num_bytes: dict[str, int]
 
 
 def slice_devices(topology: str) -> Sequence[Any]:
-    """The devices of a TPU slice that is not there.
+    """Return the devices of a TPU slice that is not there.
 
+    Args:
+      topology: chip and shape, such as "v5e:4x8".
     Raises:
-      ValueError: no such slice, or libtpu, the compiler for TPUs, is not installed.
+      ValueError: there is no such slice, or libtpu, the compiler for TPUs, is not installed.
     """
     chip_of_topology(topology)
     if importlib.util.find_spec("libtpu") is None:
@@ -101,10 +108,10 @@ def slice_devices(topology: str) -> Sequence[Any]:
         )
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    # Its start looks for a TPU, and complains at length.
+    # At its start libtpu looks for a TPU, and logs errors at length.
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-    # Else JAX itself would look for one, too.
+    # JAX itself would look for one, too.
     if jax.config.jax_platforms is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
@@ -119,25 +126,28 @@ def slice_devices(topology: str) -> Sequence[Any]:
 
 
 def lower_step(workload: Workload, devices: Sequence[Any]) -> Lowered:
-    """The step for these devices, from shapes alone.
+    """Lower a step for some devices, from shapes alone.
 
+    Args:
+      workload: the step.
+      devices: devices to compile for, which need not be there.
     Raises:
       ValueError: the devices do not divide the work.
     """
     mesh = make_mesh(workload.mesh, devices)
     check_batch_size(workload.batch_size, mesh=mesh)
-    return _decoding(workload, mesh) if workload.decode else _training(workload, mesh)
+    return _lower_decoding(workload, mesh) if workload.decode else _lower_training(workload, mesh)
 
 
 def bytes_per_device(tree: Any) -> int:
-    """What shapes with shardings take on each device."""
+    """Return the number of bytes that shapes with shardings take on each device."""
     leaves = jax.tree.leaves(tree)
     return sum(
         leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves
     )
 
 
-def _training(workload: Workload, mesh: Mesh) -> Lowered:
+def _lower_training(workload: Workload, mesh: Mesh) -> Lowered:
     config = workload.config
     options = OptimizerConfig(name=workload.optimizer, schedule=_SCHEDULE)
     tx = make_optimizer(options, total_steps=_STEPS, stacked=is_stacked)
@@ -151,10 +161,10 @@ def _training(workload: Workload, mesh: Mesh) -> Lowered:
         options=step_options,
         seed=0,
     )
-    where = NamedSharding(mesh, BATCH_SPEC)
+    sharding = NamedSharding(mesh, BATCH_SPEC)
 
     def tokens(length: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((workload.batch_size, length), dtype, sharding=where)
+        return jax.ShapeDtypeStruct((workload.batch_size, length), dtype, sharding=sharding)
 
     batch = {
         "encoder_input_tokens": tokens(workload.input_length),
@@ -169,22 +179,22 @@ def _training(workload: Workload, mesh: Mesh) -> Lowered:
     return Lowered(step.lower(state, batch), num_bytes)
 
 
-def _decoding(workload: Workload, mesh: Mesh) -> Lowered:
-    """As `generate` does it; what lies where between its programs is left to the compiler."""
+def _lower_decoding(workload: Workload, mesh: Mesh) -> Lowered:
+    """Lower the programs of `generate`; shardings between them are left to the compiler."""
     config = workload.config
     if not config.num_decoder_layers:
         raise ValueError("a model must have a decoder to write, got an encoder alone.")
     params = abstract_params(config)
-    where = infer_shardings(params, mesh=mesh, rules=PARTITION_RULES)
-    params = with_shardings(params, where)
+    shardings = infer_shardings(params, mesh=mesh, rules=PARTITION_RULES)
+    params = with_shardings(params, shardings)
     rows = NamedSharding(mesh, BATCH_SPEC)
     shape = (workload.batch_size, workload.input_length)
     inputs = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
     mask = jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows)
     tokens = jax.ShapeDtypeStruct((workload.batch_size,), jnp.int32, sharding=rows)
     with jax.set_mesh(mesh):
-        stepper = _result(prepare_decoder.lower(params, config=config))
-        read = prefill.lower(
+        stepper = _outputs(prepare_decoder.lower(params, config=config))
+        prefilled = prefill.lower(
             params,
             stepper,
             inputs,
@@ -193,9 +203,9 @@ def _decoding(workload: Workload, mesh: Mesh) -> Lowered:
             max_len=workload.target_length,
             num_beams=1,
         )
-        step, cache = _result(read)
-        write = jax.jit(lambda step, cache, tokens: step(tokens, cache), donate_argnums=1)
-        program = write.lower(step, cache, tokens)
+        step, cache = _outputs(prefilled)
+        decode = jax.jit(lambda step, cache, tokens: step(tokens, cache), donate_argnums=1)
+        program = decode.lower(step, cache, tokens)
     num_bytes = {
         "parameters": bytes_per_device(step.decoder),
         "cache": bytes_per_device(cache) + bytes_per_device(step.encoder_kv),
@@ -203,6 +213,6 @@ def _decoding(workload: Workload, mesh: Mesh) -> Lowered:
     return Lowered(program, num_bytes)
 
 
-def _result(lowered: Any) -> Any:
-    """What a program returns, with the shardings that the compiler chose."""
+def _outputs(lowered: Any) -> Any:
+    """Return the shapes of a program's results, with the shardings that the compiler chose."""
     return with_shardings(lowered.out_info, lowered.compile().output_shardings)

@@ -45,12 +45,12 @@ def task(tiny_config):
 
 def test_estimate_of_a_step_has_a_roofline_and_becomes_json(task):
     lowered = lower_step(task, jax.devices())
-    found = compile_step(lowered, task, chip=CHIPS["v5e"], count=8)
-    assert found.model_flops * 8 == task.flops()
-    assert found.compute_time == found.compiled_flops / 197e12
-    assert found.memory_time == found.bytes_accessed / 819e9
-    assert found.step_time == max(found.times.values()) == found.times[found.bound]
-    assert found.total_bytes == sum(found.memory.values())
-    plain = json.loads(json.dumps(estimate_to_json(found)))
+    estimate = compile_step(lowered, task, chip=CHIPS["v5e"], count=8)
+    assert estimate.model_flops * 8 == task.flops()
+    assert estimate.compute_time == estimate.compiled_flops / 197e12
+    assert estimate.memory_time == estimate.bytes_accessed / 819e9
+    assert estimate.step_time == max(estimate.times.values()) == estimate.times[estimate.bound]
+    assert estimate.total_bytes == sum(estimate.memory.values())
+    plain = json.loads(json.dumps(estimate_to_json(estimate)))
     assert {"memory", "collectives", "step_time", "bound", "largest"} <= set(plain)
-    assert "memory: total" in dict(estimate_lines(found, num_tokens=100))
+    assert "memory: total" in dict(estimate_lines(estimate, num_tokens=100))

@@ -8,7 +8,7 @@ from t5jax.planning.hlo import Program, parse_hlo
 
 @pytest.fixture(autouse=True)
 def optimised():
-    """Only optimised programs say how often their loops turn."""
+    """Only optimised programs annotate the trip counts of their loops."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
@@ -24,11 +24,11 @@ def program(function, *args) -> Program:
 
 
 def test_flops_of_a_product_are_two_a_multiplication():
-    found = program(jnp.matmul, shape(200, 300), shape(300, 500))
-    assert found.flops() == 2 * 200 * 300 * 500
+    compiled = program(jnp.matmul, shape(200, 300), shape(300, 500))
+    assert compiled.flops() == 2 * 200 * 300 * 500
 
 
-def test_flops_count_loops_as_often_as_they_turn():
+def test_flops_count_every_trip_of_a_loop():
     def step(x, kernel):
         return jnp.tanh(x @ kernel), None
 
@@ -38,18 +38,18 @@ def test_flops_count_loops_as_often_as_they_turn():
 
         return jax.lax.scan(outer, x, length=3)[0]
 
-    found = program(twice, shape(64, 128), shape(7, 128, 128))
-    assert found.flops() == 3 * 7 * 2 * 64 * 128 * 128
-    assert found.unknown_loops == []
+    compiled = program(twice, shape(64, 128), shape(7, 128, 128))
+    assert compiled.flops() == 3 * 7 * 2 * 64 * 128 * 128
+    assert compiled.unknown_loops == []
 
 
-def test_loop_without_a_number_counts_once_and_is_named():
+def test_loop_of_unknown_trip_count_counts_once_and_is_named():
     def halve(x):
         return jax.lax.while_loop(lambda x: jnp.sum(x) > 1, lambda x: x @ x, x)
 
-    found = program(halve, shape(256, 256))
-    assert found.flops() == 2 * 256**3
-    assert len(found.unknown_loops) == 1
+    compiled = program(halve, shape(256, 256))
+    assert compiled.flops() == 2 * 256**3
+    assert len(compiled.unknown_loops) == 1
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ def test_collectives_in_a_loop_are_multiplied(mesh):
     mapped = jax.shard_map(
         inner, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False
     )
-    found = program(mapped, shape(8, 1024, where=NamedSharding(mesh, P("data"))))
-    (one,) = found.collectives()
+    compiled = program(mapped, shape(8, 1024, where=NamedSharding(mesh, P("data"))))
+    (one,) = compiled.collectives()
     assert one.kind == "all-reduce"
     assert one.count == 5
     assert one.num_bytes == 5 * 2 * 4 * 1024 * 7 / 8
@@ -81,19 +81,19 @@ def test_gathering_sends_a_part_to_all_others(mesh):
         return jax.lax.all_gather(x, "data", tiled=True)
 
     mapped = jax.shard_map(gather, mesh=mesh, in_specs=P("data"), out_specs=P(), check_vma=False)
-    found = program(mapped, shape(8, 1024, where=NamedSharding(mesh, P("data"))))
-    (one,) = found.collectives()
+    compiled = program(mapped, shape(8, 1024, where=NamedSharding(mesh, P("data"))))
+    (one,) = compiled.collectives()
     assert (one.kind, one.count, one.num_bytes) == ("all-gather", 1, 7 * 4 * 1024)
 
 
 def test_bytes_of_an_addition_are_two_reads_and_a_write():
-    found = program(lambda x, y: x + y, shape(512, 512), shape(512, 512))
-    assert found.bytes_accessed() == 3 * 4 * 512 * 512
+    compiled = program(lambda x, y: x + y, shape(512, 512), shape(512, 512))
+    assert compiled.bytes_accessed() == 3 * 4 * 512 * 512
 
 
 def test_largest_names_what_is_made():
-    found = program(lambda x: jnp.outer(x, x), shape(300))
-    array, _ = found.largest(1)[0]
+    compiled = program(lambda x: jnp.outer(x, x), shape(300))
+    array, _ = compiled.largest(1)[0]
     assert (array.dtype, array.dims) == ("f32", (300, 300))
 
 
@@ -102,9 +102,9 @@ def test_read_of_another_text_is_an_error():
         parse_hlo("hello")
 
 
-@pytest.mark.parametrize(("stride", "turns"), [(1, 4), (2, 2), (3, 2)])
-def test_loops_without_a_number_turn_until_their_counter_is_there(stride, turns):
-    """As a TPU's compiler writes products whose factors are under way: two turns in one."""
+@pytest.mark.parametrize(("stride", "trips"), [(1, 4), (2, 2), (3, 2)])
+def test_trip_count_without_annotation_is_that_of_the_counter(stride, trips):
+    """As a TPU's compiler writes loops that it unrolls; a CPU's does not, hence the pinned text."""
     text = f"""HloModule written, is_scheduled=true
 
 %body (state: (u32[], f32[8,8])) -> (u32[], f32[8,8]) {{
@@ -131,6 +131,6 @@ ENTRY %main (x.1: f32[8,8]) -> (u32[], f32[8,8]) {{
   ROOT %loop = (u32[], f32[8,8]) while(%start), condition=%condition, body=%body
 }}
 """
-    found = parse_hlo(text)
-    assert found.flops() == turns * 2 * 8**3
-    assert found.unknown_loops == []
+    compiled = parse_hlo(text)
+    assert compiled.flops() == trips * 2 * 8**3
+    assert compiled.unknown_loops == []

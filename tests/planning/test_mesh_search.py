@@ -19,9 +19,9 @@ def task(tiny_config):
 
 def test_candidates_are_all_ways_that_divide(task):
     """By brute force, with 8 devices, 4 heads and 4 sequences."""
-    found = {(way.mesh.data, way.mesh.fsdp, way.mesh.tensor) for way in mesh_candidates(task, 8)}
+    meshes = {(way.mesh.data, way.mesh.fsdp, way.mesh.tensor) for way in mesh_candidates(task, 8)}
     sizes = (1, 2, 4, 8)
-    assert found == {
+    assert meshes == {
         (data, fsdp, tensor)
         for data in sizes
         for fsdp in sizes

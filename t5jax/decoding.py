@@ -1,1 +1,0 @@
-"""Decoding loops over any `step(tokens, cache) -> (logits, cache)`."""
