@@ -1,4 +1,4 @@
-"""`t5jax.load` and `t5jax.export_hf`: models from files and into them."""
+"""`t5jax.load` and `t5jax.export_hf`: reading and writing models."""
 
 import os
 from typing import Literal
@@ -26,7 +26,7 @@ def load(
     revision: str | None = None,
     subfolder: str | None = None,
 ) -> Text2Text:
-    """Loads a T5 from a folder, a file or the Hugging Face hub.
+    """Load a T5 from a folder, a file or the Hugging Face hub.
 
     Args:
       name_or_path: a folder written by `save`, by `scripts/pretrain.py`, by Hugging Face
@@ -34,26 +34,28 @@ def load(
         TensorFlow checkpoint; or a hub id such as "google/flan-t5-small".
       dtype: "float32" or "bfloat16" to hold parameters in and to compute in, or "auto", which holds
         them in float32 and computes in bfloat16 on TPU and GPU, in float32 on a CPU.
-      weights: "int8" rounds every kernel to 8 bits, one scale an output feature: a quarter of the
-        memory and the fastest on a CPU.  What that does to logits is measured, and lies in
+      weights: "int8" rounds every kernel to 8 bits, with one scale per output feature: a quarter of
+        the memory and the fastest on a CPU.  The change of the logits is measured, as
         `logit_error`.  Such a model cannot be saved.
-      encoder_only: leave the decoder where it is, and load a model that encodes and embeds.
-      mesh: to divide parameters over, by `PARTITION_RULES`; no host holds more than its part.
-        Without one they lie on the first device.
-      tokenizer: instead of the model's own.
+      encoder_only: load no decoder; the model encodes and embeds.
+      mesh: mesh to shard parameters over, by `PARTITION_RULES`; no host holds more than its shards.
+        Without one they are on the first device.
+      tokenizer: defaults to the tokenizer of the model.
       revision: branch, tag or commit on the hub.
-      subfolder: where the model lies among others, such as "text_encoder_2".
+      subfolder: folder of the model among others, such as "text_encoder_2".
+    Returns:
+      The model with its tokenizer, if it has one.
     Raises:
       FileNotFoundError: no such folder, and no such model on the hub.
       ConnectionError: the hub cannot be reached and the model is not in its cache.
-      ValueError: the files do not hold a T5, or do not fit together.
+      ValueError: the files do not contain a T5, or do not fit together.
     """
     compute_dtype = resolve_dtype(dtype)
     if weights not in ("float", "int8"):
         raise ValueError(f"weights must be 'float' or 'int8', got {weights!r}.")
     if weights == "int8" and (mesh is not None or encoder_only):
         raise ValueError("weights='int8' must come without mesh and encoder_only; leave them out.")
-    config, params, found = load_pretrained(
+    config, params, own_tokenizer = load_pretrained(
         name_or_path,
         revision=revision,
         subfolder=subfolder,
@@ -65,15 +67,15 @@ def load(
     error = None
     if weights == "int8":
         params, error = quantize_params(params, config)
-    return Text2Text(config, params, tokenizer or found, logit_error=error)
+    return Text2Text(config, params, tokenizer or own_tokenizer, logit_error=error)
 
 
 def export_hf(t5: Text2Text, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
-    """Writes a folder that Hugging Face transformers loads.
+    """Write a folder that Hugging Face transformers loads.
 
     Args:
-      t5: what to write.
-      folder: made whole or not at all.
+      t5: model to write.
+      folder: written whole or not at all.
       overwrite: replace an existing folder, which otherwise is an error.
     Raises:
       ValueError: weights that were rounded when they were loaded.

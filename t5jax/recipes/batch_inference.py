@@ -1,4 +1,4 @@
-"""Answers to a whole file: in its order, each exactly once, whatever happens on the way."""
+"""Generation for a whole file: outputs in its order, each exactly once, also after a crash."""
 
 import contextlib
 import dataclasses
@@ -103,7 +103,7 @@ def _run(options: Generate, output: Path) -> dict[str, int]:
         raise FileExistsError(f"{output} must not be there yet; choose another, or --overwrite it.")
     texts = list(read_rows(options.input, options.column))
     header = {"command": _fingerprint(options, texts), "inputs": len(texts)}
-    done = _read(partial, header, anew=options.overwrite)
+    done = _read_partial(partial, header, overwrite=options.overwrite)
     resumed = len(done)
     t5 = load(
         options.model,
@@ -179,8 +179,8 @@ def _fingerprint(options: Generate, texts: list[str]) -> str:
     fields["dtype"] = resolve_dtype(options.dtype)
     model = Path(options.model).expanduser()
     if model.exists():
-        found = sorted(model.rglob("*")) if model.is_dir() else [model]
-        stats = [(str(file), file.stat()) for file in found if file.is_file()]
+        files = sorted(model.rglob("*")) if model.is_dir() else [model]
+        stats = [(str(file), file.stat()) for file in files if file.is_file()]
         fields["model"] = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
     for text in texts:
@@ -188,44 +188,44 @@ def _fingerprint(options: Generate, texts: list[str]) -> str:
     return digest.hexdigest()
 
 
-def _read(partial: Path, header: dict[str, Any], *, anew: bool) -> Done:
-    """What an interrupted command has left; a last line that was cut is done again.
+def _read_partial(partial: Path, header: dict[str, Any], *, overwrite: bool) -> Done:
+    """Read the outputs of an interrupted command, without a last line that was cut.
 
     Args:
-      partial: may be absent.
-      header: of this command.
-      anew: leave out what another command has left, or what is damaged, instead of refusing it.
+      partial: partial output; may be absent.
+      header: header of this command.
+      overwrite: ignore the outputs of another command or a damaged file, instead of refusing them.
     """
     lines = partial.read_bytes().split(b"\n")[:-1] if partial.exists() else []
-    found: Done = {}
+    done: Done = {}
     if len(lines) < 2:
-        return found
+        return done
     try:
         same = json.loads(lines[0]) == header
         for line in lines[1:]:
             place, answer, reason = json.loads(line)
             if not (place >= 0 and isinstance(answer, str) and isinstance(reason, str)):
                 raise ValueError(f"a line holds {line!r:.60}")
-            found[place] = (answer, reason)
+            done[place] = (answer, reason)
     except (ValueError, TypeError) as error:
-        if anew:
+        if overwrite:
             return {}
         raise ValueError(
-            f"{partial} must hold answers, and it is damaged: {error}; begin anew with --overwrite."
+            f"{partial} must hold answers, and it is damaged: {error}; start over with --overwrite."
         ) from error
     if same:
-        return found
-    if anew:
+        return done
+    if overwrite:
         return {}
     raise ValueError(
         f"{partial} must be of the same command, and it is of one with another model, input or "
-        "options; repeat that one, or begin anew with --overwrite."
+        "options; repeat that one, or start over with --overwrite."
     )
 
 
 @contextlib.contextmanager
 def _journal(partial: Path, header: dict[str, Any], done: Done):
-    """Appends answers to the partial output, on disk before the next batch is computed."""
+    """Append outputs to the partial output, on disk before the next batch is computed."""
     lines = [json.dumps(header)]
     lines += [json.dumps([place, *answer]) for place, answer in done.items()]
     write_atomically(partial, "\n".join(lines) + "\n")

@@ -1,5 +1,6 @@
 """A file of answers: in order, each once, also after a process was killed."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tyro
 
 from t5jax.generation import GenerationConfig
 from t5jax.recipes import batch_inference
@@ -137,7 +139,7 @@ def test_run_refuses_a_partial_output_of_another_command(texts, folder, tmp_path
 def test_run_refuses_a_damaged_partial_output(texts, folder, tmp_path, damage):
     options = command(folder, tmp_path, texts)
     Path(options.output + ".partial").write_text(damage + "\n")
-    with pytest.raises(ValueError, match="begin anew with --overwrite"):
+    with pytest.raises(ValueError, match="--overwrite"):
         generate_file(options)
     generate_file(command(folder, tmp_path, texts, overwrite=True))
     assert len(lines(options.output)) == len(texts)
@@ -240,6 +242,29 @@ def test_run_goes_on_with_no_other_weights(t5, texts, folder, tmp_path):
 def test_run_leaves_out_blank_lines_of_objects(folder, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n\n{"text": null}\n{"text": "b"}\n\n')
     options = command(folder, tmp_path, [], source="in.csv", output="out.jsonl")
-    options = batch_inference.dataclasses.replace(options, input=str(tmp_path / "in.jsonl"))
+    options = dataclasses.replace(options, input=str(tmp_path / "in.jsonl"))
     assert generate_file(options)["inputs"] == 3
     assert [json.loads(line)["input"] for line in lines(options.output)] == ["a", "", "b"]
+
+
+def test_command_line_lists_every_option_that_it_can_express(t5jax):
+    status, said, _ = t5jax("generate", "--help")
+    assert status == 0
+    options = {field.name for field in dataclasses.fields(GenerationConfig)}
+    listed = {name for name in options if f" --{name.replace('_', '-')} " in said}
+    assert options - listed == {"bad_words_ids", "automaton"}
+
+
+@pytest.mark.usefixtures("own_checks")
+def test_command_line_options_become_a_config():
+    argv = ["MODEL", "--input", "in.txt", "--output", "out.txt", "--decoder-prefix", "the"]
+    argv += ["--num-beams", "3", "--early-stopping", "never", "--stop-strings", "a", "b"]
+    config = tyro.cli(Generate, args=[*argv, "--truncate"]).generation
+    expected = GenerationConfig(
+        decoder_prefix="the",
+        num_beams=3,
+        early_stopping="never",
+        stop_strings=["a", "b"],
+        truncate=True,
+    )
+    assert vars(config) == vars(expected)
