@@ -11,8 +11,6 @@ from pathlib import Path
 # Parameters of mallopt, from malloc.h, and their values: no block is mapped on its own, the heap is
 # never trimmed, and all threads share one arena.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-
-
 _MALLOC_SETTINGS = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_ARENA_MAX: 1}
 
 

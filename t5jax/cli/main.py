@@ -16,11 +16,7 @@ from typing import Any, NoReturn, TypeVar
 from t5jax.parallel import RunAborted
 
 Config = TypeVar("Config")
-
-
 _PACKAGE = Path(__file__).parents[1]
-
-
 # Held by the thread that ends the process.
 _ending = threading.Lock()
 

@@ -6,8 +6,6 @@ import numpy as np
 from jaxtyping import Int
 
 Batch = dict[str, np.ndarray]
-
-
 """A batch, or without the axis B an example; names and meanings are T5X's.
 
     encoder_input_tokens   [B, S] int32

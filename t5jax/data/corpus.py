@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 
 _QUIET_BYTES = 100_000_000  # files of this size are read in seconds, without a progress bar
-
-
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 

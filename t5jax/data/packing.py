@@ -17,11 +17,7 @@ from t5jax.data.batch import Batch, shift_right
 from t5jax.errors import check_at_least
 
 Ids = Int[np.ndarray, " _"]
-
-
 TooLong = Literal["error", "drop", "truncate"]
-
-
 Empty = Literal["error", "drop", "keep"]
 
 
@@ -149,7 +145,7 @@ def apply_limits(
         )
     pairs = [
         Pair(truncate_ids(inputs[i], max_lengths[0]), truncate_ids(targets[i], max_lengths[1]))
-        for i in np.flatnonzero(~dropped)
+        for i in map(int, np.flatnonzero(~dropped))
     ]
     return Pairs(pairs), counts
 

@@ -17,14 +17,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 PACKAGES = ("numpy", "jax", "pandas")
-
-
 DOCUMENT_CHARS = 2000  # about 500 tokens, the length of T5's own training examples
-
-
 MIN_WORDS = 5
-
-
 # Tests, copies of other packages, generated tables; site-packages holds everything else installed.
 _SKIPPED_FOLDERS = {
     "_vendor",
@@ -41,14 +35,8 @@ _SKIPPED_FOLDERS = {
     "tests",
     "turtledemo",
 }
-
-
 _TOPICS = "python/pydoc_data/topics.py"
-
-
 _READER = 1  # part of the fingerprint: raise it when a change in this file changes the documents
-
-
 Source = tuple[str, Path]
 
 

@@ -15,17 +15,9 @@ from t5jax.evaluation.metrics import MetricOptions, check_metrics
 from t5jax.fileio import read_json
 
 _NAME = string.ascii_letters + string.digits + "-_."
-
-
 Split = Literal["train", "validation", "test"]
-
-
 SPLITS: tuple[Split, ...] = get_args(Split)
-
-
 Row = Mapping[str, str | int | float | Sequence[str | int | float] | None]
-
-
 Source = str | Sequence[Row]
 
 

@@ -19,14 +19,8 @@ from typing import Any
 from t5jax.errors import suggest
 
 Record = dict[str, Any] | None  # None is a blank line, which is no record
-
-
 Reader = Callable[[str, Sequence[str] | None], Iterator[Record]]
-
-
 _BLANK = object()  # a blank line among the values of JSON, which include None
-
-
 VERSION = 1  # part of the keys of caches; raise it when a change here changes what is read
 
 
@@ -270,14 +264,10 @@ _FORMATS: dict[str, Reader] = {
     ".tsv": functools.partial(_read_csv, delimiter="\t"),
     ".parquet": _read_parquet,
 }
-
-
 _COMPRESSIONS: dict[str, Callable[[str], Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,
     ".zst": _open_zstd,
 }
-
-
 KNOWN_ENDINGS = f"{', '.join(_FORMATS)}, and {', '.join(_COMPRESSIONS)} after all but .parquet"

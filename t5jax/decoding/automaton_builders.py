@@ -10,8 +10,6 @@ import numpy as np
 from t5jax.decoding.automaton import UNREACHABLE, Automaton
 
 MAX_STATES = 2**24
-
-
 # (state, token or byte) -> next state.
 _Transitions = dict[tuple[int, int], int]
 

@@ -16,8 +16,6 @@ from t5jax.decoding.loop import Finish, StepFn, advance_automaton
 
 # Far below any log-probability, and finite, so that the difference of two is a number.
 _NEVER = -1.0e9
-
-
 StoppingRule = Literal["full", "heuristic", "never"]
 """Condition under which an input is done, as `early_stopping` True, False and "never" in
 transformers: it has K finished sequences; its best open sequence, if it ended now, would not be

@@ -9,11 +9,7 @@ from t5jax.data import file_suffix, numbered_records, read_lines
 
 # The number of a further reference in its key, such as "read(2)".
 _VARIANT = re.compile(r"\(\d+\)$")
-
-
 _OTHER_FORMATS = (".json", ".csv", ".parquet")
-
-
 # A row's number in its file, and its content.
 _Records = list[tuple[int, dict[str, Any]]]
 

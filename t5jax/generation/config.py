@@ -234,8 +234,6 @@ _INTEGERS = (
     "batch_size",
     "max_input_tokens",
 )
-
-
 _LISTS = {
     "suppress_tokens": ("ids", int),
     "begin_suppress_tokens": ("ids", int),
@@ -244,8 +242,6 @@ _LISTS = {
     "stop_strings": ("texts", str),
     "allowed_texts": ("texts", str),
 }
-
-
 _SAMPLING_DTYPES = {
     "temperature": np.float32,
     "top_k": np.int32,

@@ -11,29 +11,17 @@ from t5jax.fileio import parse_json_object
 from t5jax.models.presets import preset_fields
 
 Activation = Literal["relu", "gelu_tanh", "gelu_erf", "silu"]
-
-
 ComputeDtype = Literal["float32", "bfloat16"]
-
-
 Remat = Literal["none", "dots", "full"]
-
-
 AttentionKind = Literal["auto", "plain", "blockwise", "pallas"]
-
-
 _CHOICES = {
     "activation": ("relu", "gelu_tanh", "gelu_erf", "silu"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "dots", "full"),
     "attention": ("auto", "plain", "blockwise", "pallas"),
 }
-
-
 # Fields that say how to compute: models that differ in these alone are the same.
 COMPUTE_FIELDS = ("remat", "attention")
-
-
 # Embedding tables are padded to a multiple of this: 32100 -> 32128, 250100 -> 250112, 259 -> 384.
 VOCAB_MULTIPLE = 128
 

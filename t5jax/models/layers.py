@@ -31,14 +31,8 @@ from t5jax.ops import (
 
 # T5X draws attention kernels from a normal and feed-forward kernels from a truncated normal.
 _fan_in_normal = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
-
-
 _fan_in_truncated = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-
-
 _fan_avg_uniform = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-
-
 _ACTIVATIONS = {
     "relu": jax.nn.relu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),

@@ -30,8 +30,6 @@ _V1_0 = {
     "3b": _sizes(1024, 16384, 128, 32, 24, 24),
     "11b": _sizes(1024, 65536, 128, 128, 24, 24),
 }
-
-
 _V1_1 = {
     "small": _sizes(512, 1024, 64, 6, 8, 8),
     "base": _sizes(768, 2048, 64, 12, 12, 12),
@@ -39,8 +37,6 @@ _V1_1 = {
     "xl": _sizes(2048, 5120, 64, 32, 24, 24),
     "xxl": _sizes(4096, 10240, 64, 64, 24, 24),
 }
-
-
 _BYT5 = {
     "small": _sizes(1472, 3584, 64, 6, 12, 4),
     "base": _sizes(1536, 3968, 64, 12, 18, 6),
@@ -48,8 +44,6 @@ _BYT5 = {
     "xl": _sizes(2560, 6720, 64, 32, 36, 12),
     "xxl": _sizes(4672, 12352, 64, 64, 36, 12),
 }
-
-
 _UL2 = {
     **_sizes(4096, 16384, 256, 16, 32, 32),
     "vocab_size": 32128,
@@ -57,8 +51,6 @@ _UL2 = {
     "tie_embeddings": True,
     "scale_logits": True,
 }
-
-
 _RELU_TIED = {
     "activation": "relu",
     "gated_ff": False,
@@ -66,8 +58,6 @@ _RELU_TIED = {
     "scale_logits": True,
     "dropout_rate": 0.1,
 }
-
-
 _PRESETS: dict[str, dict[str, Any]] = {
     **{f"t5-{s}": {**v, "vocab_size": 32128, **_RELU_TIED} for s, v in _V1_0.items()},
     **{f"t5-v1_1-{s}": {**v, "vocab_size": 32128} for s, v in _V1_1.items()},

@@ -14,8 +14,6 @@ from t5jax.ops import is_kernel, quantize_kernel
 
 # Names of the parameters that are multiplied with; embeddings and norms stay as they are.
 _KERNELS = {"query", "key", "value", "out", "wi", "wi_linear", "wo", "kernel"}
-
-
 _SAMPLE_ROWS, _SAMPLE_LENGTH, _SAMPLE_TARGETS = 4, 64, 16
 
 

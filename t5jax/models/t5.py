@@ -29,8 +29,6 @@ from t5jax.ops import (
 from t5jax.parallel import constrain_activations, path_name
 
 Params = dict[str, Any]
-
-
 # How parameters lie on a mesh of axes data, fsdp, tensor: each rule is a pattern of path parts and
 # the axes of the parameters it fits.  Blocks are stacked, so their first axis is the layer.
 PARTITION_RULES = (

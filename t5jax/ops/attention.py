@@ -19,13 +19,9 @@ from t5jax.ops.masks import Segments
 from t5jax.parallel import BATCH_AXES, BATCH_SPEC, num_shards
 
 AttentionKind = Literal["auto", "plain", "blockwise", "pallas"]
-
-
 # Pairs of query and key from which on "auto" computes in blocks: below, all scores of a layer are
 # small beside its other activations, and plain attention is as fast or faster.
 MANY_PAIRS = 512 * 512
-
-
 # The axis of a mesh that divides heads.
 _HEADS_AXIS = "tensor"
 

@@ -21,12 +21,8 @@ from t5jax.ops.masks import Segments
 
 # The largest block: what is computed for it stays in a CPU's cache, and products are large.
 BLOCK = 256
-
-
 # Blocks of a length that has several are multiples of this, so that vector units are filled.
 _MULTIPLE = 8
-
-
 _LEAST, _MOST = jnp.finfo(jnp.float32).min, jnp.finfo(jnp.float32).max
 
 

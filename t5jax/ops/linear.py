@@ -14,8 +14,6 @@ from t5jax.ops.contraction import einsum, einsum_f32, flatten_rows, on_cpu
 
 # Above this many rows, products are bound by arithmetic, and int8 weights are widened first.
 _MANY_ROWS = 64
-
-
 # int8 counts from -127 to 127; a rounding error of one half is 127 steps of the fine row.
 _COARSE, _FINE = 127.0, 254.0
 

@@ -24,12 +24,8 @@ from t5jax.ops.masks import Segments
 
 # Scores of a block, 1 MiB, and the few arrays of their size that live at once fit a core's memory.
 BLOCK = 512
-
-
 # The width of a vector register, of which a block must be a multiple.
 _LANES = 128
-
-
 _LEAST, _MOST = float(jnp.finfo(jnp.float32).min), float(jnp.finfo(jnp.float32).max)
 
 

@@ -11,8 +11,6 @@ from jaxtyping import Array, Float, Float32, Int32, PyTree
 from t5jax.optim.layers import IsStacked, increment, map_moments, per_layer, rms
 
 MIN_FACTORED_DIM = 128  # T5X's; Mesh TensorFlow's code has 32, but T5's configs set 128
-
-
 SQUARE_FLOOR = 1e-30  # epsilon_1 of the paper: no moment is ever zero
 
 

@@ -12,15 +12,9 @@ from t5jax.optim.layers import IsStacked, increment, map_moments
 from t5jax.parallel import path_name
 
 DIRECTION_RMS = 0.2  # AdamW's is 0.2 to 0.4 (arXiv:2502.16982, section 2.2)
-
-
 SQUARE_FLOOR = 1e-30  # a zero gradient stays zero
-
-
 # Five steps of a x + b x^3 + c x^5 bring singular values near one (Jordan et al. 2024).
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-
-
 _NEWTON_SCHULZ_STEPS = 5
 
 

@@ -20,11 +20,7 @@ from t5jax.optim.layers import IsStacked, per_layer, rms
 from t5jax.optim.muon import scale_by_muon
 
 MIN_PARAMETER_RMS = 1e-3  # lets a parameter that starts at zero move
-
-
 OptimizerName = Literal["adafactor", "adamw", "muon"]
-
-
 _OWN_OPTIONS = {
     "adafactor": ("decay_exponent", "clip_threshold"),
     "adamw": ("b1", "b2", "eps", "weight_decay"),

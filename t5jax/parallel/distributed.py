@@ -30,8 +30,6 @@ from t5jax.parallel.rendezvous import RunAborted
 
 # How long a process whose own operation failed waits to hear that another one is the cause.
 _HEAR_SECONDS = 2.0
-
-
 # Building a corpus may take the first process hours; a death is noticed without a timeout.
 _DAY = 24 * 3600.0
 
@@ -75,8 +73,6 @@ class HostsConfig:
 
 
 _started: HostsConfig | None = None
-
-
 _group: rendezvous.Group | None = None
 
 

@@ -23,11 +23,7 @@ from typing import Any
 
 # A machine that vanishes closes nothing: probed after 15 s of silence, given up after 15 more.
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-
-
 _RETRY_SECONDS = 0.2
-
-
 # How long process 0 lets the others end first.
 _LINGER_SECONDS = 1.0
 

@@ -13,15 +13,9 @@ from jaxtyping import Int
 from t5jax.parallel.mesh import AXES, num_shards
 
 PartitionRules = Sequence[tuple[str, P]]
-
-
 # Examples of a batch are divided over all devices that do not split a model between them.
 BATCH_AXES = ("data", "fsdp")
-
-
 BATCH_SPEC = P(BATCH_AXES)
-
-
 # The same, and positions; what comes behind is whole.
 ACTIVATION_SPEC = P(BATCH_AXES, "sequence")
 

@@ -20,8 +20,6 @@ from t5jax.planning.workload import Lowered, Workload
 from t5jax.profiling import GIB, Chip
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
 _AMOUNT = r"([0-9.]+)\s*([KMGT]?)i?B?"
 
 

@@ -12,17 +12,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 _BYTES = {"pred": 1, "c64": 8, "c128": 16, "token": 0, "bf16": 2, "tf32": 4}
-
-
 _SHAPE = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
-
-
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
-
-
 _CALLED = re.compile(r"(?:calls|body|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
-
-
 _COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -32,8 +24,6 @@ _COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
-
-
 # Opcodes that neither read nor write memory themselves.
 _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call"),

@@ -33,8 +33,6 @@ from t5jax.training import StepConfig, abstract_state, make_train_step
 
 # The learning rate has no influence on the cost of a step.
 _SCHEDULE = ScheduleConfig(name="rsqrt", learning_rate=0.3, warmup_steps=100)
-
-
 _STEPS = 1000
 
 

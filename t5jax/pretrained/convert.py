@@ -18,8 +18,6 @@ from t5jax.pretrained.source import CheckpointSource, Progress, Weights, Written
 from t5jax.pretrained.t5x import save_t5x
 
 Format = Literal["hf", "t5x", "t5jax"]
-
-
 REPORT_FILE = "conversion.json"
 
 

@@ -30,8 +30,6 @@ from t5jax.recipes.validation import EvalSplit
 from t5jax.tokenizers import Tokenizer, encode_with_eos
 
 Say = Callable[[str], None]
-
-
 _HELDOUT: tuple[Split, ...] = ("validation", "test")
 
 

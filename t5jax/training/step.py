@@ -25,8 +25,6 @@ from t5jax.parallel import (
 from t5jax.training import freezing, loss, step_skipping
 
 Metrics = dict[str, Array]
-
-
 # Logits of one chunk of the vocabulary take about this much of a device's memory.
 _CHUNK_BYTES = 2**26
 

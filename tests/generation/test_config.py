@@ -7,7 +7,7 @@ import typing
 import numpy as np
 import pytest
 
-from t5jax.decoding.automaton import trie
+from t5jax.decoding.automaton_builders import trie
 from t5jax.generation.config import GenerationConfig, GenerationOverrides, override_config
 
 METHODS = ["generate", "generate_outputs", "stream", "generate_ids"]

@@ -18,17 +18,11 @@ from t5jax.evaluation.metrics.bootstrap import MetricResult
 from t5jax.evaluation.metrics.references import References, pair_references
 
 Tokenize = Literal["13a", "intl", "zh", "char", "none"]
-
-
 Rouge = Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
-
-
 # sacrebleu's defaults.
 _BLEU_ORDER = 4
 _CHAR_ORDER = 6
 _BETA = 2
-
-
 # ASCII punctuation, which chrF++ splits off words.
 _PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 

@@ -13,8 +13,6 @@ from t5jax.evaluation.metrics.bootstrap import MetricResult
 from t5jax.evaluation.metrics.references import References, pair_references
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 

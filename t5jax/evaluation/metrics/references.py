@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 References = Sequence[str | Sequence[str]]
-
-
 """A text for each example, or several that are equally correct."""
 
 
