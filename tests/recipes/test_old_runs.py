@@ -1,0 +1,66 @@
+"""Runs begun by version 1768e5e, before the packages, are continued with the same options.
+
+`tests/fixtures/runs` holds what `scripts/pretrain.py` and `scripts/finetune.py` of that version
+recorded; the options below are those that they were given.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from t5jax.data.corpus import DataConfig
+from t5jax.data.tasks import Task
+from t5jax.models.config import T5Config
+from t5jax.recipes.finetune_config import RESUMABLE as FINETUNE_RESUMABLE
+from t5jax.recipes.finetune_config import FinetuneConfig
+from t5jax.recipes.finetune_data import recorded_task_options
+from t5jax.recipes.pretrain_config import RESUMABLE, UNRECORDED, PretrainConfig
+from t5jax.training.run import check_run_dir, recorded_options
+from t5jax.training.step import StepConfig
+from t5jax.training.trainer import FitConfig
+
+RUNS = Path(__file__).parents[1] / "fixtures" / "runs"
+SHARED = {"model": "model.json", "tokenizer": "bytes", "batch_size": 8, "fit": FitConfig(steps=4)}
+
+
+def pretrain_options(**changes):
+    config = PretrainConfig(
+        **SHARED,
+        data=DataConfig(path="text.txt"),
+        input_length=48,
+        step=StepConfig(ema_decay=0.9, spike_factor=10.0),
+        **changes,
+    )
+    return recorded_options(config, resumable=RESUMABLE)
+
+
+def finetune_options(**changes):
+    config = FinetuneConfig(**SHARED, input_length=24, target_length=12, use="last", **changes)
+    columns = {"train": "t.tsv", "validation": "t.tsv", "input": "up: {one}", "target": "{two}"}
+    options, _ = recorded_task_options([Task(name="up", metrics=("exact_match",), **columns)])
+    return recorded_options(config, resumable=FINETUNE_RESUMABLE) | options
+
+
+def recorded(name):
+    return json.loads((RUNS / name / "run.json").read_text())["options"]
+
+
+def test_old_pretraining_has_the_options_of_today():
+    check_run_dir(RUNS / "pretrain", pretrain_options(), unrecorded=UNRECORDED)
+    assert pretrain_options() == recorded("pretrain") | {"dtype": "auto"}
+    with pytest.raises(ValueError, match="its seed is 0, and 1 was asked for"):
+        check_run_dir(RUNS / "pretrain", pretrain_options(seed=1), unrecorded=UNRECORDED)
+
+
+def test_old_fine_tuning_has_the_options_of_today():
+    check_run_dir(RUNS / "finetune", finetune_options())
+    assert finetune_options() == recorded("finetune")
+    with pytest.raises(ValueError, match="its pack is True, and False was asked for"):
+        check_run_dir(RUNS / "finetune", finetune_options(pack=False))
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_old_models_have_the_architecture_that_was_recorded(name):
+    model = T5Config.from_file(RUNS / name / "config.json")
+    assert (model.vocab_size, model.d_model, model.dropout_rate) == (384, 16, 0.1)
