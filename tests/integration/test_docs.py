@@ -65,6 +65,15 @@ def test_docs_links_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
+def test_source_names_files_that_exist():
+    page = (ROOT / "docs" / "source.md").read_text()
+    paths = re.findall(r"`((?:[a-z0-9_]+/)+(?:[a-z0-9_]+\.py)?)`", page)
+    assert len(paths) > 50
+    for path in paths:
+        base = ROOT if path.startswith("tests/") else ROOT / "t5jax"
+        assert (base / path).exists(), path
+
+
 def test_docs_options_exist():
     """Options in shell blocks are options of the command."""
     import contextlib
