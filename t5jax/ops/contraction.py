@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from t5jax.parallel import on_cpu
+
 
 def einsum(subscripts: str, x: Array, y: Array) -> Array:
     """`jnp.einsum` of two arrays of one type; rows of `x` are its last axis but one.
@@ -141,27 +143,8 @@ def sum_examples(x: Float[Array, "B *A"]) -> Float[Array, "1 *A"]:
     return jnp.tensordot(jnp.ones((1, len(x)), x.dtype), x, axes=1)
 
 
-def flatten_rows(x: Float[Array, "*A I"]) -> Float[Array, "*rows I"]:
-    """All positions on one axis, unless devices divide both batch and length.
-
-    A kernel's gradient is then a plain matrix product too, where XLA would transpose whole
-    activations on a CPU.
-    """
-    if jax.sharding.get_abstract_mesh().shape.get("sequence", 1) > 1:
-        return x
-    # Counted, since reshape cannot infer it of an empty array.
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-
-
 def _two_rows(x: Array) -> Array:
     """`x`, or its only row twice where bfloat16 needs a second one to be fast."""
     if x.shape[-2] == 1 and x.dtype == jnp.bfloat16 and on_cpu():
         return jnp.broadcast_to(x, (*x.shape[:-2], 2, x.shape[-1]))
     return x
-
-
-def on_cpu() -> bool:
-    """Whether the program being traced is for a CPU, which need not be this machine's device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    device = None if mesh.empty else mesh.abstract_device
-    return (jax.default_backend() if device is None else device.platform) == "cpu"

@@ -5,13 +5,16 @@ roundabout way there.  Shape letters: I input features, O output features.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
-from t5jax.ops.contraction import einsum, einsum_f32, flatten_rows, on_cpu
+from t5jax.ops.contraction import einsum, einsum_f32
+from t5jax.parallel import Sharder, on_cpu
 
+_NO_MESH = Sharder()
 # Above this many rows, products are bound by arithmetic, and int8 weights are widened first.
 _MANY_ROWS = 64
 # int8 counts from -127 to 127; a rounding error of one half is 127 steps of the fine row.
@@ -63,9 +66,29 @@ def concatenate_kernels(*kernels: Kernel) -> Kernel:
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *kernels)
 
 
-def matmul(x: Float[Array, "*A I"], kernel: Kernel) -> Float[Array, "*A O"]:
-    """Multiplies every position by a kernel [I, O], in the type of `x`."""
-    rows = flatten_rows(x)
+def flatten_rows(x: Float[Array, "*A I"], sharder: Sharder = _NO_MESH) -> Float[Array, "*rows I"]:
+    """Put all positions on one axis, unless devices divide both batch and length.
+
+    A kernel's gradient is then a plain matrix product too, where XLA would transpose whole
+    activations on a CPU (jax 0.10.2, benchmarks/train.py).
+    """
+    if sharder.num_shards(("sequence",)) > 1:
+        return x
+    # Counted, since reshape cannot infer it of an empty array.
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def matmul(
+    x: Float[Array, "*A I"], kernel: Kernel, sharder: Sharder = _NO_MESH
+) -> Float[Array, "*A O"]:
+    """Multiply every position by a kernel [I, O], in the type of `x`.
+
+    Args:
+      x: activations.
+      kernel: of any type that weights may have.
+      sharder: of the model.
+    """
+    rows = flatten_rows(x, sharder)
     if isinstance(kernel, Int8Kernel):
         product = _matmul_int8(rows, kernel.values, kernel.scale).astype(x.dtype)
     else:
@@ -73,9 +96,11 @@ def matmul(x: Float[Array, "*A I"], kernel: Kernel) -> Float[Array, "*A O"]:
     return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def matmul_f32(x: Float[Array, "*A I"], kernel: Kernel) -> Float[Array, "*A O"]:
+def matmul_f32(
+    x: Float[Array, "*A I"], kernel: Kernel, sharder: Sharder = _NO_MESH
+) -> Float[Array, "*A O"]:
     """`matmul` with a float32 result, in the wider of the two types."""
-    rows = flatten_rows(x)
+    rows = flatten_rows(x, sharder)
     if isinstance(kernel, Int8Kernel):
         product = _matmul_int8(rows, kernel.values, kernel.scale)
     elif x.dtype == kernel.dtype:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5jax.ops import contraction
+from t5jax.ops import contraction, linear
 from t5jax.ops.contraction import einsum, einsum_f32, softmax
 from t5jax.ops.linear import concatenate_kernels, is_kernel, matmul, matmul_f32, quantize_kernel
 
@@ -180,7 +180,8 @@ def test_products_are_the_same_on_accelerators(monkeypatch, dtype):
     """As far as this machine can tell: the way that they take there."""
     x, kernel = drawn((3, I), dtype), drawn((I, O), dtype, 1)
     narrow = quantize_kernel(kernel)
-    monkeypatch.setattr(contraction, "on_cpu", lambda: False)
+    for module in (contraction, linear):
+        monkeypatch.setattr(module, "on_cpu", lambda: False)
     rounded = ROUNDING if dtype == BF16 else 0
     # XLA may then round partial sums of bfloat16, of which there are few.
     assert_close(matmul(x, kernel), x, kernel, rounded=4 * rounded)
