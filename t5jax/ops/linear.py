@@ -1,7 +1,6 @@
 """Products of activations with weights, of any type that either may have.
 
-A CPU's fast kernels take narrow types only in some shapes, so that some products are written in a
-roundabout way there.  Shape letters: I input features, O output features.
+Shape letters: I input features, O output features.
 """
 
 import dataclasses
@@ -15,7 +14,8 @@ from t5jax.ops.contraction import einsum, einsum_f32
 from t5jax.parallel import Sharder, on_cpu
 
 _NO_MESH = Sharder()
-# Above this many rows, products are bound by arithmetic, and int8 weights are widened first.
+# Above this many rows, products are bound by arithmetic, and int8 weights are widened first
+# (jax 0.10.2 on a CPU, benchmarks/decode.py with int8 weights).
 _MANY_ROWS = 64
 # int8 counts from -127 to 127; a rounding error of one half is 127 steps of the fine row.
 _COARSE, _FINE = 127.0, 254.0
@@ -24,7 +24,7 @@ _COARSE, _FINE = 127.0, 254.0
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int8Kernel:
-    """A kernel in bytes: `values * scale`, one scale an output feature.
+    """A kernel in int8: `values * scale`, one scale for each output feature.
 
     Axes before the last two are stacked layers.
     """
@@ -40,8 +40,8 @@ class Int8Kernel:
     def size(self) -> int:
         return self.values.size
 
-    def widen(self, dtype) -> Float[Array, "*L I O"]:
-        """The kernel in another type."""
+    def dequantize(self, dtype) -> Float[Array, "*L I O"]:
+        """Return the kernel as floats of a type."""
         return (self.values.astype(jnp.float32) * self.scale[..., None, :]).astype(dtype)
 
 
@@ -49,12 +49,12 @@ Kernel = Array | Int8Kernel
 
 
 def is_kernel(leaf: object) -> bool:
-    """Whether a node of a parameter tree is an `Int8Kernel`, and so one parameter."""
+    """Return whether a node of a parameter tree is an `Int8Kernel`, and so one parameter."""
     return isinstance(leaf, Int8Kernel)
 
 
 def quantize_kernel(kernel: Float[Array, "*L I O"]) -> Int8Kernel:
-    """Rounds a kernel to int8, symmetrically, by the largest weight of each output feature."""
+    """Round a kernel to int8, symmetrically, by the largest weight of each output feature."""
     kernel = kernel.astype(jnp.float32)
     scale = jnp.max(jnp.abs(kernel), axis=-2) / _COARSE
     steps = kernel / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)[..., None, :]
@@ -62,7 +62,7 @@ def quantize_kernel(kernel: Float[Array, "*L I O"]) -> Int8Kernel:
 
 
 def concatenate_kernels(*kernels: Kernel) -> Kernel:
-    """One kernel whose outputs are those of all, next to one another."""
+    """Concatenate the outputs of kernels into one kernel."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *kernels)
 
 
@@ -114,12 +114,21 @@ def matmul_f32(
 def _matmul_int8(
     x: Float[Array, "A I"], values: Int8[Array, "I O"], scale: Float[Array, " O"]
 ) -> Float[Array, "A O"]:
+    if on_cpu() and len(x) <= _MANY_ROWS:
+        return _matmul_int8_rows(x, values, scale)
+    return einsum_f32("ai,io->ao", x, values.astype(x.dtype)) * scale[None]
+
+
+def _matmul_int8_rows(
+    x: Float[Array, "A I"], values: Int8[Array, "I O"], scale: Float[Array, " O"]
+) -> Float[Array, "A O"]:
+    """Multiply by bytes, which a CPU reads in a quarter of the time of floats.
+
+    Activations become two rows of int8, the second for what rounding the first has lost: sixteen
+    bits of them, for the price of the second row that the fast kernel wants anyway (jax 0.10.2,
+    benchmarks/decode.py with int8 weights).
+    """
     count = len(x)
-    if count > _MANY_ROWS or not on_cpu():
-        wide = values.astype(x.dtype)
-        return einsum_f32("ai,io->ao", x, wide) * scale[None]
-    # Activations as two rows of int8, the second for what rounding the first has lost: sixteen bits
-    # of them, for the price of the second row that the fast kernel wants anyway.
     x = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
     steps = x / jnp.where(largest > 0, largest, 1.0) * _COARSE
