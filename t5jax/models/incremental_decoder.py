@@ -5,6 +5,8 @@ N heads, H d_kv, V vocabulary.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,6 +17,7 @@ from t5jax.models.config import T5Config
 from t5jax.models.layers import Embedder, KVCache, RelativeBias, RMSNorm
 from t5jax.models.transformer import Decoder, DecoderBlock
 from t5jax.ops import Kernel, matmul_f32
+from t5jax.parallel import Sharder
 
 
 class DecoderCache(NamedTuple):
@@ -34,6 +37,7 @@ class IncrementalDecoder:
 
     Attributes:
       config: of the model.
+      sharder: of the model.
       blocks: the layers, from `DecoderBlock.for_decoding`.
       biases: for each layer, its table or the shared one.
       final_norm: norm after the last block.
@@ -42,6 +46,7 @@ class IncrementalDecoder:
     """
 
     config: T5Config = dataclasses.field(metadata={"static": True})
+    sharder: Sharder = dataclasses.field(metadata={"static": True})
     blocks: list[DecoderBlock]
     biases: list[RelativeBias]
     final_norm: RMSNorm
@@ -56,7 +61,8 @@ class IncrementalDecoder:
         layers = [decoder.layer(i) for i in range(config.num_decoder_layers)]
         blocks = [layer.for_decoding(config.dtype) for layer in layers]
         biases = [decoder.relative_bias or layer.relative_bias for layer in layers]
-        return cls(config, blocks, biases, decoder.final_norm, embedder, output)
+        norm = decoder.final_norm
+        return cls(config, decoder.sharder, blocks, biases, norm, embedder, output)
 
     def start(
         self,
@@ -119,37 +125,42 @@ class DecodeStep:
         """
         decoder, position = self.decoder, cache.position
         max_len = cache.keys[0].shape[-2]
-        seen = jnp.arange(max_len)[None] <= position.reshape(-1, 1)  # [#B, C]
+        mask = _for_rows(functools.partial(_mask_at, length=max_len), position)  # [#B, 1, 1, C]
         x = decoder.embedder(tokens[:, None]).astype(decoder.config.dtype)  # [B, 1, D]
         keys, values = list(cache.keys), list(cache.values)
         for i, block in enumerate(decoder.blocks):
+            bias_at = functools.partial(_bias_at, by_offset=self.biases[i], length=max_len)
             x, (keys[i], values[i], _) = block(
                 x,
                 self.encoder_kv[i],
-                mask=seen[:, None, None, :],
+                mask=mask,
                 cross_mask=self.cross_mask,
-                bias=_bias_at(position, self.biases[i], max_len),
+                bias=_for_rows(bias_at, position),  # [#B, N, 1, C]
                 cache=KVCache(keys[i], values[i], position),
             )
         x = decoder.final_norm(x)[:, 0]
-        logits = project_logits(x, decoder.output, decoder.config)
+        logits = project_logits(x, decoder.output, decoder.config, decoder.sharder)
         return logits, DecoderCache(position + 1, keys, values)
 
 
 def project_logits(
-    x: Float[Array, "*A D"], output: Kernel, config: T5Config
+    x: Float[Array, "*A D"], output: Kernel, config: T5Config, sharder: Sharder
 ) -> Float[Array, "*A V"]:
     """Return logits: float32 even under bfloat16, for they are exponentiated."""
-    return matmul_f32(x, output) * config.logit_scale
+    return matmul_f32(x, output, sharder) * config.logit_scale
+
+
+def _for_rows(function: Callable[[Array], Array], position: Int[Array, "*B"]) -> Array:
+    """Return `function(position)` with a leading axis: of rows, or of 1 if all share a position."""
+    return jax.vmap(function)(position) if position.ndim else function(position)[None]
+
+
+def _mask_at(position: Int[Array, ""], *, length: int) -> Bool[Array, "1 1 length"]:
+    return (jnp.arange(length) <= position)[None, None]
 
 
 def _bias_at(
-    position: Int[Array, "*B"], by_offset: Float[Array, "N offsets"], length: int
-) -> Float[Array, "#B N 1 length"]:
-    """Return the bias of a query at `position` to every key."""
-
-    def one(position):
-        first = length - 1 - position
-        return jax.lax.dynamic_slice_in_dim(by_offset, first, length, axis=1)[:, None]  # [N, 1, C]
-
-    return jax.vmap(one)(position) if position.ndim else one(position)[None]
+    position: Int[Array, ""], *, by_offset: Float[Array, "N offsets"], length: int
+) -> Float[Array, "N 1 length"]:
+    bias = jax.lax.dynamic_slice_in_dim(by_offset, length - 1 - position, length, axis=1)
+    return bias[:, None]

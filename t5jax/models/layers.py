@@ -28,7 +28,9 @@ from t5jax.ops import (
     matmul,
     softmax,
 )
+from t5jax.parallel import Sharder
 
+_NO_MESH = Sharder()
 # T5X draws attention kernels from a normal and feed-forward kernels from a truncated normal.
 _fan_in_normal = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
 _fan_in_truncated = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -96,11 +98,6 @@ def dropout(
     return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros((), x.dtype))
 
 
-def project(x: Float[Array, "*A I"], kernel: Any) -> Float[Array, "*A O"]:
-    """Multiply every position by a kernel [I, O], in the type of `x`."""
-    return matmul(x, kernel.get_value())
-
-
 class Embedder(nnx.Module):
     """Token ids to vectors."""
 
@@ -132,7 +129,7 @@ class SentenceProjection(nnx.Module):
         self.kernel = nnx.Param(_fan_in_truncated(rngs.params(), shape))
 
     def __call__(self, x: Float[Array, "*A D"]) -> Float[Array, "*A E"]:
-        return project(x, self.kernel)
+        return matmul(x, self.kernel.get_value())
 
 
 class RMSNorm(nnx.Module):
@@ -196,7 +193,7 @@ class Attention(nnx.Module):
     `project_qkv`) is apart from attending, so that keys and values can be kept in between.
     """
 
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, sharder: Sharder = _NO_MESH, *, rngs: nnx.Rngs):
         d_model, inner = config.d_model, config.num_heads * config.d_kv
         self.query = nnx.Param(_fan_in_normal(rngs.params(), (d_model, inner)) * config.d_kv**-0.5)
         self.key = nnx.Param(_fan_in_normal(rngs.params(), (d_model, inner)))
@@ -207,6 +204,7 @@ class Attention(nnx.Module):
         self.num_heads = config.num_heads
         self.dropout_rate = config.dropout_rate
         self.kind: AttentionKind = config.attention
+        self.sharder = sharder
 
     def fuse_qkv(self) -> None:
         """Replace the kernels of queries, keys and values by one, which one product multiplies."""
@@ -216,13 +214,14 @@ class Attention(nnx.Module):
 
     def project_q(self, x: Float[Array, "B T D"]) -> Float[Array, "B N T H"]:
         """Return the queries of every position of `x`."""
-        return self._split_heads(project(x, self.query))
+        return self._split_heads(self._project(x, self.query))
 
     def project_kv(
         self, x: Float[Array, "B S D"]
     ) -> tuple[Float[Array, "B N S H"], Float[Array, "B N S H"]]:
         """Return the keys and values of every position of `x`."""
-        return self._split_heads(project(x, self.key)), self._split_heads(project(x, self.value))
+        k, v = self._project(x, self.key), self._project(x, self.value)  # [B, S, J] each
+        return self._split_heads(k), self._split_heads(v)
 
     def project_qkv(
         self, x: Float[Array, "B T D"]
@@ -230,7 +229,7 @@ class Attention(nnx.Module):
         """Return queries, keys and values of a sequence that attends to itself."""
         if self.qkv is None:
             return self.project_q(x), *self.project_kv(x)
-        q, k, v = jnp.split(project(x, self.qkv), 3, axis=-1)  # [B, T, J] each
+        q, k, v = jnp.split(self._project(x, self.qkv), 3, axis=-1)  # [B, T, J] each
         return self._split_heads(q), self._split_heads(k), self._split_heads(v)
 
     def weights(
@@ -274,12 +273,17 @@ class Attention(nnx.Module):
         """
         v = self._drop_values(v, dropout_key)
         if isinstance(mask, Segments):
-            y = attention.attend(q, k, v, segments=mask, bias=bias, kind=self.kind)
+            y = attention.attend(
+                q, k, v, segments=mask, bias=bias, kind=self.kind, sharder=self.sharder
+            )
         else:
             weights = self.weights(q, k, mask=mask, bias=bias, dtype=v.dtype)  # [B, N, T, S]
             y = einsum("bnts,bnsh->bnth", weights, v)
         y = y.swapaxes(1, 2)  # [B, T, N, H]
-        return project(y.reshape(*y.shape[:2], -1), self.out)
+        return self._project(y.reshape(*y.shape[:2], -1), self.out)
+
+    def _project(self, x: Float[Array, "*A I"], kernel: Any) -> Float[Array, "*A O"]:
+        return matmul(x, kernel.get_value(), self.sharder)
 
     def _split_heads(self, y: Float[Array, "B T J"]) -> Float[Array, "B N T H"]:
         return y.reshape(*y.shape[:2], self.num_heads, -1).swapaxes(1, 2)
@@ -328,7 +332,7 @@ class KVCache(NamedTuple):
 class FeedForward(nnx.Module):
     """Two projections with a non-linearity between them, gated or not.  (arXiv:2002.05202)"""
 
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, sharder: Sharder = _NO_MESH, *, rngs: nnx.Rngs):
         shape = (config.d_model, config.d_ff)
         self.wi = nnx.Param(_fan_in_truncated(rngs.params(), shape))
         self.wi_linear = (
@@ -337,12 +341,16 @@ class FeedForward(nnx.Module):
         self.wo = nnx.Param(_fan_in_truncated(rngs.params(), shape[::-1]))
         self.activation = config.activation
         self.dropout_rate = config.dropout_rate
+        self.sharder = sharder
 
     def __call__(
         self, x: Float[Array, "B T D"], *, dropout_key: Key[Array, ""] | None = None
     ) -> Float[Array, "B T D"]:
-        h = _ACTIVATIONS[self.activation](project(x, self.wi))  # [B, T, F]
+        h = _ACTIVATIONS[self.activation](self._project(x, self.wi))  # [B, T, F]
         if self.wi_linear is not None:
-            h = h * project(x, self.wi_linear)
+            h = h * self._project(x, self.wi_linear)
         h = dropout(h, rate=self.dropout_rate, key=dropout_key, shared_axis=-2)
-        return project(h, self.wo)  # [B, T, D]
+        return self._project(h, self.wo)  # [B, T, D]
+
+    def _project(self, x: Float[Array, "*A I"], kernel: Any) -> Float[Array, "*A O"]:
+        return matmul(x, kernel.get_value(), self.sharder)

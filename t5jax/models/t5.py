@@ -26,7 +26,7 @@ from t5jax.ops import (
     segments_from_ids,
     uses_blocks,
 )
-from t5jax.parallel import constrain_activations, path_name
+from t5jax.parallel import Sharder, path_name
 
 Params = dict[str, Any]
 # How parameters lie on a mesh of axes data, fsdp, tensor: each rule is a pattern of path parts and
@@ -55,11 +55,12 @@ class T5(nnx.Module):
     (arXiv:1910.10683, section 2.1)  Without decoder layers it is the encoder alone.
     """
 
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, sharder: Sharder, *, rngs: nnx.Rngs):
         self.config = config
+        self.sharder = sharder
         self.token_embedder = Embedder(config, rngs=rngs)
-        self.encoder = Encoder(config, rngs=rngs)
-        self.decoder = Decoder(config, rngs=rngs) if config.num_decoder_layers else None
+        self.encoder = Encoder(config, sharder, rngs=rngs)
+        self.decoder = Decoder(config, sharder, rngs=rngs) if config.num_decoder_layers else None
         has_output = config.num_decoder_layers and not config.tie_embeddings
         self.output = OutputLayer(config, rngs=rngs) if has_output else None
         self.projection = SentenceProjection(config, rngs=rngs) if config.projection_dim else None
@@ -173,7 +174,8 @@ class T5(nnx.Module):
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Return the logits of final decoder states."""
-        return constrain_activations(project_logits(x, self._output_kernel(), self.config))
+        logits = project_logits(x, self._output_kernel(), self.config, self.sharder)
+        return self.sharder.constrain_activations(logits)
 
     def cross_attention_weights(
         self,
@@ -211,7 +213,7 @@ class T5(nnx.Module):
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         x = self.token_embedder(tokens).astype(self.config.dtype)
-        return constrain_activations(x)
+        return self.sharder.constrain_activations(x)
 
     def _output_kernel(self) -> Kernel:
         if self.output is not None:
@@ -241,24 +243,25 @@ def init_params(config: T5Config, key: Key[Array, ""]) -> Params:
     Returns:
       Nested dict of arrays, such as `params["encoder"]["layers"]["mlp"]["wi"]`, [L, D, F].
     """
-    return nnx.to_pure_dict(nnx.state(T5(config, rngs=nnx.Rngs(params=key))))
+    return nnx.to_pure_dict(nnx.state(T5(config, Sharder(), rngs=nnx.Rngs(params=key))))
 
 
 def abstract_params(config: T5Config) -> Params:
     """Shapes and dtypes of `init_params(config, key)`, without computing anything."""
-    return jax.tree.map(lambda leaf: leaf, _graph(config)[1])
+    return jax.tree.map(lambda leaf: leaf, _graph(config, Sharder())[1])
 
 
-def bind(config: T5Config, params: Mapping[str, Any]) -> T5:
-    """The model that computes with these parameters; cheap, and usable inside `jax.jit`.
+def bind(config: T5Config, params: Mapping[str, Any], sharder: Sharder | None = None) -> T5:
+    """Return the model that computes with these parameters; cheap, and usable inside `jax.jit`.
 
     Args:
       config: the architecture.
       params: as from `init_params`; any float dtype, kernels also as `Int8Kernel`.
+      sharder: divides activations; by default over the mesh of `jax.set_mesh`, if there is one.
     Raises:
       ValueError: a parameter is missing, unknown or of another shape; the message has its path.
     """
-    graph, abstract = _graph(config)
+    graph, abstract = _graph(config, Sharder.from_context() if sharder is None else sharder)
     expected = {path_name(path): x.shape for path, x in jax.tree.leaves_with_path(abstract)}
     leaves = jax.tree.leaves_with_path(dict(params), is_leaf=is_kernel)
     given = {path_name(path): x.shape for path, x in leaves}
@@ -279,8 +282,11 @@ def bind(config: T5Config, params: Mapping[str, Any]) -> T5:
 
 
 @functools.lru_cache(maxsize=32)
-def _graph(config: T5Config) -> tuple[Any, Params]:
-    model = jax.eval_shape(lambda key: T5(config, rngs=nnx.Rngs(params=key)), jax.random.key(0))
+def _graph(config: T5Config, sharder: Sharder) -> tuple[Any, Params]:
+    def init(key):
+        return T5(config, sharder, rngs=nnx.Rngs(params=key))
+
+    model = jax.eval_shape(init, jax.random.key(0))
     graph, state = nnx.split(model, graph=False)
     return graph, nnx.to_pure_dict(state)
 

@@ -13,18 +13,18 @@ from jaxtyping import Array, Bool, Float, Key
 
 from t5jax.models.config import T5Config
 from t5jax.models.layers import Attention, FeedForward, KVCache, RelativeBias, RMSNorm, dropout
-from t5jax.ops import Segments, is_kernel, on_cpu
-from t5jax.parallel import constrain_activations
+from t5jax.ops import Segments, is_kernel
+from t5jax.parallel import Sharder
 
 
 class EncoderBlock(nnx.Module):
     """Self-attention over the whole input, then feed-forward."""
 
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, sharder: Sharder, *, rngs: nnx.Rngs):
         self.attention_norm = RMSNorm(config)
-        self.attention = Attention(config, rngs=rngs)
+        self.attention = Attention(config, sharder, rngs=rngs)
         self.mlp_norm = RMSNorm(config)
-        self.mlp = FeedForward(config, rngs=rngs)
+        self.mlp = FeedForward(config, sharder, rngs=rngs)
         self.relative_bias = (
             RelativeBias(config, bidirectional=True, rngs=rngs)
             if config.relative_bias_per_layer
@@ -65,13 +65,13 @@ class EncoderBlock(nnx.Module):
 class DecoderBlock(nnx.Module):
     """Causal self-attention, cross-attention over the input, then feed-forward."""
 
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, sharder: Sharder, *, rngs: nnx.Rngs):
         self.self_attention_norm = RMSNorm(config)
-        self.self_attention = Attention(config, rngs=rngs)
+        self.self_attention = Attention(config, sharder, rngs=rngs)
         self.cross_attention_norm = RMSNorm(config)
-        self.cross_attention = Attention(config, rngs=rngs)
+        self.cross_attention = Attention(config, sharder, rngs=rngs)
         self.mlp_norm = RMSNorm(config)
-        self.mlp = FeedForward(config, rngs=rngs)
+        self.mlp = FeedForward(config, sharder, rngs=rngs)
         self.relative_bias = (
             RelativeBias(config, bidirectional=False, rngs=rngs)
             if config.relative_bias_per_layer
@@ -173,6 +173,12 @@ def _own_bias(relative_bias: RelativeBias | None, mask: Any, length: int) -> Arr
     return relative_bias.for_mask(mask, length)
 
 
+# A CPU copies what a loop keeps for its backward pass, and runs the loop's body on fewer threads:
+# unrolling stacks of up to this many layers takes a third off the time of a step (jax 0.10.2,
+# benchmarks/train.py; benchmarks/depth.py has what it costs in compile time).
+_MAX_UNROLLED_LAYERS = 12
+
+
 class Stack(nnx.Module):
     """Blocks of one class, their parameters stacked on a leading axis, and a final norm.
 
@@ -182,6 +188,7 @@ class Stack(nnx.Module):
     def __init__(
         self,
         config: T5Config,
+        sharder: Sharder,
         block: type[EncoderBlock] | type[DecoderBlock],
         *,
         num_layers: int,
@@ -189,8 +196,11 @@ class Stack(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = config
+        self.sharder = sharder
         keys = jax.random.split(rngs.params(), num_layers)
-        self.layers: Any = jax.vmap(lambda key: block(config, rngs=nnx.Rngs(params=key)))(keys)
+        self.layers: Any = jax.vmap(lambda key: block(config, sharder, rngs=nnx.Rngs(params=key)))(
+            keys
+        )
         self.relative_bias = (
             None
             if config.relative_bias_per_layer
@@ -206,13 +216,36 @@ class Stack(nnx.Module):
         """Return the bias that all layers share, or None if each has its own."""
         return None if self.relative_bias is None else self.relative_bias.for_mask(mask, length)
 
+    def _scan_layers(self, block: Callable, x: Array, key: Key[Array, ""] | None) -> Array:
+        """Apply `block(x, layer, key)` layer after layer; compile time does not grow with depth."""
+
+        def body(x, layer_and_key):
+            # Without this, the partitioner of `fsdp` divides features instead of examples.
+            return self.sharder.constrain_activations(block(x, *layer_and_key)), None
+
+        remat = self.config.remat
+        count = jax.tree.leaves(self.layers)[0].shape[0]
+        # Who saves memory has no use for speed; in a loop the compiler cannot undo it either.
+        few = count <= _MAX_UNROLLED_LAYERS and remat == "none"
+        unroll = count if few and self.sharder.platform == "cpu" else 1
+        # Inside a loop nothing is merged across iterations, so no barriers are needed.
+        if remat == "full":
+            body = jax.checkpoint(body, prevent_cse=False)
+        elif remat == "dots":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+        keys = None if key is None else jax.random.split(key, count)
+        x, _ = jax.lax.scan(body, x, (self.layers, keys), unroll=unroll)
+        return x
+
 
 class Encoder(Stack):
     """A stack of encoder blocks."""
 
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, sharder: Sharder, *, rngs: nnx.Rngs):
         super().__init__(
             config,
+            sharder,
             EncoderBlock,
             num_layers=config.num_encoder_layers,
             bidirectional=True,
@@ -234,7 +267,7 @@ class Encoder(Stack):
 
         keys, rate = split_key(dropout_key, 3), self.config.dropout_rate
         x = dropout(x, rate=rate, key=keys[0], shared_axis=-2)  # [B, S, D]
-        x = _scan_layers(self.config, block, x, self.layers, keys[1])
+        x = self._scan_layers(block, x, keys[1])
         x = self.final_norm(x)
         # The one place where T5X drops positions independently.
         return dropout(x, rate=rate, key=keys[2])
@@ -243,9 +276,10 @@ class Encoder(Stack):
 class Decoder(Stack):
     """A stack of decoder blocks."""
 
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, sharder: Sharder, *, rngs: nnx.Rngs):
         super().__init__(
             config,
+            sharder,
             DecoderBlock,
             num_layers=config.num_decoder_layers,
             bidirectional=False,
@@ -270,7 +304,7 @@ class Decoder(Stack):
 
         keys, rate = split_key(dropout_key, 3), self.config.dropout_rate
         x = dropout(x, rate=rate, key=keys[0], shared_axis=-2)  # [R, T, D]
-        x = _scan_layers(self.config, block, x, self.layers, keys[1])
+        x = self._scan_layers(block, x, keys[1])
         x = self.final_norm(x)
         return dropout(x, rate=rate, key=keys[2], shared_axis=-2)
 
@@ -291,32 +325,3 @@ class Decoder(Stack):
             return layer(x, kv, **masks)[0], weights
 
         return jax.lax.scan(body, x, self.layers)[1]
-
-
-# A CPU copies what a loop keeps for its backward pass, and runs the loop's body on fewer threads:
-# unrolling stacks of up to this many layers takes a third off the time of a step (jax 0.10.2,
-# benchmarks/train.py; benchmarks/depth.py has what it costs in compile time).
-_MAX_UNROLLED_LAYERS = 12
-
-
-def _scan_layers(
-    config: T5Config, block: Callable, x: Array, layers: Any, key: Key[Array, ""] | None
-) -> Array:
-    """Apply `block(x, layer, key)` layer after layer; compile time does not grow with depth."""
-
-    def body(x, layer_and_key):
-        # Without this, the partitioner of `fsdp` divides features instead of examples.
-        return constrain_activations(block(x, *layer_and_key)), None
-
-    count = jax.tree.leaves(layers)[0].shape[0]
-    # Who saves memory has no use for speed; in a loop the compiler cannot undo it either.
-    unroll = on_cpu() and count <= _MAX_UNROLLED_LAYERS and config.remat == "none"
-    # Inside a loop nothing is merged across iterations, so no barriers are needed.
-    if config.remat == "full":
-        body = jax.checkpoint(body, prevent_cse=False)
-    elif config.remat == "dots":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-    keys = None if key is None else jax.random.split(key, count)
-    x, _ = jax.lax.scan(body, x, (layers, keys), unroll=count if unroll else 1)
-    return x

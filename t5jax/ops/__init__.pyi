@@ -9,14 +9,13 @@ from .contraction import (
     add_bias as add_bias,
     einsum as einsum,
     einsum_f32 as einsum_f32,
-    flatten_rows as flatten_rows,
-    on_cpu as on_cpu,
     softmax as softmax,
 )
 from .linear import (
     Int8Kernel as Int8Kernel,
     Kernel as Kernel,
     concatenate_kernels as concatenate_kernels,
+    flatten_rows as flatten_rows,
     is_kernel as is_kernel,
     matmul as matmul,
     matmul_f32 as matmul_f32,

@@ -16,12 +16,13 @@ from jaxtyping import Array, Float
 
 from t5jax.ops import blockwise_attention
 from t5jax.ops.masks import Segments
-from t5jax.parallel import BATCH_AXES, BATCH_SPEC, num_shards
+from t5jax.parallel import BATCH_AXES, BATCH_SPEC, Sharder
 
 AttentionKind = Literal["auto", "plain", "blockwise", "pallas"]
 # Pairs of query and key from which on "auto" computes in blocks: below, all scores of a layer are
 # small beside its other activations, and plain attention is as fast or faster.
 MANY_PAIRS = 512 * 512
+_NO_MESH = Sharder()
 # The axis of a mesh that divides heads.
 _HEADS_AXIS = "tensor"
 
@@ -39,28 +40,33 @@ def attend(
     segments: Segments,
     bias: Float[Array, "N offsets"] | None,
     kind: AttentionKind,
+    sharder: Sharder = _NO_MESH,
 ) -> Float[Array, "B N T H"]:
-    """`blockwise_attend`, or the same by the TPU's kernel.
+    """Compute `blockwise_attend`, or the same by the TPU's kernel.
 
     Args:
       kind: "pallas" asks for the kernel, "auto" for it on a TPU that can run it; otherwise none.
     Raises:
       ValueError: the kernel is asked for, and this is no TPU or the mesh cannot divide the heads.
     """
-    why_not = _no_kernel(queries.shape[0], queries.shape[1]) if kind != "blockwise" else "not asked"
+    why_not = (
+        "not asked" if kind == "blockwise" else _no_kernel(len(queries), queries.shape[1], sharder)
+    )
     if kind == "pallas" and why_not:
         raise ValueError(f'attention="pallas" {why_not}; use "auto", which takes it where it can.')
     if why_not:
         return blockwise_attention.blockwise_attend(
-            queries, keys, values, segments=segments, bias=bias
+            queries, keys, values, segments=segments, bias=bias, sharder=sharder
         )
     # Imported here, since Pallas takes longer to import than the rest of the package.
     from t5jax.ops import pallas_attention
 
     kernel = pallas_attention.pallas_attend
-    if jax.sharding.get_abstract_mesh().empty:
+    if sharder.mesh is None:
         return kernel(queries, keys, values, segments=segments, bias=bias)
-    return shard_kernel(kernel, queries, keys, values, segments=segments, bias=bias)
+    return shard_kernel(
+        kernel, queries, keys, values, segments=segments, bias=bias, sharder=sharder
+    )
 
 
 def shard_kernel(
@@ -71,10 +77,11 @@ def shard_kernel(
     *,
     segments: Segments,
     bias: Float[Array, "N offsets"] | None,
+    sharder: Sharder,
 ) -> Float[Array, "B N T H"]:
-    """A kernel that no partitioner can divide, on every device's examples and heads.
+    """Run a kernel that no partitioner can divide on every device's examples and heads.
 
-    The mesh is that of `jax.set_mesh`, with the axes data, fsdp and tensor.
+    The mesh has the axes data, fsdp and tensor.
     """
     batch, _, query_len, _ = queries.shape
     query_ids, key_ids = segments.ids(batch, query_len, keys.shape[2])
@@ -87,31 +94,28 @@ def shard_kernel(
     bias_spec = None if bias is None else P(_HEADS_AXIS)
     return jax.shard_map(
         part,
+        mesh=sharder.mesh,
         in_specs=(heads, heads, heads, bias_spec, examples, examples),
         out_specs=heads,
         check_vma=False,
     )(queries, keys, values, bias, query_ids, key_ids)
 
 
-def _no_kernel(batch: int, num_heads: int) -> str | None:
-    """Why the TPU's kernel cannot run here; None if it can."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        if jax.default_backend() != "tpu":
-            return f"must be computed on a TPU, got {jax.default_backend()}"
+def _no_kernel(batch: int, num_heads: int, sharder: Sharder) -> str | None:
+    """Return the reason why the TPU's kernel cannot run here; None if it can."""
+    if sharder.platform != "tpu":
+        return f"must be computed on a TPU, got {sharder.platform}"
+    mesh = sharder.mesh
+    if mesh is None:
         if jax.device_count() > 1:
             return "must run under jax.set_mesh where there are several devices, got no mesh"
         return None
-    device = mesh.abstract_device
-    platform = device.platform if device is not None else jax.default_backend()
-    if platform != "tpu":
-        return f"must be computed on a TPU, got {platform}"
     if not {*BATCH_AXES, _HEADS_AXIS} <= set(mesh.axis_names):
         return f"must run on a mesh with axes data, fsdp and tensor, got {mesh.axis_names}"
-    ways = num_shards(mesh, BATCH_AXES)
-    if batch % ways or num_heads % mesh.shape[_HEADS_AXIS]:
+    num_shards = sharder.num_shards()
+    if batch % num_shards or num_heads % mesh.shape[_HEADS_AXIS]:
         return (
-            f"must divide examples by data x fsdp = {ways} and heads by tensor = "
+            f"must divide examples by data x fsdp = {num_shards} and heads by tensor = "
             f"{mesh.shape[_HEADS_AXIS]}, got {batch} and {num_heads}"
         )
     return None

@@ -18,7 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from t5jax.ops import contraction
 from t5jax.ops.masks import Segments
+from t5jax.parallel import Sharder
 
+_NO_MESH = Sharder()
 # The largest block: what is computed for it stays in a CPU's cache, and products are large.
 BLOCK = 256
 # Blocks of a length that has several are multiples of this, so that vector units are filled.
@@ -34,6 +36,7 @@ def blockwise_attend(
     segments: Segments,
     bias: Float[Array, "N offsets"] | None,
     block: int = BLOCK,
+    sharder: Sharder = _NO_MESH,
 ) -> Float[Array, "B N T H"]:
     """What every query reads from the values: softmax(queries . keys + bias) . values.
 
@@ -46,15 +49,19 @@ def blockwise_attend(
       segments: who may look where.  A query that may look nowhere gets the mean value.
       bias: float32, of every distance from 1 - T to S - 1; None adds nothing.
       block: most queries, and most keys, that are computed at once.
+      sharder: of the model.
     Returns:
       [B, N, T, H] in the values' type; scores and softmax are float32.
     """
     (batch, _, query_len, _), key_len = queries.shape, keys.shape[2]
-    plan = _Plan.of(query_len, key_len, block=block, causal=segments.causal)
+    divided = sharder.mesh is not None and sharder.mesh.size > 1
+    plan = _Plan.from_lengths(
+        query_len, key_len, block=block, causal=segments.causal, divided=divided
+    )
     query_ids, key_ids = segments.ids(batch, query_len, key_len)
     rows, columns = plan.query_fill(query_len), plan.key_fill(key_len)
     # Filled up so that queries look nowhere and nobody looks at the keys.
-    found: Any = _attend(
+    result: Any = _attend(
         plan,
         _fill(queries, rows),
         _fill(keys, columns),
@@ -63,7 +70,7 @@ def blockwise_attend(
         jnp.pad(query_ids, ((0, 0), (0, rows)), constant_values=-1),
         jnp.pad(key_ids, ((0, 0), (0, columns))),
     )
-    out, total = found
+    out, total = result
     return fill_unattended(out[:, :, :query_len], total[:, :, :query_len] == _MOST, values)
 
 
@@ -81,12 +88,16 @@ class _Plan(NamedTuple):
     num_query_blocks: int
     num_key_blocks: int
     causal: bool
+    divided: bool
+    """Whether examples may be on several devices."""
 
     @classmethod
-    def of(cls, query_len: int, key_len: int, *, block: int, causal: bool) -> "_Plan":
+    def from_lengths(
+        cls, query_len: int, key_len: int, *, block: int, causal: bool, divided: bool
+    ) -> "_Plan":
         query_block, num_query_blocks = _even_blocks(query_len, block)
         key_block, num_key_blocks = _even_blocks(key_len, block)
-        return cls(query_block, key_block, num_query_blocks, num_key_blocks, causal)
+        return cls(query_block, key_block, num_query_blocks, num_key_blocks, causal, divided)
 
     def query_fill(self, length: int) -> int:
         return self.query_block * self.num_query_blocks - length
@@ -184,8 +195,10 @@ def _attend_backward(plan, kept, cotangents):
             d_keys = _add(d_keys, d_key, j * plan.key_block)
             d_values = _add(d_values, d_value, j * plan.key_block)
             if d_bias is not None:
-                # Examples are added up behind the loops, since they may lie on several devices.
-                diagonals = sum_diagonals(d_score if divided else contraction.sum_examples(d_score))
+                # Examples on several devices are added up after the loops.
+                diagonals = sum_diagonals(
+                    d_score if plan.divided else contraction.sum_examples(d_score)
+                )
                 d_bias = _add(d_bias, diagonals, plan.first_offset(i, j))
             return d_query, d_keys, d_values, d_bias
 
@@ -193,11 +206,9 @@ def _attend_backward(plan, kept, cotangents):
         d_query, *carry = jax.lax.fori_loop(0, plan.key_blocks(i), one_key_block, start)
         return tuple(carry), d_query.astype(queries.dtype)
 
-    mesh = jax.sharding.get_abstract_mesh()
-    divided = not mesh.empty and mesh.size > 1
     d_bias = None
     if bias is not None:
-        d_bias = jnp.zeros((len(queries) if divided else 1, *bias.shape), jnp.float32)
+        d_bias = jnp.zeros((len(queries) if plan.divided else 1, *bias.shape), jnp.float32)
     start = (jnp.zeros(keys.shape, jnp.float32), jnp.zeros(values.shape, jnp.float32), d_bias)
     (d_keys, d_values, d_bias), d_queries = jax.lax.scan(
         one_query_block, start, jnp.arange(plan.num_query_blocks)

@@ -1,7 +1,8 @@
-"""Products of activations with weights, of any type that either may have.
+"""Products, sums and softmax of activations, in float32 and in bfloat16.
 
-A CPU's fast kernels take narrow types only in some shapes, so that some products are written in a
-roundabout way there.  Shape letters: I input features, O output features.
+The plain expressions are `jnp.einsum`, `x + bias`, `jax.nn.softmax` and `jnp.sum`.  A CPU has fast
+kernels for bfloat16 in some shapes only, so some products are written in a roundabout way there.
+Each way that differs from the plain one says why; all of them were seen to pay with jax 0.10.2.
 """
 
 import functools
@@ -12,23 +13,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from t5jax.parallel import on_cpu
+
 
 def einsum(subscripts: str, x: Array, y: Array) -> Array:
-    """`jnp.einsum` of two arrays of one type; rows of `x` are its last axis but one.
+    """Compute `jnp.einsum` of two arrays of one type; rows of `x` are its last axis but one.
 
-    bfloat16 is added up in float32 and rounded once.  A CPU has fast kernels for it if the result
-    is asked for in float32, and from two rows on.
+    A CPU has fast kernels for bfloat16 only if the result is float32, which is rounded once
+    (jax 0.10.2, benchmarks/train.py in bfloat16).
     """
-    if not (x.dtype == jnp.bfloat16 and on_cpu()):
-        return jnp.einsum(subscripts, x, y)
-    return einsum_f32(subscripts, x, y).astype(x.dtype)
+    if x.dtype == jnp.bfloat16 and on_cpu():
+        return einsum_f32(subscripts, x, y).astype(x.dtype)
+    return jnp.einsum(subscripts, x, y)
 
 
 def einsum_f32(subscripts: str, x: Array, y: Array) -> Float[Array, "..."]:
-    """`einsum` with a float32 result.
+    """Compute `einsum` with a float32 result.
 
-    Gradients are products of the same narrow type: that of the result is rounded to it first.
-    Every index must occur in two of the three terms.
+    Gradients are products of the same narrow type: that of the result is rounded to it first, so
+    that the backward pass is as fast as the forward pass (jax 0.10.2, benchmarks/train.py in
+    bfloat16).  Every index must occur in two of the three terms.
     """
     if x.dtype == jnp.float32:
         return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32)
@@ -57,7 +61,8 @@ def _einsum_narrow_backward(subscripts: str, kept: Any, cotangent: Array) -> tup
     to_x = wide(f"{out},{of_y}->{of_x}", narrow, y)
     summed = of_x[-2]
     if on_cpu() and out[-2] == summed and set(of_x[:-2]) <= set(of_y):
-        # The factor that gives the rows of the result goes first, its sum along its last axis.
+        # The fast kernel wants the factor that gives the rows of the result first, and the sum
+        # along its last axis.
         (rows, first), (columns, second) = (of_x, x), (out, narrow)
         if of_y[-2] not in rows:
             (rows, first), (columns, second) = (columns, second), (rows, first)
@@ -72,11 +77,11 @@ _einsum_narrow.defvjp(_einsum_narrow_forward, _einsum_narrow_backward)
 
 
 def _transpose_in_memory(x: Float[Array, "*A R C"]) -> Float[Array, "*A C R"]:
-    """`x` with its last two axes exchanged in memory.
+    """Exchange the last two axes in memory.
 
     XLA would fold a transpose into the product after it, and a CPU has a fast kernel for narrow
     types only if the sum runs along the first factor's last axis.  It does not fold one of three
-    axes that a reshape follows.
+    axes that a reshape follows (jax 0.10.2, benchmarks/train.py in bfloat16).
     """
     *outer, rows, columns = x.shape
     part = math.gcd(columns, 32)
@@ -106,9 +111,10 @@ _add_shared.defvjp(_add_shared_forward, _add_shared_backward)
 
 
 def softmax(scores: Float[Array, "*A S"], dtype: Any) -> Float[Array, "*A S"]:
-    """The softmax over the last axis, computed in float32 and rounded to a type.
+    """Compute the softmax over the last axis in float32 and round it to a type.
 
-    Its gradient is that at the rounded result, so that nothing wider is kept for it.
+    Its gradient is that at the rounded result, so that nothing wider is kept for it (jax 0.10.2,
+    benchmarks/train.py in bfloat16).
     """
     if dtype == jnp.float32:
         return jax.nn.softmax(scores)
@@ -135,33 +141,21 @@ _softmax_narrow.defvjp(_softmax_narrow_forward, _softmax_narrow_backward)
 
 
 def sum_examples(x: Float[Array, "B *A"]) -> Float[Array, "1 *A"]:
-    """The sum over the first axis; a CPU's reductions of it are many times slower than products."""
-    if not on_cpu():
-        return jnp.sum(x, axis=0, keepdims=True)
-    return jnp.tensordot(jnp.ones((1, len(x)), x.dtype), x, axes=1)
+    """Sum over the first axis.
 
-
-def flatten_rows(x: Float[Array, "*A I"]) -> Float[Array, "*rows I"]:
-    """All positions on one axis, unless devices divide both batch and length.
-
-    A kernel's gradient is then a plain matrix product too, where XLA would transpose whole
-    activations on a CPU.
+    A CPU's reductions of that axis are many times slower than products (jax 0.10.2,
+    benchmarks/train.py, and benchmarks/attention.py for blockwise attention).
     """
-    if jax.sharding.get_abstract_mesh().shape.get("sequence", 1) > 1:
-        return x
-    # Counted, since reshape cannot infer it of an empty array.
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    if on_cpu():
+        return jnp.tensordot(jnp.ones((1, len(x)), x.dtype), x, axes=1)
+    return jnp.sum(x, axis=0, keepdims=True)
 
 
 def _two_rows(x: Array) -> Array:
-    """`x`, or its only row twice where bfloat16 needs a second one to be fast."""
+    """Return `x`, its only row twice on a CPU, whose fast bfloat16 kernels start at two rows.
+
+    (jax 0.10.2, benchmarks/decode.py in bfloat16 at batch 1)
+    """
     if x.shape[-2] == 1 and x.dtype == jnp.bfloat16 and on_cpu():
         return jnp.broadcast_to(x, (*x.shape[:-2], 2, x.shape[-1]))
     return x
-
-
-def on_cpu() -> bool:
-    """Whether the program being traced is for a CPU, which need not be this machine's device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    device = None if mesh.empty else mesh.abstract_device
-    return (jax.default_backend() if device is None else device.platform) == "cpu"

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float32, Int32, PyTree
 
-from t5jax.ops import on_cpu
 from t5jax.optim.layers import IsStacked, increment, map_moments
-from t5jax.parallel import path_name
+from t5jax.parallel import on_cpu, path_name
 
 DIRECTION_RMS = 0.2  # AdamW's is 0.2 to 0.4 (arXiv:2502.16982, section 2.2)
 SQUARE_FLOOR = 1e-30  # a zero gradient stays zero

@@ -18,7 +18,6 @@ from .distributed import (
 from .mesh import (
     MeshConfig as MeshConfig,
     make_mesh as make_mesh,
-    num_shards as num_shards,
 )
 from .rendezvous import (
     RunAborted as RunAborted,
@@ -26,14 +25,15 @@ from .rendezvous import (
 from .sharding import (
     BATCH_AXES as BATCH_AXES,
     BATCH_SPEC as BATCH_SPEC,
+    Sharder as Sharder,
     check_batch_size as check_batch_size,
     check_lengths as check_lengths,
-    constrain_activations as constrain_activations,
     global_batch_size as global_batch_size,
     infer_shardings as infer_shardings,
     local_rows as local_rows,
     matches_path as matches_path,
-    num_batch_shards as num_batch_shards,
+    num_shards as num_shards,
+    on_cpu as on_cpu,
     path_name as path_name,
     shard_batch as shard_batch,
     shard_rows as shard_rows,

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AxisType, Mesh
 
 # From the slowest network to the fastest.
 AXES = ("data", "fsdp", "sequence", "tensor")
@@ -107,8 +107,3 @@ def _across_slices(config: MeshConfig, sizes: dict[str, int], devices: Sequence[
     return mesh_utils.create_hybrid_device_mesh(
         inner, outer, devices, process_is_granule=by_process
     )
-
-
-def num_shards(mesh: Mesh | AbstractMesh, axes: Sequence[str]) -> int:
-    """Into how many parts axes of a mesh divide something together; one that it lacks, into one."""
-    return math.prod(mesh.shape.get(axis, 1) for axis in axes)

@@ -1,22 +1,24 @@
-"""One mesh, and rules that say by its path how an array lies on it."""
+"""Sharding of parameters by the rules of a path, of activations and of batches."""
 
+import dataclasses
 import functools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Int
 
-from t5jax.parallel.mesh import AXES, num_shards
+from t5jax.parallel.mesh import AXES
 
 PartitionRules = Sequence[tuple[str, P]]
 # Examples of a batch are divided over all devices that do not split a model between them.
 BATCH_AXES = ("data", "fsdp")
 BATCH_SPEC = P(BATCH_AXES)
-# The same, and positions; what comes behind is whole.
+# The same, and positions; further axes are whole.
 ACTIVATION_SPEC = P(BATCH_AXES, "sequence")
 
 
@@ -27,15 +29,59 @@ def with_shardings(shapes: Any, where: Any) -> Any:
     )
 
 
-def constrain_activations(x: jax.Array) -> jax.Array:
-    """Keeps examples and positions of an activation, its first two axes, divided over the mesh.
+@dataclasses.dataclass(frozen=True)
+class Sharder:
+    """Divides a model's activations over a mesh; without one, leaves them as they are.
 
-    Has no effect but under `jax.set_mesh` of a mesh with the axes of `ACTIVATION_SPEC`.
+    Only this class reads the mesh of `jax.set_mesh`: `bind` does so once for a model.
+
+    Attributes:
+      mesh: with the axes of `MeshConfig`, or None.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not set(AXES) <= set(mesh.axis_names):
-        return x
-    return jax.lax.with_sharding_constraint(x, ACTIVATION_SPEC)
+
+    mesh: Mesh | AbstractMesh | None = None
+
+    @classmethod
+    def from_context(cls) -> "Sharder":
+        """Return the sharder of the mesh of `jax.set_mesh`, or of none."""
+        mesh = jax.sharding.get_abstract_mesh()
+        return cls(None if mesh.empty else mesh)
+
+    @property
+    def platform(self) -> str:
+        """Platform of the mesh's devices, which need not be there, or else JAX's default."""
+        mesh = self.mesh.abstract_mesh if isinstance(self.mesh, Mesh) else self.mesh
+        device = None if mesh is None else mesh.abstract_device
+        return jax.default_backend() if device is None else device.platform
+
+    def num_shards(self, axes: Sequence[str] = BATCH_AXES) -> int:
+        """Return the number of parts that axes of the mesh divide something into together."""
+        return 1 if self.mesh is None else num_shards(self.mesh, axes)
+
+    def constrain_activations(self, x: jax.Array) -> jax.Array:
+        """Keep examples and positions of an activation, its first two axes, divided."""
+        if self.mesh is None or not set(AXES) <= set(self.mesh.axis_names):
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, ACTIVATION_SPEC))
+
+
+def on_cpu() -> bool:
+    """Return whether the program that is being traced is for a CPU.
+
+    Products that no model calls do not know its sharder, so this goes by `jax.set_mesh`: a program
+    for devices that JAX does not use by default must be traced under it.
+    """
+    return Sharder.from_context().platform == "cpu"
+
+
+def num_shards(mesh: Mesh | AbstractMesh, axes: Sequence[str] = BATCH_AXES) -> int:
+    """Return the number of parts that axes of a mesh divide something into together.
+
+    Args:
+      mesh: an axis that it lacks divides nothing.
+      axes: those of a batch's examples by default.
+    """
+    return math.prod(mesh.shape.get(axis, 1) for axis in axes)
 
 
 def path_name(path: jax.tree_util.KeyPath) -> str:
@@ -92,11 +138,6 @@ def _fit(name: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> P:
     return P(*axes)
 
 
-def num_batch_shards(mesh: Mesh) -> int:
-    """Into how many equal parts the examples of a batch are divided."""
-    return num_shards(mesh, BATCH_AXES)
-
-
 def local_rows(batch_size: int, *, mesh: Mesh) -> Int[np.ndarray, " R"]:
     """The numbers of the examples of a batch that devices of this process need, ascending.
 
@@ -106,13 +147,13 @@ def local_rows(batch_size: int, *, mesh: Mesh) -> Int[np.ndarray, " R"]:
       batch_size: examples in the whole batch, a multiple of `num_shards`.
       mesh: of all processes.
     """
-    length = batch_size // num_batch_shards(mesh)
+    length = batch_size // num_shards(mesh)
     return np.concatenate([np.arange(part * length, (part + 1) * length) for part in _parts(mesh)])
 
 
 def global_batch_size(num_rows: int, *, mesh: Mesh) -> int:
     """Examples in the batch of which this process has `num_rows`."""
-    return num_rows * num_batch_shards(mesh) // len(_parts(mesh))
+    return num_rows * num_shards(mesh) // len(_parts(mesh))
 
 
 def shard_rows(local: np.ndarray, *, mesh: Mesh) -> jax.Array:
@@ -151,7 +192,7 @@ def shard_batch(batch: Mapping[str, np.ndarray], *, mesh: Mesh) -> dict[str, jax
 
 def check_batch_size(batch_size: int, *, mesh: Mesh, accumulate: int = 1) -> None:
     """Raise ValueError unless the devices divide every one of `accumulate` parts of a batch."""
-    shards = num_batch_shards(mesh)
+    shards = num_shards(mesh)
     if batch_size % (shards * accumulate):
         rule = f"data x fsdp = {shards}"
         if accumulate > 1:
@@ -173,5 +214,5 @@ def check_lengths(lengths: Mapping[str, int], *, mesh: Mesh) -> None:
 def _parts(mesh: Mesh) -> tuple[int, ...]:
     """The parts of a batch that lie on devices of this process."""
     where = NamedSharding(mesh, BATCH_SPEC)
-    found = where.addressable_devices_indices_map((num_batch_shards(mesh),)).values()
+    found = where.addressable_devices_indices_map((num_shards(mesh),)).values()
     return tuple(sorted({index[0].start or 0 for index in found if index is not None}))

@@ -27,7 +27,7 @@ from t5jax.parallel import (
     gather_arrays,
     is_main_process,
     local_rows,
-    num_batch_shards,
+    num_shards,
 )
 from t5jax.recipes.finetune_config import FinetuneConfig
 from t5jax.text2text import Text2Text
@@ -217,7 +217,7 @@ def _loss_batches(
         for example in split.examples
     ]
     pairs = Pairs([Pair(*both) for both in zip(split.inputs, targets, strict=True)])
-    shards = num_batch_shards(mesh)
+    shards = num_shards(mesh)
     size = -(-config.eval_batch_size // shards) * shards
     return heldout_batches(
         pairs,

@@ -13,6 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from t5jax.ops import einsum_f32, flatten_rows
+from t5jax.parallel import Sharder
+
+_NO_MESH = Sharder()
 
 
 class LossSums(NamedTuple):
@@ -75,6 +78,7 @@ def chunked_cross_entropy(
     label_smoothing: float,
     num_chunks: int,
     num_parts: int = 1,
+    sharder: Sharder = _NO_MESH,
 ) -> LossSums:
     """`cross_entropy` of `states @ kernel * scale`, whose logits never exist all at once.
 
@@ -92,6 +96,7 @@ def chunked_cross_entropy(
       label_smoothing: in [0, 1), the share of a target that all ids of the kernel have.
       num_chunks: how many chunks to make, at least.
       num_parts: ways in which devices divide the vocabulary; every chunk takes from each.
+      sharder: of the model.
     Raises:
       ValueError: `num_parts` does not divide the vocabulary.
     """
@@ -101,7 +106,7 @@ def chunked_cross_entropy(
             f"the vocabulary must be a multiple of its {num_parts} parts, got {vocab_size}; pad it."
         )
     plan = _Plan(vocab_size, vocab_axis, num_parts, num_chunks, scale, z_loss, label_smoothing)
-    rows = flatten_rows(states)
+    rows = flatten_rows(states, sharder)
     shape = rows.shape[:-1]
     return _chunked(plan, rows, kernel, targets.reshape(shape), weights.reshape(shape))
 

@@ -16,10 +16,10 @@ from t5jax.models import PARTITION_RULES, Params, T5Config, bind, init_params
 from t5jax.parallel import (
     BATCH_AXES,
     BATCH_SPEC,
+    Sharder,
     check_batch_size,
     check_lengths,
     infer_shardings,
-    num_shards,
     with_shardings,
 )
 from t5jax.training import freezing, loss, step_skipping
@@ -141,7 +141,7 @@ def abstract_state(
 
 
 class MeshJit:
-    """A jitted function under `jax.set_mesh`, where `constrain_activations` takes effect."""
+    """A jitted function under `jax.set_mesh`, where a model finds its mesh."""
 
     def __init__(self, function: Any, mesh: Mesh):
         self._function, self._mesh = function, mesh
@@ -344,16 +344,17 @@ def batch_loss(
         scale=config.logit_scale,
         z_loss=options.z_loss,
         label_smoothing=options.label_smoothing,
-        num_chunks=options.vocab_chunks or _num_chunks(states.shape[:2], config.vocab_size),
-        num_parts=num_shards(jax.sharding.get_abstract_mesh(), ("tensor",)),
+        num_chunks=options.vocab_chunks
+        or _num_chunks(states.shape[:2], config.vocab_size, model.sharder),
+        sharder=model.sharder,
+        num_parts=model.sharder.num_shards(("tensor",)),
     )
 
 
-def _num_chunks(shape: tuple[int, ...], vocab_size: int) -> int:
+def _num_chunks(shape: tuple[int, ...], vocab_size: int, sharder: Sharder) -> int:
     """Return the number of chunks that keeps their logits below `_CHUNK_BYTES` a device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    rows = math.prod(shape) // num_shards(mesh, (*BATCH_AXES, "sequence"))
-    return -(-4 * rows * vocab_size // (num_shards(mesh, ("tensor",)) * _CHUNK_BYTES))
+    rows = math.prod(shape) // sharder.num_shards((*BATCH_AXES, "sequence"))
+    return -(-4 * rows * vocab_size // (sharder.num_shards(("tensor",)) * _CHUNK_BYTES))
 
 
 def _means(result: loss.LossSums) -> Metrics:

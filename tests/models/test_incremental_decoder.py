@@ -92,13 +92,13 @@ def test_step_with_int8_kernels_equals_float_kernels_of_their_values(
         params = {name: part for name, part in params.items() if name != "output"}
     rounded = round_kernels(params)
     widened = jax.tree.map(
-        lambda leaf: leaf.widen(jnp.float32) if is_kernel(leaf) else leaf,
+        lambda leaf: leaf.dequantize(jnp.float32) if is_kernel(leaf) else leaf,
         rounded,
         is_leaf=is_kernel,
     )
     if tied:
         kernel = params["token_embedder"]["embedding"].T
-        widened["output"] = {"kernel": quantize_kernel(kernel).widen(jnp.float32)}
+        widened["output"] = {"kernel": quantize_kernel(kernel).dequantize(jnp.float32)}
     inputs = TOKENS.repeat(BEAMS, axis=0), MASK.repeat(BEAMS, axis=0)
     expected = at_once(config.replace(tie_embeddings=False), widened, *inputs, TARGETS)
     found, _ = by_steps(config, rounded, TOKENS, MASK, TARGETS, BEAMS)

@@ -47,14 +47,14 @@ def pair(request):
 def widened(t5):
     """Float kernels of the same values; of a tied model, one more for its output."""
     params = jax.tree.map(
-        lambda leaf: leaf.widen(jnp.float32) if is_kernel(leaf) else leaf,
+        lambda leaf: leaf.dequantize(jnp.float32) if is_kernel(leaf) else leaf,
         t5.params,
         is_leaf=is_kernel,
     )
     if not t5.config.tie_embeddings:
         return Text2Text(t5.config, params, t5.tokenizer)
     table = params["token_embedder"]["embedding"]
-    params["output"] = {"kernel": quantize_kernel(table.T).widen(jnp.float32)}
+    params["output"] = {"kernel": quantize_kernel(table.T).dequantize(jnp.float32)}
     return Text2Text(t5.config.replace(tie_embeddings=False), params, t5.tokenizer)
 
 

@@ -19,6 +19,7 @@ from t5jax.ops.attention import shard_kernel, uses_blocks
 from t5jax.ops.blockwise_attention import blockwise_attend
 from t5jax.ops.pallas_attention import pallas_attend
 from t5jax.parallel.mesh import MeshConfig, make_mesh
+from t5jax.parallel.sharding import Sharder
 
 ROOT = Path(__file__).parents[2]
 S, T = 37, 21
@@ -60,7 +61,7 @@ def test_on_mesh_equals_one_device_with_all_gradients():
     arrays, out, segments, _ = example(9, 13, kind="segments", causal=False)
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=3), devices=jax.devices()[:6])
     with jax.set_mesh(mesh):
-        found, grads = run(functools.partial(shard_kernel, kernel))
+        found, grads = run(functools.partial(shard_kernel, kernel, sharder=Sharder.from_context()))
     expected, expected_grads = run(blockwise_attend)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     for ours, theirs in zip(grads, expected_grads, strict=True):
@@ -120,25 +121,26 @@ COMPILE = """
 import jax, jax.numpy as jnp, optax
 from jax.experimental import topologies
 from jax.sharding import NamedSharding
-from t5jax import sharding, train
-from t5jax.config import T5Config
+from t5jax.models import T5Config
+from t5jax.parallel import BATCH_SPEC, MeshConfig, make_mesh
+from t5jax.training import StepConfig, abstract_state, make_train_step
 config = T5Config(vocab_size=128, d_model=128, d_kv=64, num_heads=4, d_ff=128, dtype="bfloat16",
                   num_encoder_layers=2, num_decoder_layers=2, attention="pallas")
 for name in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
     devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    mesh = sharding.make_mesh(
-        sharding.MeshConfig(data=-1, fsdp=2, tensor=2), devices=devices[:4])
+    mesh = make_mesh(
+        MeshConfig(data=-1, fsdp=2, tensor=2), devices=devices[:4])
     optimizer = optax.adam(1e-3)
-    step = train.make_train_step(
-        config, optimizer, schedule=lambda s: 1e-3, mesh=mesh, options=train.StepConfig(),
+    step = make_train_step(
+        config, optimizer, schedule=lambda s: 1e-3, mesh=mesh, options=StepConfig(),
         seed=0)
-    where = NamedSharding(mesh, sharding.BATCH)
+    where = NamedSharding(mesh, BATCH_SPEC)
     ids = jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=where)
     weights = jax.ShapeDtypeStruct((4, 1024), jnp.float32, sharding=where)
     batch = {f"{s}_{k}": ids for s, k in (("encoder", "input_tokens"), ("encoder", "segment_ids"),
              ("decoder", "input_tokens"), ("decoder", "target_tokens"), ("decoder", "segment_ids"))}
     batch["decoder_loss_weights"] = weights
-    state = train.abstract_state(config, optimizer, mesh=mesh)
+    state = abstract_state(config, optimizer, mesh=mesh)
     compiled = step.lower(state, batch).compile()
     print(name, compiled.as_text().count('custom_call_target="tpu_custom_call"'))
 """

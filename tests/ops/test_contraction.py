@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5jax.ops import contraction
+from t5jax.ops import contraction, linear
 from t5jax.ops.contraction import einsum, einsum_f32, softmax
 from t5jax.ops.linear import concatenate_kernels, is_kernel, matmul, matmul_f32, quantize_kernel
 
@@ -118,14 +118,14 @@ def test_quantize_moves_no_weight_by_more_than_half_a_step(shape):
     assert np.abs(np.asarray(found.values)).max(axis=-2).min() == 127  # every column's largest
     scale, weights = exact(found.scale, kernel)
     # And the last bits of float32: of the quotient, up to 127, and of the product.
-    error = np.abs(exact(found.widen(F32))[0] - weights)
+    error = np.abs(exact(found.dequantize(F32))[0] - weights)
     assert np.all(error <= scale[..., None, :] * (0.5 + 127 * 2.0**-22))
 
 
 def test_quantize_of_a_column_of_zeros_is_zero():
     kernel = drawn((I, O), F32).at[:, 3].set(0.0)
     found = quantize_kernel(kernel)
-    assert not np.asarray(found.widen(F32))[:, 3].any()
+    assert not np.asarray(found.dequantize(F32))[:, 3].any()
     assert np.isfinite(matmul(drawn((2, I), F32), found)).all()
 
 
@@ -138,7 +138,7 @@ def test_quantize_of_bfloat16_is_that_of_its_values():
 
 def assert_close_int8(found, x, kernel, *, rounded=0.0):
     """To the product with the widened kernel; activations have 16 bits of the largest of a row."""
-    x, wide = exact(x, kernel.widen(F32))
+    x, wide = exact(x, kernel.dequantize(F32))
     sizes = np.abs(x).max(-1, keepdims=True) * np.abs(wide).sum(0)[None]
     error = np.abs(exact(found)[0] - x @ wide)
     assert np.all(error <= (STEP + 2 * SUM) * sizes + rounded * np.abs(x @ wide))
@@ -180,7 +180,8 @@ def test_products_are_the_same_on_accelerators(monkeypatch, dtype):
     """As far as this machine can tell: the way that they take there."""
     x, kernel = drawn((3, I), dtype), drawn((I, O), dtype, 1)
     narrow = quantize_kernel(kernel)
-    monkeypatch.setattr(contraction, "on_cpu", lambda: False)
+    for module in (contraction, linear):
+        monkeypatch.setattr(module, "on_cpu", lambda: False)
     rounded = ROUNDING if dtype == BF16 else 0
     # XLA may then round partial sums of bfloat16, of which there are few.
     assert_close(matmul(x, kernel), x, kernel, rounded=4 * rounded)

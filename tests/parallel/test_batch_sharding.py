@@ -11,7 +11,7 @@ from t5jax.parallel.sharding import (
     BATCH_SPEC,
     global_batch_size,
     local_rows,
-    num_batch_shards,
+    num_shards,
     shard_rows,
 )
 
@@ -33,7 +33,7 @@ def test_place_gives_every_device_its_own_rows(axes):
 
 
 def test_ways_are_those_of_the_axes_that_divide_a_batch():
-    assert num_batch_shards(make_mesh(fsdp=2, tensor=2)) == 4
+    assert num_shards(make_mesh(fsdp=2, tensor=2)) == 4
     assert global_batch_size(12, mesh=make_mesh(fsdp=2, tensor=2)) == 12
 
 

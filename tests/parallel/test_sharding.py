@@ -13,7 +13,7 @@ from t5jax.models.t5 import PARTITION_RULES, abstract_params, bind, is_stacked
 from t5jax.optim.optimizer import OptimizerConfig, make_optimizer
 from t5jax.optim.schedules import ScheduleConfig
 from t5jax.parallel.mesh import MeshConfig, make_mesh
-from t5jax.parallel.sharding import BATCH_SPEC, infer_shardings
+from t5jax.parallel.sharding import BATCH_SPEC, Sharder, infer_shardings, num_shards, on_cpu
 from t5jax.training.loss import cross_entropy
 
 
@@ -212,6 +212,56 @@ def test_shardings_of_moments_follow_their_parameters(cube, name, moments):
         if name == "row":
             assert leaf.size < owner.size
     assert kinds == moments
+
+
+def test_sharder_without_a_mesh_leaves_activations_as_they_are():
+    x = jnp.ones((3, 5, 7))
+    assert Sharder().constrain_activations(x) is x
+    assert Sharder().num_shards() == 1
+    assert Sharder.from_context() == Sharder()
+    assert Sharder().platform == jax.default_backend()
+
+
+def test_sharder_divides_examples_and_positions():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=1, sequence=2, tensor=2))
+    x = np.arange(4 * 6 * 3, dtype=np.float32).reshape(4, 6, 3)
+    constrained = jax.jit(Sharder(mesh).constrain_activations)(x)
+    assert {shard.data.shape for shard in constrained.addressable_shards} == {(2, 3, 3)}
+    np.testing.assert_array_equal(constrained, x)
+    with jax.set_mesh(mesh):
+        same = jax.jit(lambda x: Sharder.from_context().constrain_activations(x))(x)
+        assert Sharder.from_context().num_shards() == Sharder(mesh).num_shards() == 2
+    assert same.sharding.is_equivalent_to(constrained.sharding, 3)
+
+
+def test_model_finds_the_mesh_that_it_is_given_or_that_is_set(cube):
+    config = WIDE.replace(num_encoder_layers=1, num_decoder_layers=1)
+    params = abstract_params(config)
+    assert bind(config, params).sharder == Sharder()
+    assert bind(config, params, Sharder(cube)).encoder.sharder == Sharder(cube)
+    with jax.set_mesh(cube):
+        model = bind(config, params)
+    for layer in (model.encoder, model.decoder.layers.cross_attention, model.encoder.layers.mlp):
+        assert dict(layer.sharder.mesh.shape) == dict(cube.shape)
+
+
+def test_platform_is_that_of_the_devices_of_the_mesh(cube):
+    assert on_cpu()
+    assert Sharder(cube).platform == Sharder(cube.abstract_mesh).platform == "cpu"
+    # Such as those that a plan compiles for.
+    absent = [
+        SliceDevice(i, slice_index=0, device_kind="TPU v5 lite", platform="tpu") for i in range(8)
+    ]
+    devices = np.array(absent, dtype=object).reshape(cube.devices.shape)
+    mesh = jax.sharding.Mesh(devices, cube.axis_names, axis_types=cube.axis_types)
+    assert Sharder(mesh).platform == "tpu"
+
+
+def test_num_shards_is_the_product_of_axes(cube):
+    assert num_shards(cube) == 4
+    assert num_shards(cube, ("tensor",)) == 2
+    assert num_shards(cube, ("data", "fsdp", "sequence", "tensor")) == 8
+    assert num_shards(cube, ("elsewhere",)) == num_shards(cube, ()) == 1
 
 
 def test_sharded_model_equals_one_device(cube):
