@@ -12,8 +12,7 @@ import pytest
 from t5jax.data.corpus import DataConfig
 from t5jax.data.tasks import Task
 from t5jax.models.config import T5Config
-from t5jax.recipes.finetune_config import RESUMABLE as FINETUNE_RESUMABLE
-from t5jax.recipes.finetune_config import FinetuneConfig
+from t5jax.recipes.finetune_config import RESUMABLE as FINETUNE_RESUMABLE, FinetuneConfig
 from t5jax.recipes.finetune_data import recorded_task_options
 from t5jax.recipes.pretrain_config import RESUMABLE, UNRECORDED, PretrainConfig
 from t5jax.training.run import check_run_dir, recorded_options
