@@ -66,11 +66,10 @@ def run_command(
 
 def entry() -> None:
     """Run the command `t5jax`."""
-    from t5jax.cli import convert, evaluate, inspect, plan
-    from t5jax.recipes import Generate, generate_file
+    from t5jax.cli import convert, evaluate, generate, inspect, plan
 
     commands: dict[type, Callable[[Any], object]] = {
-        Generate: generate_file,
+        generate.Generate: generate.generate,
         evaluate.Evaluate: evaluate.evaluate,
         convert.Convert: convert.convert,
         inspect.Inspect: inspect.inspect,

@@ -1,7 +1,7 @@
 """Whole runs: pre-training, fine-tuning, batch inference."""
 
 from .batch_inference import (
-    Generate as Generate,
+    FileReport as FileReport,
     generate_file as generate_file,
 )
 from .finetune import (

@@ -1,140 +1,132 @@
 """Generation for a whole file: outputs in its order, each exactly once, also after a crash."""
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import filelock
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, Suppress, arg
 
 from t5jax.data import KNOWN_ENDINGS, file_ending, read_rows
-from t5jax.decoding import Automaton
 from t5jax.fileio import write_atomically
-from t5jax.generation import GenerationConfig, Ids, detokenize
+from t5jax.generation import GenerationConfig, detokenize
 from t5jax.loading import load
-from t5jax.models import resolve_dtype
-from t5jax.runtime import enable_compilation_cache
+from t5jax.models import LogitError, resolve_dtype
 from t5jax.text2text import Text2Text
 
 _FORMATS = (".txt", ".jsonl")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Options(GenerationConfig):
-    """A GenerationConfig with the types that a command line can express."""
+class FileReport(NamedTuple):
+    """Numbers of a file of outputs."""
 
-    decoder_prefix: str | None = None
-    bad_words_ids: Suppress[Sequence[Ids]] = ()
-    automaton: Suppress[Automaton | None] = None
-    truncate: FlagCreatePairsOff[bool] = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Generate:
-    """Generate an output for every line or row of a file.
-
-    Inputs are computed by length, outputs come in their order.  Finished outputs are kept in
-    OUTPUT.partial: after a crash or Ctrl-C, the same command continues from there.
-    """
-
-    model: Positional[Annotated[str, arg(metavar="MODEL")]]
-    """Folder, file or hub id of any format that t5jax loads."""
-    input: Annotated[str, arg(metavar="FILE")]
-    """.txt, .jsonl, .json, .csv, .tsv or .parquet, compressed or not."""
-    output: Annotated[str, arg(metavar="FILE")]
-    """.txt with a line for each output, or .jsonl with objects of input, output and
-    finish_reason."""
-    column: str = "text"
-    """Column or key of the input that contains the text."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the weights and of the computation."""
-    weights: Literal["float", "int8"] = "float"
-    """int8 rounds weights, which is fastest on a CPU, and reports the change of the logits."""
-    revision: Annotated[str | None, arg(metavar="NAME")] = None
-    """Branch, tag or commit on the hub."""
-    subfolder: Annotated[str | None, arg(metavar="FOLDER")] = None
-    """Folder of the model in a folder or repository of several."""
-    overwrite: FlagCreatePairsOff[bool] = False
-    """Replace the output, and the partial output of another command."""
-    generation: OmitArgPrefixes[Annotated[GenerationConfig, arg(constructor=_Options)]] = _Options()
-    """Options of the generation."""
-
-    def __post_init__(self):
-        if Path(self.output).suffix not in _FORMATS:
-            raise ValueError(f"output must end in .txt or .jsonl, got {self.output!r}.")
-        if not file_ending(self.input):
-            raise ValueError(f"input must end in {KNOWN_ENDINGS}, got {self.input!r}.")
+    inputs: int
+    """Number of inputs."""
+    resumed: int
+    """Number of outputs that an interrupted call had left."""
+    dead_ends: int
+    """Number of outputs that are empty because the constraints allowed none."""
+    logit_error: LogitError | None
+    """Change of the logits by rounding the weights, if they were rounded."""
 
 
-def generate_file(options: Generate) -> dict[str, int]:
-    """Generate an output for every row of the input.
+def generate_file(
+    model: str,
+    input: str,
+    output: str,
+    *,
+    column: str = "text",
+    config: GenerationConfig | None = None,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    weights: Literal["float", "int8"] = "float",
+    revision: str | None = None,
+    subfolder: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> FileReport:
+    """Generate an output for every row of a file.
+
+    Finished outputs are kept in `<output>.partial`; after a crash, the same call continues there.
 
     Args:
-      options: of the command.
-    Returns:
-      Counts: "inputs", "resumed" and "dead_ends".
+      model: folder, file or hub id of any format that `load` reads.
+      input: .txt, .jsonl, .json, .csv, .tsv or .parquet, compressed or not.
+      output: .txt with a line for each output, or .jsonl with objects of input, output and
+        finish_reason.
+      column: column or key of the input that contains the text.
+      config: options of the generation.
+      dtype: type of the weights and of the computation.
+      weights: int8 rounds weights.
+      revision: branch, tag or commit on the hub.
+      subfolder: folder of the model in a folder or repository of several.
+      overwrite: replace the output, and the partial output of another call.
+      progress: called with the number of finished outputs and that of all, before the first batch
+        and after each.
     Raises:
-      ValueError: an input that is too long, or a partial output of another command.
+      ValueError: an input is too long, a file has another format, or the partial output is of
+        another call.
       FileExistsError: the output exists, or another process writes it.
     """
-    enable_compilation_cache()
-    output = Path(options.output).expanduser()
-    output.parent.mkdir(parents=True, exist_ok=True)
+    if Path(output).suffix not in _FORMATS:
+        raise ValueError(f"output must end in .txt or .jsonl, got {output!r}.")
+    if not file_ending(input):
+        raise ValueError(f"input must end in {KNOWN_ENDINGS}, got {input!r}.")
+    config = config or GenerationConfig()
+    path = Path(output).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(path):
+        if path.exists() and not overwrite:
+            raise FileExistsError(
+                f"{path} must not be there yet; choose another, or --overwrite it."
+            )
+        texts = list(read_rows(input, column))
+        source = {
+            "model": model,
+            "dtype": dtype,
+            "weights": weights,
+            "revision": revision,
+            "subfolder": subfolder,
+        }
+        header = {"command": _fingerprint(source, config, texts), "inputs": len(texts)}
+        partial = path.with_name(path.name + ".partial")
+        done = _read_partial(partial, header, overwrite=overwrite)
+        resumed = len(done)
+        t5 = load(model, dtype=dtype, weights=weights, revision=revision, subfolder=subfolder)
+        inputs = t5.tokenize(
+            texts, max_tokens=config.max_input_tokens, truncate=config.truncate, name="inputs"
+        )
+        with _journal(partial, header, done) as write:
+            if progress is not None:
+                progress(len(done), len(texts))
+            for batch in _generate(t5, config, inputs, done):
+                write(batch)
+                done |= batch
+                if progress is not None:
+                    progress(len(done), len(texts))
+        write_atomically(path, "".join(_lines(path.suffix, texts, done)))
+        partial.unlink()
+    dead_ends = sum(reason == "dead_end" for _, reason in done.values())
+    return FileReport(len(texts), resumed, dead_ends, t5.logit_error)
+
+
+@contextlib.contextmanager
+def _lock(output: Path) -> Iterator[None]:
+    """Let one process alone write an output."""
     lock = filelock.FileLock(output.with_name(output.name + ".lock"))
     try:
-        with lock.acquire(timeout=0):
-            counts = _run(options, output)
-            Path(lock.lock_file).unlink(missing_ok=True)
-            return counts
+        lock.acquire(timeout=0)
     except filelock.Timeout:
         raise FileExistsError(
             f"{output} must be written by one process, and another one does; wait for it."
         ) from None
-
-
-def _run(options: Generate, output: Path) -> dict[str, int]:
-    partial = output.with_name(output.name + ".partial")
-    if output.exists() and not options.overwrite:
-        raise FileExistsError(f"{output} must not be there yet; choose another, or --overwrite it.")
-    texts = list(read_rows(options.input, options.column))
-    header = {"command": _fingerprint(options, texts), "inputs": len(texts)}
-    done = _read_partial(partial, header, overwrite=options.overwrite)
-    resumed = len(done)
-    t5 = load(
-        options.model,
-        dtype=options.dtype,
-        weights=options.weights,
-        revision=options.revision,
-        subfolder=options.subfolder,
-    )
-    if t5.logit_error:
-        print(f"int8 weights: {t5.logit_error}")
-    config = options.generation
-    inputs = t5.tokenize(
-        texts, max_tokens=config.max_input_tokens, truncate=config.truncate, name="inputs"
-    )
-    with _journal(partial, header, done) as write, _progress_bar(len(texts), resumed) as bar:
-        try:
-            for batch in _generate(t5, config, inputs, done):
-                write(batch)
-                done |= batch
-                bar.update(len(batch))
-        except KeyboardInterrupt:
-            print(f"\n{len(done)} of {len(texts)} answers are kept; the same command goes on.")
-            raise
-    write_atomically(output, "".join(_lines(output.suffix, texts, done)))
-    partial.unlink()
-    dead = sum(reason == "dead_end" for _, reason in done.values())
-    counts = {"inputs": len(texts), "resumed": resumed, "dead_ends": dead}
-    print(f"wrote {len(texts)} answers to {output}" + f", {resumed} of them before" * bool(resumed))
-    if dead:
-        print(f"note: {dead} are empty, since the constraints left nothing to write")
-    return counts
+    try:
+        yield
+        Path(lock.lock_file).unlink(missing_ok=True)
+    finally:
+        lock.release()
 
 
 # Position of an input -> its output and finish reason.
@@ -171,13 +163,11 @@ def _lines(suffix: str, texts: list[str], done: Done) -> Iterator[str]:
             yield " ".join(answer.splitlines()) + "\n"
 
 
-def _fingerprint(options: Generate, texts: list[str]) -> str:
+def _fingerprint(source: dict[str, Any], config: GenerationConfig, texts: list[str]) -> str:
     """Return a digest of everything that the outputs depend on, equal if they may be mixed."""
-    fields = {**vars(options), **vars(options.generation)}
-    for name in ("input", "column", "output", "overwrite", "generation", "batch_size"):
-        del fields[name]
-    fields["dtype"] = resolve_dtype(options.dtype)
-    model = Path(options.model).expanduser()
+    fields = {**source, **vars(config), "dtype": resolve_dtype(source["dtype"])}
+    del fields["batch_size"]
+    model = Path(source["model"]).expanduser()
     if model.exists():
         files = sorted(model.rglob("*")) if model.is_dir() else [model]
         stats = [(str(file), file.stat()) for file in files if file.is_file()]
@@ -238,9 +228,3 @@ def _journal(partial: Path, header: dict[str, Any], done: Done):
             os.fsync(file.fileno())
 
         yield write
-
-
-def _progress_bar(total: int, initial: int):
-    from tqdm import tqdm
-
-    return tqdm(total=total, initial=initial, unit="text", desc="generating", dynamic_ncols=True)

@@ -83,9 +83,9 @@ def test_docs_options_exist():
 
     from t5jax.cli.convert import Convert
     from t5jax.cli.evaluate import Evaluate
+    from t5jax.cli.generate import Generate
     from t5jax.cli.inspect import Inspect
     from t5jax.cli.plan import Plan
-    from t5jax.recipes.batch_inference import Generate
     from t5jax.recipes.finetune_config import FinetuneConfig
     from t5jax.recipes.pretrain import PretrainConfig
 

@@ -1,19 +1,13 @@
 """A file of answers: in order, each once, also after a process was killed."""
 
-import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import tyro
 
 from t5jax.generation import GenerationConfig
 from t5jax.recipes import batch_inference
-from t5jax.recipes.batch_inference import Generate, _generate, generate_file
+from t5jax.recipes.batch_inference import _generate, generate_file
 
 LIMIT = 12
 
@@ -25,28 +19,20 @@ def folder(t5, tmp_path_factory):
     return path
 
 
-@pytest.fixture(autouse=True)
-def keeps_no_programs(monkeypatch):
-    monkeypatch.setattr(batch_inference, "enable_compilation_cache", lambda: None)
-
-
 def command(folder, tmp_path, texts, *, output="out.txt", source="in.txt", **options):
     path = tmp_path / source
     if source.endswith(".jsonl"):
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     elif source.endswith(".txt"):
         path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
-    command_options = {
-        name: options.pop(name) for name in ("weights", "overwrite") if name in options
+    arguments = {name: options.pop(name) for name in ("weights", "overwrite") if name in options}
+    return arguments | {
+        "model": str(folder),
+        "input": str(path),
+        "output": str(tmp_path / output),
+        "dtype": "float32",
+        "config": GenerationConfig(**({"max_new_tokens": LIMIT, "batch_size": 3} | options)),
     }
-    return Generate(
-        model=str(folder),
-        input=str(path),
-        output=str(tmp_path / output),
-        dtype="float32",
-        **command_options,
-        generation=GenerationConfig(**({"max_new_tokens": LIMIT, "batch_size": 3} | options)),
-    )
 
 
 def lines(path):
@@ -57,15 +43,15 @@ def test_run_writes_a_line_for_every_line_in_order(t5, texts, folder, tmp_path):
     given = [texts[3], *texts, texts[3]]  # lines that are alike, and an empty one
     assert "" in given
     options = command(folder, tmp_path, given)
-    assert generate_file(options) == {"inputs": len(given), "resumed": 0, "dead_ends": 0}
-    assert lines(options.output) == t5.generate(given, max_new_tokens=LIMIT)
+    assert generate_file(**options) == (len(given), 0, 0, None)
+    assert lines(options["output"]) == t5.generate(given, max_new_tokens=LIMIT)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.txt"]
 
 
 def test_run_writes_objects_with_input_output_and_reason(t5, texts, folder, tmp_path):
     options = command(folder, tmp_path, texts, source="in.jsonl", output="out.jsonl", num_beams=2)
-    generate_file(options)
-    found = [json.loads(line) for line in lines(options.output)]
+    generate_file(**options)
+    found = [json.loads(line) for line in lines(options["output"])]
     expected = [row[0] for row in t5.generate_outputs(texts, max_new_tokens=LIMIT, num_beams=2)]
     assert [one["input"] for one in found] == texts
     assert [one["output"] for one in found] == [one.text for one in expected]
@@ -75,8 +61,8 @@ def test_run_writes_objects_with_input_output_and_reason(t5, texts, folder, tmp_
 def test_run_draws_what_generate_draws(t5, texts, folder, tmp_path):
     draws = {"temperature": 1.0, "seed": 5}
     options = command(folder, tmp_path, texts, **draws)
-    generate_file(options)
-    assert lines(options.output) == t5.generate(texts, max_new_tokens=LIMIT, **draws)
+    generate_file(**options)
+    assert lines(options["output"]) == t5.generate(texts, max_new_tokens=LIMIT, **draws)
 
 
 def run_interrupted(options, *, after):
@@ -92,7 +78,7 @@ def run_interrupted(options, *, after):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch_inference, "_generate", some)
         with pytest.raises(KeyboardInterrupt):
-            generate_file(options)
+            generate_file(**options)
 
 
 @pytest.mark.parametrize("cut", [0, 5])
@@ -100,22 +86,26 @@ def test_run_goes_on_where_it_was_interrupted(t5, texts, folder, tmp_path, cut):
     given = texts * 2
     options = command(folder, tmp_path, given, temperature=1.0, seed=2)
     run_interrupted(options, after=2)
-    partial = Path(options.output + ".partial")
-    assert not Path(options.output).exists()
+    partial = Path(options["output"] + ".partial")
+    assert not Path(options["output"]).exists()
     content = partial.read_bytes()
     assert content.count(b"\n") == 1 + 6
     partial.write_bytes(content[: len(content) - cut])  # as a crash in the middle of a line
-    counts = generate_file(options)
-    assert counts == {"inputs": len(given), "resumed": 6 - (cut > 0), "dead_ends": 0}
+    counts = generate_file(**options)
+    assert counts == (len(given), 6 - (cut > 0), 0, None)
     expected = t5.generate(given, max_new_tokens=LIMIT, temperature=1.0, seed=2)
-    assert lines(options.output) == expected
+    assert lines(options["output"]) == expected
     assert not partial.exists()
 
 
-def test_run_says_how_much_an_interrupted_one_keeps(texts, folder, tmp_path, capsys):
-    run_interrupted(command(folder, tmp_path, texts), after=1)
-    said = f"3 of {len(texts)} answers are kept; the same command goes on."
-    assert said in capsys.readouterr().out
+def test_run_prints_nothing_and_reports_its_progress(texts, folder, tmp_path, capfd):
+    calls = []
+    options = command(folder, tmp_path, texts)
+    run_interrupted(options, after=1)
+    capfd.readouterr()
+    generate_file(**options, progress=lambda *call: calls.append(call))
+    assert capfd.readouterr().out == ""
+    assert calls == [(3, 7), (6, 7), (7, 7)]
 
 
 def test_run_refuses_a_partial_output_of_another_command(texts, folder, tmp_path):
@@ -128,51 +118,50 @@ def test_run_refuses_a_partial_output_of_another_command(texts, folder, tmp_path
     )
     for other in others:
         with pytest.raises(ValueError, match="of one with another model, input or options"):
-            generate_file(command(folder, tmp_path, texts, **other))
+            generate_file(**command(folder, tmp_path, texts, **other))
     with pytest.raises(ValueError, match="of one with another model, input or options"):
-        generate_file(command(folder, tmp_path, texts[1:]))
+        generate_file(**command(folder, tmp_path, texts[1:]))
     # How many are computed at once has no part in the answers.
-    generate_file(command(folder, tmp_path, texts, batch_size=2))
+    generate_file(**command(folder, tmp_path, texts, batch_size=2))
 
 
 @pytest.mark.parametrize("damage", ["{}\n[]", '{"a"\n[]', "[1]\n[2]"])
 def test_run_refuses_a_damaged_partial_output(texts, folder, tmp_path, damage):
     options = command(folder, tmp_path, texts)
-    Path(options.output + ".partial").write_text(damage + "\n")
+    Path(options["output"] + ".partial").write_text(damage + "\n")
     with pytest.raises(ValueError, match="--overwrite"):
-        generate_file(options)
-    generate_file(command(folder, tmp_path, texts, overwrite=True))
-    assert len(lines(options.output)) == len(texts)
+        generate_file(**options)
+    generate_file(**command(folder, tmp_path, texts, overwrite=True))
+    assert len(lines(options["output"])) == len(texts)
 
 
 def test_run_refuses_to_replace_an_output(texts, folder, tmp_path):
     (tmp_path / "out.txt").write_text("kept")
     with pytest.raises(FileExistsError, match="must not be there yet; choose another"):
-        generate_file(command(folder, tmp_path, texts))
+        generate_file(**command(folder, tmp_path, texts))
     assert (tmp_path / "out.txt").read_text() == "kept"
-    generate_file(command(folder, tmp_path, texts[:2], overwrite=True))
+    generate_file(**command(folder, tmp_path, texts[:2], overwrite=True))
     assert len(lines(tmp_path / "out.txt")) == 2
 
 
 def test_run_of_an_empty_file_writes_an_empty_file(folder, tmp_path):
     options = command(folder, tmp_path, [])
-    assert generate_file(options)["inputs"] == 0
-    assert Path(options.output).read_bytes() == b""
+    assert generate_file(**options).inputs == 0
+    assert Path(options["output"]).read_bytes() == b""
 
 
-def test_run_counts_answers_that_constraints_left_empty(t5, folder, tmp_path, capsys):
+def test_run_counts_answers_that_constraints_left_empty(t5, folder, tmp_path):
     every = list(range(t5.config.vocab_size))
     options = command(folder, tmp_path, ["a", "b"], suppress_tokens=every)
-    assert generate_file(options)["dead_ends"] == 2
-    assert lines(options.output) == ["", ""]
-    assert "note: 2 are empty, since the constraints left nothing" in capsys.readouterr().out
+    assert generate_file(**options).dead_ends == 2
+    assert lines(options["output"]) == ["", ""]
 
 
 def test_run_names_an_input_that_is_too_long(texts, folder, tmp_path):
     with pytest.raises(ValueError, match=r"inputs\[3\] must have at most 15 tokens"):
-        generate_file(command(folder, tmp_path, texts, max_input_tokens=15))
+        generate_file(**command(folder, tmp_path, texts, max_input_tokens=15))
     with pytest.warns(UserWarning, match="1 of 7 inputs were cut to 15 tokens"):
-        generate_file(command(folder, tmp_path, texts, max_input_tokens=15, truncate=True))
+        generate_file(**command(folder, tmp_path, texts, max_input_tokens=15, truncate=True))
 
 
 @pytest.mark.parametrize(
@@ -186,29 +175,7 @@ def test_run_names_an_input_that_is_too_long(texts, folder, tmp_path):
 )
 def test_generate_refuses_options_before_it_reads(folder, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        command(folder, tmp_path, [], **options)
-
-
-def test_t5jax_generate_survives_a_kill(t5, texts, folder, tmp_path):
-    """A real process, killed when it has written some answers, and started again."""
-    given = [f"{text} {i}" for i in range(60) for text in texts[:3]]
-    options = command(folder, tmp_path, given)
-    arguments = ["--input", options.input, "--output", options.output, "--batch-size", "1"]
-    code = "from t5jax.cli.main import entry; entry()"
-    argv = [sys.executable, "-c", code, "generate", str(folder), *arguments]
-    argv += ["--max-new-tokens", str(LIMIT), "--dtype", "float32"]
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
-    partial = Path(options.output + ".partial")
-    with subprocess.Popen(argv, env=environment, stderr=subprocess.DEVNULL) as process:
-        while not (partial.exists() and partial.read_bytes().count(b"\n") > 20):
-            assert process.poll() is None
-        process.send_signal(signal.SIGKILL)
-    assert not Path(options.output).exists()
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "of them before" in done.stdout
-    assert lines(options.output) == t5.generate(given, max_new_tokens=LIMIT)
-    assert not partial.exists()
+        generate_file(**command(folder, tmp_path, [], **options))
 
 
 def test_run_goes_on_after_an_interrupt_with_overwrite(t5, texts, folder, tmp_path):
@@ -216,17 +183,17 @@ def test_run_goes_on_after_an_interrupt_with_overwrite(t5, texts, folder, tmp_pa
     options = command(folder, tmp_path, texts, overwrite=True)
     run_interrupted(options, after=1)
     assert (tmp_path / "out.txt").read_text() == "old"
-    assert generate_file(options)["resumed"] == 3
-    assert lines(options.output) == t5.generate(texts, max_new_tokens=LIMIT)
+    assert generate_file(**options).resumed == 3
+    assert lines(options["output"]) == t5.generate(texts, max_new_tokens=LIMIT)
 
 
 def test_run_is_one_process_at_a_time(texts, folder, tmp_path):
     options = command(folder, tmp_path, texts)
     with (
-        batch_inference.filelock.FileLock(options.output + ".lock"),
+        batch_inference.filelock.FileLock(options["output"] + ".lock"),
         pytest.raises(FileExistsError, match="one process, and another one does; wait for it"),
     ):
-        generate_file(options)
+        generate_file(**options)
 
 
 def test_run_goes_on_with_no_other_weights(t5, texts, folder, tmp_path):
@@ -236,35 +203,12 @@ def test_run_goes_on_with_no_other_weights(t5, texts, folder, tmp_path):
     run_interrupted(options, after=1)
     t5.save(model, overwrite=True)
     with pytest.raises(ValueError, match="of one with another model, input or options"):
-        generate_file(options)
+        generate_file(**options)
 
 
 def test_run_leaves_out_blank_lines_of_objects(folder, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n\n{"text": null}\n{"text": "b"}\n\n')
     options = command(folder, tmp_path, [], source="in.csv", output="out.jsonl")
-    options = dataclasses.replace(options, input=str(tmp_path / "in.jsonl"))
-    assert generate_file(options)["inputs"] == 3
-    assert [json.loads(line)["input"] for line in lines(options.output)] == ["a", "", "b"]
-
-
-def test_command_line_lists_every_option_that_it_can_express(t5jax):
-    status, said, _ = t5jax("generate", "--help")
-    assert status == 0
-    options = {field.name for field in dataclasses.fields(GenerationConfig)}
-    listed = {name for name in options if f" --{name.replace('_', '-')} " in said}
-    assert options - listed == {"bad_words_ids", "automaton"}
-
-
-@pytest.mark.usefixtures("own_checks")
-def test_command_line_options_become_a_config():
-    argv = ["MODEL", "--input", "in.txt", "--output", "out.txt", "--decoder-prefix", "the"]
-    argv += ["--num-beams", "3", "--early-stopping", "never", "--stop-strings", "a", "b"]
-    config = tyro.cli(Generate, args=[*argv, "--truncate"]).generation
-    expected = GenerationConfig(
-        decoder_prefix="the",
-        num_beams=3,
-        early_stopping="never",
-        stop_strings=["a", "b"],
-        truncate=True,
-    )
-    assert vars(config) == vars(expected)
+    options = options | {"input": str(tmp_path / "in.jsonl")}
+    assert generate_file(**options).inputs == 3
+    assert [json.loads(line)["input"] for line in lines(options["output"])] == ["a", "", "b"]

@@ -1,0 +1,103 @@
+"""`t5jax generate`: outputs for every row of a file."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, Suppress, arg
+
+from t5jax.decoding import Automaton
+from t5jax.generation import GenerationConfig, Ids
+from t5jax.recipes import generate_file
+from t5jax.runtime import enable_compilation_cache
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Options(GenerationConfig):
+    """A GenerationConfig with the types that a command line can express."""
+
+    decoder_prefix: str | None = None
+    bad_words_ids: Suppress[Sequence[Ids]] = ()
+    automaton: Suppress[Automaton | None] = None
+    truncate: FlagCreatePairsOff[bool] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Generate an output for every line or row of a file.
+
+    Inputs are computed by length, outputs come in their order.  Finished outputs are kept in
+    OUTPUT.partial: after a crash or Ctrl-C, the same command continues from there.
+    """
+
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """Folder, file or hub id of any format that t5jax loads."""
+    input: Annotated[str, arg(metavar="FILE")]
+    """.txt, .jsonl, .json, .csv, .tsv or .parquet, compressed or not."""
+    output: Annotated[str, arg(metavar="FILE")]
+    """.txt with a line for each output, or .jsonl with objects of input, output and
+    finish_reason."""
+    column: str = "text"
+    """Column or key of the input that contains the text."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the weights and of the computation."""
+    weights: Literal["float", "int8"] = "float"
+    """int8 rounds weights, which is fastest on a CPU, and reports the change of the logits."""
+    revision: Annotated[str | None, arg(metavar="NAME")] = None
+    """Branch, tag or commit on the hub."""
+    subfolder: Annotated[str | None, arg(metavar="FOLDER")] = None
+    """Folder of the model in a folder or repository of several."""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """Replace the output, and the partial output of another command."""
+    generation: OmitArgPrefixes[Annotated[GenerationConfig, arg(constructor=_Options)]] = _Options()
+    """Options of the generation."""
+
+
+def generate(options: Generate) -> None:
+    """Generate an output for every row of a file, and print a summary.
+
+    Raises:
+      ValueError: an input is too long, a file has another format, or the partial output is of
+        another command.
+      FileExistsError: the output exists, or another process writes it.
+    """
+    from tqdm import tqdm
+
+    enable_compilation_cache()
+    bar: tqdm | None = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(
+                total=total, initial=done, unit="text", desc="generating", dynamic_ncols=True
+            )
+        bar.update(done - bar.n)
+
+    try:
+        report = generate_file(
+            options.model,
+            options.input,
+            options.output,
+            column=options.column,
+            config=options.generation,
+            dtype=options.dtype,
+            weights=options.weights,
+            revision=options.revision,
+            subfolder=options.subfolder,
+            overwrite=options.overwrite,
+            progress=progress,
+        )
+    except KeyboardInterrupt:
+        if bar is not None:
+            print(f"\n{bar.n} of {bar.total} answers are kept; the same command goes on.")
+        raise
+    finally:
+        if bar is not None:
+            bar.close()
+    if report.logit_error:
+        print(f"int8 weights: {report.logit_error}")
+    before = f", {report.resumed} of them before" if report.resumed else ""
+    print(f"wrote {report.inputs} answers to {options.output}{before}")
+    if report.dead_ends:
+        print(f"note: {report.dead_ends} are empty, since the constraints left nothing to write")
