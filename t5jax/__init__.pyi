@@ -25,6 +25,7 @@ from .generation.config import (
 )
 from .generation.outputs import (
     GenerationOutput as GenerationOutput,
+    StreamEvent as StreamEvent,
 )
 from .loading import (
     export_hf as export_hf,
@@ -52,7 +53,6 @@ from .recipes.pretrain_config import (
     PretrainConfig as PretrainConfig,
 )
 from .text2text import (
-    StreamEvent as StreamEvent,
     Text2Text as Text2Text,
 )
 from .training.step import (

@@ -5,7 +5,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Unpack
+from typing import Unpack
 
 import jax
 import numpy as np
@@ -14,12 +14,13 @@ from jaxtyping import Array, Bool, Float, Int
 from t5jax.errors import check_at_least
 from t5jax.generation import (
     Engine,
-    FinishReason,
     GenerationConfig,
     GenerationOutput,
     GenerationOverrides,
+    RankedCandidate,
     Scorer,
     StreamedSequence,
+    StreamEvent,
     StreamingDetokenizer,
     batch_bucket,
     detokenize,
@@ -31,27 +32,6 @@ from t5jax.models import T5, LogitError, Params, T5Config, bind, check_saveable
 from t5jax.ops import is_kernel
 from t5jax.pretrained import save_pretrained
 from t5jax.tokenizers import Tokenizer, encode_with_eos
-
-
-class StreamEvent(NamedTuple):
-    """A piece of an output that `Text2Text.stream` yields."""
-
-    row: int
-    """Position of the input in `texts`."""
-    text: str
-    """The next piece of text; the last one may be empty."""
-    finish_reason: FinishReason | None
-    """Why the output ended, in its last piece."""
-
-
-class RankedCandidate(NamedTuple):
-    """A candidate of `Text2Text.rank`."""
-
-    text: str
-    place: int
-    """Position in the list of candidates."""
-    log_prob: float
-    """Log-probability of all its tokens and EOS, in nats."""
 
 
 class Text2Text:

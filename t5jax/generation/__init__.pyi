@@ -25,6 +25,8 @@ from .engine import (
 )
 from .outputs import (
     GenerationOutput as GenerationOutput,
+    RankedCandidate as RankedCandidate,
+    StreamEvent as StreamEvent,
     TokenAlternative as TokenAlternative,
     make_outputs as make_outputs,
 )

@@ -44,6 +44,27 @@ class GenerationOutput(NamedTuple):
     """Attention of each id to each input token, in every layer and head, if requested."""
 
 
+class StreamEvent(NamedTuple):
+    """A piece of an output that `Text2Text.stream` yields."""
+
+    row: int
+    """Position of the input in `texts`."""
+    text: str
+    """The next piece of text; the last one may be empty."""
+    finish_reason: FinishReason | None
+    """Why the output ended, in its last piece."""
+
+
+class RankedCandidate(NamedTuple):
+    """A candidate of `Text2Text.rank`."""
+
+    text: str
+    place: int
+    """Position in the list of candidates."""
+    log_prob: float
+    """Log-probability of all its tokens and EOS, in nats."""
+
+
 def make_outputs(
     inputs: Sequence[Sequence[int]],
     sequences: Sequence[Sequence[GeneratedSequence]],

@@ -166,8 +166,8 @@ def _attend(plan, queries, keys, values, bias, query_ids, key_ids) -> Any:
 
 
 def _attend_forward(plan, *args):
-    found: Any = _attend(plan, *args)
-    out, total = found
+    outputs: Any = _attend(plan, *args)
+    out, total = outputs
     return (out, total), (*args, out, total)
 
 

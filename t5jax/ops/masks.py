@@ -64,7 +64,7 @@ def segments_from_ids(
     if queries is None or keys is None:
         return Segments(None, None if key_mask is None else key_mask.astype(jnp.int32), causal)
     # From 1, since 0 is what nobody looks at, and padding may look at padding that is not masked.
-    found = keys.astype(jnp.int32) + 1
+    segments = keys.astype(jnp.int32) + 1
     if key_mask is not None:
-        found = jnp.where(key_mask, found, 0)
-    return Segments(queries.astype(jnp.int32) + 1, found, causal)
+        segments = jnp.where(key_mask, segments, 0)
+    return Segments(queries.astype(jnp.int32) + 1, segments, causal)

@@ -54,7 +54,7 @@ def pallas_attend(
     if bias is None:
         bias = jnp.zeros((heads, query_len + key_len - 1), jnp.float32)
     query_ids, key_ids = segments.ids(batch, query_len, key_len)
-    found: Any = _attend(
+    outputs: Any = _attend(
         plan,
         jnp.pad(queries, ((0, 0), (0, 0), (0, rows), (0, 0))),
         jnp.pad(keys, ((0, 0), (0, 0), (0, columns), (0, 0))),
@@ -63,7 +63,7 @@ def pallas_attend(
         jnp.pad(query_ids, ((0, 0), (0, rows)), constant_values=-1)[:, :, None],
         jnp.pad(key_ids, ((0, 0), (0, columns)))[:, None, :],
     )
-    out, total = found
+    out, total = outputs
     return fill_unattended(out[:, :, :query_len], total[:, :, :query_len, 0] == _MOST, values)
 
 
@@ -135,8 +135,8 @@ def _attend(plan, queries, keys, values, bias, query_ids, key_ids) -> Any:
 
 
 def _attend_forward(plan, *args):
-    found: Any = _attend(plan, *args)
-    out, total = found
+    outputs: Any = _attend(plan, *args)
+    out, total = outputs
     # As one number a query: a last axis of 1 would be stored as 128.
     return (out, total), (*args, out, total[..., 0])
 

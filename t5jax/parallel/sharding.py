@@ -214,5 +214,5 @@ def check_lengths(lengths: Mapping[str, int], *, mesh: Mesh) -> None:
 def _parts(mesh: Mesh) -> tuple[int, ...]:
     """The parts of a batch that lie on devices of this process."""
     where = NamedSharding(mesh, BATCH_SPEC)
-    found = where.addressable_devices_indices_map((num_shards(mesh),)).values()
-    return tuple(sorted({index[0].start or 0 for index in found if index is not None}))
+    indices = where.addressable_devices_indices_map((num_shards(mesh),)).values()
+    return tuple(sorted({index[0].start or 0 for index in indices if index is not None}))
