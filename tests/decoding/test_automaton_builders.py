@@ -256,7 +256,7 @@ def test_from_edges_needs_no_edges():
     [
         ({0: {11: 1}}, [1], r"tokens must be in \[0, 11\), the vocabulary, got 11 after state 0;"),
         ({0: {-1: 1}}, [1], "got -1 after state 0;"),
-        ({0: {3: -1}}, [1], r"states must be in \[0, 16777216\), got -1; number them so"),
+        ({0: {3: -1}}, [1], r"states must be in \[0, 16777216\), got -1;"),
         ({-2: {3: 1}}, [1], "got -2;"),
         ({0: {3: 1}}, [-1], "got -1;"),
         ({0: {3: 10**12}}, [1], "got 1000000000000;"),
