@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from t5jax.checkpoint import CheckpointChoice
 from t5jax.data import Empty, PairLimits, TooLong
+from t5jax.errors import check_at_least
 from t5jax.generation import GenerationConfig
 from t5jax.optim import OptimizerConfig, ScheduleConfig
 from t5jax.training import RunConfig
@@ -82,9 +83,16 @@ class FinetuneConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self._check_counts(
-            *("input_length", "target_length", "size_limit", "eval_examples", "eval_batch_size"),
-            *("num_beams", "final_num_beams", "average"),
+        check_at_least(
+            1,
+            input_length=self.input_length,
+            target_length=self.target_length,
+            size_limit=self.size_limit,
+            num_beams=self.num_beams,
+            final_num_beams=self.final_num_beams,
+            eval_examples=self.eval_examples,
+            eval_batch_size=self.eval_batch_size,
+            average=self.average,
         )
         if self.checkpoint is not None and self.model != "tiny":
             raise ValueError(

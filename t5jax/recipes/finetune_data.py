@@ -71,15 +71,15 @@ def read_task_texts(tasks: Sequence[Task], *, say: Say) -> TaskTexts:
     Raises:
       FileNotFoundError, ValueError: as from `read_split`.
     """
-    found = TaskTexts({task.name: read_split(task, "train") for task in tasks}, {})
+    texts = TaskTexts({task.name: read_split(task, "train") for task in tasks}, {})
     for task in tasks:
         for split in _HELDOUT:
             examples = read_split(task, split)
             if examples:
-                found.heldout[task.name, split] = examples
-                for line in _shared(found.train, examples, task.name, split):
+                texts.heldout[task.name, split] = examples
+                for line in _shared(texts.train, examples, task.name, split):
                     say(line)
-    return found
+    return texts
 
 
 def _shared(
@@ -105,9 +105,9 @@ def tokenize_pairs(
     Raises:
       ValueError: as from `apply_limits`.
     """
-    found = {}
+    pairs = {}
     for name, examples in texts.train.items():
-        found[name], counts = apply_limits(
+        pairs[name], counts = apply_limits(
             [encode_with_eos(tokenizer, one.input) for one in examples],
             [encode_with_eos(tokenizer, one.references[0]) for one in examples],
             limits=limits,
@@ -115,7 +115,7 @@ def tokenize_pairs(
         )
         for line in _account(counts, limits):
             say(f"task {name!r}: {line}")
-    return found
+    return pairs
 
 
 def validation_splits(
@@ -201,12 +201,12 @@ def print_mixture(pairs: Mapping[str, Pairs], shares: Mapping[str, float]) -> No
 
 
 def data_digest(pairs: Mapping[str, Pairs], trials: Sequence[EvalSplit]) -> str:
-    """What tells the data of one run from another's: training and validation, not the test."""
-    found = hashlib.sha256(pairs_digest(pairs).encode())
+    """Return a hash of the training and validation data, without the test data."""
+    digest = hashlib.sha256(pairs_digest(pairs).encode())
     for one in trials:
         if one.split == "validation":
-            found.update(f"{one.task.name} {list(one.examples)!r}\n".encode())
-    return found.hexdigest()
+            digest.update(f"{one.task.name} {list(one.examples)!r}\n".encode())
+    return digest.hexdigest()
 
 
 def _check_inputs(inputs: Sequence[list[int]], limits: PairLimits, where: str, say: Say) -> None:

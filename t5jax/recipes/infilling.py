@@ -1,4 +1,4 @@
-"""Fills the blanks of sentences with what a model writes, beside what stood there."""
+"""Fill in the blanks of sentences, next to the words that were blanked."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,21 +14,21 @@ _SENTENCE = re.compile(r"(?<!\S)[A-Z][A-Za-z0-9,;:'()\- ]{60,140}\.(?!\S)")
 
 
 def plain_sentences(documents: Iterable[str], *, count: int) -> list[str]:
-    """The first sentence of plain English in each of the first `count` documents that have one."""
-    found: list[str] = []
+    """Return the first plain English sentence of each of the first `count` documents with one."""
+    sentences: list[str] = []
     for document in documents:
         match = _SENTENCE.search(" ".join(document.split()))
-        if match and match.group() not in found and len(match.group().split()) >= 8:
-            found.append(match.group())
-        if len(found) == count:
+        if match and match.group() not in sentences and len(match.group().split()) >= 8:
+            sentences.append(match.group())
+        if len(sentences) == count:
             break
-    return found
+    return sentences
 
 
 def hide_words(
     sentence: str, *, num_blanks: int, words_in_blank: int, rng: np.random.Generator
 ) -> tuple[str, list[str]]:
-    """Replaces runs of words by `<extra_id_0>`, `<extra_id_1>`, ...
+    """Replace runs of words by `<extra_id_0>`, `<extra_id_1>`, ...
 
     The first and the last word stay, and a word between blanks.
 
@@ -54,7 +54,7 @@ def hide_words(
 def fill_blanks(
     t5: Text2Text, texts: Sequence[str], *, max_new_tokens: int = 32
 ) -> list[list[str]]:
-    """What the model writes for every `<extra_id_k>` of every text; "" where it writes nothing."""
+    """Generate the text of every `<extra_id_k>` of every text, "" for those left out."""
     tokenizer = t5.tokenizer
     if tokenizer is None:
         raise ValueError("t5 must have a tokenizer to fill in text, got None; load it with one.")
@@ -72,7 +72,7 @@ def fill_blanks(
 def read_spans(
     ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer, *, count: int
 ) -> dict[int, str]:
-    """The text behind each of the first `count` sentinels of a written sequence, by its number.
+    """Return the text after each of the first `count` sentinels of a sequence, by its number.
 
     It ends at EOS, or where the sentinel after those begins a span that nobody asked for.
     """
@@ -94,7 +94,7 @@ def read_spans(
 
 
 def show_blanks(t5: Text2Text, sentences: Sequence[str], *, seed: int) -> Iterator[str]:
-    """Each sentence with two blanks, as `[what stood there -> what the model writes]`."""
+    """Yield each sentence with two blanks, as `[what stood there -> what the model writes]`."""
     rng = np.random.default_rng(seed)
     blanked = [hide_words(s, num_blanks=2, words_in_blank=2, rng=rng) for s in sentences]
     guesses = fill_blanks(t5, [text for text, _ in blanked])

@@ -4,6 +4,7 @@ import dataclasses
 
 from t5jax.data import DataConfig
 from t5jax.data.objectives import Objective, SpanCorruption, SpanCorruptionConfig
+from t5jax.errors import check_at_least
 from t5jax.optim import OptimizerConfig, ScheduleConfig
 from t5jax.tokenizers import Tokenizer
 from t5jax.training import UNRECORDED as UNRECORDED_IN_ALL_RUNS, RunConfig
@@ -41,7 +42,7 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self._check_counts("eval_examples")
+        check_at_least(1, eval_examples=self.eval_examples)
         self.corruption.lengths(self.input_length)  # raises if no text fits
 
     @property

@@ -58,13 +58,13 @@ class EvalSplit(NamedTuple):
         )
 
     def predictions(self, t5: Text2Text, options: GenerationConfig) -> list[str]:
-        """What the model writes for each input, after the task's `postprocess`."""
+        """Generate an output for each input, after the task's `postprocess`."""
         assert t5.tokenizer is not None
         sequences = t5.engine.generate(self.inputs, options)
         return [self._processed(t5.tokenizer.decode(one.ids)) for (one,) in sequences]
 
     def references(self) -> list[list[str]]:
-        """What is right for each input, after the task's `postprocess`."""
+        """Return the references of each input, after the task's `postprocess`."""
         return [[self._processed(text) for text in one.references] for one in self.examples]
 
     def scores(self, predictions: Sequence[str]) -> dict[str, float]:
@@ -72,13 +72,13 @@ class EvalSplit(NamedTuple):
 
         Such as the correlation of numbers, where a prediction is no number.
         """
-        found, references = {}, self.references()
+        scores, references = {}, self.references()
         for name in self.task.metrics:
             try:
-                found[name] = self._measure(name, predictions, references)
+                scores[name] = self._measure(name, predictions, references)
             except ValueError:
-                found[name] = math.nan
-        return found
+                scores[name] = math.nan
+        return scores
 
     def check(self) -> None:
         """Measures the references themselves, so that what cannot be measured is known early.
@@ -101,7 +101,7 @@ class EvalSplit(NamedTuple):
         return compute_metrics([name], predictions, references, options)[name].score
 
     def write(self, path: Path, predictions: Sequence[str]) -> None:
-        """Writes predictions beside inputs and references, as `t5jax evaluate` reads them."""
+        """Write predictions with inputs and references, as `t5jax evaluate` reads them."""
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = zip(self.examples, predictions, self.references(), strict=True)
         lines = (
@@ -231,7 +231,7 @@ def _loss_batches(
 
 def results_table(results: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     """Lines of a table of results, task -> metric -> percent."""
-    for task, found in results.items():
-        yield f"{task}: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items())
+    for task, scores in results.items():
+        yield f"{task}: " + ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
     if len(results) > 1:
         yield f"score over tasks: {mean_score(results):.2f}"

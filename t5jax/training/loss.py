@@ -205,8 +205,8 @@ def _forward(
             jnp.exp(logits - higher[..., None]), axis=-1
         )
         hit = (targets[..., None, None] == ids) & new
-        found = jnp.max(jnp.where(hit, logits, -jnp.inf), axis=-1)
-        return (higher, total, jnp.maximum(target, found)), None
+        target_logit = jnp.max(jnp.where(hit, logits, -jnp.inf), axis=-1)
+        return (higher, total, jnp.maximum(target, target_logit)), None
 
     shape = (*rows.shape[:-1], plan.num_parts)
     start = (

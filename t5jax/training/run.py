@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from t5jax.data import ExampleSource
+from t5jax.errors import check_at_least
 from t5jax.fileio import is_temporary, read_json_object, write_atomically
 from t5jax.models import COMPUTE_FIELDS, Remat, T5Config, resolve_dtype
 from t5jax.optim import OptimizerConfig
@@ -65,7 +66,7 @@ class RunConfig:
     """Of initial parameters, dropout, and what is random about the data."""
 
     def __post_init__(self):
-        self._check_counts("batch_size", "dropout_steps")
+        check_at_least(1, batch_size=self.batch_size, dropout_steps=self.dropout_steps)
         if self.dropout_steps is not None and not self.dropout_rate:
             raise ValueError(
                 f"dropout_rate must be above 0 for dropout_steps={self.dropout_steps}, got "
@@ -84,13 +85,6 @@ class RunConfig:
             )
         if self.model != "tiny" and not self.model.endswith(".json"):
             T5Config.preset(self.model)
-
-    def _check_counts(self, *names: str) -> None:
-        """Raise ValueError if one of these options is set and less than 1."""
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
 
     @property
     def folder(self) -> Path:

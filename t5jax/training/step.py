@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Int
 
+from t5jax.errors import check_at_least
 from t5jax.models import PARTITION_RULES, Params, T5Config, bind, init_params
 from t5jax.parallel import (
     BATCH_AXES,
@@ -55,16 +56,12 @@ class StepConfig:
     is evaluated and used."""
 
     def __post_init__(self):
-        if self.z_loss < 0:
-            raise ValueError(f"z_loss must be at least 0, got {self.z_loss}; T5 uses 1e-4.")
+        check_at_least(0, "T5 uses 1e-4", z_loss=self.z_loss)
+        check_at_least(1, accumulate=self.accumulate, vocab_chunks=self.vocab_chunks)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(
                 f"label_smoothing must be in [0, 1), got {self.label_smoothing}; 0.1 is usual."
             )
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}.")
-        if self.vocab_chunks is not None and self.vocab_chunks < 1:
-            raise ValueError(f"vocab_chunks must be at least 1, got {self.vocab_chunks}.")
         if self.spike_factor is not None and self.spike_factor <= 1:
             raise ValueError(
                 f"spike_factor must be above 1, got {self.spike_factor}; 10 is a sane choice."

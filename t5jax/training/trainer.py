@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from t5jax.checkpoint import CheckpointManager
 from t5jax.data import Batch
+from t5jax.errors import check_at_least
 from t5jax.models import Params
 from t5jax.parallel import StopVote, global_batch_size, print_once, shard_batch
 from t5jax.profiling import Profiler, StepTimer, peak_memory_bytes
@@ -62,11 +63,10 @@ class FitConfig:
     next 5 steps."""
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            minimum = 0 if field.name == "keep_best" else 1
-            if isinstance(value, int) and value < minimum:
-                raise ValueError(f"{field.name} must be at least {minimum}, got {value}.")
+        counts = dataclasses.asdict(self)
+        check_at_least(0, keep_best=counts.pop("keep_best"))
+        del counts["profile_steps"]
+        check_at_least(1, **counts)
         if (
             self.profile_steps is not None
             and not 1 <= self.profile_steps[0] <= self.profile_steps[1]
