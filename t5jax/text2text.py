@@ -1,9 +1,7 @@
 """A T5 with its tokenizer, from text to text."""
 
 import os
-import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Unpack
 
@@ -25,6 +23,7 @@ from t5jax.generation import (
     batch_bucket,
     detokenize,
     length_bucket,
+    limit_lengths,
     make_outputs,
     override_config,
 )
@@ -279,8 +278,12 @@ class Text2Text:
                 f"{ids.min()} to {ids.max()}; another tokenizer made them."
             )
         inputs = [_strip_masked(row) for row in np.where(mask, tokens.astype(np.int64), -1)]
-        inputs = self._limit_lengths(
-            "encoder_tokens", inputs, max_tokens=config.max_input_tokens, truncate=config.truncate
+        inputs = limit_lengths(
+            inputs,
+            config.max_input_tokens,
+            truncate=config.truncate,
+            eos_id=self.config.eos_id,
+            name="encoder_tokens",
         )
         sequences = [row[0] for row in self.engine.generate(inputs, config)]
         width = config.max_new_tokens + max((one.prefix_len for one in sequences), default=0)
@@ -529,7 +532,9 @@ class Text2Text:
         tokenizer = self._require_tokenizer()
         _check_texts(name, texts)
         inputs = [encode_with_eos(tokenizer, text) for text in texts]
-        return self._limit_lengths(name, inputs, max_tokens=max_tokens, truncate=truncate)
+        return limit_lengths(
+            inputs, max_tokens, truncate=truncate, eos_id=tokenizer.eos_id, name=name
+        )
 
     def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
         """Write config, parameters and tokenizer to a folder that `t5jax.load` reads.
@@ -550,33 +555,6 @@ class Text2Text:
                 "spiece.model into its folder, or call generate_ids with ids of your own."
             )
         return self._tokenizer
-
-    def _limit_lengths(
-        self, name: str, inputs: list[list[int]], *, max_tokens: int, truncate: bool
-    ) -> list[list[int]]:
-        too_long = [i for i, ids in enumerate(inputs) if len(ids) > max_tokens]
-        for i in too_long:
-            if not truncate:
-                raise ValueError(
-                    f"{name}[{i}] must have at most {max_tokens} tokens, got {len(inputs[i])}; "
-                    "shorten it, raise max_input_tokens, or cut it with truncate=True."
-                )
-            inputs[i] = [*inputs[i][: max_tokens - 1], self.config.eos_id]
-        if too_long:
-            listed = ", ".join(f"{name}[{i}]" for i in too_long[:3])
-            _warn_caller(
-                f"{len(too_long)} of {len(inputs)} {name} were cut to {max_tokens} tokens: "
-                f"{listed}{', ...' * (len(too_long) > 3)}."
-            )
-        return inputs
-
-
-def _warn_caller(message: str) -> None:
-    """Warn with the place of the user's call, or on Python 3.11 with a place near it."""
-    if sys.version_info >= (3, 12):
-        warnings.warn(message, skip_file_prefixes=(os.path.dirname(__file__),), stacklevel=2)
-    else:
-        warnings.warn(message, stacklevel=5)
 
 
 def _strip_masked(ids: np.ndarray) -> list[int]:

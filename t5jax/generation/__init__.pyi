@@ -3,6 +3,7 @@
 from .batching import (
     batch_bucket as batch_bucket,
     length_bucket as length_bucket,
+    limit_lengths as limit_lengths,
     pad_batch as pad_batch,
 )
 from .config import (

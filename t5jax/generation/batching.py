@@ -1,12 +1,17 @@
 """Batches of a few shapes: a program is compiled for each, so lengths are padded to buckets."""
 
+import sys
+import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 SMALLEST_BUCKET = 16
+
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 class InputBatch(NamedTuple):
@@ -83,3 +88,44 @@ def batches_by_length(
         num_rows = min(batch_bucket(len(indices)), batch_size)
         tokens, mask = pad_batch([inputs[i] for i in indices], pad_id=pad_id, num_rows=num_rows)
         yield InputBatch(indices, tokens, mask)
+
+
+def limit_lengths(
+    inputs: Sequence[list[int]], max_tokens: int, *, truncate: bool, eos_id: int, name: str
+) -> list[list[int]]:
+    """Refuse inputs of too many tokens, or cut them.
+
+    Args:
+      inputs: ids of every input, with EOS.
+      max_tokens: maximum number of ids of an input, EOS included.
+      truncate: cut longer inputs, with a warning, instead of refusing them.
+      eos_id: ends an input that is cut.
+      name: name of the inputs in messages.
+    Returns:
+      The inputs, each of at most `max_tokens` ids.
+    Raises:
+      ValueError: an input is too long and may not be cut.
+    """
+    too_long = [i for i, ids in enumerate(inputs) if len(ids) > max_tokens]
+    if not too_long:
+        return list(inputs)
+    if not truncate:
+        i = too_long[0]
+        raise ValueError(
+            f"{name}[{i}] must have at most {max_tokens} tokens, got {len(inputs[i])}; shorten it, "
+            "raise max_input_tokens, or cut it with truncate=True."
+        )
+    listed = ", ".join(f"{name}[{i}]" for i in too_long[:3])
+    _warn_caller(
+        f"{len(too_long)} of {len(inputs)} {name} were cut to {max_tokens} tokens: "
+        f"{listed}{', ...' * (len(too_long) > 3)}."
+    )
+    return [[*ids[: max_tokens - 1], eos_id] if len(ids) > max_tokens else ids for ids in inputs]
+
+
+def _warn_caller(message: str) -> None:
+    """Warn with the place of the user's call, or on Python 3.11 with a place near it."""
+    if sys.version_info >= (3, 12):
+        warnings.warn(message, skip_file_prefixes=(_PACKAGE,), stacklevel=2)
+    else:
+        warnings.warn(message, stacklevel=5)

@@ -64,7 +64,14 @@ class StreamingDetokenizer:
 def detokenize(
     tokenizer: Tokenizer, ids: Sequence[int], *, stop_strings: Sequence[str], prefix_len: int
 ) -> str:
-    """Decode ids up to the first stop string after the prefix."""
+    """Decode ids up to the first stop string after the prefix.
+
+    Args:
+      tokenizer: decodes the ids.
+      ids: ids with the prefix.
+      stop_strings: the text ends before the first of them.
+      prefix_len: number of ids in which stop strings do not count.
+    """
     text = tokenizer.decode(ids)
     if not stop_strings:
         return text

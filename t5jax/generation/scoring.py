@@ -198,7 +198,14 @@ def encode_batch(
     *,
     config: T5Config,
 ) -> Float[Array, "B S D"]:
-    """Return the final encoder states."""
+    """Return the final encoder states.
+
+    Args:
+      params: parameters of the model.
+      encoder_tokens: input ids.
+      encoder_mask: True on input ids that are not padding.
+      config: config of the model.
+    """
     return bind(config, params).encode(encoder_tokens, encoder_mask=encoder_mask)
 
 
@@ -210,8 +217,16 @@ def embed_batch(
     *,
     config: T5Config,
 ) -> Float[Array, "B E"]:
-    """Return the mean of the final encoder states, projected if the model has a projection, and
-    scaled to length 1."""
+    """Return the mean of the final encoder states, scaled to length 1.
+
+    It is projected first if the model has a projection.
+
+    Args:
+      params: parameters of the model.
+      encoder_tokens: input ids.
+      encoder_mask: True on input ids that are not padding.
+      config: config of the model.
+    """
     bound = bind(config, params)
     states = bound.encode(encoder_tokens, encoder_mask=encoder_mask).astype(jnp.float32)
     weights = encoder_mask.astype(jnp.float32)[..., None]
@@ -273,7 +288,15 @@ def cross_attention_weights(
     *,
     config: T5Config,
 ) -> Float[Array, "L B N T S"]:
-    """Return the cross-attention weights of every decoder token."""
+    """Return the cross-attention weights of every decoder token.
+
+    Args:
+      params: parameters of the model.
+      encoder_tokens: input ids.
+      encoder_mask: True on input ids that are not padding.
+      decoder_tokens: decoder input ids.
+      config: config of the model.
+    """
     return bind(config, params).cross_attention_weights(
         encoder_tokens, decoder_tokens, encoder_mask=encoder_mask
     )
