@@ -14,17 +14,19 @@ import time
 import jax
 import jax.numpy as jnp
 
-from t5jax.models import T5Config, abstract_params, bind, init_params
+from t5jax.models import ComputePolicy, T5Config, abstract_params, bind, init_params
 
 WAYS = ("plain", "blockwise")
 
 
 def gradient(way: str, *, length: int, batch: int, remat: str):
     """The compiled gradient of a sum over encoder states, and what it takes."""
-    config = T5Config.preset("t5-small", num_decoder_layers=0, attention=way, remat=remat)
+    config = T5Config.preset("t5-small", num_decoder_layers=0)
+    policy = ComputePolicy(attention=way, remat=remat)
 
     def total(params, tokens):
-        states = bind(config, params).encode(tokens, encoder_mask=tokens != config.pad_id)
+        model = bind(config, params, policy=policy)
+        states = model.encode(tokens, encoder_mask=tokens != config.pad_id)
         return jnp.sum(jnp.square(states))
 
     tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)

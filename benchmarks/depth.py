@@ -15,17 +15,18 @@ from typing import Any
 
 import jax
 
-from t5jax.models import T5Config
+from t5jax.models import ComputePolicy, T5Config
 from t5jax.parallel import MeshConfig
 from t5jax.planning import Workload, lower_step, slice_devices
 
 
 def compile_seconds(options: argparse.Namespace, depth: int, devices: Sequence[Any]) -> float:
     """Seconds to trace, lower and compile a step of a model as deep as that."""
-    config = T5Config.preset(options.model, dtype="bfloat16", remat=options.remat)
+    config = T5Config.preset(options.model)
     config = config.replace(num_encoder_layers=depth, num_decoder_layers=depth)
     task = Workload(
         config=config,
+        policy=ComputePolicy(dtype="bfloat16", remat=options.remat),
         mesh=MeshConfig(),
         batch_size=2 * len(devices),
         input_length=512,

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import transformers
 
-from t5jax.models import T5Config, is_stacked
+from t5jax.models import ComputePolicy, T5Config, is_stacked
 from t5jax.optim import OptimizerConfig, ScheduleConfig, learning_rate_schedule, make_optimizer
 from t5jax.parallel import MeshConfig, make_mesh, shard_batch
 from t5jax.runtime import keep_memory
@@ -51,7 +51,7 @@ def make_batch(options: argparse.Namespace, vocab_size: int) -> dict[str, np.nda
 
 def ours(options: argparse.Namespace, dtype: str) -> Callable[[], float]:
     """A function that makes one step and returns its loss."""
-    config = T5Config.preset(options.model, dtype=dtype, dropout_rate=0.1, remat=options.remat)
+    config = T5Config.preset(options.model, dropout_rate=0.1)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     rate = ScheduleConfig(name="constant", learning_rate=1e-3, warmup_steps=0)
     tx = make_optimizer(
@@ -63,6 +63,7 @@ def ours(options: argparse.Namespace, dtype: str) -> Callable[[], float]:
     step = make_train_step(
         config,
         tx,
+        policy=ComputePolicy(dtype=dtype, remat=options.remat),
         schedule=learning_rate_schedule(rate, total_steps=100),
         mesh=mesh,
         options=step_options,

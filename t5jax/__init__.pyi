@@ -32,6 +32,7 @@ from .loading import (
     load as load,
 )
 from .models.config import (
+    ComputePolicy as ComputePolicy,
     T5Config as T5Config,
 )
 from .optim.optimizer import (

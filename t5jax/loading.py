@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from t5jax.models import check_saveable, quantize_params
-from t5jax.models.t5 import resolve_dtype
+from t5jax.models import ComputePolicy, check_saveable, quantize_params, resolve_dtype
 from t5jax.pretrained import Weights, load_pretrained
 from t5jax.pretrained.hf import save_hf
 from t5jax.text2text import Text2Text
@@ -38,8 +37,8 @@ def load(
         the memory and the fastest on a CPU.  The change of the logits is measured, as
         `logit_error`.  Such a model cannot be saved.
       encoder_only: load no decoder; the model encodes and embeds.
-      mesh: mesh to shard parameters over, by `PARTITION_RULES`; no host holds more than its shards.
-        Without one they are on the first device.
+      mesh: mesh to shard parameters over, by the rules of the model's family; no host holds more
+        than its shards.  Without one they are on the first device.
       tokenizer: defaults to the tokenizer of the model.
       revision: branch, tag or commit on the hub.
       subfolder: folder of the model among others, such as "text_encoder_2".
@@ -50,7 +49,7 @@ def load(
       ConnectionError: the hub cannot be reached and the model is not in its cache.
       ValueError: the files do not contain a T5, or do not fit together.
     """
-    compute_dtype = resolve_dtype(dtype)
+    policy = ComputePolicy(dtype=resolve_dtype(dtype))
     if weights not in ("float", "int8"):
         raise ValueError(f"weights must be 'float' or 'int8', got {weights!r}.")
     if weights == "int8" and (mesh is not None or encoder_only):
@@ -63,11 +62,10 @@ def load(
         dtype=np.dtype(jnp.float32 if dtype == "auto" else dtype),
         mesh=mesh,
     )
-    config = config.replace(dtype=compute_dtype)
     error = None
     if weights == "int8":
-        params, error = quantize_params(params, config)
-    return Text2Text(config, params, tokenizer or own_tokenizer, logit_error=error)
+        params, error = quantize_params(params, config, policy=policy)
+    return Text2Text(config, params, tokenizer or own_tokenizer, policy=policy, logit_error=error)
 
 
 def export_hf(t5: Text2Text, folder: str | os.PathLike, *, overwrite: bool = False) -> None:

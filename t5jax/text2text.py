@@ -27,7 +27,15 @@ from t5jax.generation import (
     make_outputs,
     override_config,
 )
-from t5jax.models import T5, LogitError, Params, T5Config, bind, check_saveable
+from t5jax.models import (
+    T5,
+    ComputePolicy,
+    LogitError,
+    Params,
+    T5Config,
+    bind,
+    check_saveable,
+)
 from t5jax.ops import is_kernel
 from t5jax.pretrained import save_pretrained
 from t5jax.tokenizers import Tokenizer, encode_with_eos
@@ -52,14 +60,21 @@ class Text2Text:
         params: Params,
         tokenizer: Tokenizer | None,
         *,
+        policy: ComputePolicy = ComputePolicy(),
         logit_error: LogitError | None = None,
     ):
-        """Check that the three fit together.
+        """Check that config, parameters and tokenizer fit together.
 
+        Args:
+          config: the architecture.
+          params: as from `t5jax.models.init_params`.
+          tokenizer: None leaves only the methods on ids.
+          policy: how to compute; by default in float32.
+          logit_error: change of the logits by rounding the weights, if they were rounded.
         Raises:
           ValueError: parameters of other shapes, or a tokenizer with more ids than embeddings.
         """
-        self._model = bind(config, params)
+        self._model = bind(config, params, policy=policy)
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
                 f"the tokenizer must have at most vocab_size = {config.vocab_size} ids, got "
@@ -74,19 +89,28 @@ class Text2Text:
         self._params = params
         self._tokenizer = tokenizer
         self.logit_error = logit_error
-        self.engine = Engine(config, params, tokenizer)
-        self.scorer = Scorer(config, params)
+        self.engine = Engine(config, params, tokenizer, policy=policy)
+        self.scorer = Scorer(config, params, policy=policy)
 
     def __repr__(self) -> str:
         leaves = jax.tree.leaves(self.params, is_leaf=is_kernel)
         count = sum(leaf.size for leaf in leaves)
         error = f", {self.logit_error}" if self.logit_error else ""
-        return f"Text2Text({count / 1e6:.1f} M parameters, {self.config}{error})"
+        return f"Text2Text({count / 1e6:.1f} M parameters, {self.config}, {self.policy}{error})"
 
     @property
     def config(self) -> T5Config:
         """The architecture."""
         return self._config
+
+    @property
+    def policy(self) -> ComputePolicy:
+        """How the model computes.
+
+        To compute in another way, make `Text2Text(t5.config, t5.params, t5.tokenizer, policy=...)`;
+        the two share their parameters.
+        """
+        return self._model.policy
 
     @property
     def params(self) -> Params:

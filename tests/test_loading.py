@@ -29,13 +29,13 @@ def test_t5jax_load_returns_model_and_tokenizer(theirs, vocabulary):
     t5 = t5jax.load(theirs)
     assert t5.tokenizer is not None
     assert t5.tokenizer.fingerprint == vocabulary.fingerprint
-    assert t5.config.dtype == "float32"  # on a CPU
-    assert t5.model.config == t5.config
+    assert t5.policy.dtype == "float32"  # on a CPU
+    assert (t5.model.config, t5.model.policy) == (t5.config, t5.policy)
 
 
 def test_t5jax_load_computes_in_the_type_asked_for(theirs):
     t5 = t5jax.load(theirs, dtype="bfloat16")
-    assert t5.config.dtype == "bfloat16"
+    assert t5.policy.dtype == "bfloat16"
     assert {leaf.dtype.name for leaf in jax.tree.leaves(t5.params)} == {"bfloat16"}
     states, _ = t5.encode(["a folder"])
     exact, _ = t5jax.load(theirs, dtype="float32").encode(["a folder"])

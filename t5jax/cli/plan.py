@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from tyro.conf import FlagCreatePairsOff, arg
 
 from t5jax.errors import check_at_least
-from t5jax.models import ComputeDtype, Remat, T5Config
+from t5jax.models import ComputeDtype, ComputePolicy, Remat, T5Config
 from t5jax.optim import OptimizerName
 from t5jax.parallel import MeshConfig
 from t5jax.planning import (
@@ -85,6 +85,7 @@ def plan(options: Plan) -> None:
     devices = slice_devices(options.topology)
     task = Workload(
         config=config,
+        policy=ComputePolicy(dtype=options.dtype, remat=options.remat),
         mesh=options.mesh,
         batch_size=options.batch_size or 2 * len(devices),
         input_length=options.input_length,
@@ -109,7 +110,7 @@ def plan(options: Plan) -> None:
         print(mesh_table(report["ranking"]))
     else:
         report["mesh"] = dataclasses.asdict(task.mesh)
-        report |= {"remat": config.remat, "accumulate": task.accumulate}
+        report |= {"remat": task.policy.remat, "accumulate": task.accumulate}
         estimate = plan_step(task, devices, chip=chip)
         report |= estimate_to_json(estimate)
         print(
@@ -126,7 +127,5 @@ def plan(options: Plan) -> None:
 
 def _read_config(options: Plan) -> T5Config:
     if options.model.endswith(".json"):
-        config = T5Config.from_file(options.model)
-    else:
-        config = T5Config.preset(options.model)
-    return config.replace(dtype=options.dtype, remat=options.remat)
+        return T5Config.from_file(options.model)
+    return T5Config.preset(options.model)

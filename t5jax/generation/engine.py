@@ -30,7 +30,15 @@ from t5jax.decoding import (
 from t5jax.generation.batching import InputBatch, batches_by_length, length_bucket
 from t5jax.generation.config import EarlyStopping, GenerationConfig
 from t5jax.generation.constraints import compile_constraints, encode_prefixes
-from t5jax.models import DecoderCache, DecodeStep, IncrementalDecoder, Params, T5Config, bind
+from t5jax.models import (
+    ComputePolicy,
+    DecoderCache,
+    DecodeStep,
+    IncrementalDecoder,
+    Params,
+    T5Config,
+    bind,
+)
 from t5jax.tokenizers import Tokenizer
 
 FinishReason = Literal["eos", "length", "stop", "dead_end"]
@@ -78,17 +86,26 @@ class Engine:
       model_config: config of the model.
       params: parameters of the model.
       tokenizer: tokenizer of the model; constraints given as texts need one.
+      policy: how the model computes.
     """
 
-    def __init__(self, model_config: T5Config, params: Params, tokenizer: Tokenizer | None):
+    def __init__(
+        self,
+        model_config: T5Config,
+        params: Params,
+        tokenizer: Tokenizer | None,
+        *,
+        policy: ComputePolicy,
+    ):
         self.model_config = model_config
         self.params = params
         self.tokenizer = tokenizer
+        self.policy = policy
 
     @functools.cached_property
     def decoder(self) -> IncrementalDecoder:
         """The decoder's weights, laid out for decoding at the first use."""
-        return prepare_decoder(self.params, config=self.model_config)
+        return prepare_decoder(self.params, config=self.model_config, policy=self.policy)
 
     def generate(
         self,
@@ -224,6 +241,7 @@ class Engine:
             batch.tokens,
             batch.mask,
             config=self.model_config,
+            policy=self.policy,
             max_len=rows.prefix.shape[1] + length_bucket(config.max_new_tokens),
             num_beams=num_beams,
         )
@@ -391,13 +409,15 @@ def check_finite(failed: Any) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
-def prepare_decoder(params: Params, *, config: T5Config) -> IncrementalDecoder:
+@functools.partial(jax.jit, static_argnames=("config", "policy"))
+def prepare_decoder(
+    params: Params, *, config: T5Config, policy: ComputePolicy
+) -> IncrementalDecoder:
     """Lay the decoder's weights out for decoding, to be kept between calls."""
-    return bind(config, params).incremental_decoder()
+    return bind(config, params, policy=policy).incremental_decoder()
 
 
-@functools.partial(jax.jit, static_argnames=("config", "max_len", "num_beams"))
+@functools.partial(jax.jit, static_argnames=("config", "policy", "max_len", "num_beams"))
 def prefill(
     params: Params,
     decoder: IncrementalDecoder,
@@ -405,6 +425,7 @@ def prefill(
     encoder_mask: Bool[Array, "B S"],
     *,
     config: T5Config,
+    policy: ComputePolicy,
     max_len: int,
     num_beams: int,
 ) -> tuple[DecodeStep, DecoderCache]:
@@ -416,12 +437,14 @@ def prefill(
       encoder_tokens: input ids.
       encoder_mask: True on input ids that are not padding.
       config: config of the model.
+      policy: how the model computes.
       max_len: maximum number of tokens that will be fed.
       num_beams: number of rows of the loop for each input.
     Returns:
       The step of a decoding loop and its empty cache.
     """
-    states = bind(config, params).encode(encoder_tokens, encoder_mask=encoder_mask)
+    model = bind(config, params, policy=policy)
+    states = model.encode(encoder_tokens, encoder_mask=encoder_mask)
     return decoder.start(states, encoder_mask=encoder_mask, max_len=max_len, num_beams=num_beams)
 
 

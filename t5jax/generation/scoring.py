@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from t5jax.data import shift_right
 from t5jax.generation.batching import InputBatch, batch_bucket, batches_by_length, pad_batch
-from t5jax.models import Params, T5Config, bind
+from t5jax.models import ComputePolicy, Params, T5Config, bind
 
 # Number of positions whose logits are held at a time: all of them would be too large for a big
 # vocabulary.
@@ -34,11 +34,13 @@ class Scorer:
     Attributes:
       config: config of the model.
       params: parameters of the model.
+      policy: how the model computes.
     """
 
-    def __init__(self, config: T5Config, params: Params):
+    def __init__(self, config: T5Config, params: Params, *, policy: ComputePolicy):
         self.config = config
         self.params = params
+        self.policy = policy
 
     def encode(
         self, inputs: Sequence[Sequence[int]], *, batch_size: int
@@ -54,7 +56,9 @@ class Scorer:
         mask = np.arange(width)[None, :] < lengths[:, None]
         states = np.zeros((*mask.shape, self.config.d_model), np.float32)
         for batch in self._batches(inputs, batch_size):
-            encoded = encode_batch(self.params, batch.tokens, batch.mask, config=self.config)
+            encoded = encode_batch(
+                self.params, batch.tokens, batch.mask, config=self.config, policy=self.policy
+            )
             encoded = np.asarray(encoded.astype(jnp.float32))
             for index, row in zip(batch.indices, encoded, strict=False):
                 states[index, : lengths[index]] = row[: lengths[index]]
@@ -72,7 +76,9 @@ class Scorer:
         width = self.config.projection_dim or self.config.d_model
         embeddings = np.zeros((len(inputs), width), np.float32)
         for batch in self._batches(inputs, batch_size):
-            rows = embed_batch(self.params, batch.tokens, batch.mask, config=self.config)
+            rows = embed_batch(
+                self.params, batch.tokens, batch.mask, config=self.config, policy=self.policy
+            )
             embeddings[batch.indices] = np.asarray(rows)[: len(batch.indices)]
         return embeddings
 
@@ -151,7 +157,12 @@ class Scorer:
         for batch in self._batches(inputs, batch_size):
             padded = self._pad_batch_targets(batch, targets)
             rows = cross_attention_weights(
-                self.params, batch.tokens, batch.mask, self._shift(padded), config=self.config
+                self.params,
+                batch.tokens,
+                batch.mask,
+                self._shift(padded),
+                config=self.config,
+                policy=self.policy,
             )
             rows = np.moveaxis(np.asarray(rows), 1, 0)
             for index, row in zip(batch.indices, rows, strict=False):
@@ -171,6 +182,7 @@ class Scorer:
             self._shift(targets),
             targets,
             config=self.config,
+            policy=self.policy,
             num_best=num_best,
         )
 
@@ -190,13 +202,14 @@ class Scorer:
         return shift_right(targets, start_id=self.config.decoder_start_id)
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
+@functools.partial(jax.jit, static_argnames=("config", "policy"))
 def encode_batch(
     params: Params,
     encoder_tokens: Int[Array, "B S"],
     encoder_mask: Bool[Array, "B S"],
     *,
     config: T5Config,
+    policy: ComputePolicy,
 ) -> Float[Array, "B S D"]:
     """Return the final encoder states.
 
@@ -205,17 +218,19 @@ def encode_batch(
       encoder_tokens: input ids.
       encoder_mask: True on input ids that are not padding.
       config: config of the model.
+      policy: how the model computes.
     """
-    return bind(config, params).encode(encoder_tokens, encoder_mask=encoder_mask)
+    return bind(config, params, policy=policy).encode(encoder_tokens, encoder_mask=encoder_mask)
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
+@functools.partial(jax.jit, static_argnames=("config", "policy"))
 def embed_batch(
     params: Params,
     encoder_tokens: Int[Array, "B S"],
     encoder_mask: Bool[Array, "B S"],
     *,
     config: T5Config,
+    policy: ComputePolicy,
 ) -> Float[Array, "B E"]:
     """Return the mean of the final encoder states, scaled to length 1.
 
@@ -226,17 +241,18 @@ def embed_batch(
       encoder_tokens: input ids.
       encoder_mask: True on input ids that are not padding.
       config: config of the model.
+      policy: how the model computes.
     """
-    bound = bind(config, params)
-    states = bound.encode(encoder_tokens, encoder_mask=encoder_mask).astype(jnp.float32)
+    model = bind(config, params, policy=policy)
+    states = model.encode(encoder_tokens, encoder_mask=encoder_mask).astype(jnp.float32)
     weights = encoder_mask.astype(jnp.float32)[..., None]
     mean = jnp.sum(states * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
-    if bound.projection is not None:
-        mean = bound.projection(mean)
+    if model.projection is not None:
+        mean = model.projection(mean)
     return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "num_best"))
+@functools.partial(jax.jit, static_argnames=("config", "policy", "num_best"))
 def score_tokens(
     params: Params,
     encoder_tokens: Int[Array, "B S"],
@@ -245,6 +261,7 @@ def score_tokens(
     targets: Int[Array, "R T"],
     *,
     config: T5Config,
+    policy: ComputePolicy,
     num_best: int = 0,
 ) -> TokenScores:
     """Return the log-probabilities of targets, and of the most likely tokens in their place.
@@ -256,15 +273,16 @@ def score_tokens(
       decoder_tokens: targets, shifted right after the start id.
       targets: R / B rows for each input, next to one another; a multiple of 8 wide.
       config: config of the model.
+      policy: how the model computes.
       num_best: number of most likely tokens to return.
     """
-    bound = bind(config, params)
-    encoded = bound.encode(encoder_tokens, encoder_mask=encoder_mask)
-    states = bound.decode(decoder_tokens, encoded, encoder_mask=encoder_mask)
+    model = bind(config, params, policy=policy)
+    encoded = model.encode(encoder_tokens, encoder_mask=encoder_mask)
+    states = model.decode(decoder_tokens, encoded, encoder_mask=encoder_mask)
 
     def score_chunk(chunk):
         states, targets = chunk
-        log_probs = jax.nn.log_softmax(bound.logits(states))
+        log_probs = jax.nn.log_softmax(model.logits(states))
         chosen = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
         return chosen, *jax.lax.top_k(log_probs, num_best)
 
@@ -279,7 +297,7 @@ def score_tokens(
     return TokenScores(log_probs, best, best_log_probs)
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
+@functools.partial(jax.jit, static_argnames=("config", "policy"))
 def cross_attention_weights(
     params: Params,
     encoder_tokens: Int[Array, "B S"],
@@ -287,6 +305,7 @@ def cross_attention_weights(
     decoder_tokens: Int[Array, "B T"],
     *,
     config: T5Config,
+    policy: ComputePolicy,
 ) -> Float[Array, "L B N T S"]:
     """Return the cross-attention weights of every decoder token.
 
@@ -296,7 +315,8 @@ def cross_attention_weights(
       encoder_mask: True on input ids that are not padding.
       decoder_tokens: decoder input ids.
       config: config of the model.
+      policy: how the model computes.
     """
-    return bind(config, params).cross_attention_weights(
+    return bind(config, params, policy=policy).cross_attention_weights(
         encoder_tokens, decoder_tokens, encoder_mask=encoder_mask
     )

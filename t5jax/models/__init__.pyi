@@ -1,11 +1,18 @@
 """T5: config, presets, modules and the incremental decoder."""
 
 from .config import (
-    COMPUTE_FIELDS as COMPUTE_FIELDS,
+    AttentionKind as AttentionKind,
     ComputeDtype as ComputeDtype,
+    ComputePolicy as ComputePolicy,
     Remat as Remat,
     T5Config as T5Config,
     pad_vocab as pad_vocab,
+    read_compute_fields as read_compute_fields,
+)
+from .families import (
+    FAMILIES as FAMILIES,
+    Family as Family,
+    get_family as get_family,
 )
 from .incremental_decoder import (
     DecoderCache as DecoderCache,
@@ -24,7 +31,6 @@ from .quantization import (
     quantize_params as quantize_params,
 )
 from .t5 import (
-    PARTITION_RULES as PARTITION_RULES,
     T5 as T5,
     Params as Params,
     abstract_params as abstract_params,

@@ -1,10 +1,10 @@
-"""What a T5 is: its sizes and switches, and the sizes of every public family."""
+"""Architecture of a T5, and how it computes."""
 
 import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from t5jax.errors import suggest
 from t5jax.fileio import parse_json_object
@@ -14,26 +14,19 @@ Activation = Literal["relu", "gelu_tanh", "gelu_erf", "silu"]
 ComputeDtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "full"]
 AttentionKind = Literal["auto", "plain", "blockwise", "pallas"]
-_CHOICES = {
-    "activation": ("relu", "gelu_tanh", "gelu_erf", "silu"),
-    "dtype": ("float32", "bfloat16"),
-    "remat": ("none", "dots", "full"),
-    "attention": ("auto", "plain", "blockwise", "pallas"),
-}
-# Fields that say how to compute: models that differ in these alone are the same.
-COMPUTE_FIELDS = ("remat", "attention")
 # Embedding tables are padded to a multiple of this: 32100 -> 32128, 250100 -> 250112, 259 -> 384.
 VOCAB_MULTIPLE = 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5Config:
-    """The architecture of one T5, and how to compute it.
+    """Architecture of one T5.
 
     Defaults are those of T5 v1.1.  `tie_embeddings` and `scale_logits` are independent: T5 1.0 sets
     both, v1.1 neither, and files in the wild hold every combination.
 
     Attributes:
+      family: kind of blocks, a row of `t5jax.models.FAMILIES`.
       vocab_size: rows of the embedding table, V; at least the tokenizer's vocabulary.
       d_model: width of the residual stream, D.
       d_ff: width of the feed-forward hidden layer, F.
@@ -55,16 +48,9 @@ class T5Config:
       pad_id: id that fills up short sequences.
       eos_id: id that ends a sequence.
       decoder_start_id: first id the decoder reads.
-      dtype: type of activations and matrix products.  Parameters, norm statistics, softmax, logits
-        and the loss are float32 whatever it is.
-      remat: what training recomputes in the backward pass: nothing, everything but matrix
-        products ("dots"), or each whole block ("full").
-      attention: how to compute it: scores of all pairs of positions at once ("plain"), or in
-        blocks, in memory that grows with length and not with its square ("blockwise", and the same
-        as a kernel for TPU, "pallas").  "auto" is plain up to 512 positions, then in blocks, with
-        the kernel where it can run.  A decoding loop is plain whatever it is.
     """
 
+    family: str = "t5"
     vocab_size: int
     d_model: int
     d_ff: int
@@ -85,16 +71,11 @@ class T5Config:
     pad_id: int = 0
     eos_id: int = 1
     decoder_start_id: int = 0
-    dtype: ComputeDtype = "float32"
-    remat: Remat = "none"
-    attention: AttentionKind = "auto"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             _check_type(field.name, getattr(self, field.name), field.type)
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(_unknown_choice(name, getattr(self, name), choices))
+        _check_choice("activation", self.activation, get_args(Activation))
         for name in (field.name for field in dataclasses.fields(self)):
             value = getattr(self, name)
             if not isinstance(value, str) and abs(value) >= 2**31:
@@ -169,13 +150,15 @@ class T5Config:
         """Inverse of `to_json`.
 
         Args:
-          text: a JSON object; fields with defaults may be absent.
+          text: a JSON object; fields with defaults may be absent, and those of `ComputePolicy`,
+            which older versions wrote beside them, are ignored.
           source: what to call the text in an error, usually its file name.
         Raises:
           ValueError: not a JSON object, an unknown or missing field, or a value out of range.
         """
         fields = parse_json_object(text, source=source)
         known = [field.name for field in dataclasses.fields(cls)]
+        fields = {name: value for name, value in fields.items() if name not in _COMPUTE_FIELDS}
         for name in fields:
             if name not in known:
                 raise ValueError(f"{source}: {_unknown_choice('field', name, tuple(known))}")
@@ -190,17 +173,72 @@ class T5Config:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "T5Config":
-        """Reads a file that holds `to_json`'s text."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} must be JSON: {error}.") from error
-        return cls.from_json(text, source=str(path))
+        """Read a file with the text of `to_json`."""
+        return cls.from_json(_read_text(path), source=str(path))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComputePolicy:
+    """How a model computes, which is not part of its architecture.
+
+    Models that differ in this alone have the same parameters, and the same outputs but for
+    rounding.
+
+    Attributes:
+      dtype: type of activations and matrix products.  Parameters, norm statistics, softmax, logits
+        and the loss are float32 in either case.
+      remat: what training recomputes in the backward pass: nothing, everything but matrix
+        products ("dots"), or each whole block ("full").
+      attention: "plain" computes the scores of all pairs of positions at once; "blockwise" computes
+        them block by block, in memory linear in the length; "pallas" does the same in a kernel for
+        TPU.  "auto" is plain up to 512 positions, then blockwise, with the kernel where it can run.
+        A decoding loop is always plain.
+    """
+
+    dtype: ComputeDtype = "float32"
+    remat: Remat = "none"
+    attention: AttentionKind = "auto"
+
+    def __post_init__(self):
+        _check_choice("dtype", self.dtype, get_args(ComputeDtype))
+        _check_choice("remat", self.remat, get_args(Remat))
+        _check_choice("attention", self.attention, get_args(AttentionKind))
+
+    def replace(self, **changes: Any) -> "ComputePolicy":
+        """Return a copy with some fields changed, validated again."""
+        return dataclasses.replace(self, **changes)
+
+
+_COMPUTE_FIELDS = tuple(field.name for field in dataclasses.fields(ComputePolicy))
+
+
+def read_compute_fields(path: str | os.PathLike) -> dict[str, str]:
+    """Return the fields of `ComputePolicy` in a file of `T5Config`.
+
+    Older versions wrote them there.
+
+    Raises:
+      ValueError: not a JSON object.
+    """
+    fields = parse_json_object(_read_text(path), source=str(path))
+    return {name: fields[name] for name in _COMPUTE_FIELDS if name in fields}
 
 
 def pad_vocab(num_tokens: int) -> int:
     """Embedding rows for a vocabulary of `num_tokens`: the next multiple of 128, as in every T5."""
     return -(-num_tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+def _read_text(path: str | os.PathLike) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be JSON: {error}.") from error
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(_unknown_choice(name, value, choices))
 
 
 def _unknown_choice(what: str, given: object, known: tuple[str, ...]) -> str:

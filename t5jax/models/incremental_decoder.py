@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from t5jax.models.config import T5Config
+from t5jax.models.config import ComputePolicy, T5Config
 from t5jax.models.layers import Embedder, KVCache, RelativeBias, RMSNorm
 from t5jax.models.transformer import Decoder, DecoderBlock
 from t5jax.ops import Kernel, matmul_f32
@@ -37,6 +37,7 @@ class IncrementalDecoder:
 
     Attributes:
       config: of the model.
+      policy: of the model.
       sharder: of the model.
       blocks: the layers, from `DecoderBlock.for_decoding`.
       biases: for each layer, its table or the shared one.
@@ -46,6 +47,7 @@ class IncrementalDecoder:
     """
 
     config: T5Config = dataclasses.field(metadata={"static": True})
+    policy: ComputePolicy = dataclasses.field(metadata={"static": True})
     sharder: Sharder = dataclasses.field(metadata={"static": True})
     blocks: list[DecoderBlock]
     biases: list[RelativeBias]
@@ -55,14 +57,20 @@ class IncrementalDecoder:
 
     @classmethod
     def from_decoder(
-        cls, config: T5Config, decoder: Decoder, embedder: Embedder, output: Kernel
+        cls,
+        config: T5Config,
+        policy: ComputePolicy,
+        decoder: Decoder,
+        *,
+        embedder: Embedder,
+        output: Kernel,
     ) -> "IncrementalDecoder":
         """Slice stacked layers; arrays that need no change are shared with the model."""
         layers = [decoder.layer(i) for i in range(config.num_decoder_layers)]
-        blocks = [layer.for_decoding(config.dtype) for layer in layers]
+        blocks = [layer.for_decoding(policy.dtype) for layer in layers]
         biases = [decoder.relative_bias or layer.relative_bias for layer in layers]
         norm = decoder.final_norm
-        return cls(config, decoder.sharder, blocks, biases, norm, embedder, output)
+        return cls(config, policy, decoder.sharder, blocks, biases, norm, embedder, output)
 
     def start(
         self,
@@ -126,7 +134,7 @@ class DecodeStep:
         decoder, position = self.decoder, cache.position
         max_len = cache.keys[0].shape[-2]
         mask = _for_rows(functools.partial(_mask_at, length=max_len), position)  # [#B, 1, 1, C]
-        x = decoder.embedder(tokens[:, None]).astype(decoder.config.dtype)  # [B, 1, D]
+        x = decoder.embedder(tokens[:, None]).astype(decoder.policy.dtype)  # [B, 1, D]
         keys, values = list(cache.keys), list(cache.values)
         for i, block in enumerate(decoder.blocks):
             bias_at = functools.partial(_bias_at, by_offset=self.biases[i], length=max_len)

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from t5jax.models.config import T5Config
+from t5jax.models.config import ComputePolicy, T5Config
 from t5jax.ops import (
     AttentionKind,
     Segments,
@@ -31,6 +31,7 @@ from t5jax.ops import (
 from t5jax.parallel import Sharder
 
 _NO_MESH = Sharder()
+_DEFAULT_POLICY = ComputePolicy()
 # T5X draws attention kernels from a normal and feed-forward kernels from a truncated normal.
 _fan_in_normal = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
 _fan_in_truncated = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -193,7 +194,14 @@ class Attention(nnx.Module):
     `project_qkv`) is apart from attending, so that keys and values can be kept in between.
     """
 
-    def __init__(self, config: T5Config, sharder: Sharder = _NO_MESH, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: T5Config,
+        policy: ComputePolicy = _DEFAULT_POLICY,
+        sharder: Sharder = _NO_MESH,
+        *,
+        rngs: nnx.Rngs,
+    ):
         d_model, inner = config.d_model, config.num_heads * config.d_kv
         self.query = nnx.Param(_fan_in_normal(rngs.params(), (d_model, inner)) * config.d_kv**-0.5)
         self.key = nnx.Param(_fan_in_normal(rngs.params(), (d_model, inner)))
@@ -203,7 +211,7 @@ class Attention(nnx.Module):
         self.qkv: nnx.Param | None = nnx.data(None)
         self.num_heads = config.num_heads
         self.dropout_rate = config.dropout_rate
-        self.kind: AttentionKind = config.attention
+        self.kind: AttentionKind = policy.attention
         self.sharder = sharder
 
     def fuse_qkv(self) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from t5jax.models.config import T5Config
+from t5jax.models.config import ComputePolicy, T5Config
 from t5jax.models.t5 import Params, bind
 from t5jax.ops import is_kernel, quantize_kernel
 
@@ -31,12 +31,15 @@ class LogitError(NamedTuple):
     """Share of positions with the same likeliest token."""
 
 
-def quantize_params(params: Params, config: T5Config) -> tuple[Params, LogitError]:
+def quantize_params(
+    params: Params, config: T5Config, *, policy: ComputePolicy
+) -> tuple[Params, LogitError]:
     """Round every kernel to int8, by the largest weight of each output feature.
 
     Args:
       params: of a model with a decoder, in any float type.
       config: of the model.
+      policy: how the logits are computed.
     Returns:
       Parameters with `Int8Kernel`s, and the error of their logits on random ids, which a model is
       less sure of than of text.
@@ -51,7 +54,7 @@ def quantize_params(params: Params, config: T5Config) -> tuple[Params, LogitErro
     start = np.full((_SAMPLE_ROWS, 1), config.decoder_start_id, np.int32)
     decoder_tokens = np.concatenate([start, targets[:, :-1]], axis=1)
     exact, approximate = (
-        _centred(_logits(weights, tokens, decoder_tokens, config=config))
+        _centred(_logits(weights, tokens, decoder_tokens, config=config, policy=policy))
         for weights in (params, rounded)
     )
     difference = jnp.abs(approximate - exact)
@@ -77,16 +80,18 @@ def check_saveable(params: Params) -> None:
 _quantize = jax.jit(quantize_kernel)
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
+@functools.partial(jax.jit, static_argnames=("config", "policy"))
 def _logits(
     params: Params,
     encoder_tokens: Int[Array, "B S"],
     decoder_tokens: Int[Array, "B T"],
     *,
     config: T5Config,
+    policy: ComputePolicy,
 ) -> Float[Array, "B T V"]:
     mask = jnp.ones(encoder_tokens.shape, bool)
-    return bind(config, params)(encoder_tokens, decoder_tokens, encoder_mask=mask)
+    model = bind(config, params, policy=policy)
+    return model(encoder_tokens, decoder_tokens, encoder_mask=mask)
 
 
 def _centred(logits: Float[Array, "B T V"]) -> Float[Array, "B T V"]:

@@ -5,20 +5,19 @@ Shape letters: B batch, S input length, T target length, D d_model, V vocabulary
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from t5jax.models.config import T5Config
+from t5jax.models.config import ComputeDtype, ComputePolicy, T5Config
+from t5jax.models.families import get_family
 from t5jax.models.incremental_decoder import IncrementalDecoder, project_logits
 from t5jax.models.layers import Embedder, OutputLayer, SentenceProjection
 from t5jax.models.transformer import Decoder, Encoder, split_key
 from t5jax.ops import (
-    Int8Kernel,
     Kernel,
     Segments,
     is_kernel,
@@ -29,19 +28,8 @@ from t5jax.ops import (
 from t5jax.parallel import Sharder, path_name
 
 Params = dict[str, Any]
-# How parameters lie on a mesh of axes data, fsdp, tensor: each rule is a pattern of path parts and
-# the axes of the parameters it fits.  Blocks are stacked, so their first axis is the layer.
-PARTITION_RULES = (
-    ("token_embedder/embedding", P("tensor", "fsdp")),
-    ("(self_|cross_)?attention/(query|key|value)", P(None, "fsdp", "tensor")),
-    ("(self_|cross_)?attention/out", P(None, "tensor", "fsdp")),
-    ("mlp/(wi|wi_linear)", P(None, "fsdp", "tensor")),
-    ("mlp/wo", P(None, "tensor", "fsdp")),
-    ("output/kernel", P("fsdp", "tensor")),
-    ("projection/kernel", P("fsdp", None)),
-    ("relative_bias/embedding", P()),
-    ("[a-z_]*norm/scale", P()),
-)
+_NO_MESH = Sharder()
+_DEFAULT_POLICY = ComputePolicy()
 
 
 def is_stacked(path: str) -> bool:
@@ -55,12 +43,20 @@ class T5(nnx.Module):
     (arXiv:1910.10683, section 2.1)  Without decoder layers it is the encoder alone.
     """
 
-    def __init__(self, config: T5Config, sharder: Sharder, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: T5Config, policy: ComputePolicy, sharder: Sharder, *, rngs: nnx.Rngs
+    ):
+        family = get_family(config)
         self.config = config
+        self.policy = policy
         self.sharder = sharder
         self.token_embedder = Embedder(config, rngs=rngs)
-        self.encoder = Encoder(config, sharder, rngs=rngs)
-        self.decoder = Decoder(config, sharder, rngs=rngs) if config.num_decoder_layers else None
+        self.encoder = Encoder(config, policy, sharder, family.encoder_blocks, rngs=rngs)
+        self.decoder = (
+            Decoder(config, policy, sharder, family.decoder_blocks, rngs=rngs)
+            if config.num_decoder_layers
+            else None
+        )
         has_output = config.num_decoder_layers and not config.tie_embeddings
         self.output = OutputLayer(config, rngs=rngs) if has_output else None
         self.projection = SentenceProjection(config, rngs=rngs) if config.projection_dim else None
@@ -195,7 +191,11 @@ class T5(nnx.Module):
     def incremental_decoder(self) -> IncrementalDecoder:
         """Return the decoder laid out for a decoding loop; worth keeping between requests."""
         return IncrementalDecoder.from_decoder(
-            self.config, self._decoder(), self.token_embedder, self._output_kernel()
+            self.config,
+            self.policy,
+            self._decoder(),
+            embedder=self.token_embedder,
+            output=self._output_kernel(),
         )
 
     def output_embedding(self) -> tuple[Float[Array, "..."], int]:
@@ -208,19 +208,20 @@ class T5(nnx.Module):
         self, segments: Segments, query_len: int, key_len: int
     ) -> Bool[Array, "#B 1 #T S"] | Segments:
         """Return segments if attention is computed in blocks, and a dense mask if not."""
-        blocks = uses_blocks(self.config.attention, query_len, key_len)
+        blocks = uses_blocks(self.policy.attention, query_len, key_len)
         return segments if blocks else segments.dense(query_len, key_len)
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        x = self.token_embedder(tokens).astype(self.config.dtype)
+        x = self.token_embedder(tokens).astype(self.policy.dtype)
         return self.sharder.constrain_activations(x)
 
     def _output_kernel(self) -> Kernel:
         if self.output is not None:
             return self.output.kernel.get_value()
         kernel = self.token_embedder.embedding.get_value().T
-        narrow = isinstance(self._decoder().layers.mlp.wo.get_value(), Int8Kernel)
-        return quantize_kernel(kernel) if narrow else kernel
+        # The embedding stays wide to be looked up, but multiplies as the other kernels do.
+        leaves = jax.tree.leaves(self._decoder().layers, is_leaf=is_kernel)
+        return quantize_kernel(kernel) if any(map(is_kernel, leaves)) else kernel
 
     def _decoder(self) -> Decoder:
         if self.decoder is None:
@@ -232,7 +233,7 @@ class T5(nnx.Module):
 
 
 def init_params(config: T5Config, key: Key[Array, ""]) -> Params:
-    """Random float32 parameters, drawn as T5X draws them.
+    """Return random float32 parameters, drawn as T5X draws them.
 
     Under `jax.jit(init_params, static_argnums=0, out_shardings=...)` no device holds more than its
     part.  Blocks of a stack share leaves with a leading layer axis.
@@ -243,25 +244,34 @@ def init_params(config: T5Config, key: Key[Array, ""]) -> Params:
     Returns:
       Nested dict of arrays, such as `params["encoder"]["layers"]["mlp"]["wi"]`, [L, D, F].
     """
-    return nnx.to_pure_dict(nnx.state(T5(config, Sharder(), rngs=nnx.Rngs(params=key))))
+    model = T5(config, _DEFAULT_POLICY, _NO_MESH, rngs=nnx.Rngs(params=key))
+    return nnx.to_pure_dict(nnx.state(model))
 
 
 def abstract_params(config: T5Config) -> Params:
-    """Shapes and dtypes of `init_params(config, key)`, without computing anything."""
-    return jax.tree.map(lambda leaf: leaf, _graph(config, Sharder())[1])
+    """Return shapes and dtypes of `init_params(config, key)` without computing anything."""
+    return jax.tree.map(lambda leaf: leaf, _graph(config, _DEFAULT_POLICY, _NO_MESH)[1])
 
 
-def bind(config: T5Config, params: Mapping[str, Any], sharder: Sharder | None = None) -> T5:
+def bind(
+    config: T5Config,
+    params: Mapping[str, Any],
+    *,
+    policy: ComputePolicy = _DEFAULT_POLICY,
+    sharder: Sharder | None = None,
+) -> T5:
     """Return the model that computes with these parameters; cheap, and usable inside `jax.jit`.
 
     Args:
       config: the architecture.
       params: as from `init_params`; any float dtype, kernels also as `Int8Kernel`.
-      sharder: divides activations; by default over the mesh of `jax.set_mesh`, if there is one.
+      policy: how to compute; by default in float32.
+      sharder: shards activations; by default over the mesh of `jax.set_mesh`, if there is one.
     Raises:
       ValueError: a parameter is missing, unknown or of another shape; the message has its path.
     """
-    graph, abstract = _graph(config, Sharder.from_context() if sharder is None else sharder)
+    sharder = Sharder.from_context() if sharder is None else sharder
+    graph, abstract = _graph(config, policy, sharder)
     expected = {path_name(path): x.shape for path, x in jax.tree.leaves_with_path(abstract)}
     leaves = jax.tree.leaves_with_path(dict(params), is_leaf=is_kernel)
     given = {path_name(path): x.shape for path, x in leaves}
@@ -282,22 +292,23 @@ def bind(config: T5Config, params: Mapping[str, Any], sharder: Sharder | None = 
 
 
 @functools.lru_cache(maxsize=32)
-def _graph(config: T5Config, sharder: Sharder) -> tuple[Any, Params]:
+def _graph(config: T5Config, policy: ComputePolicy, sharder: Sharder) -> tuple[Any, Params]:
     def init(key):
-        return T5(config, sharder, rngs=nnx.Rngs(params=key))
+        return T5(config, policy, sharder, rngs=nnx.Rngs(params=key))
 
     model = jax.eval_shape(init, jax.random.key(0))
     graph, state = nnx.split(model, graph=False)
     return graph, nnx.to_pure_dict(state)
 
 
-def resolve_dtype(dtype: str) -> str:
-    """What "auto" means on the devices at hand; other names are checked and returned."""
+def resolve_dtype(dtype: str) -> ComputeDtype:
+    """Return the type that "auto" stands for on these devices; check and return other names."""
     if dtype == "auto":
         return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(
-            f"dtype must be 'auto', 'float32' or 'bfloat16', got {dtype!r}; "
-            "float16 is too narrow for T5."
-        )
-    return dtype
+    for name in get_args(ComputeDtype):
+        if dtype == name:
+            return name
+    raise ValueError(
+        f"dtype must be 'auto', 'float32' or 'bfloat16', got {dtype!r}; "
+        "float16 is too narrow for T5."
+    )

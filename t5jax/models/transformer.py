@@ -4,14 +4,16 @@ Shape letters: B batch, T target length, S input length, D d_model, N heads, H d
 I inputs and R rows of the decoder, R / I for each input, next to one another.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
-from t5jax.models.config import T5Config
+from t5jax.models.config import ComputePolicy, T5Config
 from t5jax.models.layers import Attention, FeedForward, KVCache, RelativeBias, RMSNorm, dropout
 from t5jax.ops import Segments, is_kernel
 from t5jax.parallel import Sharder
@@ -20,9 +22,11 @@ from t5jax.parallel import Sharder
 class EncoderBlock(nnx.Module):
     """Self-attention over the whole input, then feed-forward."""
 
-    def __init__(self, config: T5Config, sharder: Sharder, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: T5Config, policy: ComputePolicy, sharder: Sharder, *, rngs: nnx.Rngs
+    ):
         self.attention_norm = RMSNorm(config)
-        self.attention = Attention(config, sharder, rngs=rngs)
+        self.attention = Attention(config, policy, sharder, rngs=rngs)
         self.mlp_norm = RMSNorm(config)
         self.mlp = FeedForward(config, sharder, rngs=rngs)
         self.relative_bias = (
@@ -65,11 +69,13 @@ class EncoderBlock(nnx.Module):
 class DecoderBlock(nnx.Module):
     """Causal self-attention, cross-attention over the input, then feed-forward."""
 
-    def __init__(self, config: T5Config, sharder: Sharder, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: T5Config, policy: ComputePolicy, sharder: Sharder, *, rngs: nnx.Rngs
+    ):
         self.self_attention_norm = RMSNorm(config)
-        self.self_attention = Attention(config, sharder, rngs=rngs)
+        self.self_attention = Attention(config, policy, sharder, rngs=rngs)
         self.cross_attention_norm = RMSNorm(config)
-        self.cross_attention = Attention(config, sharder, rngs=rngs)
+        self.cross_attention = Attention(config, policy, sharder, rngs=rngs)
         self.mlp_norm = RMSNorm(config)
         self.mlp = FeedForward(config, sharder, rngs=rngs)
         self.relative_bias = (
@@ -180,27 +186,43 @@ _MAX_UNROLLED_LAYERS = 12
 
 
 class Stack(nnx.Module):
-    """Blocks of one class, their parameters stacked on a leading axis, and a final norm.
+    """Blocks, their parameters stacked on a leading axis, and a final norm.
 
-    The layers share one relative bias, or each block owns one (umT5).
+    The blocks share one relative bias, or each owns one (umT5).  They may alternate between several
+    classes: those of a period, which repeats.  Then `layers` holds a stack for each place in the
+    period, and otherwise the only one itself.
     """
 
     def __init__(
         self,
         config: T5Config,
+        policy: ComputePolicy,
         sharder: Sharder,
-        block: type[EncoderBlock] | type[DecoderBlock],
+        blocks: Sequence[type[EncoderBlock]] | Sequence[type[DecoderBlock]],
         *,
         num_layers: int,
         bidirectional: bool,
         rngs: nnx.Rngs,
     ):
+        period = len(blocks)
+        if num_layers % period:
+            raise ValueError(
+                f"the number of layers must be a multiple of {period}, since blocks of the family "
+                f"{config.family!r} alternate, got {num_layers}."
+            )
         self.config = config
+        self.policy = policy
         self.sharder = sharder
         keys = jax.random.split(rngs.params(), num_layers)
-        self.layers: Any = jax.vmap(lambda key: block(config, sharder, rngs=nnx.Rngs(params=key)))(
-            keys
-        )
+
+        def init(key, block):
+            return block(config, policy, sharder, rngs=nnx.Rngs(params=key))
+
+        stacks = {
+            f"block_{i}": jax.vmap(functools.partial(init, block=block))(keys[i::period])
+            for i, block in enumerate(blocks)
+        }
+        self.layers: Any = stacks["block_0"] if period == 1 else nnx.Dict(stacks)
         self.relative_bias = (
             None
             if config.relative_bias_per_layer
@@ -210,7 +232,15 @@ class Stack(nnx.Module):
 
     def layer(self, index: int) -> Any:
         """Return one block of the stack."""
-        return jax.tree.map(lambda leaf: leaf[index], self.layers)
+        period = self._period()
+        repeat, place = divmod(index, len(period))
+        return jax.tree.map(lambda leaf: leaf[repeat], period[place])
+
+    def _period(self) -> list[Any]:
+        """Return the stacked blocks of each place in a period."""
+        if not isinstance(self.layers, nnx.Dict):
+            return [self.layers]
+        return [self.layers[f"block_{i}"] for i in range(len(self.layers))]
 
     def shared_bias(self, mask: Any, length: int) -> Array | None:
         """Return the bias that all layers share, or None if each has its own."""
@@ -219,34 +249,54 @@ class Stack(nnx.Module):
     def _scan_layers(self, block: Callable, x: Array, key: Key[Array, ""] | None) -> Array:
         """Apply `block(x, layer, key)` layer after layer; compile time does not grow with depth."""
 
-        def body(x, layer_and_key):
+        def apply(x, layer, key):
             # Without this, the partitioner of `fsdp` divides features instead of examples.
-            return self.sharder.constrain_activations(block(x, *layer_and_key)), None
+            return self.sharder.constrain_activations(block(x, layer, key))
 
-        remat = self.config.remat
-        count = jax.tree.leaves(self.layers)[0].shape[0]
-        # Who saves memory has no use for speed; in a loop the compiler cannot undo it either.
-        few = count <= _MAX_UNROLLED_LAYERS and remat == "none"
-        unroll = count if few and self.sharder.platform == "cpu" else 1
+        remat = self.policy.remat
         # Inside a loop nothing is merged across iterations, so no barriers are needed.
         if remat == "full":
-            body = jax.checkpoint(body, prevent_cse=False)
+            apply = jax.checkpoint(apply, prevent_cse=False)
         elif remat == "dots":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-        keys = None if key is None else jax.random.split(key, count)
-        x, _ = jax.lax.scan(body, x, (self.layers, keys), unroll=unroll)
+            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            apply = jax.checkpoint(apply, policy=dots, prevent_cse=False)
+
+        def body(x, layers_and_keys):
+            for layer, key in zip(*layers_and_keys, strict=True):
+                x = apply(x, layer, key)
+            return x, None
+
+        period = self._period()
+        repeats = jax.tree.leaves(self.layers)[0].shape[0]
+        num_layers = repeats * len(period)
+        # Remat saves memory at the cost of time, and outside a loop the compiler might undo it.
+        few = num_layers <= _MAX_UNROLLED_LAYERS and remat == "none"
+        unroll = repeats if few and self.sharder.platform == "cpu" else 1
+        keys: list[Any] = [None] * len(period)
+        if key is not None:
+            layer_keys = jax.random.split(key, num_layers)
+            keys = [layer_keys[i :: len(period)] for i in range(len(period))]
+        x, _ = jax.lax.scan(body, x, (period, keys), unroll=unroll)
         return x
 
 
 class Encoder(Stack):
     """A stack of encoder blocks."""
 
-    def __init__(self, config: T5Config, sharder: Sharder, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: T5Config,
+        policy: ComputePolicy,
+        sharder: Sharder,
+        blocks: Sequence[type[EncoderBlock]],
+        *,
+        rngs: nnx.Rngs,
+    ):
         super().__init__(
             config,
+            policy,
             sharder,
-            EncoderBlock,
+            blocks,
             num_layers=config.num_encoder_layers,
             bidirectional=True,
             rngs=rngs,
@@ -276,11 +326,20 @@ class Encoder(Stack):
 class Decoder(Stack):
     """A stack of decoder blocks."""
 
-    def __init__(self, config: T5Config, sharder: Sharder, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: T5Config,
+        policy: ComputePolicy,
+        sharder: Sharder,
+        blocks: Sequence[type[DecoderBlock]],
+        *,
+        rngs: nnx.Rngs,
+    ):
         super().__init__(
             config,
+            policy,
             sharder,
-            DecoderBlock,
+            blocks,
             num_layers=config.num_decoder_layers,
             bidirectional=False,
             rngs=rngs,
@@ -319,9 +378,13 @@ class Decoder(Stack):
         """Return the attention weights of every layer; arguments as in a call."""
         masks = {"mask": mask, "cross_mask": cross_mask, "bias": self.shared_bias(mask, x.shape[1])}
 
-        def body(x, layer):
-            kv = layer.encoder_kv(encoded)
-            weights = layer.cross_attention_weights(x, kv, **masks)
-            return layer(x, kv, **masks)[0], weights
+        def body(x, layers):
+            weights = []
+            for layer in layers:
+                kv = layer.encoder_kv(encoded)
+                weights.append(layer.cross_attention_weights(x, kv, **masks))
+                x = layer(x, kv, **masks)[0]
+            return x, jnp.stack(weights)
 
-        return jax.lax.scan(body, x, self.layers)[1]
+        weights = jax.lax.scan(body, x, self._period())[1]  # [repeats, period, B, N, T, S]
+        return weights.reshape(-1, *weights.shape[2:])

@@ -37,10 +37,10 @@ def mesh_candidates(task: Workload, count: int) -> Iterator[Workload]:
             meshes.append((tensor, fsdp, MeshConfig(data=data, fsdp=fsdp, tensor=tensor)))
     # All of fsdp first: it needs the least memory, so that a short search finds one that fits.
     meshes.sort(key=lambda item: (item[0], -item[1]))
-    policies = (config.remat,) if task.decode else get_args(Remat)
+    remats = (task.policy.remat,) if task.decode else get_args(Remat)
     for _, _, mesh in meshes:
-        for remat in policies:
-            yield dataclasses.replace(task, mesh=mesh, config=config.replace(remat=remat))
+        for remat in remats:
+            yield dataclasses.replace(task, mesh=mesh, policy=task.policy.replace(remat=remat))
 
 
 def rank_meshes(
@@ -96,7 +96,7 @@ def mesh_table(rows: Sequence[dict[str, Any]]) -> str:
 def _try(candidate: Workload, devices: Sequence[Any], chip: Chip) -> dict[str, Any]:
     row: dict[str, Any] = {
         "mesh": dataclasses.asdict(candidate.mesh),
-        "remat": candidate.config.remat,
+        "remat": candidate.policy.remat,
     }
     lowered = workload.lower_step(candidate, devices)
     try:
@@ -121,7 +121,7 @@ def _is_hopeless(candidate: Workload, rows: Sequence[dict[str, Any]]) -> bool:
             sizes[axis] == candidate_sizes[axis] for axis in sizes if axis not in ("data", "fsdp")
         )
         more = sizes["fsdp"] >= candidate_sizes["fsdp"]
-        saves = order.index(row["remat"]) >= order.index(candidate.config.remat)
+        saves = order.index(row["remat"]) >= order.index(candidate.policy.remat)
         if not row["fits"] and same and more and saves:
             return True
     return False

@@ -53,8 +53,8 @@ def advice(task: Workload, error: OutOfMemory, *, count: int) -> list[tuple[floa
     rest = max(error.needed - state, 0)
     sizes = task.mesh.sizes(count)
     changes: list[tuple[float, str]] = []
-    if not task.decode and task.config.remat != "full":
-        changes.append((rest * {"none": 0.9, "dots": 0.5}[task.config.remat], "--remat full"))
+    if not task.decode and task.policy.remat != "full":
+        changes.append((rest * {"none": 0.9, "dots": 0.5}[task.policy.remat], "--remat full"))
     num_shards = sizes["data"] * sizes["fsdp"]
     if not task.decode and task.batch_size % (2 * task.accumulate * num_shards) == 0:
         changes.append((rest / 2, f"--accumulate {2 * task.accumulate}"))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from t5jax.generation import prefill, prepare_decoder
-from t5jax.models import PARTITION_RULES, T5Config, abstract_params, is_stacked
+from t5jax.models import ComputePolicy, T5Config, abstract_params, get_family, is_stacked
 from t5jax.optim import (
     OptimizerConfig,
     OptimizerName,
@@ -42,6 +42,7 @@ class Workload:
 
     Attributes:
       config: of the model.
+      policy: how the model computes.
       mesh: sharding of the work.
       batch_size: number of sequences over all chips.
       input_length: number of tokens of the encoder.
@@ -52,6 +53,7 @@ class Workload:
     """
 
     config: T5Config
+    policy: ComputePolicy = ComputePolicy()
     mesh: MeshConfig
     batch_size: int
     input_length: int
@@ -154,6 +156,7 @@ def _lower_training(workload: Workload, mesh: Mesh) -> Lowered:
     step = make_train_step(
         config,
         tx,
+        policy=workload.policy,
         schedule=learning_rate_schedule(_SCHEDULE, total_steps=_STEPS),
         mesh=mesh,
         options=step_options,
@@ -179,11 +182,11 @@ def _lower_training(workload: Workload, mesh: Mesh) -> Lowered:
 
 def _lower_decoding(workload: Workload, mesh: Mesh) -> Lowered:
     """Lower the programs of `generate`; shardings between them are left to the compiler."""
-    config = workload.config
+    config, policy = workload.config, workload.policy
     if not config.num_decoder_layers:
         raise ValueError("a model must have a decoder to write, got an encoder alone.")
     params = abstract_params(config)
-    shardings = infer_shardings(params, mesh=mesh, rules=PARTITION_RULES)
+    shardings = infer_shardings(params, mesh=mesh, rules=get_family(config).partition_rules)
     params = with_shardings(params, shardings)
     rows = NamedSharding(mesh, BATCH_SPEC)
     shape = (workload.batch_size, workload.input_length)
@@ -191,13 +194,14 @@ def _lower_decoding(workload: Workload, mesh: Mesh) -> Lowered:
     mask = jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=rows)
     tokens = jax.ShapeDtypeStruct((workload.batch_size,), jnp.int32, sharding=rows)
     with jax.set_mesh(mesh):
-        stepper = _outputs(prepare_decoder.lower(params, config=config))
+        decoder = _outputs(prepare_decoder.lower(params, config=config, policy=policy))
         prefilled = prefill.lower(
             params,
-            stepper,
+            decoder,
             inputs,
             mask,
             config=config,
+            policy=policy,
             max_len=workload.target_length,
             num_beams=1,
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from t5jax.models import COMPUTE_FIELDS, T5Config, preset_fields
+from t5jax.models import T5Config, preset_fields
 from t5jax.pretrained import open
 from t5jax.pretrained.source import CheckpointSource
 from t5jax.tokenizers import Tokenizer
@@ -80,7 +80,7 @@ def model_family(config: T5Config) -> str:
         if all(
             shape[key] == value
             for key, value in dataclasses.asdict(T5Config(**fields)).items()
-            if key not in ("dropout_rate", "dtype", *COMPUTE_FIELDS)
+            if key != "dropout_rate"
         )
     ]
     if names:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t5jax.checkpoint import shapes_by_path
-from t5jax.models import PARTITION_RULES, Params, T5Config, abstract_params
+from t5jax.models import Params, T5Config, abstract_params, get_family
 from t5jax.parallel import infer_shardings, path_name
 from t5jax.pretrained.formats import (
     DTYPES,
@@ -178,7 +178,8 @@ class CheckpointSource:
 
         Args:
           dtype: of the loaded parameters; None keeps every one as it is stored.
-          mesh: to shard the parameters over, by `PARTITION_RULES`; None puts them on one device.
+          mesh: to shard the parameters over, by the rules of their family; None puts them on one
+            device.
           progress: called with the number of bytes read.
         Raises:
           ValueError: a file is damaged.
@@ -188,7 +189,9 @@ class CheckpointSource:
             lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), shapes
         )
         if mesh is not None:
-            shardings = infer_shardings(shapes, mesh=mesh, rules=PARTITION_RULES)
+            shardings = infer_shardings(
+                shapes, mesh=mesh, rules=get_family(self.config).partition_rules
+            )
 
         def load(key_path, leaf, sharding):
             path = path_name(key_path)

@@ -107,16 +107,17 @@ def _run(
 ) -> FinetuneResult:
     jax.devices()  # all processes at once, before process 0 reads the data
     with main_process_first("the preparation of the run"):
+        check_files(config.model, config.tokenizer)
         task_options, unrecorded = recorded_task_options(tasks)
         options = recorded_options(config, resumable=RESUMABLE) | task_options
         check_run_dir(config.folder, options, unrecorded={**UNRECORDED, **unrecorded})
-        check_files(config.model, config.tokenizer)
         mesh = setup_mesh(config)
 
         texts = read_task_texts(tasks, say=print_once)
         path = None if config.checkpoint is None else locate_checkpoint(config.checkpoint)
         tokenizer = starting_tokenizer(config, path, texts.documents)
         model = starting_model(config, path, tokenizer, architecture)
+        policy = config.compute_policy()
         limits, say = config.limits, print_once
         pairs = tokenize_pairs(texts, tokenizer=tokenizer, limits=limits, say=say)
         shares = mixing_shares(tasks, pairs, size_limit=config.size_limit)
@@ -135,7 +136,7 @@ def _run(
     if state is None:
         init = functools.partial(init_state, model, optimizer, mesh=mesh, options=config.step)
         state = init(seed=config.seed, params=starting_params(config, mesh))
-    print_model(model, state.params, mesh)
+    print_model(model, state.params, policy, mesh)
     print_mixture(pairs, shares)
 
     result = run_trainer(
@@ -151,13 +152,14 @@ def _run(
     )
 
     if result.interrupted:
-        t5 = Text2Text(model, gather_arrays(inference_params(result.state)), tokenizer)
+        params = gather_arrays(inference_params(result.state))
+        t5 = Text2Text(model, params, tokenizer, policy=policy)
         barrier("the end of the run")
         return FinetuneResult(t5, None, None)
     del state, result  # make room for the result
     keys = ranking_keys(evaluator, read_evaluations(config.folder, until=steps))
     params = resulting_params(config, abstract, keys)
-    t5 = Text2Text(model, gather_arrays(params), tokenizer)
+    t5 = Text2Text(model, gather_arrays(params), tokenizer, policy=policy)
     return _report(config, t5, splits)
 
 

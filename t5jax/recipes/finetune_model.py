@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t5jax.checkpoint import average_checkpoints, choose_checkpoints, is_best
-from t5jax.models import Params, T5Config, resolve_dtype
+from t5jax.models import Params, T5Config
 from t5jax.parallel import print_once
 from t5jax.pretrained import CHECKPOINTS, find_tokenizer, load_pretrained, open_checkpoint
 from t5jax.recipes.finetune_config import FinetuneConfig
@@ -70,7 +70,7 @@ def starting_model(
         print_once(
             "dropout is off, as the checkpoint has it; T5 is fine-tuned with --dropout-rate 0.1"
         )
-    return model.replace(**config.model_changes, dtype=resolve_dtype(config.dtype))
+    return model.replace(**config.model_changes)
 
 
 def starting_params(config: FinetuneConfig, mesh: Mesh) -> Params | None:

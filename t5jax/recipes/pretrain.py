@@ -79,14 +79,14 @@ def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> Tex
 def _run(config: PretrainConfig, trackers: Sequence[Tracker]) -> Text2Text:
     jax.devices()  # all processes at once, before process 0 reads the text
     with main_process_first("the preparation of the run"):
+        check_files(config.model, config.tokenizer)
         options = recorded_options(config, resumable=RESUMABLE)
         check_run_dir(config.folder, options, unrecorded=UNRECORDED)
-        check_files(config.model, config.tokenizer)
         mesh = setup_mesh(config)
 
         text, heldout_text = read_corpus(config.data)
         tokenizer = setup_tokenizer(config, lambda: corpus_documents(text))
-        model = setup_model(config, tokenizer)
+        model, policy = setup_model(config, tokenizer), config.compute_policy()
         objective = config.make_objective(tokenizer, decoder_start_id=model.decoder_start_id)
         raw_length = objective.lengths(config.input_length).raw
         chunks = Chunks(TokenStream(tokenize_dataset(text, tokenizer)), raw_length)
@@ -102,12 +102,12 @@ def _run(config: PretrainConfig, trackers: Sequence[Tracker]) -> Text2Text:
     size, seed, rows = config.batch_size, config.seed, local_rows(config.batch_size, mesh=mesh)
     batches = training_batches(chunks, objective.example, batch_size=size, seed=seed, rows=rows)
     heldout_batches = _heldout_batches(config, heldout, objective, rows)
-    evaluator = LossEvaluator(model, heldout_batches, mesh=mesh)
+    evaluator = LossEvaluator(model, heldout_batches, policy=policy, mesh=mesh)
     checkpoints = open_checkpoints(config)
     state = restore_run(config, checkpoints, abstract, batches)
     if state is None:
         state = init_state(model, optimizer, mesh=mesh, seed=seed, options=config.step)
-    print_model(model, state.params, mesh)
+    print_model(model, state.params, policy, mesh)
     _print_corpus(config, len(chunks), raw_length)
 
     result = run_trainer(
@@ -124,7 +124,7 @@ def _run(config: PretrainConfig, trackers: Sequence[Tracker]) -> Text2Text:
     )
 
     params = inference_params(result.state)
-    t5 = Text2Text(model, gather_arrays(params), tokenizer)
+    t5 = Text2Text(model, gather_arrays(params), tokenizer, policy=policy)
     if not result.interrupted:
         evaluation = result.evaluation or evaluator.evaluate(params, steps)
         if is_main_process():

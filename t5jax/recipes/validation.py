@@ -139,6 +139,7 @@ class TaskEvaluator:
           mesh: mesh of the parameters.
         """
         self._config, self._model, self._tokenizer = config, model, tokenizer
+        self._policy = config.compute_policy()
         self._splits = [
             split.spread(config.eval_examples) for split in splits if split.split == "validation"
         ]
@@ -147,12 +148,13 @@ class TaskEvaluator:
             for split in self._splits
             for batch in _loss_batches(config, model, tokenizer, split, mesh=mesh)
         ]
-        self._loss = LossEvaluator(model, batches, mesh=mesh)
+        self._loss = LossEvaluator(model, batches, policy=self._policy, mesh=mesh)
 
     def evaluate(self, params: Params, step: int) -> dict[str, float]:
         """Return `loss`, `accuracy`, `score` (mean over tasks) and all metrics as `task/metric`."""
-        t5 = Text2Text(self._model, gather_arrays(params), self._tokenizer)
         config = self._config
+        params_here = gather_arrays(params)
+        t5 = Text2Text(self._model, params_here, self._tokenizer, policy=self._policy)
         results = score_splits(
             t5, self._splits, config.writing(config.num_beams), config.folder, label=f"{step}"
         )

@@ -10,23 +10,26 @@ from jaxtyping import Int
 
 from t5jax.data import Batch, ExampleSource
 from t5jax.data.objectives import Objective
-from t5jax.models import Params, T5Config
+from t5jax.models import ComputePolicy, Params, T5Config
 from t5jax.parallel import shard_batch
 from t5jax.training.loss import LossSums
 from t5jax.training.step import MeshJit, StepConfig, batch_loss
 
 
-def make_eval_step(config: T5Config, *, mesh: Mesh) -> Callable[[Params, Any], LossSums]:
+def make_eval_step(
+    config: T5Config, *, policy: ComputePolicy, mesh: Mesh
+) -> Callable[[Params, Any], LossSums]:
     """Compile `step(params, batch) -> LossSums`, without dropout, smoothing and z-loss.
 
     Args:
       config: of the model.
+      policy: how the model computes.
       mesh: to compute on.
     """
     options = StepConfig(z_loss=0.0)
 
     def step(params: Params, batch: Any) -> LossSums:
-        return batch_loss(config, params, batch, options=options, dropout_key=None)
+        return batch_loss(config, params, batch, policy=policy, options=options, dropout_key=None)
 
     return MeshJit(jax.jit(step, out_shardings=NamedSharding(mesh, P())), mesh)
 
@@ -59,15 +62,18 @@ def evaluate_loss(
 class LossEvaluator:
     """Evaluates the loss and the accuracy on held-out batches, and ranks by the loss."""
 
-    def __init__(self, config: T5Config, batches: Iterable[Batch], *, mesh: Mesh):
+    def __init__(
+        self, config: T5Config, batches: Iterable[Batch], *, policy: ComputePolicy, mesh: Mesh
+    ):
         """Compile the evaluation.
 
         Args:
           config: of the model.
           batches: held-out data, the rows of this process.
+          policy: how the model computes.
           mesh: to compute on.
         """
-        self._eval_step = make_eval_step(config, mesh=mesh)
+        self._eval_step = make_eval_step(config, policy=policy, mesh=mesh)
         self._batches = list(batches)
         self._mesh = mesh
 

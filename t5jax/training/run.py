@@ -15,7 +15,14 @@ import tyro
 from t5jax.data import ExampleSource
 from t5jax.errors import check_at_least
 from t5jax.fileio import is_temporary, read_json_object, write_atomically
-from t5jax.models import COMPUTE_FIELDS, Remat, T5Config, resolve_dtype
+from t5jax.models import (
+    AttentionKind,
+    ComputePolicy,
+    Remat,
+    T5Config,
+    read_compute_fields,
+    resolve_dtype,
+)
 from t5jax.optim import OptimizerConfig
 from t5jax.parallel import HostsConfig, MeshConfig, is_main_process, process_index
 from t5jax.pretrained import CONFIG_FILE
@@ -56,8 +63,12 @@ class RunConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type to compute in; auto is bfloat16 on TPU and GPU and float32 on a CPU."""
     remat: Remat | None = None
-    """What the backward pass recomputes to save memory, instead of the model's choice: nothing, all
-    but the matrix products with weights ('dots'), or each block ('full')."""
+    """What the backward pass recomputes to save memory: nothing (the default), all but the matrix
+    products with weights ('dots'), or each block ('full')."""
+    attention: AttentionKind | None = None
+    """How attention is computed: for all pairs of positions at once ('plain'), or block by block,
+    in less memory ('blockwise', or 'pallas' as a kernel for TPU).  'auto', the default, chooses by
+    the length."""
     mesh: MeshConfig = MeshConfig()
     """How devices share the work."""
     hosts: HostsConfig = HostsConfig()
@@ -94,8 +105,18 @@ class RunConfig:
     @property
     def model_changes(self) -> dict[str, Any]:
         """Return the fields of T5Config that options override."""
-        changes = {"dropout_rate": self.dropout_rate, "remat": self.remat}
-        return {name: value for name, value in changes.items() if value is not None}
+        return {} if self.dropout_rate is None else {"dropout_rate": self.dropout_rate}
+
+    def compute_policy(self) -> ComputePolicy:
+        """Return how the model computes.
+
+        A model file of an older version may set what the options leave open.
+        """
+        options = {"dtype": self.dtype, "remat": self.remat, "attention": self.attention}
+        given = {name: value for name, value in options.items() if value not in (None, "auto")}
+        if self.model.endswith(".json"):
+            given = {**read_compute_fields(self.model), **given}
+        return ComputePolicy(**{"dtype": resolve_dtype("auto"), **given})
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -120,6 +141,7 @@ _RESUMABLE = (
     "mesh",
     "hosts",
     "remat",
+    "attention",
     "step.accumulate",
     "step.vocab_chunks",
     *(f"fit.{field.name}" for field in dataclasses.fields(FitConfig) if field.name != "steps"),
@@ -154,6 +176,8 @@ def check_run_dir(
             )
         return
     recorded = {**(unrecorded or {}), **_read_run(path)["options"]}
+    if recorded.get("dtype") == "auto":  # of older versions, if a file of the model set the type
+        recorded["dtype"] = read_compute_fields(folder / CONFIG_FILE).get("dtype", "auto")
     for name in sorted({*options, *recorded}):
         if options.get(name) != recorded.get(name):
             raise ValueError(
@@ -185,7 +209,7 @@ def recorded_options(config: RunConfig, *, resumable: Collection[str]) -> dict[s
             yield prefix, list(value) if isinstance(value, tuple) else value
 
     # Resolved, so that a run begun on one kind of device does not change type on another.
-    dtype = config.dtype if config.model.endswith(".json") else resolve_dtype(config.dtype)
+    dtype = config.compute_policy().dtype
     return {**dict(flatten("", dataclasses.asdict(config))), "dtype": dtype}
 
 
@@ -221,7 +245,7 @@ def claim_run_dir(
             before = T5Config.from_file(folder / CONFIG_FILE)
             for field in dataclasses.fields(model):
                 old, new = getattr(before, field.name), getattr(model, field.name)
-                if old != new and field.name not in COMPUTE_FIELDS:
+                if old != new:
                     raise ValueError(
                         f"{folder} holds another run: its model has {field.name} = {old!r}, and "
                         f"{new!r} was asked for; choose another --output."
@@ -229,8 +253,9 @@ def claim_run_dir(
     if not is_main_process():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        record = {"options": options, "corpus": text_digest}
+    record = {"options": options, "corpus": text_digest}
+    # Of an older version, the record may lack options, or take the type from the config below.
+    if not path.exists() or _read_run(path) != record:
         write_atomically(path, json.dumps(record, indent=2) + "\n")
     # Written even if the record is there, since a run may have crashed in between.
     if load_tokenizer(folder) is None:

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from t5jax.checkpoint import CheckpointManager
-from t5jax.models import Params, T5Config, pad_vocab, resolve_dtype
+from t5jax.models import ComputePolicy, Params, T5Config, pad_vocab
 from t5jax.optim import learning_rate_schedule
 from t5jax.parallel import (
     check_batch_size,
@@ -137,15 +137,12 @@ def setup_model(
     name = config.model
     changes = {**(architecture or {}), **config.model_changes}
     if name.endswith(".json"):
-        if config.dtype != "auto":
-            changes["dtype"] = config.dtype
         return check_vocabulary(T5Config.from_file(name), name, tokenizer).replace(**changes)
     fields = {
         **changes,
         "pad_id": tokenizer.pad_id,
         "eos_id": tokenizer.eos_id,
         "decoder_start_id": tokenizer.pad_id,
-        "dtype": resolve_dtype(config.dtype),
         "vocab_size": pad_vocab(tokenizer.vocab_size),
     }
     if name == "tiny":
@@ -204,7 +201,7 @@ def restore_run(
     return state
 
 
-def print_model(model: T5Config, params: Params, mesh: Mesh) -> None:
+def print_model(model: T5Config, params: Params, policy: ComputePolicy, mesh: Mesh) -> None:
     """Print the size of a model and the devices that it is trained on."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     devices = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
@@ -212,7 +209,7 @@ def print_model(model: T5Config, params: Params, mesh: Mesh) -> None:
     print_once(
         f"model: {parameters / 1e6:.2f} M parameters, {model.num_encoder_layers} + "
         f"{model.num_decoder_layers} layers of width {model.d_model}, vocabulary "
-        f"{model.vocab_size}, {model.dtype}, on {jax.default_backend()} ({devices}{several})"
+        f"{model.vocab_size}, {policy.dtype}, on {jax.default_backend()} ({devices}{several})"
     )
 
 
@@ -298,6 +295,7 @@ def _setup_train_step(
     make = functools.partial(
         make_train_step,
         optimizer=optimizer,
+        policy=config.compute_policy(),
         schedule=learning_rate_schedule(config.optimizer.schedule, total_steps=config.fit.steps),
         mesh=mesh,
         options=config.step,

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Int
 
 from t5jax.errors import check_at_least
-from t5jax.models import PARTITION_RULES, Params, T5Config, bind, init_params
+from t5jax.models import ComputePolicy, Params, T5Config, bind, get_family, init_params
 from t5jax.parallel import (
     BATCH_AXES,
     BATCH_SPEC,
@@ -133,7 +133,7 @@ def abstract_state(
         )
     init = functools.partial(_init, config, optimizer, options or StepConfig())
     abstract = jax.eval_shape(init, 0)
-    shardings = infer_shardings(abstract, mesh=mesh, rules=PARTITION_RULES)
+    shardings = infer_shardings(abstract, mesh=mesh, rules=get_family(config).partition_rules)
     return with_shardings(abstract, shardings)
 
 
@@ -157,6 +157,7 @@ def make_train_step(
     config: T5Config,
     optimizer: optax.GradientTransformation,
     *,
+    policy: ComputePolicy,
     schedule: optax.Schedule,
     mesh: Mesh,
     options: StepConfig,
@@ -170,6 +171,7 @@ def make_train_step(
     Args:
       config: of the model.
       optimizer: as from `make_optimizer`.
+      policy: how the model computes.
       schedule: learning rate of each update, for the metrics; the optimizer has its own.
       mesh: to compute on.
       options: as for `init_state`.
@@ -194,7 +196,9 @@ def make_train_step(
         def part_loss(trained, part, key):
             dropout_key = key if config.dropout_rate else None
             params = freezing.merge_params(trained, frozen)
-            sums = batch_loss(config, params, part, options=options, dropout_key=dropout_key)
+            sums = batch_loss(
+                config, params, part, policy=policy, options=options, dropout_key=dropout_key
+            )
             return sums.total / weight, sums
 
         # Gradient.
@@ -317,12 +321,18 @@ def _update_ema(ema_params: Any, params: Any, applied: Array, decay: float) -> A
 
 
 def batch_loss(
-    config: T5Config, params: Params, batch: Any, *, options: StepConfig, dropout_key: Any
+    config: T5Config,
+    params: Params,
+    batch: Any,
+    *,
+    policy: ComputePolicy,
+    options: StepConfig,
+    dropout_key: Any,
 ) -> loss.LossSums:
     """Return the loss sums of a batch; `dropout_key` is None without dropout."""
     encoder_tokens = batch["encoder_input_tokens"]
     segments = batch.get("encoder_segment_ids")
-    model = bind(config, params)
+    model = bind(config, params, policy=policy)
     states = model.decoder_hidden_states(
         encoder_tokens,
         batch["decoder_input_tokens"],

@@ -23,6 +23,7 @@ from t5jax.data.packing import (
     stack_rows,
     truncate_ids,
 )
+from t5jax.models.config import ComputePolicy
 from t5jax.parallel.mesh import MeshConfig, make_mesh
 from t5jax.parallel.sharding import shard_batch
 from t5jax.training.evaluation import make_eval_step
@@ -508,7 +509,7 @@ def test_packed_pairs_have_the_loss_of_pairs_alone(tiny_config, tiny_params):
 
     pairs = [Pair(draw(n), draw(m)) for n, m in [(3, 2), (7, 5), (2, 6), (8, 1), (5, 4), (6, 3)]]
     mesh = make_mesh(MeshConfig(data=1), devices=jax.devices()[:1])
-    step = make_eval_step(tiny_config, mesh=mesh)
+    step = make_eval_step(tiny_config, policy=ComputePolicy(), mesh=mesh)
     shape = {"pad_id": tiny_config.pad_id, "decoder_start_id": tiny_config.decoder_start_id}
 
     def loss(rows, lengths, *, packed):

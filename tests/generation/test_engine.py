@@ -14,7 +14,7 @@ from t5jax.text2text import Text2Text
 
 @pytest.fixture(scope="module")
 def engine(t5):
-    return Engine(t5.config, t5.params, None)
+    return Engine(t5.config, t5.params, None, policy=t5.policy)
 
 
 @pytest.fixture(scope="module")

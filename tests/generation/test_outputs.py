@@ -184,7 +184,9 @@ def test_cross_attention_is_what_each_id_reads_from_each_input_token(t5, short):
     # One text by itself, unpadded.
     tokens, mask = rows_of(t5, short[:1])
     shifted = np.array([[0, *found[0][0].ids[:-1]]], np.int32)
-    alone = cross_attention_weights(t5.params, tokens, mask, shifted, config=t5.config)
+    alone = cross_attention_weights(
+        t5.params, tokens, mask, shifted, config=t5.config, policy=t5.policy
+    )
     np.testing.assert_allclose(found[0][0].cross_attention, alone[:, 0], rtol=0, atol=1e-5)
 
 

@@ -18,8 +18,11 @@ from t5jax.generation.scoring import (
     encode_batch,
     score_tokens,
 )
+from t5jax.models.config import ComputePolicy
 from t5jax.models.t5 import bind
 from t5jax.text2text import Text2Text
+
+POLICY = ComputePolicy()
 
 S, T = 9, 16
 LENGTHS = (9, 5, 1)
@@ -60,7 +63,7 @@ def log_probs(tiny):
 
 def test_score_tokens_gives_the_log_probability_of_every_target_token(tiny, log_probs):
     config, params = tiny
-    found = score_tokens(params, TOKENS, MASK, SHIFTED, TARGETS, config=config)
+    found = score_tokens(params, TOKENS, MASK, SHIFTED, TARGETS, config=config, policy=POLICY)
     expected = np.take_along_axis(log_probs, TARGETS[..., None], axis=-1)[..., 0]
     assert (found.log_probs.shape, found.log_probs.dtype) == ((6, T), jnp.float32)
     np.testing.assert_allclose(found.log_probs, expected, rtol=0, atol=ABSOLUTE)
@@ -70,7 +73,9 @@ def test_score_tokens_gives_the_log_probability_of_every_target_token(tiny, log_
 @pytest.mark.parametrize("num_best", [4, 97])
 def test_score_tokens_gives_the_likeliest_tokens_best_first(tiny, log_probs, num_best):
     config, params = tiny
-    found = score_tokens(params, TOKENS, MASK, SHIFTED, TARGETS, config=config, num_best=num_best)
+    found = score_tokens(
+        params, TOKENS, MASK, SHIFTED, TARGETS, config=config, policy=POLICY, num_best=num_best
+    )
     order = np.argsort(-log_probs, axis=-1)[..., :num_best]
     best = np.take_along_axis(log_probs, order, axis=-1)
     np.testing.assert_allclose(found.best_log_probs, best, rtol=0, atol=ABSOLUTE)
@@ -83,11 +88,14 @@ def test_score_tokens_gives_the_likeliest_tokens_best_first(tiny, log_probs, num
 
 def test_score_tokens_of_several_targets_equals_one_at_a_time(tiny):
     config, params = tiny
-    together = score_tokens(params, TOKENS, MASK, SHIFTED, TARGETS, config=config, num_best=2)
+    together = score_tokens(
+        params, TOKENS, MASK, SHIFTED, TARGETS, config=config, policy=POLICY, num_best=2
+    )
     alone = [
         score_tokens(
             *(params, TOKENS, MASK, SHIFTED[k::NUM_TARGETS], TARGETS[k::NUM_TARGETS]),
             config=config,
+            policy=POLICY,
             num_best=2,
         )
         for k in range(NUM_TARGETS)
@@ -101,7 +109,9 @@ def test_score_tokens_does_not_hold_all_logits_at_once(tiny):
     config, params = tiny
     wide = jnp.zeros((2, 64), jnp.int32)
     program = jax.make_jaxpr(
-        lambda params: score_tokens(params, TOKENS[:2], MASK[:2], wide, wide, config=config)
+        lambda params: score_tokens(
+            params, TOKENS[:2], MASK[:2], wide, wide, config=config, policy=POLICY
+        )
     )
     text = str(program(params))
     assert "2,8,97" in text
@@ -114,8 +124,10 @@ def test_embed_is_the_mean_of_states_projected_and_of_length_1(tiny, projection_
     if projection_dim:
         kernel = np.random.default_rng(1).normal(size=(16, projection_dim)).astype(np.float32)
         params["projection"] = {"kernel": jnp.asarray(kernel)}
-    states = np.asarray(encode_batch(params, TOKENS, MASK, config=config), np.float64)
-    found = embed_batch(params, TOKENS, MASK, config=config)
+    states = np.asarray(
+        encode_batch(params, TOKENS, MASK, config=config, policy=POLICY), np.float64
+    )
+    found = embed_batch(params, TOKENS, MASK, config=config, policy=POLICY)
     mean = np.stack([row[kept].mean(axis=0) for row, kept in zip(states, MASK, strict=True)])
     expected = mean @ kernel if projection_dim else mean
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
@@ -126,16 +138,18 @@ def test_embed_of_a_row_without_tokens_is_zero_and_leaves_the_others(tiny):
     config, params = tiny
     mask = MASK.copy()
     mask[2] = False
-    found = np.asarray(embed_batch(params, TOKENS, mask, config=config))
+    found = np.asarray(embed_batch(params, TOKENS, mask, config=config, policy=POLICY))
     assert not found[2].any()
-    expected = np.asarray(embed_batch(params, TOKENS, MASK, config=config))
+    expected = np.asarray(embed_batch(params, TOKENS, MASK, config=config, policy=POLICY))
     np.testing.assert_array_equal(found[:2], expected[:2])
 
 
 def test_cross_attention_weights_are_those_of_the_module(tiny):
     config, params = tiny
     decoder_tokens = jnp.asarray(SHIFTED[::NUM_TARGETS])
-    weights = cross_attention_weights(params, TOKENS, MASK, decoder_tokens, config=config)
+    weights = cross_attention_weights(
+        params, TOKENS, MASK, decoder_tokens, config=config, policy=POLICY
+    )
 
     @jax.jit
     def run(bound, tokens, mask, decoder_tokens):
@@ -260,7 +274,7 @@ def test_score_tokens_are_those_of_every_token_and_sum_to_the_score(t5, short):
 
 
 def test_scores_of_bfloat16_are_float32_and_close(t5, short):
-    half = Text2Text(t5.config.replace(dtype="bfloat16"), t5.params, t5.tokenizer)
+    half = Text2Text(t5.config, t5.params, t5.tokenizer, policy=ComputePolicy(dtype="bfloat16"))
     exact, found = (one.score(short, short[::-1]) for one in (t5, half))
     assert found.dtype == np.float32
     # Log-probabilities of size 3 to 10 a token, from logits that err by some hundredths.

@@ -6,7 +6,7 @@ import numpy as np
 from t5jax.checkpoint import CheckpointManager
 from t5jax.data import Batch, training_batches
 from t5jax.data.objectives import ExampleLengths, Objective
-from t5jax.models import T5Config, is_stacked
+from t5jax.models import ComputePolicy, T5Config, is_stacked
 from t5jax.optim import OptimizerConfig, ScheduleConfig, learning_rate_schedule, make_optimizer
 from t5jax.parallel import MeshConfig, make_mesh
 from t5jax.training import (
@@ -72,19 +72,20 @@ def test_own_objective_is_learned_better_than_by_its_token_frequencies(tmp_path)
     mesh = make_mesh(MeshConfig(data=1), devices=jax.devices()[:1])
     batches = training_batches(chunks, objective.example, batch_size=8, seed=0)
     heldout = [next(batches) for _ in range(4)]
-    tracker = Losses()
+    policy, tracker = ComputePolicy(), Losses()
     checkpoints = CheckpointManager(tmp_path, keep=1)
     trainer = Trainer(
         FitConfig(steps=30, eval_every=15),
         train_step=make_train_step(
             config,
             optimizer,
+            policy=policy,
             schedule=learning_rate_schedule(schedule, total_steps=30),
             mesh=mesh,
             options=StepConfig(),
             seed=0,
         ),
-        evaluator=LossEvaluator(config, heldout, mesh=mesh),
+        evaluator=LossEvaluator(config, heldout, policy=policy, mesh=mesh),
         checkpoints=checkpoints,
         tracker=tracker,
         mesh=mesh,

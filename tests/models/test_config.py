@@ -8,7 +8,7 @@ import math
 import jax
 import pytest
 
-from t5jax.models.config import T5Config, pad_vocab
+from t5jax.models.config import ComputePolicy, T5Config, pad_vocab, read_compute_fields
 from t5jax.models.presets import preset_fields
 from t5jax.models.t5 import abstract_params
 
@@ -124,9 +124,7 @@ def test_presets_hands_out_copies():
 
 
 def test_config_json_round_trip(tiny_config):
-    changed = tiny_config.replace(
-        activation="gelu_erf", gated_ff=False, dropout_rate=0.1, dtype="bfloat16", eos_id=2
-    )
+    changed = tiny_config.replace(activation="gelu_erf", gated_ff=False, dropout_rate=0.1, eos_id=2)
     assert T5Config.from_json(changed.to_json()) == changed
     assert json.loads(changed.to_json()) == dataclasses.asdict(changed)
 
@@ -190,9 +188,7 @@ def test_config_from_json_refuses(text, message):
         ({"decoder_start_id": 100}, r"decoder_start_id must be in .*97\), got 100"),
         ({"activation": "gelu"}, r"unknown activation 'gelu'; .*gelu_tanh"),
         ({"activation": "swish"}, r"unknown activation 'swish'; use one of relu, gelu_tanh"),
-        ({"remat": "ful"}, r"unknown remat 'ful'; did you mean 'full'\?"),
-        ({"dtype": "bfloat"}, r"unknown dtype 'bfloat'; did you mean 'bfloat16'\?"),
-        ({"dtype": None}, r"dtype must be of type string, got None"),
+        ({"activation": None}, r"activation must be of type string, got None"),
         ({"d_model": 16.0}, r"d_model must be of type int, got 16\.0"),
         ({"d_model": True}, r"d_model must be of type int, got True"),
         ({"gated_ff": 1}, r"gated_ff must be of type bool, got 1"),
@@ -205,19 +201,44 @@ def test_config_refuses(tiny_config, changes, message):
 
 
 @pytest.mark.usefixtures("own_checks")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"remat": "ful"}, r"unknown remat 'ful'; did you mean 'full'\?"),
+        ({"attention": "dense"}, r"unknown attention 'dense'; use one of auto, plain"),
+        ({"dtype": "bfloat"}, r"unknown dtype 'bfloat'; did you mean 'bfloat16'\?"),
+        ({"dtype": None}, r"unknown dtype None; use one of float32, bfloat16"),
+    ],
+)
+def test_compute_policy_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ComputePolicy().replace(**changes)
+
+
+@pytest.mark.usefixtures("own_checks")
 @pytest.mark.parametrize("name", ["float16", "fp16", "half"])
-def test_config_float16_is_refused_with_reason(tiny_config, name):
+def test_compute_policy_refuses_float16_with_the_reason(name):
     with pytest.raises(ValueError, match=rf"'{name}'.*overflows float16.*bfloat16 or float32"):
-        tiny_config.replace(dtype=name)
+        ComputePolicy(dtype=name)
+
+
+def test_config_of_an_older_version_holds_the_policy_beside_it(tmp_path, tiny_config):
+    fields = {**json.loads(tiny_config.to_json()), "dtype": "bfloat16", "remat": "full"}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(fields))
+    assert T5Config.from_file(path) == tiny_config
+    assert read_compute_fields(path) == {"dtype": "bfloat16", "remat": "full"}
+    path.write_text(tiny_config.to_json())
+    assert read_compute_fields(path) == {}
 
 
 @pytest.mark.usefixtures("own_checks")
 def test_config_boundary_values_are_accepted(tiny_config):
-    tiny_config.replace(num_decoder_layers=0)
-    tiny_config.replace(dropout_rate=0.0)
-    tiny_config.replace(dropout_rate=0)
-    tiny_config.replace(relative_buckets=4, relative_max_distance=3)
-    tiny_config.replace(pad_id=96)
+    assert tiny_config.replace(num_decoder_layers=0).num_decoder_layers == 0
+    assert tiny_config.replace(dropout_rate=0).dropout_rate == 0
+    changed = tiny_config.replace(relative_buckets=4, relative_max_distance=3)
+    assert (changed.relative_buckets, changed.relative_max_distance) == (4, 3)
+    assert tiny_config.replace(pad_id=96).pad_id == 96
 
 
 def test_config_replace_leaves_original_and_is_hashable(tiny_config):

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5jax.models.config import ComputePolicy
 from t5jax.models.t5 import abstract_params, bind
 from t5jax.ops.linear import is_kernel, quantize_kernel
 
 S, T = 9, 7
 LENGTHS = (9, 5, 1)  # of three inputs
 BEAMS = 2
+BFLOAT16 = ComputePolicy(dtype="bfloat16")
 
 RNG = np.random.default_rng(0)
 MASK = np.arange(S) < np.array(LENGTHS)[:, None]
@@ -20,10 +22,10 @@ TOKENS = (RNG.integers(2, 97, (3, S)) * MASK).astype(np.int32)
 TARGETS = RNG.integers(2, 97, (3 * BEAMS, T)).astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "num_beams"))
-def by_steps(config, params, tokens, mask, targets, num_beams):
+@functools.partial(jax.jit, static_argnames=("config", "num_beams", "policy"))
+def by_steps(config, params, tokens, mask, targets, num_beams, policy=ComputePolicy()):
     """[R, T, V], and the last cache, which has more room than tokens."""
-    bound = bind(config, params)
+    bound = bind(config, params, policy=policy)
     states = bound.encode(tokens, encoder_mask=mask)
     decoder = bound.incremental_decoder()
     step, cache = decoder.start(states, encoder_mask=mask, max_len=T + 3, num_beams=num_beams)
@@ -73,8 +75,8 @@ def test_step_with_several_beams_equals_every_row_with_its_own_input(
 
 
 def test_step_of_bfloat16_is_close_and_gives_float32(tiny_config, tiny_params, exact):
-    config = tiny_config.replace(dtype="bfloat16")
-    found, cache = by_steps(config, tiny_params, TOKENS, MASK, TARGETS, BEAMS)
+    arguments = (tiny_config, tiny_params, TOKENS, MASK, TARGETS, BEAMS)
+    found, cache = by_steps(*arguments, policy=BFLOAT16)
     assert found.dtype == jnp.float32
     assert {part.dtype for part in (*cache.keys, *cache.values)} == {jnp.dtype("bfloat16")}
     # Some 20 roundings of relative size 2**-9 on the way, which add up like a random walk.
@@ -124,10 +126,10 @@ def test_incremental_decoder_fuses_queries_keys_and_values_of_every_layer(tiny_c
 def test_incremental_decoder_holds_weights_in_the_type_that_is_computed_in(
     tiny_config, tiny_params
 ):
-    config = tiny_config.replace(dtype="bfloat16")
     rounded = round_kernels(tiny_params)
     for params in (tiny_params, rounded):
-        decoder = jax.jit(lambda params: bind(config, params).incremental_decoder())(params)
+        lay_out = jax.jit(lambda x: bind(tiny_config, x, policy=BFLOAT16).incremental_decoder())
+        decoder = lay_out(params)
         for block in decoder.blocks:
             leaves = jax.tree.leaves(block, is_leaf=is_kernel)
             kinds = {leaf.dtype.name for leaf in leaves if not is_kernel(leaf)}

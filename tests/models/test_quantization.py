@@ -152,7 +152,7 @@ def test_int8_model_searches_draws_and_scores(untied, short):
 def test_int8_weights_of_bfloat16_parameters_compute_in_bfloat16(t5, tmp_path, short):
     t5.save(tmp_path / "exact")
     half = t5jax.load(tmp_path / "exact", dtype="bfloat16", weights="int8")
-    assert half.config.dtype == "bfloat16"
+    assert half.policy.dtype == "bfloat16"
     kernel = half.params["decoder"]["layers"]["mlp"]["wo"]
     assert kernel.scale.dtype == jnp.float32
     assert half.params["token_embedder"]["embedding"].dtype == jnp.bfloat16

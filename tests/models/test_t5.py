@@ -11,11 +11,14 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from t5jax.models.config import T5Config
+from t5jax.models.config import ComputePolicy, T5Config
+from t5jax.models.families import get_family
 from t5jax.models.presets import preset_fields
-from t5jax.models.t5 import PARTITION_RULES, abstract_params, bind, init_params, is_stacked
+from t5jax.models.t5 import abstract_params, bind, init_params, is_stacked
 from t5jax.parallel.mesh import MeshConfig, make_mesh
 from t5jax.parallel.sharding import infer_shardings
+
+POLICY, BFLOAT16 = ComputePolicy(), ComputePolicy(dtype="bfloat16")
 
 # The architectures of T5 v1.1 and T5 1.0, and the other side of their switches.
 VARIANTS = {
@@ -86,9 +89,11 @@ def batch():
     return encoder_tokens * mask, decoder_tokens, mask
 
 
-@functools.partial(jit, static_argnames="config")
-def logits_of(config, params, encoder_tokens, decoder_tokens, mask, segments=(None, None)):
-    return bind(config, params)(
+@functools.partial(jit, static_argnames=("config", "policy"))
+def logits_of(
+    config, params, encoder_tokens, decoder_tokens, mask, segments=(None, None), policy=POLICY
+):
+    return bind(config, params, policy=policy)(
         encoder_tokens,
         decoder_tokens,
         encoder_mask=mask,
@@ -190,10 +195,10 @@ def test_t5_logits_equal_float64(variant, batch):
         np.testing.assert_allclose(logits[row], expected, atol=ABSOLUTE)
 
 
-@functools.partial(jit, static_argnames="config")
-def logits_by_steps(config, params, encoder_tokens, decoder_tokens, mask):
+@functools.partial(jit, static_argnames=("config", "policy"))
+def logits_by_steps(config, params, encoder_tokens, decoder_tokens, mask, *, policy=POLICY):
     """[B, T, V] and the last cache; it has more room than tokens, as when a loop stops early."""
-    bound = bind(config, params)
+    bound = bind(config, params, policy=policy)
     states = bound.encode(encoder_tokens, encoder_mask=mask)
     step, cache = bound.incremental_decoder().start(states, encoder_mask=mask, max_len=T + 3)
 
@@ -292,11 +297,13 @@ def test_t5_segment_ids_of_one_side_are_refused(tiny, batch):
         )
 
 
-@pytest.mark.parametrize("compute", [logits_of, lambda *args: logits_by_steps(*args)[0]])
+@pytest.mark.parametrize(
+    "compute", [logits_of, lambda *args, policy: logits_by_steps(*args, policy=policy)[0]]
+)
 def test_t5_bfloat16_logits_are_float32_and_close(tiny, batch, compute):
     config, params = tiny
     exact = np.asarray(logits_of(config, params, *batch))
-    half = compute(config.replace(dtype="bfloat16"), params, *batch)
+    half = compute(config, params, *batch, policy=BFLOAT16)
     assert half.dtype == jnp.float32
     # Some 20 roundings of relative size 2**-9 on the way, which add up like a random walk.
     error = np.sqrt(np.mean((np.asarray(half) - exact) ** 2)) / exact.std()
@@ -304,11 +311,11 @@ def test_t5_bfloat16_logits_are_float32_and_close(tiny, batch, compute):
 
 
 def test_t5_bfloat16_states_and_cache_are_bfloat16(tiny, batch):
-    config, params = tiny[0].replace(dtype="bfloat16"), tiny[1]
+    config, params = tiny
     encoder_tokens, _, mask = map(jnp.asarray, batch)
 
     def start(params):
-        bound = bind(config, params)
+        bound = bind(config, params, policy=BFLOAT16)
         states = bound.encode(encoder_tokens, encoder_mask=mask)
         return states, bound.incremental_decoder().start(states, encoder_mask=mask, max_len=4)[1]
 
@@ -404,12 +411,12 @@ def weighted_sum(logits):
 @functools.cache
 def value_and_gradient(config, remat="none"):
     """Of `weighted_sum` for the first row of `batch`, as a function of params and batch."""
-    config = config.replace(remat=remat)
 
     @jit
     @jax.value_and_grad
     def total(params, encoder_tokens, decoder_tokens, mask):
-        logits = bind(config, params)(encoder_tokens, decoder_tokens, encoder_mask=mask)
+        model = bind(config, params, policy=ComputePolicy(remat=remat))
+        logits = model(encoder_tokens, decoder_tokens, encoder_mask=mask)
         return weighted_sum(logits[0])
 
     return total
@@ -465,7 +472,7 @@ def test_t5_remat_keeps_less_for_the_backward_pass(tiny, batch):
 
     def kept(remat):
         def logits(params):
-            bound = bind(config.replace(remat=remat), params)
+            bound = bind(config, params, policy=ComputePolicy(remat=remat))
             return bound(*batch[:2], encoder_mask=batch[2])
 
         backward = jax.eval_shape(lambda params: jax.vjp(logits, params)[1], params)
@@ -659,7 +666,7 @@ def test_partition_rules_lay_out_every_parameter_of_every_preset():
     used = set()
     for config in every:
         params = abstract_params(config)
-        found = infer_shardings(params, mesh=mesh, rules=PARTITION_RULES)
+        found = infer_shardings(params, mesh=mesh, rules=get_family(config).partition_rules)
         leaves = zip(jax.tree.leaves_with_path(params), jax.tree.leaves(found), strict=True)
         for (keys, leaf), where in leaves:
             path = jax.tree_util.keystr(keys, simple=True, separator="/")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from helpers.dense_attention import example, with_gradients
 
+from t5jax.models.config import ComputePolicy
 from t5jax.models.t5 import abstract_params, bind
 from t5jax.ops import attention, blockwise_attention
 from t5jax.ops.attention import shard_kernel, uses_blocks
@@ -96,7 +97,7 @@ def test_t5_in_blocks_equals_plain_with_dropout_and_all_gradients(
 
     def value_and_gradient(kind):
         def loss(params):
-            logits = bind(config.replace(attention=kind), params)(
+            logits = bind(config, params, policy=ComputePolicy(attention=kind))(
                 tokens,
                 targets,
                 encoder_mask=segments > 0,
@@ -121,19 +122,20 @@ COMPILE = """
 import jax, jax.numpy as jnp, optax
 from jax.experimental import topologies
 from jax.sharding import NamedSharding
-from t5jax.models import T5Config
+from t5jax.models import ComputePolicy, T5Config
 from t5jax.parallel import BATCH_SPEC, MeshConfig, make_mesh
 from t5jax.training import StepConfig, abstract_state, make_train_step
-config = T5Config(vocab_size=128, d_model=128, d_kv=64, num_heads=4, d_ff=128, dtype="bfloat16",
-                  num_encoder_layers=2, num_decoder_layers=2, attention="pallas")
+config = T5Config(vocab_size=128, d_model=128, d_kv=64, num_heads=4, d_ff=128,
+                  num_encoder_layers=2, num_decoder_layers=2)
+policy = ComputePolicy(dtype="bfloat16", attention="pallas")
 for name in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
     devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     mesh = make_mesh(
         MeshConfig(data=-1, fsdp=2, tensor=2), devices=devices[:4])
     optimizer = optax.adam(1e-3)
     step = make_train_step(
-        config, optimizer, schedule=lambda s: 1e-3, mesh=mesh, options=StepConfig(),
-        seed=0)
+        config, optimizer, policy=policy, schedule=lambda s: 1e-3, mesh=mesh,
+        options=StepConfig(), seed=0)
     where = NamedSharding(mesh, BATCH_SPEC)
     ids = jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=where)
     weights = jax.ShapeDtypeStruct((4, 1024), jnp.float32, sharding=where)

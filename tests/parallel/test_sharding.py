@@ -9,12 +9,15 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from t5jax.models.config import T5Config
-from t5jax.models.t5 import PARTITION_RULES, abstract_params, bind, is_stacked
+from t5jax.models.families import FAMILIES
+from t5jax.models.t5 import abstract_params, bind, is_stacked
 from t5jax.optim.optimizer import OptimizerConfig, make_optimizer
 from t5jax.optim.schedules import ScheduleConfig
 from t5jax.parallel.mesh import MeshConfig, make_mesh
 from t5jax.parallel.sharding import BATCH_SPEC, Sharder, infer_shardings, num_shards, on_cpu
 from t5jax.training.loss import cross_entropy
+
+RULES = FAMILIES["t5"].partition_rules
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +166,7 @@ def test_shardings_refuse_axis_that_mesh_does_not_divide(tiny_config, cube):
     params = abstract_params(tiny_config)
     message = r"mesh axis tensor = 2 .* has shape \(.*15.*\); choose a divisor of 15"
     with pytest.raises(ValueError, match=message):
-        infer_shardings(params, mesh=cube, rules=PARTITION_RULES)
+        infer_shardings(params, mesh=cube, rules=RULES)
 
 
 def test_shardings_refuse_rule_of_more_axes_than_array(cube):
@@ -195,11 +198,11 @@ def test_shardings_of_moments_follow_their_parameters(cube, name, moments):
     tx = make_optimizer(config, total_steps=1, stacked=is_stacked)
     params = abstract_params(WIDE)
     state = jax.eval_shape(tx.init, params)
-    found = infer_shardings({"opt_state": state}, mesh=cube, rules=PARTITION_RULES)["opt_state"]
+    found = infer_shardings({"opt_state": state}, mesh=cube, rules=RULES)["opt_state"]
     assert found.count.is_equivalent_to(NamedSharding(cube, P()), 0)
 
     kinds = set()
-    of_params = infer_shardings(params, mesh=cube, rules=PARTITION_RULES)
+    of_params = infer_shardings(params, mesh=cube, rules=RULES)
     for path, leaf in jax.tree.leaves_with_path(state.moments):
         *parameter, name = (key.key for key in path)
         kinds.add(name)
@@ -281,7 +284,7 @@ def test_sharded_model_equals_one_device(cube):
         logits = bind(config, params)(encoder_tokens, decoder_tokens, encoder_mask=mask)
         return logits, cross_entropy(logits, targets, weights, z_loss=1e-4, label_smoothing=0.0)
 
-    where = infer_shardings(params, mesh=cube, rules=PARTITION_RULES)
+    where = infer_shardings(params, mesh=cube, rules=RULES)
     of_batch = NamedSharding(cube, BATCH_SPEC)
     placed = jax.device_put(params, where), jax.device_put(batch, of_batch)
     wi = placed[0]["decoder"]["layers"]["mlp"]["wi"]

@@ -92,10 +92,11 @@ def our_beams(
     prefix = np.zeros((count, 0), np.int32) if prefix is None else prefix
     step, cache = prefill(
         ours.params,
-        prepare_decoder(ours.params, config=ours.config),
+        prepare_decoder(ours.params, config=ours.config, policy=ours.policy),
         encoder,
         mask,
         config=ours.config,
+        policy=ours.policy,
         max_len=prefix.shape[1] + 16,
         num_beams=num_beams,
     )

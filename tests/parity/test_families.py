@@ -122,7 +122,7 @@ def test_encoder_alone_has_the_states_of_transformers(tmp_path, kind):
             input_ids=torch.from_numpy(encoder).long(),
             attention_mask=torch.from_numpy(mask).long(),
         ).last_hidden_state.numpy()
-    found = encode_batch(ours.params, encoder, mask, config=ours.config)
+    found = encode_batch(ours.params, encoder, mask, config=ours.config, policy=ours.policy)
     np.testing.assert_allclose(np.asarray(found)[mask], expected[mask], rtol=0, atol=TOLERANCE)
 
 
@@ -176,7 +176,7 @@ def test_heads_of_other_tasks_are_left_out(tmp_path, kind):
             input_ids=torch.from_numpy(encoder).long(),
             attention_mask=torch.from_numpy(mask).long(),
         ).last_hidden_state.numpy()
-    found = encode_batch(ours.params, encoder, mask, config=ours.config)
+    found = encode_batch(ours.params, encoder, mask, config=ours.config, policy=ours.policy)
     np.testing.assert_allclose(np.asarray(found)[mask], expected[mask], rtol=0, atol=TOLERANCE)
 
 

@@ -190,7 +190,9 @@ def test_tiny_scores_as_the_loss_of_transformers(tmp_path, family):
     encoder, mask, targets = batch(theirs.config.vocab_size, (19, 8, 1), 16)
     target_mask = np.arange(16) < np.array([16, 5, 1])[:, None]
     shifted = np.concatenate([np.zeros((3, 1), targets.dtype), targets[:, :-1]], axis=1)
-    judged = score_tokens(ours.params, encoder, mask, shifted, targets, config=ours.config)
+    judged = score_tokens(
+        ours.params, encoder, mask, shifted, targets, config=ours.config, policy=ours.policy
+    )
     found = np.where(target_mask, judged.log_probs, 0).sum(axis=1)
     for i, count in enumerate(target_mask.sum(axis=1)):
         labels = np.where(target_mask[i], targets[i], -100)[None]
@@ -250,7 +252,7 @@ def test_encoder_alone_has_the_states_of_transformers(tmp_path):
             input_ids=torch.from_numpy(encoder).long(),
             attention_mask=torch.from_numpy(mask).long(),
         ).last_hidden_state.numpy()
-    found = encode_batch(ours.params, encoder, mask, config=ours.config)
+    found = encode_batch(ours.params, encoder, mask, config=ours.config, policy=ours.policy)
     np.testing.assert_allclose(np.asarray(found)[mask], expected[mask], rtol=0, atol=TOLERANCE)
     assert_exported_bit_for_bit(ours, tmp_path / "out", theirs, kind="T5EncoderModel")
 

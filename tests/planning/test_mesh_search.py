@@ -28,7 +28,7 @@ def test_candidates_are_all_ways_that_divide(task):
         for tensor in sizes
         if data * fsdp * tensor == 8 and 4 % tensor == 0 and 4 % (data * fsdp) == 0
     }
-    assert {way.config.remat for way in mesh_candidates(task, 8)} == {"none", "dots", "full"}
+    assert {way.policy.remat for way in mesh_candidates(task, 8)} == {"none", "dots", "full"}
 
 
 def test_rank_without_a_way_is_an_error(task):

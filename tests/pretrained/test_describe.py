@@ -249,8 +249,8 @@ def test_family_names_every_preset():
         assert name in model_family(T5Config(**fields)).split(", ")
 
 
-def test_family_does_not_depend_on_how_a_model_is_run():
-    small = T5Config.preset("t5-small", dropout_rate=0.0, dtype="bfloat16", remat="full")
+def test_family_does_not_depend_on_dropout():
+    small = T5Config.preset("t5-small", dropout_rate=0.0)
     assert model_family(small) == "t5-small"
 
 

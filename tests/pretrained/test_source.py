@@ -19,7 +19,7 @@ from helpers.trees import assert_same_bits, flat
 from t5jax.checkpoint.trees import shapes_by_path
 from t5jax.models import t5
 from t5jax.models.config import T5Config
-from t5jax.models.t5 import PARTITION_RULES
+from t5jax.models.families import FAMILIES
 from t5jax.parallel.mesh import MeshConfig, make_mesh
 from t5jax.parallel.sharding import infer_shardings
 from t5jax.pretrained import source as sources
@@ -218,7 +218,7 @@ def test_params_of_a_mesh_give_every_device_its_part(tmp_path, form, mesh):
     values = random_values(BFLOAT16, FULL_SHAPES)
     source, counts = recorded(stored(tmp_path / "x", values, form, config=FULL))
     params = source.load_params(mesh=mesh)
-    rules = PARTITION_RULES
+    rules = FAMILIES["t5"].partition_rules
     wanted = infer_shardings(abstract_params(FULL), mesh=mesh, rules=rules)
     leaves = zip(flat(params), jax.tree.leaves(params), jax.tree.leaves(wanted), strict=True)
     for path, leaf, where in leaves:

@@ -5,22 +5,31 @@ recorded; the options below are those that they were given.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from t5jax.data.corpus import DataConfig
 from t5jax.data.tasks import Task
-from t5jax.models.config import T5Config
+from t5jax.models.config import ComputePolicy, T5Config
 from t5jax.recipes.finetune_config import RESUMABLE as FINETUNE_RESUMABLE, FinetuneConfig
 from t5jax.recipes.finetune_data import recorded_task_options
 from t5jax.recipes.pretrain_config import RESUMABLE, UNRECORDED, PretrainConfig
-from t5jax.training.run import check_run_dir, recorded_options
+from t5jax.tokenizers.byte import ByteTokenizer
+from t5jax.training.run import check_run_dir, claim_run_dir, recorded_options
 from t5jax.training.step import StepConfig
 from t5jax.training.trainer import FitConfig
 
 RUNS = Path(__file__).parents[1] / "fixtures" / "runs"
 SHARED = {"model": "model.json", "tokenizer": "bytes", "batch_size": 8, "fit": FitConfig(steps=4)}
+
+
+@pytest.fixture(autouse=True)
+def model_file(tmp_path, monkeypatch):
+    """The file that the runs were given as their model, which set the type to compute in."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(RUNS / "pretrain" / "config.json", "model.json")
 
 
 def pretrain_options(**changes):
@@ -47,16 +56,39 @@ def recorded(name):
 
 def test_old_pretraining_has_the_options_of_today():
     check_run_dir(RUNS / "pretrain", pretrain_options(), unrecorded=UNRECORDED)
-    assert pretrain_options() == recorded("pretrain") | {"dtype": "auto"}
+    assert pretrain_options() == recorded("pretrain") | {"dtype": "float32"}
     with pytest.raises(ValueError, match="its seed is 0, and 1 was asked for"):
         check_run_dir(RUNS / "pretrain", pretrain_options(seed=1), unrecorded=UNRECORDED)
 
 
 def test_old_fine_tuning_has_the_options_of_today():
     check_run_dir(RUNS / "finetune", finetune_options())
-    assert finetune_options() == recorded("finetune")
+    assert finetune_options() == recorded("finetune") | {"dtype": "float32"}
     with pytest.raises(ValueError, match="its pack is True, and False was asked for"):
         check_run_dir(RUNS / "finetune", finetune_options(pack=False))
+
+
+def test_old_model_file_sets_the_policy_that_options_leave_open(tmp_path):
+    fields = json.loads(Path("model.json").read_text())
+    changed = {"dtype": "bfloat16", "remat": "dots", "attention": "plain"}
+    (tmp_path / "model.json").write_text(json.dumps(fields | changed))
+    policy = PretrainConfig(**SHARED).compute_policy()
+    assert policy == ComputePolicy(dtype="bfloat16", remat="dots", attention="plain")
+    policy = PretrainConfig(**SHARED, dtype="float32", remat="full").compute_policy()
+    assert policy == ComputePolicy(dtype="float32", remat="full", attention="plain")
+
+
+def test_old_run_that_was_continued_records_the_type_that_its_config_did(tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(RUNS / "pretrain", folder)
+    options, model = pretrain_options(), T5Config.from_file(folder / "config.json")
+    digest = json.loads((folder / "run.json").read_text())["corpus"]
+    for _ in range(2):
+        check_run_dir(folder, options, unrecorded=UNRECORDED)
+        claim_run_dir(folder, options, digest, model=model, tokenizer=ByteTokenizer())
+    assert json.loads((folder / "run.json").read_text())["options"]["dtype"] == "float32"
+    with pytest.raises(ValueError, match="its dtype is 'float32', and 'bfloat16' was asked for"):
+        check_run_dir(folder, pretrain_options(dtype="bfloat16"), unrecorded=UNRECORDED)
 
 
 @pytest.mark.parametrize("name", ["pretrain", "finetune"])

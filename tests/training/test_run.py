@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tyro
 
-from t5jax.models.config import T5Config
+from t5jax.models.config import ComputePolicy, T5Config
 from t5jax.recipes.finetune_config import FinetuneConfig
 from t5jax.recipes.pretrain_config import PretrainConfig
 from t5jax.tokenizers.byte import ByteTokenizer
@@ -43,8 +43,14 @@ def test_options_that_cannot_work_are_refused(config, changes, message):
 
 def test_model_changes_are_the_fields_of_the_model_that_were_given():
     assert PretrainConfig().model_changes == {}
-    changes = PretrainConfig(dropout_rate=0.0, remat="dots").model_changes
-    assert changes == {"dropout_rate": 0.0, "remat": "dots"}
+    assert PretrainConfig(dropout_rate=0.0).model_changes == {"dropout_rate": 0.0}
+
+
+def test_compute_policy_is_that_of_the_options():
+    assert PretrainConfig().compute_policy() == ComputePolicy()  # on a CPU
+    config = PretrainConfig(dtype="bfloat16", remat="dots", attention="blockwise")
+    policy = ComputePolicy(dtype="bfloat16", remat="dots", attention="blockwise")
+    assert config.compute_policy() == policy
 
 
 @pytest.mark.parametrize(
@@ -69,8 +75,8 @@ def claim(folder, *, options=None, text="abc", model=MODEL) -> None:
 def test_claim_writes_what_check_then_accepts(tmp_path):
     claim(tmp_path / "run")
     check_run_dir(tmp_path / "run", {"seed": 0})
-    claim(tmp_path / "run", model=MODEL.replace(remat="full"))
-    assert T5Config.from_file(tmp_path / "run" / "config.json").remat == "full"
+    claim(tmp_path / "run")
+    assert T5Config.from_file(tmp_path / "run" / "config.json") == MODEL
     assert isinstance(load_tokenizer(tmp_path / "run"), ByteTokenizer)
 
 

@@ -1,7 +1,6 @@
 """Tokenizers and models by name; what a whole run makes of them is in test_pretrain.py."""
 
 import pytest
-from helpers.small_runs import TINY
 
 from t5jax.recipes.pretrain_config import PretrainConfig
 from t5jax.tokenizers.byte import ByteTokenizer
@@ -42,23 +41,16 @@ def test_tokenizer_must_have_a_padding_id_and_the_remedy_is_in_the_wheel(tmp_pat
 
 
 def test_model_has_the_ids_of_the_tokenizer_and_the_changes():
-    model = make_model(dtype="bfloat16", dropout_rate=0.3)
+    model = make_model(dropout_rate=0.3)
     assert (model.vocab_size, model.pad_id, model.eos_id) == (384, 0, 1)
-    assert (model.dtype, model.dropout_rate) == ("bfloat16", 0.3)
-    assert make_model(model="t5-small", dtype="float32").d_model == 512
+    assert model.dropout_rate == 0.3
+    assert make_model(model="t5-small").d_model == 512
 
 
 def test_options_override_the_architecture():
     config = PretrainConfig(dropout_rate=0.3)
     model = setup_model(config, BYTES, architecture={"d_model": 8, "dropout_rate": 0.1})
     assert (model.d_model, model.dropout_rate) == (8, 0.3)
-
-
-def test_model_of_a_file_keeps_its_dtype_unless_it_is_set(tmp_path):
-    path = tmp_path / "model.json"
-    path.write_text(TINY.replace(dtype="bfloat16").to_json())
-    assert make_model(model=str(path)).dtype == "bfloat16"
-    assert make_model(model=str(path), dtype="float32").dtype == "float32"
 
 
 def test_check_files_names_what_is_missing(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from t5jax.models.config import T5Config
+from t5jax.models.config import ComputePolicy, T5Config
 from t5jax.models.t5 import bind, is_stacked
 from t5jax.optim.optimizer import OptimizerConfig, make_optimizer
 from t5jax.optim.schedules import ScheduleConfig, learning_rate_schedule
@@ -80,6 +80,7 @@ def make_step(
     return make_train_step(
         config,
         OPTIMIZER,
+        policy=ComputePolicy(),
         schedule=learning_rate_schedule(rate, total_steps=10),
         mesh=mesh,
         options=options,
@@ -312,7 +313,7 @@ def test_train_step_smooths_targets_and_evaluations_do_not(axes):
     (smoothed, plain), grads = reference(before)
     options = StepConfig(z_loss=0.0, label_smoothing=0.2, vocab_chunks=3)
     batch = shard_batch(make_batch(), mesh=mesh)
-    found = make_eval_step(CONFIG, mesh=mesh)(state.params, batch)
+    found = make_eval_step(CONFIG, policy=ComputePolicy(), mesh=mesh)(state.params, batch)
     _, metrics = make_step(CONFIG, mesh, options=options)(state, batch)
     np.testing.assert_allclose(metrics["loss"], smoothed, rtol=2e-6)
     np.testing.assert_allclose(metrics["cross_entropy"], plain, rtol=2e-6)
@@ -334,7 +335,7 @@ def test_evaluate_weights_tokens_not_batches():
     state = fresh_state(mesh)
     whole = make_batch()
     parts = [{k: v[:2] for k, v in whole.items()}, {k: v[2:] for k, v in whole.items()}]
-    step = make_eval_step(CONFIG, mesh=mesh)
+    step = make_eval_step(CONFIG, policy=ComputePolicy(), mesh=mesh)
     one = evaluate_loss(step, state.params, [whole], mesh=mesh)
     two = evaluate_loss(step, state.params, parts, mesh=mesh)
     assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
