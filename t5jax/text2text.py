@@ -1,5 +1,6 @@
 """A T5 with its tokenizer, from text to text."""
 
+import functools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from t5jax.generation import (
     limit_lengths,
     make_outputs,
     override_config,
+    unpad_batch,
 )
 from t5jax.models import (
     T5,
@@ -50,8 +52,6 @@ class Text2Text:
 
     Attributes:
       logit_error: change of the logits by rounding the weights, if they were rounded.
-      engine: generates ids from ids.
-      scorer: computes states and log-probabilities of ids.
     """
 
     def __init__(
@@ -89,8 +89,6 @@ class Text2Text:
         self._params = params
         self._tokenizer = tokenizer
         self.logit_error = logit_error
-        self.engine = Engine(config, params, tokenizer, policy=policy)
-        self.scorer = Scorer(config, params, policy=policy)
 
     def __repr__(self) -> str:
         leaves = jax.tree.leaves(self.params, is_leaf=is_kernel)
@@ -130,6 +128,16 @@ class Text2Text:
     def tokenizer(self) -> Tokenizer | None:
         """None if the model came without one; then only the methods on ids work."""
         return self._tokenizer
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """Generates ids from ids."""
+        return Engine(self.config, self.params, self.tokenizer, policy=self.policy)
+
+    @functools.cached_property
+    def scorer(self) -> Scorer:
+        """Computes states and log-probabilities of ids."""
+        return Scorer(self.config, self.params, policy=self.policy)
 
     def generate(
         self,
@@ -289,19 +297,11 @@ class Text2Text:
           ValueError: as in `generate`; arrays of other shapes, or ids outside the vocabulary.
         """
         config = override_config(config, overrides)
-        tokens, mask = np.asarray(encoder_tokens), np.asarray(encoder_mask)
-        if tokens.ndim != 2 or tokens.shape != mask.shape:
-            raise ValueError(
-                "encoder_tokens and encoder_mask must both have shape [B, S], got "
-                f"{tokens.shape} and {mask.shape}."
-            )
-        ids = tokens[mask.astype(bool)]
-        if ids.size and not 0 <= ids.min() <= ids.max() < self.config.vocab_size:
-            raise ValueError(
-                f"ids must be in [0, vocab_size = {self.config.vocab_size}), got "
-                f"{ids.min()} to {ids.max()}; another tokenizer made them."
-            )
-        inputs = [_strip_masked(row) for row in np.where(mask, tokens.astype(np.int64), -1)]
+        inputs = unpad_batch(
+            np.asarray(encoder_tokens),
+            np.asarray(encoder_mask),
+            vocab_size=self.config.vocab_size,
+        )
         inputs = limit_lengths(
             inputs,
             config.max_input_tokens,
@@ -579,12 +579,6 @@ class Text2Text:
                 "spiece.model into its folder, or call generate_ids with ids of your own."
             )
         return self._tokenizer
-
-
-def _strip_masked(ids: np.ndarray) -> list[int]:
-    """Return a row without the masked positions, below 0, at its ends; T5 sees only distances."""
-    (places,) = np.nonzero(ids >= 0)
-    return ids[places[0] : places[-1] + 1].tolist() if len(places) else []
 
 
 def _check_texts(name: str, texts: Sequence[str]) -> None:

@@ -56,6 +56,7 @@ class CheckpointManager:
         """
         self._folder = Path(folder).resolve()
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._keep_best = keep_best
         self._losses = _recorded_losses(self._folder) if keep_best else {}
         self._policy = preservation_policy(
             self._losses,
@@ -75,6 +76,11 @@ class CheckpointManager:
             cleanup_tmp_directories=True,
         )
         return ocp.CheckpointManager(self._folder, options=options)
+
+    @property
+    def keeps_best(self) -> bool:
+        """True if checkpoints with the lowest losses are kept."""
+        return self._keep_best > 0
 
     def steps(self) -> list[int]:
         """Return the steps that have a complete checkpoint, ascending."""

@@ -1,19 +1,21 @@
 """From text files to batches."""
 
 from . import objectives as objectives, pydocs as pydocs
-from .batch import (
+from .batches import (
     Batch as Batch,
-    shift_right as shift_right,
-)
-from .corpus import (
-    DataConfig as DataConfig,
-    corpus_documents as corpus_documents,
-    read_corpus as read_corpus,
-)
-from .loader import (
     batch_chunks as batch_chunks,
     evaluation_batches as evaluation_batches,
+    shift_right as shift_right,
     training_batches as training_batches,
+)
+from .corpus import (
+    Chunks as Chunks,
+    DataConfig as DataConfig,
+    ExampleSource as ExampleSource,
+    TokenStream as TokenStream,
+    corpus_documents as corpus_documents,
+    read_corpus as read_corpus,
+    tokenize_dataset as tokenize_dataset,
 )
 from .mixture import (
     MixtureBatches as MixtureBatches,
@@ -50,10 +52,4 @@ from .text_files import (
     numbered_records as numbered_records,
     read_lines as read_lines,
     read_rows as read_rows,
-)
-from .token_stream import (
-    Chunks as Chunks,
-    ExampleSource as ExampleSource,
-    TokenStream as TokenStream,
-    tokenize_dataset as tokenize_dataset,
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from t5jax.data.batch import Batch
+from t5jax.data.batches import Batch
 from t5jax.data.packing import Pair, PairLimits, Pairs, pack_pairs, stack_rows
 
 

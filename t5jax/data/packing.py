@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from t5jax.data.batch import Batch, shift_right
+from t5jax.data.batches import Batch, shift_right
 from t5jax.errors import check_at_least
 
 Ids = Int[np.ndarray, " _"]

@@ -25,10 +25,10 @@ from .loop import (
     SampleFn as SampleFn,
     StepFn as StepFn,
     decode_loop as decode_loop,
+    greedy as greedy,
     init_loop as init_loop,
 )
 from .sampling import (
-    greedy as greedy,
     min_p as min_p,
     sampler as sampler,
     top_k as top_k,

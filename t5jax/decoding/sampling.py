@@ -1,28 +1,10 @@
-"""Greedy choice, and sampling truncated by top-k, top-p, min-p or typicality."""
+"""Sampling, truncated by top-k, top-p, min-p or typicality."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
-
-
-def greedy(logits: Float[Array, "B V"], position: Int[Array, ""]) -> Int[Array, " B"]:
-    """Return the most likely tokens; the lowest id on a tie.
-
-    Args:
-      logits: [B, V] float32.
-      position: unused; part of the signature of a `SampleFn`.
-    Returns:
-      [B] int32.
-    """
-    del position
-    # Same as `argmax`, which jax 0.10.2 does not vectorize on a CPU, unlike these two reductions;
-    # measured by the greedy rows of benchmarks/decode.py.
-    best = jnp.max(logits, axis=-1, keepdims=True)
-    vocab_size = logits.shape[-1]
-    ids = jnp.where(logits == best, jnp.arange(vocab_size)[None], vocab_size - 1)
-    return jnp.min(ids, axis=-1)
 
 
 def sampler(

@@ -5,6 +5,7 @@ from .batching import (
     length_bucket as length_bucket,
     limit_lengths as limit_lengths,
     pad_batch as pad_batch,
+    unpad_batch as unpad_batch,
 )
 from .config import (
     GenerationConfig as GenerationConfig,

@@ -70,6 +70,42 @@ def pad_batch(
     return np.where(mask, tokens, np.int32(pad_id)), mask
 
 
+def unpad_batch(
+    tokens: Int[np.ndarray, "..."],
+    mask: Bool[np.ndarray, "..."],
+    *,
+    vocab_size: int,
+) -> list[list[int]]:
+    """Return the ids of each row without the padding at its ends.
+
+    Masked positions in the middle of a row become -1, which `pad_batch` masks again: T5 sees
+    distances.
+
+    Args:
+      tokens: [B, S] ids.
+      mask: [B, S], True on ids that are not padding.
+      vocab_size: number of ids that there are.
+    Raises:
+      ValueError: arrays of other shapes, or ids outside the vocabulary.
+    """
+    if tokens.ndim != 2 or tokens.shape != mask.shape:
+        raise ValueError(
+            "encoder_tokens and encoder_mask must both have shape [B, S], got "
+            f"{tokens.shape} and {mask.shape}."
+        )
+    ids = tokens[mask.astype(bool)]
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+        raise ValueError(
+            f"ids must be in [0, vocab_size = {vocab_size}), got {ids.min()} to {ids.max()}; "
+            "another tokenizer made them."
+        )
+    rows = []
+    for row in np.where(mask, tokens.astype(np.int64), -1):
+        (places,) = np.nonzero(row >= 0)
+        rows.append(row[places[0] : places[-1] + 1].tolist() if len(places) else [])
+    return rows
+
+
 def batches_by_length(
     inputs: Sequence[Sequence[int]], *, batch_size: int, pad_id: int
 ) -> Iterator[InputBatch]:
@@ -88,6 +124,52 @@ def batches_by_length(
         num_rows = min(batch_bucket(len(indices)), batch_size)
         tokens, mask = pad_batch([inputs[i] for i in indices], pad_id=pad_id, num_rows=num_rows)
         yield InputBatch(indices, tokens, mask)
+
+
+class LoopRows(NamedTuple):
+    """Rows of a decoding loop; the samples of an input are next to one another."""
+
+    row_ids: Int[np.ndarray, " B"]
+    """Number of the input; negative in rows that fill up a batch."""
+    sample_ids: Int[np.ndarray, " B"]
+    prefix: Int[np.ndarray, "B P"]
+    """Padded on the right to a power of two."""
+    prefix_lens: Int[np.ndarray, " B"]
+
+
+def loop_rows(
+    batch: InputBatch,
+    prefixes: Sequence[Sequence[int]],
+    row_ids: Sequence[int],
+    *,
+    pad_id: int,
+    num_samples: int,
+) -> LoopRows:
+    """Lay out the rows of a decoding loop.
+
+    Args:
+      batch: inputs.
+      prefixes: ids that every output starts with, of all inputs.
+      row_ids: number of every input.
+      pad_id: id of padding.
+      num_samples: number of rows of each input.
+    """
+    num_rows = len(batch.tokens)
+    ids = np.full(num_rows, -1, np.int32)
+    ids[: len(batch.indices)] = [row_ids[index] for index in batch.indices]
+    lens = np.zeros(num_rows, np.int32)
+    lens[: len(batch.indices)] = [len(prefixes[index]) for index in batch.indices]
+    longest = int(lens.max())
+    width = 1 << (longest - 1).bit_length() if longest else 0
+    prefix = np.full((num_rows, width), pad_id, np.int32)
+    for row, index in zip(prefix, batch.indices, strict=False):
+        row[: len(prefixes[index])] = prefixes[index]
+    return LoopRows(
+        row_ids=np.repeat(ids, num_samples),
+        sample_ids=np.tile(np.arange(num_samples, dtype=np.int32), num_rows),
+        prefix=np.repeat(prefix, num_samples, axis=0),
+        prefix_lens=np.repeat(lens, num_samples),
+    )
 
 
 def limit_lengths(

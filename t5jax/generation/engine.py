@@ -27,7 +27,13 @@ from t5jax.decoding import (
     top_p,
     typical,
 )
-from t5jax.generation.batching import InputBatch, batches_by_length, length_bucket
+from t5jax.generation.batching import (
+    InputBatch,
+    LoopRows,
+    batches_by_length,
+    length_bucket,
+    loop_rows,
+)
 from t5jax.generation.config import EarlyStopping, GenerationConfig
 from t5jax.generation.constraints import compile_constraints, encode_prefixes
 from t5jax.models import (
@@ -158,15 +164,16 @@ class Engine:
         """
         prefixes, processors = self._compile(config, len(inputs))
         row_ids = range(len(inputs)) if row_ids is None else row_ids
+        pad_id = self.model_config.pad_id
         for batch in self._batches(inputs, config):
             if config.num_beams > 1:
-                rows = _loop_rows(batch, prefixes, row_ids, self.model_config, num_samples=1)
+                rows = loop_rows(batch, prefixes, row_ids, pad_id=pad_id, num_samples=1)
                 step, cache = self._prefill(batch, rows, config, num_beams=config.num_beams)
                 beams = self._search_beams(step, cache, rows, config, processors)
                 sequences = _beam_sequences(beams, rows, num_return_sequences)
             else:
-                rows = _loop_rows(
-                    batch, prefixes, row_ids, self.model_config, num_samples=num_return_sequences
+                rows = loop_rows(
+                    batch, prefixes, row_ids, pad_id=pad_id, num_samples=num_return_sequences
                 )
                 step, cache = self._prefill(batch, rows, config, num_beams=num_return_sequences)
                 state = self._start_loop(cache, rows, config)
@@ -200,7 +207,9 @@ class Engine:
         processors: LogitsProcessors,
     ) -> Iterator[StreamedSequence]:
         for batch in self._batches(inputs, config):
-            rows = _loop_rows(batch, prefixes, range(len(inputs)), self.model_config, num_samples=1)
+            rows = loop_rows(
+                batch, prefixes, range(len(inputs)), pad_id=self.model_config.pad_id, num_samples=1
+            )
             step, cache = self._prefill(batch, rows, config, num_beams=1)
             state = self._start_loop(cache, rows, config)
             growing = dict(enumerate(batch.indices))
@@ -233,7 +242,7 @@ class Engine:
         )
 
     def _prefill(
-        self, batch: InputBatch, rows: "_LoopRows", config: GenerationConfig, *, num_beams: int
+        self, batch: InputBatch, rows: "LoopRows", config: GenerationConfig, *, num_beams: int
     ) -> tuple[DecodeStep, DecoderCache]:
         return prefill(
             self.params,
@@ -247,7 +256,7 @@ class Engine:
         )
 
     def _start_loop(
-        self, cache: DecoderCache, rows: "_LoopRows", config: GenerationConfig
+        self, cache: DecoderCache, rows: "LoopRows", config: GenerationConfig
     ) -> LoopState:
         return start_loop(
             cache,
@@ -261,7 +270,7 @@ class Engine:
         self,
         step: DecodeStep,
         state: LoopState,
-        rows: "_LoopRows",
+        rows: "LoopRows",
         config: GenerationConfig,
         processors: LogitsProcessors,
         *,
@@ -287,7 +296,7 @@ class Engine:
         self,
         step: DecodeStep,
         cache: DecoderCache,
-        rows: "_LoopRows",
+        rows: "LoopRows",
         config: GenerationConfig,
         processors: LogitsProcessors,
     ) -> Beams:
@@ -309,45 +318,8 @@ class Engine:
         return beams
 
 
-class _LoopRows(NamedTuple):
-    """Rows of a decoding loop; the samples of an input are next to one another."""
-
-    row_ids: Int[np.ndarray, " B"]
-    """Number of the input; negative in rows that fill up a batch."""
-    sample_ids: Int[np.ndarray, " B"]
-    prefix: Int[np.ndarray, "B P"]
-    """Padded on the right to a power of two."""
-    prefix_lens: Int[np.ndarray, " B"]
-
-
-def _loop_rows(
-    batch: InputBatch,
-    prefixes: Sequence[Sequence[int]],
-    row_ids: Sequence[int],
-    model_config: T5Config,
-    *,
-    num_samples: int,
-) -> _LoopRows:
-    num_rows = len(batch.tokens)
-    ids = np.full(num_rows, -1, np.int32)
-    ids[: len(batch.indices)] = [row_ids[index] for index in batch.indices]
-    lens = np.zeros(num_rows, np.int32)
-    lens[: len(batch.indices)] = [len(prefixes[index]) for index in batch.indices]
-    longest = int(lens.max())
-    width = 1 << (longest - 1).bit_length() if longest else 0
-    prefix = np.full((num_rows, width), model_config.pad_id, np.int32)
-    for row, index in zip(prefix, batch.indices, strict=False):
-        row[: len(prefixes[index])] = prefixes[index]
-    return _LoopRows(
-        row_ids=np.repeat(ids, num_samples),
-        sample_ids=np.tile(np.arange(num_samples, dtype=np.int32), num_rows),
-        prefix=np.repeat(prefix, num_samples, axis=0),
-        prefix_lens=np.repeat(lens, num_samples),
-    )
-
-
 def _loop_sequences(
-    state: LoopState, rows: _LoopRows, num_samples: int
+    state: LoopState, rows: LoopRows, num_samples: int
 ) -> list[list[GeneratedSequence]]:
     """Return the samples of each input."""
     tokens, lengths = np.asarray(state.sequences), np.asarray(state.lengths)
@@ -367,7 +339,7 @@ def _loop_sequences(
 
 
 def _beam_sequences(
-    beams: Beams, rows: _LoopRows, num_return_sequences: int
+    beams: Beams, rows: LoopRows, num_return_sequences: int
 ) -> list[list[GeneratedSequence]]:
     """Return the best sequences of each input, best first."""
     tokens, lengths = np.asarray(beams.tokens), np.asarray(beams.lengths)

@@ -132,11 +132,6 @@ class T5Config:
             raise ValueError(_unknown_choice("preset", name, tuple(known)))
         return cls(**{**known[bare], **changes})
 
-    @property
-    def logit_scale(self) -> float:
-        """What the products of decoder states and output layer are multiplied by."""
-        return self.d_model**-0.5 if self.scale_logits else 1.0
-
     def replace(self, **changes: Any) -> "T5Config":
         """A copy with some fields set differently, validated again."""
         return dataclasses.replace(self, **changes)

@@ -44,6 +44,7 @@ class IncrementalDecoder:
       final_norm: norm after the last block.
       embedder: tokens to vectors.
       output: [D, V], states to logits.
+      logit_scale: factor of the logits.
     """
 
     config: T5Config = dataclasses.field(metadata={"static": True})
@@ -54,6 +55,7 @@ class IncrementalDecoder:
     final_norm: RMSNorm
     embedder: Embedder
     output: Kernel
+    logit_scale: float = dataclasses.field(metadata={"static": True})
 
     @classmethod
     def from_decoder(
@@ -64,13 +66,23 @@ class IncrementalDecoder:
         *,
         embedder: Embedder,
         output: Kernel,
+        logit_scale: float,
     ) -> "IncrementalDecoder":
         """Slice stacked layers; arrays that need no change are shared with the model."""
         layers = [decoder.layer(i) for i in range(config.num_decoder_layers)]
         blocks = [layer.for_decoding(policy.dtype) for layer in layers]
         biases = [decoder.relative_bias or layer.relative_bias for layer in layers]
-        norm = decoder.final_norm
-        return cls(config, policy, decoder.sharder, blocks, biases, norm, embedder, output)
+        return cls(
+            config=config,
+            policy=policy,
+            sharder=decoder.sharder,
+            blocks=blocks,
+            biases=biases,
+            final_norm=decoder.final_norm,
+            embedder=embedder,
+            output=output,
+            logit_scale=logit_scale,
+        )
 
     def start(
         self,
@@ -147,15 +159,17 @@ class DecodeStep:
                 cache=KVCache(keys[i], values[i], position),
             )
         x = decoder.final_norm(x)[:, 0]
-        logits = project_logits(x, decoder.output, decoder.config, decoder.sharder)
+        logits = project_logits(
+            x, decoder.output, scale=decoder.logit_scale, sharder=decoder.sharder
+        )
         return logits, DecoderCache(position + 1, keys, values)
 
 
 def project_logits(
-    x: Float[Array, "*A D"], output: Kernel, config: T5Config, sharder: Sharder
+    x: Float[Array, "*A D"], output: Kernel, *, scale: float, sharder: Sharder
 ) -> Float[Array, "*A V"]:
     """Return logits: float32 even under bfloat16, for they are exponentiated."""
-    return matmul_f32(x, output, sharder) * config.logit_scale
+    return matmul_f32(x, output, sharder) * scale
 
 
 def _for_rows(function: Callable[[Array], Array], position: Int[Array, "*B"]) -> Array:

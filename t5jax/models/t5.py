@@ -19,11 +19,10 @@ from t5jax.models.layers import Embedder, OutputLayer, SentenceProjection
 from t5jax.models.transformer import Decoder, Encoder, split_key
 from t5jax.ops import (
     Kernel,
-    Segments,
+    attention_mask,
     is_kernel,
     quantize_kernel,
     segments_from_ids,
-    uses_blocks,
 )
 from t5jax.parallel import Sharder, path_name
 
@@ -50,6 +49,7 @@ class T5(nnx.Module):
         self.config = config
         self.policy = policy
         self.sharder = sharder
+        self.logit_scale = config.d_model**-0.5 if config.scale_logits else 1.0
         self.token_embedder = Embedder(config, rngs=rngs)
         self.encoder = Encoder(config, policy, sharder, family.encoder_blocks, rngs=rngs)
         self.decoder = (
@@ -133,7 +133,7 @@ class T5(nnx.Module):
         segments = segments_from_ids(
             encoder_segment_ids, encoder_segment_ids, key_mask=encoder_mask, causal=False
         )
-        mask = self._mask(segments, length, length)
+        mask = attention_mask(segments, length, length, kind=self.policy.attention)
         return self.encoder(self._embed(encoder_tokens), mask=mask, dropout_key=dropout_key)
 
     def decode(
@@ -160,17 +160,21 @@ class T5(nnx.Module):
         segments = segments_from_ids(
             decoder_segment_ids, decoder_segment_ids, key_mask=None, causal=True
         )
-        mask = self._mask(segments, length, length)
+        mask = attention_mask(segments, length, length, kind=self.policy.attention)
         cross_segments = segments_from_ids(
             decoder_segment_ids, encoder_segment_ids, key_mask=encoder_mask, causal=False
         )
-        cross_mask = self._mask(cross_segments, length, encoded.shape[1])
+        cross_mask = attention_mask(
+            cross_segments, length, encoded.shape[1], kind=self.policy.attention
+        )
         x = self._embed(decoder_tokens)  # [R, T, D]
         return decoder(x, encoded, mask=mask, cross_mask=cross_mask, dropout_key=dropout_key)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Return the logits of final decoder states."""
-        logits = project_logits(x, self._output_kernel(), self.config, self.sharder)
+        logits = project_logits(
+            x, self._output_kernel(), scale=self.logit_scale, sharder=self.sharder
+        )
         return self.sharder.constrain_activations(logits)
 
     def cross_attention_weights(
@@ -196,6 +200,7 @@ class T5(nnx.Module):
             self._decoder(),
             embedder=self.token_embedder,
             output=self._output_kernel(),
+            logit_scale=self.logit_scale,
         )
 
     def output_embedding(self) -> tuple[Float[Array, "..."], int]:
@@ -203,13 +208,6 @@ class T5(nnx.Module):
         if self.output is not None:
             return self.output.kernel[...], 1
         return self.token_embedder.embedding[...], 0
-
-    def _mask(
-        self, segments: Segments, query_len: int, key_len: int
-    ) -> Bool[Array, "#B 1 #T S"] | Segments:
-        """Return segments if attention is computed in blocks, and a dense mask if not."""
-        blocks = uses_blocks(self.policy.attention, query_len, key_len)
-        return segments if blocks else segments.dense(query_len, key_len)
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         x = self.token_embedder(tokens).astype(self.policy.dtype)

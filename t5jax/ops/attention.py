@@ -1,4 +1,4 @@
-"""Which of the ways to compute attention a program takes.
+"""Blockwise attention by the fastest way of the device.
 
 They differ in memory and speed, and in the last bits of what they compute:
 - plain: scores of all pairs at once.
@@ -8,28 +8,17 @@ They differ in memory and speed, and in the last bits of what they compute:
 Shape letters: B batch, N heads, T query length, S key length, H head size.
 """
 
-from typing import Literal
-
 import jax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from t5jax.ops import blockwise_attention
-from t5jax.ops.masks import Segments
+from t5jax.ops.masks import AttentionKind, Segments
 from t5jax.parallel import BATCH_AXES, BATCH_SPEC, Sharder
 
-AttentionKind = Literal["auto", "plain", "blockwise", "pallas"]
-# Pairs of query and key from which on "auto" computes in blocks: below, all scores of a layer are
-# small beside its other activations, and plain attention is as fast or faster.
-MANY_PAIRS = 512 * 512
 _NO_MESH = Sharder()
 # The axis of a mesh that divides heads.
 _HEADS_AXIS = "tensor"
-
-
-def uses_blocks(kind: AttentionKind, query_len: int, key_len: int) -> bool:
-    """Whether attention over these lengths is computed in blocks, and needs no dense mask."""
-    return query_len * key_len > MANY_PAIRS if kind == "auto" else kind != "plain"
 
 
 def attend(

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from t5jax.ops import contraction
+from t5jax.ops import linear
 from t5jax.ops.masks import Segments
 from t5jax.parallel import Sharder
 
@@ -196,9 +196,7 @@ def _attend_backward(plan, kept, cotangents):
             d_values = _add(d_values, d_value, j * plan.key_block)
             if d_bias is not None:
                 # Examples on several devices are added up after the loops.
-                diagonals = sum_diagonals(
-                    d_score if plan.divided else contraction.sum_examples(d_score)
-                )
+                diagonals = sum_diagonals(d_score if plan.divided else linear.sum_examples(d_score))
                 d_bias = _add(d_bias, diagonals, plan.first_offset(i, j))
             return d_query, d_keys, d_values, d_bias
 

@@ -1,13 +1,19 @@
-"""Which keys a query may look at, said in a space that grows with length, not with its square.
+"""Masks of attention, in the form that each way to compute it takes.
 
 Shape letters: B batch, T query length, S key length.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
+
+AttentionKind = Literal["auto", "plain", "blockwise", "pallas"]
+# Pairs of query and key above which "auto" computes in blocks: below, all scores of a layer are
+# small next to its other activations, and plain attention is as fast or faster.
+MANY_PAIRS = 512 * 512
 
 
 @jax.tree_util.register_dataclass
@@ -68,3 +74,21 @@ def segments_from_ids(
     if key_mask is not None:
         segments = jnp.where(key_mask, segments, 0)
     return Segments(queries.astype(jnp.int32) + 1, segments, causal)
+
+
+def attention_mask(
+    segments: Segments, query_len: int, key_len: int, *, kind: AttentionKind
+) -> Bool[Array, "#B 1 #T S"] | Segments:
+    """Return the mask that attention of this kind takes.
+
+    Args:
+      segments: of queries and keys.
+      query_len: number of queries.
+      key_len: number of keys.
+      kind: "auto" is plain up to `MANY_PAIRS` pairs of query and key.
+    Returns:
+      Segments if attention is computed in blocks, else a dense mask.
+    """
+    many = query_len * key_len > MANY_PAIRS
+    in_blocks = many if kind == "auto" else kind != "plain"
+    return segments if in_blocks else segments.dense(query_len, key_len)

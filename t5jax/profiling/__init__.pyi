@@ -12,10 +12,8 @@ from .hardware import (
     chip_of_kind as chip_of_kind,
     chip_of_topology as chip_of_topology,
 )
-from .step_timer import (
+from .steps import (
+    Profiler as Profiler,
     StepTimer as StepTimer,
     peak_memory_bytes as peak_memory_bytes,
-)
-from .trace import (
-    Profiler as Profiler,
 )

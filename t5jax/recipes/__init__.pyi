@@ -12,8 +12,11 @@ from .finetune_config import (
 )
 from .infilling import (
     fill_blanks as fill_blanks,
+    plain_sentences as plain_sentences,
+    show_blanks as show_blanks,
 )
 from .pretrain import (
+    PretrainResult as PretrainResult,
     pretrain as pretrain,
 )
 from .pretrain_config import (

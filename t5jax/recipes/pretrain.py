@@ -1,6 +1,7 @@
 """Pre-train a model: text, vocabulary, objective, model, optimizer, trainer, report."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
@@ -30,7 +31,6 @@ from t5jax.parallel import (
     main_process_first,
     print_once,
 )
-from t5jax.recipes import infilling
 from t5jax.recipes.pretrain_config import RESUMABLE, UNRECORDED, PretrainConfig
 from t5jax.text2text import Text2Text
 from t5jax.training import (
@@ -55,8 +55,22 @@ from t5jax.training import (
     setup_tokenizer,
 )
 
+if TYPE_CHECKING:
+    import datasets
 
-def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> Text2Text:
+
+class PretrainResult(NamedTuple):
+    """The result of `pretrain`."""
+
+    t5: Text2Text
+    """The model, also saved in the run's folder."""
+    evaluation: dict[str, float] | None
+    """Held-out `loss`, in nats a target token, and `accuracy`; None if the run was interrupted."""
+    heldout: "datasets.Dataset"
+    """The held-out text, in the column `text`."""
+
+
+def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> PretrainResult:
     """Pre-train a model, or continue a run, until it is complete or interrupted.
 
     With several processes all must call it, with the same options except `hosts.index`; an error
@@ -65,8 +79,6 @@ def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> Tex
     Args:
       config: options of the run.
       trackers: receive the metrics in process 0, besides the files of the run, and are closed.
-    Returns:
-      The model, also saved in `config.output`.
     Raises:
       ValueError, OSError: bad options, text or files.  All but a disk that runs full are noticed
         before training starts, and before anything is written to a new `config.output`.
@@ -76,7 +88,7 @@ def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> Tex
         return _run(config, trackers)
 
 
-def _run(config: PretrainConfig, trackers: Sequence[Tracker]) -> Text2Text:
+def _run(config: PretrainConfig, trackers: Sequence[Tracker]) -> PretrainResult:
     jax.devices()  # all processes at once, before process 0 reads the text
     with main_process_first("the preparation of the run"):
         check_files(config.model, config.tokenizer)
@@ -125,15 +137,15 @@ def _run(config: PretrainConfig, trackers: Sequence[Tracker]) -> Text2Text:
 
     params = inference_params(result.state)
     t5 = Text2Text(model, gather_arrays(params), tokenizer, policy=policy)
+    evaluation = None
     if not result.interrupted:
         evaluation = result.evaluation or evaluator.evaluate(params, steps)
         if is_main_process():
             counts = count_targets(chunks, objective, model.vocab_size)
             baselines = baseline_losses(counts, list(_heldout_batches(config, heldout, objective)))
             _print_losses(evaluation, *baselines)
-            _print_sentences(config, t5, corpus_documents(heldout_text))
     barrier("the end of the run")
-    return t5
+    return PretrainResult(t5, evaluation, heldout_text)
 
 
 def _heldout_batches(
@@ -167,11 +179,3 @@ def _print_losses(evaluation: Mapping[str, float], uniform: float, unigram: floa
         f"{evaluation['accuracy']:.1%}; by guessing at random {uniform:.3f}, "
         f"by token frequency {unigram:.3f}"
     )
-
-
-def _print_sentences(config: PretrainConfig, t5: Text2Text, documents: Iterable[str]) -> None:
-    print_once("\nheld-out sentences, [what stood there -> what the model fills in]:")
-    sentences = infilling.plain_sentences(documents, count=6)
-    for line in infilling.show_blanks(t5, sentences, seed=config.seed):
-        print_once(f"  {line}")
-    print_once(f"\nuse it:  import t5jax; t5 = t5jax.load({str(config.folder)!r})")

@@ -15,6 +15,8 @@ from t5jax.parallel import shard_batch
 from t5jax.training.loss import LossSums
 from t5jax.training.step import MeshJit, StepConfig, batch_loss
 
+_OPTIONS = StepConfig(z_loss=0.0)
+
 
 def make_eval_step(
     config: T5Config, *, policy: ComputePolicy, mesh: Mesh
@@ -26,10 +28,9 @@ def make_eval_step(
       policy: how the model computes.
       mesh: to compute on.
     """
-    options = StepConfig(z_loss=0.0)
 
     def step(params: Params, batch: Any) -> LossSums:
-        return batch_loss(config, params, batch, policy=policy, options=options, dropout_key=None)
+        return batch_loss(config, params, batch, policy=policy, options=_OPTIONS, dropout_key=None)
 
     return MeshJit(jax.jit(step, out_shardings=NamedSharding(mesh, P())), mesh)
 

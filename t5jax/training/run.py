@@ -26,7 +26,7 @@ from t5jax.models import (
 from t5jax.optim import OptimizerConfig
 from t5jax.parallel import HostsConfig, MeshConfig, is_main_process, process_index
 from t5jax.pretrained import CONFIG_FILE
-from t5jax.tokenizers import Tokenizer, load_tokenizer
+from t5jax.tokenizers import Tokenizer
 from t5jax.training.step import StepConfig
 from t5jax.training.trainer import FitConfig
 
@@ -230,7 +230,7 @@ def claim_run_dir(
       options: as from `recorded_options`.
       text_digest: identity of the training data, as from `corpus_digest`.
       model: architecture, written to the folder.
-      tokenizer: written to the folder, if it has none.
+      tokenizer: of the run, written to the folder.
     Raises:
       ValueError: the run has other text, or another model.
     """
@@ -258,8 +258,7 @@ def claim_run_dir(
     if not path.exists() or _read_run(path) != record:
         write_atomically(path, json.dumps(record, indent=2) + "\n")
     # Written even if the record is there, since a run may have crashed in between.
-    if load_tokenizer(folder) is None:
-        tokenizer.save(folder)
+    tokenizer.save(folder)
     write_atomically(folder / CONFIG_FILE, model.to_json())
 
 

@@ -1,6 +1,5 @@
 """Build the parts of a run from its options: mesh, tokenizer, model, state, trainer."""
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -246,7 +245,7 @@ def run_trainer(
         config.folder, total_steps=config.fit.steps, start_step=start_step, others=trackers
     ) as tracker:
         trainer = Trainer(
-            dataclasses.replace(config.fit, keep_best=config.keep_best),
+            config.fit,
             train_step=_setup_train_step(config, model, optimizer, mesh, start_step),
             evaluator=evaluator,
             checkpoints=checkpoints,

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from t5jax.errors import check_at_least
 from t5jax.models import ComputePolicy, Params, T5Config, bind, get_family, init_params
@@ -21,13 +21,17 @@ from t5jax.parallel import (
     check_batch_size,
     check_lengths,
     infer_shardings,
+    matches_path,
+    path_name,
     with_shardings,
 )
-from t5jax.training import freezing, loss, step_skipping
+from t5jax.training import loss
 
 Metrics = dict[str, Array]
 # Logits of one chunk of the vocabulary take about this much of a device's memory.
 _CHUNK_BYTES = 2**26
+# Decay of the running mean of gradient norms, and steps before it is compared with.
+_NORM_DECAY, _NORM_STEPS = 0.98, 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,15 @@ class StepConfig:
             raise ValueError(f"ema_decay must be in (0, 1), got {self.ema_decay}; 0.9999 is usual.")
 
 
+class GradientNorms(NamedTuple):
+    """Gradient norms of the steps that were not skipped."""
+
+    mean: Float[Array, ""]
+    """Running mean, float32."""
+    num_steps: Int[Array, ""]
+    """Number of steps in it."""
+
+
 class TrainState(NamedTuple):
     """The training state: everything that a step changes."""
 
@@ -78,7 +91,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     ema_params: Params | None = None
     """Exponential moving average of the parameters, if one is kept."""
-    norms: step_skipping.GradientNorms | None = None
+    norms: GradientNorms | None = None
     """Gradient norms of the steps so far, if spikes are skipped."""
 
 
@@ -184,18 +197,18 @@ def make_train_step(
     shardings = jax.tree.map(
         lambda x: x.sharding, abstract_state(config, optimizer, mesh=mesh, options=options)
     )
-    trained_shardings, _ = freezing.partition_params(shardings.params, options.frozen)
+    trained_shardings, _ = partition_params(shardings.params, options.frozen)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         _check_shapes(batch, options, mesh)
         # 1 apart from the key that parameters were drawn from.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
-        trained, frozen = freezing.partition_params(state.params, options.frozen)
+        trained, frozen = partition_params(state.params, options.frozen)
         weight = jnp.maximum(jnp.sum(batch["decoder_loss_weights"]), 1.0)
 
         def part_loss(trained, part, key):
             dropout_key = key if config.dropout_rate else None
-            params = freezing.merge_params(trained, frozen)
+            params = merge_params(trained, frozen)
             sums = batch_loss(
                 config, params, part, policy=policy, options=options, dropout_key=dropout_key
             )
@@ -206,16 +219,12 @@ def make_train_step(
             part_loss, trained, batch, key, options.accumulate, trained_shardings
         )
         norm = optax.tree.norm(grads)
-        applied, norms = step_skipping.should_apply(
-            state.norms, sums.total, norm, options.spike_factor
-        )
+        applied, norms = should_apply(state.norms, sums.total, norm, options.spike_factor)
         # Update, unless the step is skipped.
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         updated: Any = optax.apply_updates(trained, updates)
-        trained, opt_state = step_skipping.select_tree(
-            applied, (updated, opt_state), (trained, state.opt_state)
-        )
-        params = freezing.merge_params(trained, frozen)
+        trained, opt_state = select_tree(applied, (updated, opt_state), (trained, state.opt_state))
+        params = merge_params(trained, frozen)
         ema_params = state.ema_params
         if options.ema_decay is not None:
             ema_params = _update_ema(ema_params, params, applied, options.ema_decay)
@@ -255,8 +264,48 @@ def state_to_trees(state: TrainState) -> dict[str, Any]:
 
 def state_from_trees(step: Int[Array, ""], trees: dict[str, Any]) -> TrainState:
     """Return the state that `state_to_trees` took apart."""
-    norms = step_skipping.GradientNorms(*trees["norms"]) if "norms" in trees else None
+    norms = GradientNorms(*trees["norms"]) if "norms" in trees else None
     return TrainState(step, trees["params"], trees["optimizer"], trees.get("average"), norms)
+
+
+def partition_params(tree: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
+    """Split parameters in two trees of the same structure, with None where the other has a leaf.
+
+    The loss is differentiated by the trained ones alone; `optax.selective_transform` would compute
+    the gradient of all parameters first, and count frozen ones in its norm.
+
+    Args:
+      tree: a nested dict of parameters.
+      patterns: regular expressions over whole '/'-separated parts of a path, such as `encoder` or
+        `(encoder|decoder)/.*/relative_bias`; parameters that match one of them are frozen.
+    Returns:
+      Trained and frozen parameters.
+    Raises:
+      ValueError: a pattern matches no parameter, or nothing is left to train.
+    """
+    paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(tree)]
+    for pattern in patterns:
+        if not any(matches_path(pattern, path) for path in paths):
+            raise ValueError(
+                f"frozen must name parameters of this model, got {pattern!r}, which fits none; "
+                f"there are {', '.join(sorted({path.partition('/')[0] for path in paths}))}, and "
+                f"paths below them such as {paths[0]}."
+            )
+
+    def frozen(path: Any) -> bool:
+        return any(matches_path(pattern, path_name(path)) for pattern in patterns)
+
+    trained = jax.tree.map_with_path(lambda path, x: None if frozen(path) else x, tree)
+    if not jax.tree.leaves(trained):
+        raise ValueError(f"frozen must leave something to train, got {list(patterns)}.")
+    return trained, jax.tree.map_with_path(lambda path, x: x if frozen(path) else None, tree)
+
+
+def merge_params(trained: Any, frozen: Any) -> Any:
+    """Merge the trees that `partition_params` returned."""
+    return jax.tree.map(
+        lambda x, y: y if x is None else x, trained, frozen, is_leaf=lambda x: x is None
+    )
 
 
 def _init(
@@ -268,9 +317,9 @@ def _init(
 def _start(
     optimizer: optax.GradientTransformation, options: StepConfig, params: Params
 ) -> TrainState:
-    trained, _ = freezing.partition_params(params, options.frozen)
+    trained, _ = partition_params(params, options.frozen)
     ema_params = None if options.ema_decay is None else jax.tree.map(jnp.copy, params)
-    norms = None if options.spike_factor is None else step_skipping.init_norms()
+    norms = None if options.spike_factor is None else init_norms()
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained), ema_params, norms)
 
 
@@ -306,6 +355,43 @@ def _gradients(
     none = loss.LossSums(*[jnp.zeros((), jnp.float32)] * len(loss.LossSums._fields))
     total, _ = jax.lax.scan(add, (zeros, none), (parts, jax.random.split(key, count)))
     return total
+
+
+def init_norms() -> GradientNorms:
+    """Return the norms before the first step."""
+    return GradientNorms(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+
+
+def should_apply(
+    norms: GradientNorms | None, total: Array, norm: Array, spike_factor: float | None
+) -> tuple[Bool[Array, ""], GradientNorms | None]:
+    """Decide if the update of a step is applied.
+
+    `optax.apply_if_finite` does not replace this: it looks at updates and not at the loss, knows no
+    spikes, and applies what is not finite after too many skipped steps, where `SkipMonitor` raises
+    an error.  Its counters would become part of the optimizer state in checkpoints.
+
+    Args:
+      norms: gradient norms of the steps before; None applies spikes.
+      total: loss of the step.
+      norm: norm of its gradient.
+      spike_factor: a norm above this many times the mean is a spike.
+    Returns:
+      True to apply the update, and the norms that later steps are compared with.
+    """
+    applied = jnp.isfinite(total) & jnp.isfinite(norm)
+    if norms is None or spike_factor is None:
+        return applied, norms
+    applied &= (norms.num_steps < _NORM_STEPS) | (norm <= spike_factor * norms.mean)
+    # A plain mean at first, a fading one later.
+    share = jnp.maximum(1.0 / (norms.num_steps + 1).astype(jnp.float32), 1.0 - _NORM_DECAY)
+    mean = norms.mean + share * (norm - norms.mean)
+    return applied, select_tree(applied, GradientNorms(mean, norms.num_steps + 1), norms)
+
+
+def select_tree(applied: Bool[Array, ""], new: Any, old: Any) -> Any:
+    """Return the new tree if the update is applied, else the old one."""
+    return jax.tree.map(lambda x, y: jnp.where(applied, x, y), new, old)
 
 
 def _update_ema(ema_params: Any, params: Any, applied: Array, decay: float) -> Any:
@@ -348,7 +434,7 @@ def batch_loss(
         batch["decoder_target_tokens"],
         batch["decoder_loss_weights"],
         vocab_axis=vocab_axis,
-        scale=config.logit_scale,
+        scale=model.logit_scale,
         z_loss=options.z_loss,
         label_smoothing=options.label_smoothing,
         num_chunks=options.vocab_chunks

@@ -28,7 +28,6 @@ from t5jax.training.step import (
     state_from_trees,
     state_to_trees,
 )
-from t5jax.training.step_skipping import SkipMonitor
 from t5jax.training.tracker import NON_PAD_TOKEN_RATE, TOKEN_RATE, Tracker
 
 # Steps that are dispatched before the first of them has finished: devices never wait.
@@ -204,7 +203,7 @@ class Trainer:
                         self._tracker.log(
                             step, {f"eval/{name}": value for name, value in evaluation.items()}
                         )
-                    if save_now or (evaluate_now and config.keep_best):
+                    if save_now or (evaluate_now and self._checkpoints.keeps_best):
                         loss = keys[-1] if evaluate_now else None
                         save_state(self._checkpoints, state, batches, loss=loss)
                         saved_step = step
@@ -286,6 +285,56 @@ def restore_state(
     batches.set_state(record["data"])
     count = jax.device_put(np.int32(step), abstract.step.sharding)
     return state_from_trees(count, trees)
+
+
+class SkipMonitor:
+    """Counts skipped steps, and ends a run in which no step succeeds any more."""
+
+    def __init__(
+        self,
+        max_skipped: int,
+        *,
+        tracker: Tracker,
+        chunk_ids: Callable[[int], Sequence[int]] | None,
+    ):
+        """Count from zero.
+
+        Args:
+          max_skipped: number of steps in a row that may be skipped.
+          tracker: receives the number of skipped steps and their chunks.
+          chunk_ids: returns the chunks of text that a step trains on.
+        """
+        self._max_skipped = max_skipped
+        self._tracker = tracker
+        self._chunk_ids = chunk_ids
+        self._in_a_row = 0
+        self.total = 0
+
+    def check(self, step: int, metrics: dict[str, float]) -> None:
+        """Check the metrics of a step; steps come in order.
+
+        Raises:
+          ValueError: the loss is not finite and the step was not skipped, or too many were.
+        """
+        if not metrics.get("skipped"):
+            if not math.isfinite(metrics["loss"]):
+                raise ValueError(
+                    f"the loss must be finite, got {metrics['loss']} at step {step}; lower the "
+                    "learning rate and start again, or continue with other text: checkpoints "
+                    "before are intact."
+                )
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        self.total += 1
+        chunks = [] if self._chunk_ids is None else [int(i) for i in self._chunk_ids(step)]
+        self._tracker.log(step, {"skipped/steps": self.total, "skipped/chunks": chunks})
+        if self._in_a_row > self._max_skipped:
+            raise ValueError(
+                f"at most {self._max_skipped} steps in a row may be skipped, got {self._in_a_row} "
+                f"up to step {step}, with loss {metrics['loss']}; lower the learning rate, or look "
+                "at the chunks of text in metrics.jsonl: checkpoints before are intact."
+            )
 
 
 class _StepRecord(NamedTuple):

@@ -12,8 +12,8 @@ from helpers import token_sets
 from t5jax.decoding import trie
 from t5jax.decoding.automaton_builders import from_edges, matcher
 from t5jax.decoding.logits_processors import LogitsProcessors
-from t5jax.decoding.loop import Finish, decode_loop, init_loop
-from t5jax.decoding.sampling import greedy, sampler
+from t5jax.decoding.loop import Finish, decode_loop, greedy, init_loop
+from t5jax.decoding.sampling import sampler
 
 V, MAX_LEN = 7, 9
 EOS, PAD = 1, 6

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from t5jax.decoding.sampling import greedy, sampler
+from t5jax.decoding.loop import greedy
+from t5jax.decoding.sampling import sampler
 
 LOGITS = np.array([2.0, -1.0, 0.5, 1.9, -30.0], np.float32)
 ROWS = 20_000

@@ -241,7 +241,7 @@ def test_model_finds_the_mesh_that_it_is_given_or_that_is_set(cube):
     config = WIDE.replace(num_encoder_layers=1, num_decoder_layers=1)
     params = abstract_params(config)
     assert bind(config, params).sharder == Sharder()
-    assert bind(config, params, Sharder(cube)).encoder.sharder == Sharder(cube)
+    assert bind(config, params, sharder=Sharder(cube)).encoder.sharder == Sharder(cube)
     with jax.set_mesh(cube):
         model = bind(config, params)
     for layer in (model.encoder, model.decoder.layers.cross_attention, model.encoder.layers.mlp):

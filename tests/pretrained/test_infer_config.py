@@ -28,7 +28,7 @@ LAYER_BIAS = "encoder/layers/relative_bias/embedding"
 # What no shape tells; activation and scaling follow from a rule that UL2 breaks in one.
 UNSEEN = {
     *("relative_max_distance", "norm_epsilon", "dropout_rate", "pad_id", "eos_id"),
-    *("decoder_start_id", "dtype", "remat", "attention"),
+    *("decoder_start_id", "family"),
 }
 
 

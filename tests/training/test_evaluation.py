@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from t5jax.data.batch import Batch
+from t5jax.data.batches import Batch
 from t5jax.data.objectives.objective import ExampleLengths
 from t5jax.training.evaluation import baseline_losses, count_targets
 

@@ -1,43 +1,30 @@
-import pytest
+"""Spikes against a running mean that is computed by hand."""
 
-from t5jax.training.step_skipping import SkipMonitor
+import jax.numpy as jnp
+import numpy as np
 
-
-class Reports:
-    def __init__(self):
-        self.entries = []
-
-    def log(self, step, metrics):
-        self.entries.append((step, dict(metrics)))
-
-    def close(self):
-        pass
+from t5jax.training.step import init_norms, should_apply
 
 
-def make(max_skipped: int, reports: Reports) -> SkipMonitor:
-    return SkipMonitor(
-        max_skipped, tracker=reports, chunk_ids=lambda step: [10 * step, 10 * step + 1]
-    )
+def test_judge_skips_gradients_far_above_the_mean_of_the_sound_ones():
+    before = init_norms()
+    norms = [float("nan"), 9.0, *[1.0, 3.0] * 40, 30.0, 6.0, float("inf")]
+    found, mean, count = [], 0.0, 0
+    for norm in norms:
+        expected = np.isfinite(norm) and (count < 50 or norm <= 5 * mean)
+        sound, before = should_apply(before, jnp.float32(1), jnp.float32(norm), 5.0)
+        assert bool(sound) == expected
+        if expected:
+            mean += max(1 / (count + 1), 0.02) * (norm - mean)
+            count += 1
+        np.testing.assert_allclose(before.mean, mean, rtol=1e-5)
+        assert before.num_steps == count
+        found.append(bool(sound))
+    assert found == [False, *[True] * 81, False, True, False]
 
 
-def test_skips_reports_each_with_the_chunks_of_its_step():
-    reports = Reports()
-    skips = make(2, reports)
-    for step, skipped in enumerate([0.0, 1.0, 1.0, 0.0, 1.0, 1.0], start=1):
-        skips.check(step, {"loss": float("nan") if skipped else 1.0, "skipped": skipped})
-    assert [step for step, _ in reports.entries] == [2, 3, 5, 6]
-    assert reports.entries[-1][1] == {"skipped/steps": 4, "skipped/chunks": [60, 61]}
-
-
-def test_skips_stops_after_too_many_in_a_row():
-    skips = make(2, Reports())
-    skips.check(1, {"loss": 1.0, "skipped": 1.0})
-    skips.check(2, {"loss": 1.0, "skipped": 1.0})
-    with pytest.raises(ValueError, match="at most 2 steps in a row may be skipped, got 3 up to st"):
-        skips.check(3, {"loss": 1.0, "skipped": 1.0})
-
-
-@pytest.mark.parametrize("metrics", [{}, {"skipped": 0.0}])
-def test_skips_stops_at_once_where_a_bad_step_was_taken(metrics):
-    with pytest.raises(ValueError, match="must be finite, got inf at step 4"):
-        make(2, Reports()).check(4, {"loss": float("inf"), **metrics})
+def test_judge_without_norms_looks_at_what_is_finite():
+    for norm, total, expected in ((1e30, 1.0, True), (1.0, np.nan, False), (np.inf, 1.0, False)):
+        sound, none = should_apply(None, jnp.float32(total), jnp.float32(norm), None)
+        assert bool(sound) == expected
+        assert none is None

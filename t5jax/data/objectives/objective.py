@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from t5jax.data.batch import Batch
+from t5jax.data.batches import Batch
 
 
 class ExampleLengths(NamedTuple):

@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Int
 
-from t5jax.data.batch import Batch, shift_right
+from t5jax.data.batches import Batch, shift_right
 from t5jax.data.objectives.objective import ExampleLengths
 from t5jax.tokenizers import Tokenizer
 

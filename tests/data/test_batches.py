@@ -6,14 +6,19 @@ import datasets
 import numpy as np
 import pytest
 
-from t5jax.data.batch import Batch, shift_right
-from t5jax.data.loader import batch_chunks, evaluation_batches, training_batches
+from t5jax.data.batches import (
+    Batch,
+    batch_chunks,
+    evaluation_batches,
+    shift_right,
+    training_batches,
+)
+from t5jax.data.corpus import Chunks, TokenStream, tokenize_dataset
 from t5jax.data.objectives.span_corruption import (
     SpanCorruption,
     SpanCorruptionConfig,
     noise_mask,
 )
-from t5jax.data.token_stream import Chunks, TokenStream, tokenize_dataset
 from t5jax.tokenizers.byte import ByteTokenizer
 
 BYTES = ByteTokenizer()

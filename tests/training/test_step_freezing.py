@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from t5jax.training.freezing import merge_params, partition_params
+from t5jax.training.step import merge_params, partition_params
 
 TREE = {
     "encoder": {"layers": {"mlp": {"wi": 1, "wo": 2}}, "relative_bias": {"embedding": 3}},

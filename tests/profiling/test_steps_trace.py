@@ -4,7 +4,7 @@ import signal
 import jax.numpy as jnp
 import pytest
 
-from t5jax.profiling.trace import Profiler
+from t5jax.profiling.steps import Profiler
 
 
 @pytest.fixture

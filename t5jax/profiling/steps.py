@@ -1,15 +1,22 @@
-"""Time the steps of a training loop, and measure its peak memory."""
+"""Time and trace the steps of a training loop, and measure its peak memory."""
 
 import collections
 import contextlib
+import os
 import resource
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
 
+import jax
 import numpy as np
 
 _WINDOW = 1000  # steps that percentiles are taken over
+_STEPS_ON_REQUEST = 5  # steps that a trace on request takes
 
 
 class StepTimer:
@@ -94,3 +101,60 @@ def peak_memory_bytes(devices: Sequence) -> float:
     # In kilobytes, but on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+class Profiler:
+    """A context that traces chosen steps, and the next few after each SIGUSR1, to a folder.
+
+    Args:
+      folder: to write traces to.
+      steps: the first and the last step to trace, counted from 1; None traces on request alone.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, steps: tuple[int, int] | None = None):
+        self._folder = Path(folder)
+        self._stop_before: int | None = None
+        self._steps = steps
+        self._requested = False
+        self._previous: object = None
+        self._handles_signal = False
+
+    def __enter__(self) -> "Profiler":
+        main = threading.current_thread() is threading.main_thread()
+        if main and hasattr(signal, "SIGUSR1"):
+            self._previous = signal.signal(signal.SIGUSR1, self._request)
+            self._handles_signal = True
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._handles_signal:
+            signal.signal(signal.SIGUSR1, self._previous)  # pyright: ignore[reportArgumentType]
+        if self._stop_before is not None:
+            self._stop_before = None
+            jax.profiler.stop_trace()
+
+    def before(self, step: int) -> None:
+        """Start or end a trace as needed, before `step` begins."""
+        if self._stop_before is not None and step >= self._stop_before:
+            self._stop_before = None
+            jax.profiler.stop_trace()
+        if self._stop_before is not None:
+            return
+        if self._steps is not None and step == self._steps[0]:
+            self._begin(self._steps[1] + 1)
+        elif self._requested:
+            self._begin(step + _STEPS_ON_REQUEST)
+        self._requested = False
+
+    def _begin(self, stop_before: int) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        jax.profiler.start_trace(str(self._folder))
+        self._stop_before = stop_before
+
+    def _request(self, number: int, frame: object) -> None:
+        self._requested = True

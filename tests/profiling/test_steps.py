@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from t5jax.profiling import step_timer
-from t5jax.profiling.step_timer import StepTimer, peak_memory_bytes
+from t5jax.profiling import steps
+from t5jax.profiling.steps import StepTimer, peak_memory_bytes
 
 
 class Clock:
@@ -70,6 +70,6 @@ def test_memory_of_this_process_is_that_of_the_kernel():
 def test_memory_of_this_process_is_in_bytes(monkeypatch, platform, unit):
     """getrusage(2) counts kilobytes on Linux and bytes on macOS."""
     usage = types.SimpleNamespace(ru_maxrss=7)
-    monkeypatch.setattr(step_timer.resource, "getrusage", lambda who: usage)
-    monkeypatch.setattr(step_timer.sys, "platform", platform)
+    monkeypatch.setattr(steps.resource, "getrusage", lambda who: usage)
+    monkeypatch.setattr(steps.sys, "platform", platform)
     assert peak_memory_bytes([Device(None)]) == 7 * unit

@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 
 from t5jax.ops import contraction, linear
-from t5jax.ops.contraction import einsum, einsum_f32, softmax
-from t5jax.ops.linear import concatenate_kernels, is_kernel, matmul, matmul_f32, quantize_kernel
+from t5jax.ops.linear import (
+    concatenate_kernels,
+    einsum,
+    einsum_f32,
+    is_kernel,
+    matmul,
+    matmul_f32,
+    quantize_kernel,
+    softmax,
+)
 
 I, O = 24, 10  # noqa: E741
 ROWS = [1, 2, 7, 64, 65]
