@@ -88,6 +88,7 @@ def finetune(
       trackers: receive the metrics in process 0, besides the files of the run, and are closed.
     Raises:
       ValueError, OSError: bad options, tasks or files, noticed before training starts.
+      RunAborted: another process failed or died, or with several processes this one failed.
     """
     check_task_names(tasks)
     if architecture is not None and (config.checkpoint or config.model != "tiny"):

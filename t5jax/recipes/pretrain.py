@@ -74,7 +74,7 @@ def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> Pre
     """Pre-train a model, or continue a run, until it is complete or interrupted.
 
     With several processes all must call it, with the same options except `hosts.index`; an error
-    in one ends all of them, with exit status 1.
+    in one ends the run in all of them.
 
     Args:
       config: options of the run.
@@ -82,6 +82,7 @@ def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> Pre
     Raises:
       ValueError, OSError: bad options, text or files.  All but a disk that runs full are noticed
         before training starts, and before anything is written to a new `config.output`.
+      RunAborted: another process failed or died, or with several processes this one failed.
     """
     initialize(config.hosts)
     with abort_together():

@@ -10,7 +10,6 @@ import pytest
 from helpers.forced_decoding import LIMIT, forced_log_probs, greedy_ids, score_by_hand
 
 import t5jax
-from t5jax.models.quantization import check_saveable
 from t5jax.models.t5 import bind
 from t5jax.ops.linear import is_kernel, quantize_kernel
 from t5jax.parallel.mesh import MeshConfig, make_mesh
@@ -185,7 +184,3 @@ def test_load_refuses_int8_weights_of_an_encoder_or_on_a_mesh(tmp_path):
 def test_load_with_float_weights_tells_of_no_error(t5, tmp_path):
     t5.save(tmp_path / "exact")
     assert t5jax.load(tmp_path / "exact", weights="float").logit_error is None
-
-
-def test_check_saveable_takes_floats(t5):
-    check_saveable(t5.params)

@@ -16,7 +16,7 @@ from helpers.dense_attention import example, with_gradients
 from t5jax.models.config import ComputePolicy
 from t5jax.models.t5 import abstract_params, bind
 from t5jax.ops import attention, blockwise_attention
-from t5jax.ops.attention import shard_kernel, uses_blocks
+from t5jax.ops.attention import shard_kernel
 from t5jax.ops.blockwise_attention import blockwise_attend
 from t5jax.ops.pallas_attention import pallas_attend
 from t5jax.parallel.mesh import MeshConfig, make_mesh
@@ -26,21 +26,6 @@ ROOT = Path(__file__).parents[2]
 S, T = 37, 21
 # Gradients of size 1 to 100, through five layers.
 RELATIVE, ABSOLUTE = 1e-4, 1e-4
-
-
-@pytest.mark.parametrize(
-    ("kind", "lengths", "expected"),
-    [
-        ("auto", (512, 512), False),
-        ("auto", (513, 512), True),
-        ("auto", (1, 4096), False),
-        ("plain", (9999, 9999), False),
-        ("blockwise", (3, 3), True),
-        ("pallas", (3, 3), True),
-    ],
-)
-def test_in_blocks_is_for_long_sequences_or_on_demand(kind, lengths, expected):
-    assert uses_blocks(kind, *lengths) is expected
 
 
 def test_attend_refuses_the_kernel_where_there_is_no_tpu():

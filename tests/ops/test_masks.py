@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5jax.ops.masks import segments_from_ids
+from t5jax.ops.masks import Segments, attention_mask, segments_from_ids
 
 B, T, S = 3, 5, 7
 RNG = np.random.default_rng(0)
@@ -36,3 +36,21 @@ def test_of_batch_ids_means_same_segment_and_not_masked(segmented, padded, causa
     same = np.asarray(queries)[:, :, None] == np.asarray(keys)[:, None]
     later = np.tri(T, S, dtype=bool) if causal else True
     np.testing.assert_array_equal(same & later, expected[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "lengths", "expected"),
+    [
+        ("auto", (512, 512), False),
+        ("auto", (513, 512), True),
+        ("auto", (1, 4096), False),
+        ("plain", (513, 999), False),
+        ("blockwise", (3, 3), True),
+        ("pallas", (3, 3), True),
+    ],
+)
+def test_in_blocks_is_for_long_sequences_or_on_demand(kind, lengths, expected):
+    segments = Segments(None, None, causal=True)
+    mask = attention_mask(segments, *lengths, kind=kind)
+    assert (mask is segments) == expected
+    assert expected or mask.shape == (1, 1, *lengths)

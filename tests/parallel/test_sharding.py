@@ -146,7 +146,8 @@ def test_shardings_leave_scalars_and_axes_of_size_1_whole(cube):
 
 def test_shardings_on_one_device_ask_for_no_divisor():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    infer_shardings({"w": array(97, 15)}, mesh=mesh, rules=[("w", P("tensor", "fsdp"))])
+    shardings = infer_shardings({"w": array(97, 15)}, mesh=mesh, rules=[("w", P("tensor", "fsdp"))])
+    assert shardings["w"].shard_shape((97, 15)) == (97, 15)
 
 
 def test_shardings_take_two_mesh_axes_for_one_array_axis(cube):
