@@ -299,7 +299,7 @@ class Text2Text:
         config = override_config(config, overrides)
         inputs = unpad_batch(
             np.asarray(encoder_tokens),
-            np.asarray(encoder_mask),
+            np.asarray(encoder_mask, bool),
             vocab_size=self.config.vocab_size,
         )
         inputs = limit_lengths(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from tyro.conf import FlagCreatePairsOff, arg
 
 from t5jax.errors import check_at_least
-from t5jax.models import ComputeDtype, ComputePolicy, Remat, T5Config
+from t5jax.models import AttentionKind, ComputeDtype, ComputePolicy, Remat, T5Config
 from t5jax.optim import OptimizerName
 from t5jax.parallel import MeshConfig
 from t5jax.planning import (
@@ -49,6 +49,9 @@ class Plan:
     remat: Remat = "none"
     """Activations to recompute instead of keeping: none, dots (all but products), full (whole
     blocks)."""
+    attention: AttentionKind = "auto"
+    """Attention over all pairs of positions at once (plain), or in blocks (blockwise, or pallas as
+    a kernel); auto chooses by the length."""
     optimizer: OptimizerName = "adafactor"
     """Optimizer of the training step."""
     accumulate: int = 1
@@ -85,7 +88,7 @@ def plan(options: Plan) -> None:
     devices = slice_devices(options.topology)
     task = Workload(
         config=config,
-        policy=ComputePolicy(dtype=options.dtype, remat=options.remat),
+        policy=ComputePolicy(dtype=options.dtype, remat=options.remat, attention=options.attention),
         mesh=options.mesh,
         batch_size=options.batch_size or 2 * len(devices),
         input_length=options.input_length,
@@ -110,7 +113,8 @@ def plan(options: Plan) -> None:
         print(mesh_table(report["ranking"]))
     else:
         report["mesh"] = dataclasses.asdict(task.mesh)
-        report |= {"remat": task.policy.remat, "accumulate": task.accumulate}
+        report |= {"remat": task.policy.remat, "attention": task.policy.attention}
+        report |= {"accumulate": task.accumulate}
         estimate = plan_step(task, devices, chip=chip)
         report |= estimate_to_json(estimate)
         print(

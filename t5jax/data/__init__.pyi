@@ -3,6 +3,7 @@
 from . import objectives as objectives, pydocs as pydocs
 from .batches import (
     Batch as Batch,
+    ExampleSource as ExampleSource,
     batch_chunks as batch_chunks,
     evaluation_batches as evaluation_batches,
     shift_right as shift_right,
@@ -11,7 +12,6 @@ from .batches import (
 from .corpus import (
     Chunks as Chunks,
     DataConfig as DataConfig,
-    ExampleSource as ExampleSource,
     TokenStream as TokenStream,
     corpus_documents as corpus_documents,
     read_corpus as read_corpus,

@@ -1,16 +1,14 @@
-"""Batches: their keys, and those of training and evaluation, shuffled and made by an objective.
+"""The keys of a batch, and the batches of training and evaluation.
 
 Example `i` of epoch `e` depends on (seed, e, i) alone, so a run can stop and resume anywhere.
 """
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
-
-from t5jax.data.corpus import ExampleSource
 
 if TYPE_CHECKING:
     import grain
@@ -25,6 +23,15 @@ Batch = dict[str, np.ndarray]
     encoder_segment_ids    [B, S] int32, only if packed: numbers of pairs, 0 on padding
     decoder_segment_ids    [B, T] int32, only if packed
 """
+
+
+@runtime_checkable
+class ExampleSource(Protocol):
+    """Protocol of indexed raw examples, such as a list or `Chunks`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
 
 
 def stack_examples(examples: Sequence[Batch]) -> Batch:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from jaxtyping import Int
@@ -348,15 +348,6 @@ def tokenize_dataset(documents: "datasets.Dataset", tokenizer: Tokenizer) -> "da
         new_fingerprint=identity.hexdigest()[:32],
         desc="tokenizing",
     )
-
-
-@runtime_checkable
-class ExampleSource(Protocol):
-    """Protocol of indexed raw examples, such as a list or `Chunks`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Any: ...
 
 
 class TokenStream:

@@ -84,16 +84,17 @@ def unpad_batch(
     Args:
       tokens: [B, S] ids.
       mask: [B, S], True on ids that are not padding.
-      vocab_size: number of ids that there are.
+      vocab_size: size of the vocabulary.
+    Returns:
+      The ids of each row.
     Raises:
       ValueError: arrays of other shapes, or ids outside the vocabulary.
     """
     if tokens.ndim != 2 or tokens.shape != mask.shape:
         raise ValueError(
-            "encoder_tokens and encoder_mask must both have shape [B, S], got "
-            f"{tokens.shape} and {mask.shape}."
+            f"tokens and mask must both have shape [B, S], got {tokens.shape} and {mask.shape}."
         )
-    ids = tokens[mask.astype(bool)]
+    ids = tokens[mask]
     if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
         raise ValueError(
             f"ids must be in [0, vocab_size = {vocab_size}), got {ids.min()} to {ids.max()}; "
@@ -101,8 +102,8 @@ def unpad_batch(
         )
     rows = []
     for row in np.where(mask, tokens.astype(np.int64), -1):
-        (places,) = np.nonzero(row >= 0)
-        rows.append(row[places[0] : places[-1] + 1].tolist() if len(places) else [])
+        (positions,) = np.nonzero(row >= 0)
+        rows.append(row[positions[0] : positions[-1] + 1].tolist() if len(positions) else [])
     return rows
 
 
@@ -132,9 +133,11 @@ class LoopRows(NamedTuple):
     row_ids: Int[np.ndarray, " B"]
     """Number of the input; negative in rows that fill up a batch."""
     sample_ids: Int[np.ndarray, " B"]
+    """Number of the sample of its input."""
     prefix: Int[np.ndarray, "B P"]
-    """Padded on the right to a power of two."""
+    """Ids that the output starts with, padded on the right to a power of two."""
     prefix_lens: Int[np.ndarray, " B"]
+    """Number of ids of the prefix, without padding."""
 
 
 def loop_rows(
@@ -153,6 +156,8 @@ def loop_rows(
       row_ids: number of every input.
       pad_id: id of padding.
       num_samples: number of rows of each input.
+    Returns:
+      The rows, of every input of the batch and of those that fill it up.
     """
     num_rows = len(batch.tokens)
     ids = np.full(num_rows, -1, np.int32)

@@ -242,7 +242,7 @@ class Engine:
         )
 
     def _prefill(
-        self, batch: InputBatch, rows: "LoopRows", config: GenerationConfig, *, num_beams: int
+        self, batch: InputBatch, rows: LoopRows, config: GenerationConfig, *, num_beams: int
     ) -> tuple[DecodeStep, DecoderCache]:
         return prefill(
             self.params,
@@ -256,7 +256,7 @@ class Engine:
         )
 
     def _start_loop(
-        self, cache: DecoderCache, rows: "LoopRows", config: GenerationConfig
+        self, cache: DecoderCache, rows: LoopRows, config: GenerationConfig
     ) -> LoopState:
         return start_loop(
             cache,
@@ -270,7 +270,7 @@ class Engine:
         self,
         step: DecodeStep,
         state: LoopState,
-        rows: "LoopRows",
+        rows: LoopRows,
         config: GenerationConfig,
         processors: LogitsProcessors,
         *,
@@ -296,7 +296,7 @@ class Engine:
         self,
         step: DecodeStep,
         cache: DecoderCache,
-        rows: "LoopRows",
+        rows: LoopRows,
         config: GenerationConfig,
         processors: LogitsProcessors,
     ) -> Beams:

@@ -176,18 +176,17 @@ class T5Config:
 class ComputePolicy:
     """How a model computes, which is not part of its architecture.
 
-    Models that differ in this alone have the same parameters, and the same outputs but for
-    rounding.
+    Models that differ only in this have the same parameters, and the same outputs up to rounding.
 
     Attributes:
       dtype: type of activations and matrix products.  Parameters, norm statistics, softmax, logits
         and the loss are float32 in either case.
-      remat: what training recomputes in the backward pass: nothing, everything but matrix
-        products ("dots"), or each whole block ("full").
+      remat: what training recomputes in the backward pass: nothing, everything except products
+        with weights ("dots"), or each whole block ("full").
       attention: "plain" computes the scores of all pairs of positions at once; "blockwise" computes
         them block by block, in memory linear in the length; "pallas" does the same in a kernel for
-        TPU.  "auto" is plain up to 512 positions, then blockwise, with the kernel where it can run.
-        A decoding loop is always plain.
+        TPU.  "auto" is plain up to 512 * 512 pairs of query and key, then blockwise, with the
+        kernel where it can run.  A decoding loop is always plain.
     """
 
     dtype: ComputeDtype = "float32"
@@ -212,11 +211,21 @@ def read_compute_fields(path: str | os.PathLike) -> dict[str, str]:
 
     Older versions wrote them there.
 
+    Args:
+      path: the file.
+    Returns:
+      Name -> value of the fields that the file has.
     Raises:
-      ValueError: not a JSON object.
+      FileNotFoundError: there is no such file.
+      ValueError: not a JSON object, or a field has a value that it cannot have.
     """
     fields = parse_json_object(_read_text(path), source=str(path))
-    return {name: fields[name] for name in _COMPUTE_FIELDS if name in fields}
+    fields = {name: fields[name] for name in _COMPUTE_FIELDS if name in fields}
+    try:
+        ComputePolicy(**fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return fields
 
 
 def pad_vocab(num_tokens: int) -> int:
@@ -232,7 +241,7 @@ def _read_text(path: str | os.PathLike) -> str:
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(_unknown_choice(name, value, choices))
 
 

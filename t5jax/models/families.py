@@ -19,9 +19,9 @@ class Family:
     """Blocks and sharding of a family.
 
     Attributes:
-      encoder_blocks: classes of the blocks of one period of the encoder, which repeats them to its
-        depth: several if blocks alternate.
-      decoder_blocks: the same of the decoder.
+      encoder_blocks: block classes of one period of the encoder, repeated to its depth; several if
+        blocks alternate.
+      decoder_blocks: likewise for the decoder.
       partition_rules: path pattern and mesh axes of every parameter.  Blocks are stacked, so the
         first axis of their parameters is the layer.
     """
@@ -54,8 +54,12 @@ FAMILIES = {
 def get_family(config: T5Config) -> Family:
     """Return the family of a model.
 
+    Args:
+      config: names the family.
+    Returns:
+      Its row of `FAMILIES`.
     Raises:
-      ValueError: there is none of this name; the message suggests the nearest.
+      ValueError: no family has this name; the message suggests the nearest.
     """
     if config.family not in FAMILIES:
         hint = suggest(config.family, tuple(FAMILIES), f"use one of {', '.join(FAMILIES)}.")

@@ -31,7 +31,6 @@ from t5jax.ops import (
 from t5jax.parallel import Sharder
 
 _NO_MESH = Sharder()
-_DEFAULT_POLICY = ComputePolicy()
 # T5X draws attention kernels from a normal and feed-forward kernels from a truncated normal.
 _fan_in_normal = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
 _fan_in_truncated = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -197,8 +196,8 @@ class Attention(nnx.Module):
     def __init__(
         self,
         config: T5Config,
-        policy: ComputePolicy = _DEFAULT_POLICY,
-        sharder: Sharder = _NO_MESH,
+        policy: ComputePolicy,
+        sharder: Sharder,
         *,
         rngs: nnx.Rngs,
     ):

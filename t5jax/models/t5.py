@@ -28,7 +28,6 @@ from t5jax.parallel import Sharder, path_name
 
 Params = dict[str, Any]
 _NO_MESH = Sharder()
-_DEFAULT_POLICY = ComputePolicy()
 
 
 def is_stacked(path: str) -> bool:
@@ -242,20 +241,20 @@ def init_params(config: T5Config, key: Key[Array, ""]) -> Params:
     Returns:
       Nested dict of arrays, such as `params["encoder"]["layers"]["mlp"]["wi"]`, [L, D, F].
     """
-    model = T5(config, _DEFAULT_POLICY, _NO_MESH, rngs=nnx.Rngs(params=key))
+    model = T5(config, ComputePolicy(), _NO_MESH, rngs=nnx.Rngs(params=key))
     return nnx.to_pure_dict(nnx.state(model))
 
 
 def abstract_params(config: T5Config) -> Params:
     """Return shapes and dtypes of `init_params(config, key)` without computing anything."""
-    return jax.tree.map(lambda leaf: leaf, _graph(config, _DEFAULT_POLICY, _NO_MESH)[1])
+    return jax.tree.map(lambda leaf: leaf, _graph(config, ComputePolicy(), _NO_MESH)[1])
 
 
 def bind(
     config: T5Config,
     params: Mapping[str, Any],
     *,
-    policy: ComputePolicy = _DEFAULT_POLICY,
+    policy: ComputePolicy = ComputePolicy(),
     sharder: Sharder | None = None,
 ) -> T5:
     """Return the model that computes with these parameters; cheap, and usable inside `jax.jit`.

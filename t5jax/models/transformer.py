@@ -189,8 +189,8 @@ class Stack(nnx.Module):
     """Blocks, their parameters stacked on a leading axis, and a final norm.
 
     The blocks share one relative bias, or each owns one (umT5).  They may alternate between several
-    classes: those of a period, which repeats.  Then `layers` holds a stack for each place in the
-    period, and otherwise the only one itself.
+    classes, a period, which repeats.  With one class, `layers` is the stacked block; with several,
+    a dict with one stack for each position in the period.
     """
 
     def __init__(
@@ -207,8 +207,9 @@ class Stack(nnx.Module):
         period = len(blocks)
         if num_layers % period:
             raise ValueError(
-                f"the number of layers must be a multiple of {period}, since blocks of the family "
-                f"{config.family!r} alternate, got {num_layers}."
+                f"num_{'encoder' if bidirectional else 'decoder'}_layers must be a multiple of "
+                f"{period}, since blocks of the family {config.family!r} alternate, got "
+                f"{num_layers}."
             )
         self.config = config
         self.policy = policy

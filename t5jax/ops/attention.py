@@ -1,9 +1,10 @@
-"""Blockwise attention by the fastest way of the device.
+"""Attention in blocks: the portable loop, or the kernel where a TPU can run it.
 
-They differ in memory and speed, and in the last bits of what they compute:
-- plain: scores of all pairs at once.
+The two differ in speed, and in the last bits of what they compute:
 - blockwise: `t5jax.ops.blockwise_attention`, on every device.
 - pallas: `t5jax.ops.pallas_attention`, one kernel on TPU.
+
+`t5jax.ops.masks.attention_mask` chooses between these and plain attention.
 
 Shape letters: B batch, N heads, T query length, S key length, H head size.
 """

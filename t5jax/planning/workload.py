@@ -53,7 +53,7 @@ class Workload:
     """
 
     config: T5Config
-    policy: ComputePolicy = ComputePolicy()
+    policy: ComputePolicy
     mesh: MeshConfig
     batch_size: int
     input_length: int

@@ -47,7 +47,7 @@ def _describe(source: CheckpointSource, tokenizer: Tokenizer | None) -> dict[str
     return {
         "path": str(source.path),
         "format": source.format,
-        "family": model_family(config),
+        "family": matching_presets(config),
         "layers": {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers},
         "sizes": {
             name: getattr(config, name)
@@ -71,8 +71,8 @@ def _describe(source: CheckpointSource, tokenizer: Tokenizer | None) -> dict[str
     }
 
 
-def model_family(config: T5Config) -> str:
-    """Return the published models of this shape, or the family with this kind of layers."""
+def matching_presets(config: T5Config) -> str:
+    """Return the published models of this shape, or the models with this kind of layers."""
     shape = dataclasses.asdict(config)
     names = [
         name

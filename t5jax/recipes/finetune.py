@@ -131,7 +131,7 @@ def _run(
         claim_run_dir(config.folder, options, digest, model=model, tokenizer=tokenizer)
 
     batches = mixture_batches(config, model, pairs, shares, mesh)
-    evaluator = TaskEvaluator(config, model, tokenizer, splits, mesh=mesh)
+    evaluator = TaskEvaluator(config, model, tokenizer, splits, policy=policy, mesh=mesh)
     checkpoints = open_checkpoints(config)
     state = restore_run(config, checkpoints, abstract, batches)
     if state is None:
@@ -145,6 +145,7 @@ def _run(
         state,
         batches,
         model=model,
+        policy=policy,
         optimizer=optimizer,
         mesh=mesh,
         evaluator=evaluator,

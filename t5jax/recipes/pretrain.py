@@ -128,6 +128,7 @@ def _run(config: PretrainConfig, trackers: Sequence[Tracker]) -> PretrainResult:
         state,
         batches,
         model=model,
+        policy=policy,
         optimizer=optimizer,
         mesh=mesh,
         evaluator=evaluator,

@@ -21,7 +21,7 @@ from t5jax.data import (
 from t5jax.evaluation.metrics import compute_metrics, mean_score, used_options
 from t5jax.fileio import write_atomically
 from t5jax.generation import GenerationConfig
-from t5jax.models import Params, T5Config
+from t5jax.models import ComputePolicy, Params, T5Config
 from t5jax.parallel import (
     broadcast_from_main,
     gather_arrays,
@@ -127,6 +127,7 @@ class TaskEvaluator:
         tokenizer: Tokenizer,
         splits: Sequence[EvalSplit],
         *,
+        policy: ComputePolicy,
         mesh: Mesh,
     ):
         """Prepare the evaluation.
@@ -136,10 +137,11 @@ class TaskEvaluator:
           model: architecture.
           tokenizer: of the run.
           splits: of which the validation splits are used, `config.eval_examples` examples each.
+          policy: how the model computes.
           mesh: mesh of the parameters.
         """
         self._config, self._model, self._tokenizer = config, model, tokenizer
-        self._policy = config.compute_policy()
+        self._policy = policy
         self._splits = [
             split.spread(config.eval_examples) for split in splits if split.split == "validation"
         ]
@@ -153,8 +155,8 @@ class TaskEvaluator:
     def evaluate(self, params: Params, step: int) -> dict[str, float]:
         """Return `loss`, `accuracy`, `score` (mean over tasks) and all metrics as `task/metric`."""
         config = self._config
-        params_here = gather_arrays(params)
-        t5 = Text2Text(self._model, params_here, self._tokenizer, policy=self._policy)
+        gathered = gather_arrays(params)
+        t5 = Text2Text(self._model, gathered, self._tokenizer, policy=self._policy)
         results = score_splits(
             t5, self._splits, config.writing(config.num_beams), config.folder, label=f"{step}"
         )

@@ -112,11 +112,11 @@ class RunConfig:
 
         A model file of an older version may set what the options leave open.
         """
-        options = {"dtype": self.dtype, "remat": self.remat, "attention": self.attention}
-        given = {name: value for name, value in options.items() if value not in (None, "auto")}
-        if self.model.endswith(".json"):
-            given = {**read_compute_fields(self.model), **given}
-        return ComputePolicy(**{"dtype": resolve_dtype("auto"), **given})
+        dtype = None if self.dtype == "auto" else self.dtype
+        options = {"dtype": dtype, "remat": self.remat, "attention": self.attention}
+        fields = read_compute_fields(self.model) if self.model.endswith(".json") else {}
+        fields |= {name: value for name, value in options.items() if value is not None}
+        return ComputePolicy(**{"dtype": resolve_dtype("auto"), **fields})
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -176,8 +176,12 @@ def check_run_dir(
             )
         return
     recorded = {**(unrecorded or {}), **_read_run(path)["options"]}
-    if recorded.get("dtype") == "auto":  # of older versions, if a file of the model set the type
-        recorded["dtype"] = read_compute_fields(folder / CONFIG_FILE).get("dtype", "auto")
+    # Older versions recorded "auto" if a model file set the type, and the type in the config, which
+    # a run that crashed in between lacks.
+    if recorded.get("dtype") == "auto":
+        config = folder / CONFIG_FILE
+        fields = read_compute_fields(config) if config.exists() else {}
+        recorded["dtype"] = fields.get("dtype", options.get("dtype"))
     for name in sorted({*options, *recorded}):
         if options.get(name) != recorded.get(name):
             raise ValueError(
@@ -254,7 +258,8 @@ def claim_run_dir(
         return
     folder.mkdir(parents=True, exist_ok=True)
     record = {"options": options, "corpus": text_digest}
-    # Of an older version, the record may lack options, or take the type from the config below.
+    # Older versions recorded fewer options, and a dtype of "auto", which the config written below
+    # no longer resolves.
     if not path.exists() or _read_run(path) != record:
         write_atomically(path, json.dumps(record, indent=2) + "\n")
     # Written even if the record is there, since a run may have crashed in between.

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from t5jax.checkpoint import CheckpointManager
-from t5jax.models import ComputePolicy, Params, T5Config, pad_vocab
+from t5jax.models import ComputePolicy, Params, T5Config, get_family, pad_vocab
 from t5jax.optim import learning_rate_schedule
 from t5jax.parallel import (
     check_batch_size,
@@ -102,7 +102,11 @@ def check_files(model: str, tokenizer: str | None) -> None:
             raise FileNotFoundError(
                 f"model must be a preset or a JSON file, got {model}, which does not exist."
             )
-        T5Config.from_file(model)
+        config = T5Config.from_file(model)
+        try:
+            get_family(config)
+        except ValueError as error:
+            raise ValueError(f"{model}: {error}") from error
 
 
 def check_tokenizer(tokenizer: str) -> None:
@@ -218,6 +222,7 @@ def run_trainer(
     batches: Any,
     *,
     model: T5Config,
+    policy: ComputePolicy,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     evaluator: Evaluator,
@@ -232,6 +237,7 @@ def run_trainer(
       state: consumed.
       batches: iterator with `get_state`, at the position that belongs to `state`.
       model: architecture.
+      policy: how the model computes.
       optimizer: as from `make_optimizer`.
       mesh: mesh of the state.
       evaluator: evaluates the parameters, and ranks the evaluations.
@@ -246,7 +252,7 @@ def run_trainer(
     ) as tracker:
         trainer = Trainer(
             config.fit,
-            train_step=_setup_train_step(config, model, optimizer, mesh, start_step),
+            train_step=_setup_train_step(config, model, policy, optimizer, mesh, start_step),
             evaluator=evaluator,
             checkpoints=checkpoints,
             tracker=tracker,
@@ -286,6 +292,7 @@ def _peak_step_seconds(config: RunConfig, model: T5Config, mesh: Mesh) -> float 
 def _setup_train_step(
     config: RunConfig,
     model: T5Config,
+    policy: ComputePolicy,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     start_step: int,
@@ -294,7 +301,7 @@ def _setup_train_step(
     make = functools.partial(
         make_train_step,
         optimizer=optimizer,
-        policy=config.compute_policy(),
+        policy=policy,
         schedule=learning_rate_schedule(config.optimizer.schedule, total_steps=config.fit.steps),
         mesh=mesh,
         options=config.step,

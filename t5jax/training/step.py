@@ -31,7 +31,7 @@ Metrics = dict[str, Array]
 # Logits of one chunk of the vocabulary take about this much of a device's memory.
 _CHUNK_BYTES = 2**26
 # Decay of the running mean of gradient norms, and steps before it is compared with.
-_NORM_DECAY, _NORM_STEPS = 0.98, 50
+_NORM_DECAY, _SPIKE_WARMUP_STEPS = 0.98, 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -269,7 +269,7 @@ def state_from_trees(step: Int[Array, ""], trees: dict[str, Any]) -> TrainState:
 
 
 def partition_params(tree: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
-    """Split parameters in two trees of the same structure, with None where the other has a leaf.
+    """Split parameters into two trees of the same structure, with None where the other has a leaf.
 
     The loss is differentiated by the trained ones alone; `optax.selective_transform` would compute
     the gradient of all parameters first, and count frozen ones in its norm.
@@ -365,14 +365,14 @@ def init_norms() -> GradientNorms:
 def should_apply(
     norms: GradientNorms | None, total: Array, norm: Array, spike_factor: float | None
 ) -> tuple[Bool[Array, ""], GradientNorms | None]:
-    """Decide if the update of a step is applied.
+    """Decide whether to apply the update of a step.
 
     `optax.apply_if_finite` does not replace this: it looks at updates and not at the loss, knows no
-    spikes, and applies what is not finite after too many skipped steps, where `SkipMonitor` raises
+    spikes, and applies what is not finite after too many skipped steps, where the trainer raises
     an error.  Its counters would become part of the optimizer state in checkpoints.
 
     Args:
-      norms: gradient norms of the steps before; None applies spikes.
+      norms: gradient norms of the steps before; None disables spike detection.
       total: loss of the step.
       norm: norm of its gradient.
       spike_factor: a norm above this many times the mean is a spike.
@@ -382,7 +382,7 @@ def should_apply(
     applied = jnp.isfinite(total) & jnp.isfinite(norm)
     if norms is None or spike_factor is None:
         return applied, norms
-    applied &= (norms.num_steps < _NORM_STEPS) | (norm <= spike_factor * norms.mean)
+    applied &= (norms.num_steps < _SPIKE_WARMUP_STEPS) | (norm <= spike_factor * norms.mean)
     # A plain mean at first, a fading one later.
     share = jnp.maximum(1.0 / (norms.num_steps + 1).astype(jnp.float32), 1.0 - _NORM_DECAY)
     mean = norms.mean + share * (norm - norms.mean)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from t5jax.models.config import T5Config
+from t5jax.models.config import ComputePolicy, T5Config
 from t5jax.models.layers import (
     Attention,
     FeedForward,
@@ -17,6 +17,7 @@ from t5jax.models.layers import (
     dropout,
     relative_position_bucket,
 )
+from t5jax.parallel.sharding import Sharder
 
 # First distance of each bucket of T5's own table (32 buckets, maximal distance 128), as Mesh
 # TensorFlow, T5X and Hugging Face transformers agree on it.
@@ -130,7 +131,7 @@ def test_rms_norm_of_bfloat16_has_float32_statistics():
 
 @pytest.fixture(scope="module")
 def attention(tiny_config):
-    return Attention(tiny_config, rngs=nnx.Rngs(params=0))
+    return Attention(tiny_config, ComputePolicy(), Sharder(), rngs=nnx.Rngs(params=0))
 
 
 def reference_attention(attention, x, states, mask, bias):
@@ -238,7 +239,7 @@ def test_attention_of_bfloat16_has_float32_scores(attention, reading):
 
 def test_attention_dropout_is_shared_by_queries(tiny_config, reading):
     config = tiny_config.replace(dropout_rate=0.5)
-    attention = Attention(config, rngs=nnx.Rngs(params=0))
+    attention = Attention(config, ComputePolicy(), Sharder(), rngs=nnx.Rngs(params=0))
     _, states, _, _ = reading
     # Equal queries that see everything differ only by what is dropped.
     x = np.broadcast_to(np.ones((1, 1, 16), np.float32), (2, 5, 16))

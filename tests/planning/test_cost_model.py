@@ -3,6 +3,7 @@ import json
 import jax
 import pytest
 
+from t5jax.models.config import ComputePolicy
 from t5jax.parallel.mesh import MeshConfig
 from t5jax.planning.cost_model import (
     compile_step,
@@ -36,6 +37,7 @@ def test_out_of_memory_sizes_of_another_error_are_none():
 def task(tiny_config):
     return Workload(
         config=tiny_config.replace(num_heads=4, vocab_size=96),
+        policy=ComputePolicy(),
         mesh=MeshConfig(data=1, fsdp=-1),
         batch_size=16,
         input_length=12,

@@ -1,5 +1,6 @@
 import pytest
 
+from t5jax.models.config import ComputePolicy
 from t5jax.parallel.mesh import MeshConfig
 from t5jax.planning.mesh_search import mesh_candidates, mesh_table, rank_meshes
 from t5jax.planning.workload import Workload
@@ -10,6 +11,7 @@ from t5jax.profiling.hardware import CHIPS
 def task(tiny_config):
     return Workload(
         config=tiny_config.replace(num_heads=4, vocab_size=96),
+        policy=ComputePolicy(),
         mesh=MeshConfig(),
         batch_size=4,
         input_length=12,

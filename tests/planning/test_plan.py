@@ -1,6 +1,6 @@
 import dataclasses
 
-from t5jax.models.config import T5Config
+from t5jax.models.config import ComputePolicy, T5Config
 from t5jax.parallel.mesh import MeshConfig
 from t5jax.planning.cost_model import OutOfMemory
 from t5jax.planning.plan import advice
@@ -10,6 +10,7 @@ from t5jax.planning.workload import Workload
 def test_advice_names_three_changes_the_best_first():
     task = Workload(
         config=T5Config.preset("t5-v1_1-base"),
+        policy=ComputePolicy(),
         mesh=MeshConfig(data=2, fsdp=4),
         batch_size=32,
         input_length=512,

@@ -4,6 +4,7 @@ import importlib.util
 import jax
 import pytest
 
+from t5jax.models.config import ComputePolicy
 from t5jax.models.t5 import abstract_params
 from t5jax.parallel.mesh import MeshConfig
 from t5jax.planning.workload import Workload, lower_step, slice_devices
@@ -13,6 +14,7 @@ from t5jax.planning.workload import Workload, lower_step, slice_devices
 def task(tiny_config):
     return Workload(
         config=tiny_config.replace(num_heads=4, vocab_size=96),
+        policy=ComputePolicy(),
         mesh=MeshConfig(data=1, fsdp=1, tensor=1),
         batch_size=16,
         input_length=12,

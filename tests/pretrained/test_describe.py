@@ -16,7 +16,7 @@ from t5jax.models.config import T5Config
 from t5jax.models.presets import preset_fields
 from t5jax.models.t5 import abstract_params
 from t5jax.pretrained import source
-from t5jax.pretrained.describe import describe_checkpoint, model_family
+from t5jax.pretrained.describe import describe_checkpoint, matching_presets
 from t5jax.pretrained.formats import tf_bundle
 from t5jax.pretrained.formats.lazy_array import BLOCK_BYTES, FileRegion
 from t5jax.pretrained.formats.safetensors import SafetensorsWriter
@@ -246,12 +246,12 @@ def test_run_refuses_what_is_no_model(tmp_path):
 
 def test_family_names_every_preset():
     for name, fields in preset_fields().items():
-        assert name in model_family(T5Config(**fields)).split(", ")
+        assert name in matching_presets(T5Config(**fields)).split(", ")
 
 
 def test_family_does_not_depend_on_dropout():
     small = T5Config.preset("t5-small", dropout_rate=0.0)
-    assert model_family(small) == "t5-small"
+    assert matching_presets(small) == "t5-small"
 
 
 @pytest.mark.parametrize(
@@ -266,4 +266,4 @@ def test_family_does_not_depend_on_dropout():
     ],
 )
 def test_family_says_what_kind_another_size_is(preset, changes, family):
-    assert model_family(T5Config.preset(preset, **changes)) == family
+    assert matching_presets(T5Config.preset(preset, **changes)) == family

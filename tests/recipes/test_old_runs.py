@@ -76,6 +76,23 @@ def test_old_model_file_sets_the_policy_that_options_leave_open(tmp_path):
     assert policy == ComputePolicy(dtype="bfloat16", remat="dots", attention="plain")
     policy = PretrainConfig(**SHARED, dtype="float32", remat="full").compute_policy()
     assert policy == ComputePolicy(dtype="float32", remat="full", attention="plain")
+    policy = PretrainConfig(**SHARED, remat="none", attention="auto").compute_policy()
+    assert policy == ComputePolicy(dtype="bfloat16")
+
+
+def test_bad_value_in_an_old_model_file_names_the_file(tmp_path):
+    fields = json.loads(Path("model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(fields | {"remat": 5}))
+    with pytest.raises(ValueError, match=r"model\.json: unknown remat 5"):
+        PretrainConfig(**SHARED).compute_policy()
+
+
+def test_old_run_that_crashed_before_its_config_was_written_is_continued(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(RUNS / "pretrain" / "run.json", folder)
+    assert recorded("pretrain")["dtype"] == "auto"
+    check_run_dir(folder, pretrain_options(), unrecorded=UNRECORDED)
 
 
 def test_old_run_that_was_continued_records_the_type_that_its_config_did(tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from t5jax.models.config import T5Config
 from t5jax.recipes.pretrain_config import PretrainConfig
 from t5jax.tokenizers.byte import ByteTokenizer
 from t5jax.training import setup
@@ -59,3 +60,8 @@ def test_check_files_names_what_is_missing(tmp_path):
         check_files(str(tmp_path / "no.json"), None)
     with pytest.raises(FileNotFoundError, match=r"must hold spiece\.model"):
         check_files("tiny", str(tmp_path))
+    (tmp_path / "bert.json").write_text(
+        T5Config.preset("t5-small").replace(family="bert").to_json()
+    )
+    with pytest.raises(ValueError, match=r"bert\.json: unknown family 'bert'; use one of t5"):
+        check_files(str(tmp_path / "bert.json"), None)
