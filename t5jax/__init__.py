@@ -7,9 +7,8 @@
 Packages and names are imported when first used, so that `import t5jax` is quick.
 """
 
-import lazy_loader
+from t5jax._lazy import attach
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__all__ += ["__version__"]
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -18,3 +18,8 @@ from .trees import (
     save_tree as save_tree,
     shapes_by_path as shapes_by_path,
 )
+
+__all__ = [
+    "CheckpointManager",
+    "average_checkpoints",
+]

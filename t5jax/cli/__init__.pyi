@@ -6,3 +6,5 @@ from .main import (
 from .pretrain import (
     pretrain_and_show as pretrain_and_show,
 )
+
+__all__: list[str] = []

@@ -13,28 +13,32 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Write a checkpoint in another format, bit for bit unless --dtype says otherwise."""
+    """Write a checkpoint in another format, bit for bit unless --dtype says otherwise.
+
+    Attributes:
+      source: Folder, file or hub id of any format that t5jax loads.
+      destination: New folder, written completely or not at all.
+      to: Hugging Face safetensors, T5X, or t5jax's own format.
+      dtype: Type to write; "keep" leaves every tensor as it is.
+      encoder_only: Leave out the decoder.
+      scan_layers: For T5X: one array for all layers of a stack, for models that scan over layers.
+      max_shard_size: For Hugging Face: size above which weights are split into several files and
+        an index.
+      revision: Branch, tag or commit on the hub.
+      subfolder: Folder of the model in a folder or repository of several.
+      overwrite: Replace a model at the destination.
+    """
 
     source: Positional[Annotated[str, arg(metavar="SOURCE")]]
-    """Folder, file or hub id of any format that t5jax loads."""
     destination: Positional[Annotated[str, arg(metavar="DESTINATION")]]
-    """New folder, written completely or not at all."""
     to: Literal["hf", "t5x", "t5jax"]
-    """Hugging Face safetensors, T5X, or t5jax's own format."""
     dtype: Literal["keep", "float32", "bfloat16"] = "keep"
-    """Type to write; "keep" leaves every tensor as it is."""
     encoder_only: FlagCreatePairsOff[bool] = False
-    """Leave out the decoder."""
     scan_layers: FlagCreatePairsOff[bool] = False
-    """For T5X: one array for all layers of a stack, for models that scan over layers."""
     max_shard_size: Annotated[str, arg(metavar="SIZE")] = "5GB"
-    """For Hugging Face: size above which weights are split into several files and an index."""
     revision: Annotated[str | None, arg(metavar="NAME")] = None
-    """Branch, tag or commit on the hub."""
     subfolder: Annotated[str | None, arg(metavar="FOLDER")] = None
-    """Folder of the model in a folder or repository of several."""
     overwrite: FlagCreatePairsOff[bool] = False
-    """Replace a model at the destination."""
 
 
 def convert(options: Convert) -> None:

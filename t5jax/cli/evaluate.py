@@ -23,25 +23,28 @@ class Evaluate:
 
     Several tasks are written NAME=FILE, a metric of only one of them NAME=METRIC, and a class of
     only one NAME=CLASS.
+
+    Attributes:
+      predictions: A file of predictions, or one for each task.
+      references: Files of references, each with one for every prediction; needless for a .jsonl
+        with both.
+      metrics: Such as bleu, chrf, rougeL, squad_f1, accuracy, wer; an unknown name lists all.
+      keyed: Read files of other endings as .tsv.
+      positive: Class to compute F1 of.
+      bootstrap: Bootstrap resamples of the examples, for 95 % intervals; 1000 is usual.
+      seed: Random seed of the resamples.
+      json: Write all numbers here, too.
     """
 
     predictions: Annotated[tuple[str, ...], arg(metavar="[NAME=]FILE ...")]
-    """A file of predictions, or one for each task."""
     references: Annotated[tuple[str, ...], arg(metavar="[NAME=]FILE ...")] = ()
-    """Files of references, each with one for every prediction; needless for a .jsonl with both."""
     metrics: Annotated[tuple[str, ...], arg(metavar="[NAME=]METRIC ...")]
-    """Such as bleu, chrf, rougeL, squad_f1, accuracy, wer; an unknown name lists all."""
     keyed: FlagCreatePairsOff[bool] = False
-    """Read files of other endings as .tsv."""
     text: OmitArgPrefixes[FlagCreatePairsOff[TextOptions]] = TextOptions()
     positive: Annotated[tuple[str, ...], arg(metavar="[NAME=]CLASS ...")] = ()
-    """Class to compute F1 of."""
     bootstrap: Annotated[int, arg(metavar="N")] = 0
-    """Bootstrap resamples of the examples, for 95 % intervals; 1000 is usual."""
     seed: int = 0
-    """Random seed of the resamples."""
     json: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Write all numbers here, too."""
 
 
 def evaluate(options: Evaluate) -> None:

@@ -28,29 +28,32 @@ class Generate:
 
     Inputs are computed by length, outputs come in their order.  Finished outputs are kept in
     OUTPUT.partial: after a crash or Ctrl-C, the same command continues from there.
+
+    Attributes:
+      model: Folder, file or hub id of any format that t5jax loads.
+      input: .txt, .jsonl, .json, .csv, .tsv or .parquet, compressed or not.
+      output: .txt with a line for each output, or .jsonl with objects of input, output and
+        finish_reason.
+      column: Column or key of the input that contains the text.
+      dtype: Type of the weights and of the computation.
+      weights: int8 rounds weights, which is fastest on a CPU, and reports the change of the
+        logits.
+      revision: Branch, tag or commit on the hub.
+      subfolder: Folder of the model in a folder or repository of several.
+      overwrite: Replace the output, and the partial output of another command.
+      generation: Options of the generation.
     """
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
-    """Folder, file or hub id of any format that t5jax loads."""
     input: Annotated[str, arg(metavar="FILE")]
-    """.txt, .jsonl, .json, .csv, .tsv or .parquet, compressed or not."""
     output: Annotated[str, arg(metavar="FILE")]
-    """.txt with a line for each output, or .jsonl with objects of input, output and
-    finish_reason."""
     column: str = "text"
-    """Column or key of the input that contains the text."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the weights and of the computation."""
     weights: Literal["float", "int8"] = "float"
-    """int8 rounds weights, which is fastest on a CPU, and reports the change of the logits."""
     revision: Annotated[str | None, arg(metavar="NAME")] = None
-    """Branch, tag or commit on the hub."""
     subfolder: Annotated[str | None, arg(metavar="FOLDER")] = None
-    """Folder of the model in a folder or repository of several."""
     overwrite: FlagCreatePairsOff[bool] = False
-    """Replace the output, and the partial output of another command."""
     generation: OmitArgPrefixes[Annotated[GenerationConfig, arg(constructor=_Options)]] = _Options()
-    """Options of the generation."""
 
 
 def generate(options: Generate) -> None:

@@ -11,16 +11,19 @@ from t5jax.pretrained import describe_checkpoint
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """Say what a checkpoint is, without reading its weights."""
+    """Say what a checkpoint is, without reading its weights.
+
+    Attributes:
+      source: Folder, file or hub id, which is downloaded, of any format that t5jax loads.
+      revision: Branch, tag or commit on the hub.
+      subfolder: Folder of the model in a folder or repository of several.
+      json: Print JSON instead of aligned lines.
+    """
 
     source: Positional[Annotated[str, arg(metavar="SOURCE")]]
-    """Folder, file or hub id, which is downloaded, of any format that t5jax loads."""
     revision: Annotated[str | None, arg(metavar="NAME")] = None
-    """Branch, tag or commit on the hub."""
     subfolder: Annotated[str | None, arg(metavar="FOLDER")] = None
-    """Folder of the model in a folder or repository of several."""
     json: FlagCreatePairsOff[bool] = False
-    """Print JSON instead of aligned lines."""
 
 
 def inspect(options: Inspect) -> None:

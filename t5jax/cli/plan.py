@@ -30,40 +30,43 @@ class Plan:
     The real step is compiled by the TPUs' own compiler, which `pip install libtpu` brings.  Times
     are what the chip's data sheet allows at best: the longest of operations by its highest rate,
     memory traffic by bandwidth, and what is sent by all links together.
+
+    Attributes:
+      model: A published size, such as 't5-v1_1-xxl', or a JSON file with the fields of T5Config.
+      topology: Chip and shape of the slice, such as v5e:16x16, v5p:8x8x4, v6e:16x16 or
+        tpu7x:4x4x4.
+      mesh: Sharding of the step.
+      batch_size: Global batch size; two sequences on each device by default.
+      input_length: Tokens that the encoder reads.
+      target_length: Tokens that the decoder reads, or with --decode has room to write.
+      dtype: Type of activations and matrix products.
+      remat: Activations to recompute instead of keeping: none, dots (all but products), full
+        (whole blocks).
+      attention: Attention over all pairs of positions at once (plain), or in blocks (blockwise, or
+        pallas as a kernel); auto chooses by the length.
+      optimizer: Optimizer of the training step.
+      accumulate: Parts that a batch is computed in, one after the other.
+      decode: Plan the decoding of one more token for every row, instead of training.
+      search: Try meshes and remat, and rank those that fit by time.
+      max_compilations: Maximum number of programs to compile with --search.
+      json: Write the plan here, too.
     """
 
     model: str = "t5-v1_1-base"
-    """A published size, such as 't5-v1_1-xxl', or a JSON file with the fields of T5Config."""
     topology: str = "v5e:2x4"
-    """Chip and shape of the slice, such as v5e:16x16, v5p:8x8x4, v6e:16x16 or tpu7x:4x4x4."""
     mesh: MeshConfig = MeshConfig(data=1, fsdp=-1)
-    """Sharding of the step."""
     batch_size: int | None = None
-    """Global batch size; two sequences on each device by default."""
     input_length: int = 512
-    """Tokens that the encoder reads."""
     target_length: int = 114
-    """Tokens that the decoder reads, or with --decode has room to write."""
     dtype: ComputeDtype = "bfloat16"
-    """Type of activations and matrix products."""
     remat: Remat = "none"
-    """Activations to recompute instead of keeping: none, dots (all but products), full (whole
-    blocks)."""
     attention: AttentionKind = "auto"
-    """Attention over all pairs of positions at once (plain), or in blocks (blockwise, or pallas as
-    a kernel); auto chooses by the length."""
     optimizer: OptimizerName = "adafactor"
-    """Optimizer of the training step."""
     accumulate: int = 1
-    """Parts that a batch is computed in, one after the other."""
     decode: FlagCreatePairsOff[bool] = False
-    """Plan the decoding of one more token for every row, instead of training."""
     search: FlagCreatePairsOff[bool] = False
-    """Try meshes and remat, and rank those that fit by time."""
     max_compilations: int = 12
-    """Maximum number of programs to compile with --search."""
     json: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Write the plan here, too."""
 
     def __post_init__(self):
         check_at_least(

@@ -36,29 +36,32 @@ class DataConfig:
 
     Files hold one document per line (.txt), per object (.jsonl, .json), or per row (.csv, .tsv,
     .parquet); all but .parquet may be compressed (.gz, .bz2, .xz, .zst).
+
+    Attributes:
+      path: A file, a folder, a glob such as 'c4/*.jsonl.gz', or a data set on the Hugging Face
+        hub, 'owner/name'.  Without it: the Python documentation on this machine, about 8 MB.
+      name: Configuration of the hub data set, such as 'en'.
+      split: Split of the hub data set; slices such as 'train[:1%]' work.
+      column: Column or JSON key that holds the text; plain text files have the column 'text'.
+      holdout: Fraction of the documents, taken from the end, that is held out for evaluation.
+      eval_path: A separate source to evaluate on, in the form of `path`, which is then used as a
+        whole.
+      eval_split: Split of `eval_path`, if that is a hub data set; it shares `name` with `path`.
     """
 
     path: str | None = None
-    """A file, a folder, a glob such as 'c4/*.jsonl.gz', or a data set on the Hugging Face hub,
-    'owner/name'.  Without it: the Python documentation on this machine, about 8 MB."""
 
     name: str | None = None
-    """Configuration of the hub data set, such as 'en'."""
 
     split: str = "train"
-    """Split of the hub data set; slices such as 'train[:1%]' work."""
 
     column: str = "text"
-    """Column or JSON key that holds the text; plain text files have the column 'text'."""
 
     holdout: float = 0.05
-    """Fraction of the documents, taken from the end, that is held out for evaluation."""
 
     eval_path: str | None = None
-    """A separate source to evaluate on, in the form of `path`, which is then used as a whole."""
 
     eval_split: str = "validation"
-    """Split of `eval_path`, if that is a hub data set; it shares `name` with `path`."""
 
     def __post_init__(self):
         if not 0 < self.holdout < 1:

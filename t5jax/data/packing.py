@@ -23,16 +23,19 @@ Empty = Literal["error", "drop", "keep"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairLimits:
-    """Limits on pairs of ids, and policies for pairs that exceed them."""
+    """Limits on pairs of ids, and policies for pairs that exceed them.
+
+    Attributes:
+      input_length: Maximum number of tokens of an input, EOS included.
+      target_length: Maximum number of tokens of a target, EOS included.
+      too_long: Policy for pairs with more tokens.
+      empty_targets: Policy for pairs whose target is EOS alone.
+    """
 
     input_length: int
-    """Maximum number of tokens of an input, EOS included."""
     target_length: int
-    """Maximum number of tokens of a target, EOS included."""
     too_long: TooLong = "error"
-    """Policy for pairs with more tokens."""
     empty_targets: Empty = "error"
-    """Policy for pairs whose target is EOS alone."""
 
     def __post_init__(self):
         check_at_least(1, input_length=self.input_length, target_length=self.target_length)

@@ -41,13 +41,16 @@ Source = tuple[str, Path]
 
 
 class Documented(NamedTuple):
-    """A definition with its docstring."""
+    """A definition with its docstring.
+
+    Attributes:
+      name: The name after `class` or `def`; "" for a module.
+      text: The docstring, without indentation.
+    """
 
     kind: Literal["module", "class", "function"]
     name: str
-    """The name after `class` or `def`; "" for a module."""
     text: str
-    """The docstring, without indentation."""
 
 
 def installed() -> list[str]:

@@ -28,37 +28,40 @@ class Task:
     A source is a list of rows, each a dict from column to text; or a .jsonl, .json, .csv, .tsv or
     .parquet file; or a data set on the Hugging Face hub, 'owner/name' or 'owner/name:split'.
     Numbers are written as text, true and false as True and False, and null is the empty text.
+
+    Attributes:
+      name: Name in logs and of files; no two tasks of a run may share it.
+      train: Source of the training split.
+      validation: Source of the validation split, which is evaluated while training.
+      test: Source of the test split, which is evaluated once, at the end.
+      input: Template of the model's input over the columns, such as 'translate English to German:
+        {en}'.
+      target: Template of the target.  A column alone may hold a list of correct targets; training
+        takes the first.
+      metrics: Metrics, keys of `METRICS`.
+      metric_options: Options of the metrics that take any.
+      weight: Weight in a mixture, relative to other tasks; the number of examples by default.
+      several_targets: Treat rows of the same input as alternative targets: in validation and test
+        they become one example with several references.
+      subset: Configuration of the data set on the hub.
+      preprocess: Function from a row to the row that templates are filled with; None leaves the
+        row out.
+      postprocess: Function of predictions and references, before they are compared and written.
     """
 
     name: str
-    """Name in logs and of files; no two tasks of a run may share it."""
     train: Source
-    """Source of the training split."""
     validation: Source
-    """Source of the validation split, which is evaluated while training."""
     test: Source | None = None
-    """Source of the test split, which is evaluated once, at the end."""
     input: str = "{input}"
-    """Template of the model's input over the columns, such as 'translate English to German:
-    {en}'."""
     target: str = "{target}"
-    """Template of the target.  A column alone may hold a list of correct targets; training takes
-    the first."""
     metrics: tuple[str, ...] = ("exact_match",)
-    """Metrics, keys of `METRICS`."""
     metric_options: MetricOptions = MetricOptions()
-    """Options of the metrics that take any."""
     weight: float | None = None
-    """Weight in a mixture, relative to other tasks; the number of examples by default."""
     several_targets: bool = False
-    """Treat rows of the same input as alternative targets: in validation and test they become one
-    example with several references."""
     subset: str | None = None
-    """Configuration of the data set on the hub."""
     preprocess: Callable[[dict[str, Any]], Row | None] | None = None
-    """Function from a row to the row that templates are filled with; None leaves the row out."""
     postprocess: Callable[[str], str] | None = None
-    """Function of predictions and references, before they are compared and written."""
 
     def __post_init__(self):
         if not self.name or not set(self.name) <= set(_NAME):
@@ -126,12 +129,15 @@ def read_split(task: Task, split: Split) -> list[Example]:
 
 
 class Overlap(NamedTuple):
-    """Overlap of a held-out split with the training data."""
+    """Overlap of a held-out split with the training data.
+
+    Attributes:
+      inputs: Number of examples whose input is in the training data.
+      pairs: Number of examples whose input is there with one of the same targets.
+    """
 
     inputs: int
-    """Number of examples whose input is in the training data."""
     pairs: int
-    """Number of examples whose input is there with one of the same targets."""
 
 
 def split_overlap(train: Sequence[Example], heldout: Sequence[Example]) -> Overlap:

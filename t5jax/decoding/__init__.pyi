@@ -35,3 +35,28 @@ from .sampling import (
     top_p as top_p,
     typical as typical,
 )
+
+__all__ = [
+    "Automaton",
+    "Beams",
+    "Finish",
+    "LogitsProcessors",
+    "LoopState",
+    "SampleFn",
+    "StepFn",
+    "StoppingRule",
+    "beam_search",
+    "decode_loop",
+    "from_edges",
+    "gnmt_penalty",
+    "greedy",
+    "init_loop",
+    "matcher",
+    "min_p",
+    "power_penalty",
+    "sampler",
+    "top_k",
+    "top_p",
+    "trie",
+    "typical",
+]

@@ -25,24 +25,26 @@ class Automaton:
     State 0 is the start; -1 stands for the state after a token that is not allowed.  Integers
     are int32.  `trie`, `matcher` and `from_edges` round K, Q, E and `max_edges` up to powers of
     two, so that automata of similar sizes share a compiled program.
+
+    Attributes:
+      rows: Next state of every token, -1 if the token is not allowed.
+      row_of: Index of the row that each state shares.
+      first_edge: State q has the exceptions from `first_edge[q]` up to `first_edge[q + 1]`.
+      tokens: Token of each exception, ascending within a state.
+      targets: Next state of each exception, -1 if the token is not allowed.
+      distance: Minimum number of tokens from each state to an end, EOS included, or `UNREACHABLE`.
+      ends: True for states in which a sequence is complete.
+      max_edges: Maximum number of exceptions of a state.
     """
 
     rows: Int[Array, "K V"]
-    """Next state of every token, -1 if the token is not allowed."""
     row_of: Int[Array, " Q"]
-    """Index of the row that each state shares."""
     first_edge: Int[Array, " Q+1"]
-    """State q has the exceptions from `first_edge[q]` up to `first_edge[q + 1]`."""
     tokens: Int[Array, " E"]
-    """Token of each exception, ascending within a state."""
     targets: Int[Array, " E"]
-    """Next state of each exception, -1 if the token is not allowed."""
     distance: Int[Array, " Q"]
-    """Minimum number of tokens from each state to an end, EOS included, or `UNREACHABLE`."""
     ends: Bool[Array, " Q"]
-    """True for states in which a sequence is complete."""
     max_edges: int = dataclasses.field(metadata={"static": True})
-    """Maximum number of exceptions of a state."""
 
 
 def next_states(automaton: Automaton, states: Int[Array, " R"]) -> Int[Array, "R V"]:

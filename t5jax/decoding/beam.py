@@ -23,20 +23,24 @@ among them; or no continuation of an open sequence could be."""
 
 
 class Beams(NamedTuple):
-    """The best finished sequences of every input, in descending order of their scores."""
+    """The best finished sequences of every input, in descending order of their scores.
+
+    Attributes:
+      tokens: Start token, prefix and generated tokens, padded on the right.
+      scores: Log-probability divided by the length penalty; -inf where there is no sequence.
+      log_probs: Log-probability of the tokens after the prefix, in nats, after the logits
+        processors.
+      finish: EOS, LIMIT or STOP of `Finish`.
+      lengths: Number of tokens after the start token, the prefix included.
+      failed: First position with logits that are not finite; -1 if there is none.
+    """
 
     tokens: Int[Array, "B K W"]
-    """Start token, prefix and generated tokens, padded on the right."""
     scores: Float[Array, "B K"]
-    """Log-probability divided by the length penalty; -inf where there is no sequence."""
     log_probs: Float[Array, "B K"]
-    """Log-probability of the tokens after the prefix, in nats, after the logits processors."""
     finish: Int[Array, "B K"]
-    """EOS, LIMIT or STOP of `Finish`."""
     lengths: Int[Array, "B K"]
-    """Number of tokens after the start token, the prefix included."""
     failed: Int[Array, ""]
-    """First position with logits that are not finite; -1 if there is none."""
 
 
 class _Open(NamedTuple):

@@ -18,18 +18,21 @@ from t5jax.decoding.automaton import Automaton, allowed_tokens
 
 
 class Context(NamedTuple):
-    """Progress of every row at the current step."""
+    """Progress of every row at the current step.
+
+    Attributes:
+      sequences: Start token, prefix and generated tokens; arbitrary from `length` on.
+      length: Number of valid tokens in `sequences`, the start token included.
+      num_new: Number of tokens generated after the prefix; negative within it.
+      max_new_tokens: Maximum number of tokens to generate after the prefix.
+      states: State of `LogitsProcessors.automaton`, if it is set.
+    """
 
     sequences: Int[Array, "R W"]
-    """Start token, prefix and generated tokens; arbitrary from `length` on."""
     length: Int[Array, ""]
-    """Number of valid tokens in `sequences`, the start token included."""
     num_new: Int[Array, " R"]
-    """Number of tokens generated after the prefix; negative within it."""
     max_new_tokens: Int[Array, ""]
-    """Maximum number of tokens to generate after the prefix."""
     states: Int[Array, " R"]
-    """State of `LogitsProcessors.automaton`, if it is set."""
 
 
 @jax.tree_util.register_dataclass

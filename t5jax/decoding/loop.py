@@ -67,24 +67,28 @@ class Finish(enum.IntEnum):
 
 
 class LoopState(NamedTuple):
-    """Carry of the token loop."""
+    """Carry of the token loop.
+
+    Attributes:
+      position: Position of the token to be fed next, 0 for the start token.
+      sequences: Start token, prefix and generated tokens, padded on the right; W = 1 + P +
+        max_len.
+      finish: `Finish` of every row.
+      lengths: Number of tokens after the start token, the prefix included.
+      automaton_states: State of `LogitsProcessors.automaton`; 0 if it is not set.
+      stop_states: State of `LogitsProcessors.stop_automaton`; 0 if it is not set.
+      failed: First position with logits that are not finite; -1 if there is none.
+      cache: Cache of the step.
+    """
 
     position: Int[Array, ""]
-    """Position of the token to be fed next, 0 for the start token."""
     sequences: Int[Array, "B W"]
-    """Start token, prefix and generated tokens, padded on the right; W = 1 + P + max_len."""
     finish: Int[Array, " B"]
-    """`Finish` of every row."""
     lengths: Int[Array, " B"]
-    """Number of tokens after the start token, the prefix included."""
     automaton_states: Int[Array, " B"]
-    """State of `LogitsProcessors.automaton`; 0 if it is not set."""
     stop_states: Int[Array, " B"]
-    """State of `LogitsProcessors.stop_automaton`; 0 if it is not set."""
     failed: Int[Array, ""]
-    """First position with logits that are not finite; -1 if there is none."""
     cache: PyTree
-    """Cache of the step."""
 
 
 def init_loop(

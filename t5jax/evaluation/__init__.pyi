@@ -9,3 +9,11 @@ from .predictions import (
     Predictions as Predictions,
     read_predictions as read_predictions,
 )
+
+__all__ = [
+    "EvalTask",
+    "Predictions",
+    "evaluate_files",
+    "metrics",
+    "read_predictions",
+]

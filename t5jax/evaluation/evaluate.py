@@ -22,18 +22,22 @@ _LEVEL = 0.95
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalTask:
-    """Files and metrics of a task."""
+    """Files and metrics of a task.
+
+    Attributes:
+      predictions: File of predictions, as `read_predictions` reads it.
+      references: Files of references, each with one for every prediction; none if a .jsonl has
+        both.
+      metrics: Keys of `METRICS`.
+      options: Options of the metrics that take any.
+      keyed: Read files of other suffixes as .tsv.
+    """
 
     predictions: Path
-    """File of predictions, as `read_predictions` reads it."""
     references: Sequence[Path] = ()
-    """Files of references, each with one for every prediction; none if a .jsonl has both."""
     metrics: Sequence[str]
-    """Keys of `METRICS`."""
     options: MetricOptions = MetricOptions()
-    """Options of the metrics that take any."""
     keyed: bool = False
-    """Read files of other suffixes as .tsv."""
 
 
 def evaluate_files(

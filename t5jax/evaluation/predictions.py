@@ -15,12 +15,15 @@ _Records = list[tuple[int, dict[str, Any]]]
 
 
 class Predictions(NamedTuple):
-    """Predictions with their references."""
+    """Predictions with their references.
+
+    Attributes:
+      predictions: A text for each example.
+      references: One or more texts for each prediction.
+    """
 
     predictions: list[str]
-    """A text for each example."""
     references: list[list[str]]
-    """One or more texts for each prediction."""
 
 
 def read_predictions(

@@ -35,3 +35,19 @@ from .outputs import (
 from .scoring import (
     Scorer as Scorer,
 )
+
+__all__ = [
+    "Engine",
+    "FinishReason",
+    "GeneratedSequence",
+    "GenerationConfig",
+    "GenerationOutput",
+    "GenerationOverrides",
+    "RankedCandidate",
+    "Scorer",
+    "StreamEvent",
+    "StreamedSequence",
+    "StreamingDetokenizer",
+    "TokenAlternative",
+    "override_config",
+]

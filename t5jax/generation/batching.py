@@ -15,14 +15,18 @@ _PACKAGE = str(Path(__file__).parents[1])
 
 
 class InputBatch(NamedTuple):
-    """Inputs of similar length, padded to a bucket of rows and of tokens."""
+    """Inputs of similar length, padded to a bucket of rows and of tokens.
+
+    Attributes:
+      indices: Position of each input among all inputs; the first rows of the arrays, in this
+        order.
+      tokens: Input ids; the rows after the inputs are padding.
+      mask: True on input ids that are not padding.
+    """
 
     indices: list[int]
-    """Position of each input among all inputs; the first rows of the arrays, in this order."""
     tokens: Int[np.ndarray, "B S"]
-    """Input ids; the rows after the inputs are padding."""
     mask: Bool[np.ndarray, "B S"]
-    """True on input ids that are not padding."""
 
 
 def length_bucket(length: int) -> int:
@@ -128,16 +132,19 @@ def batches_by_length(
 
 
 class LoopRows(NamedTuple):
-    """Rows of a decoding loop; the samples of an input are next to one another."""
+    """Rows of a decoding loop; the samples of an input are next to one another.
+
+    Attributes:
+      row_ids: Number of the input; negative in rows that fill up a batch.
+      sample_ids: Number of the sample of its input.
+      prefix: Ids that the output starts with, padded on the right to a power of two.
+      prefix_lens: Number of ids of the prefix, without padding.
+    """
 
     row_ids: Int[np.ndarray, " B"]
-    """Number of the input; negative in rows that fill up a batch."""
     sample_ids: Int[np.ndarray, " B"]
-    """Number of the sample of its input."""
     prefix: Int[np.ndarray, "B P"]
-    """Ids that the output starts with, padded on the right to a power of two."""
     prefix_lens: Int[np.ndarray, " B"]
-    """Number of ids of the prefix, without padding."""
 
 
 def loop_rows(

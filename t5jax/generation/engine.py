@@ -58,31 +58,37 @@ _FINISH_REASONS: dict[int, FinishReason] = {
 
 
 class GeneratedSequence(NamedTuple):
-    """One sequence that a model has generated."""
+    """One sequence that a model has generated.
+
+    Attributes:
+      ids: With the prefix, and with EOS if it was generated.
+      prefix_len: Number of ids of the prefix.
+      score: Log-probability divided by the penalty of the length; NaN without beams.
+      log_prob: Log-probability of the ids after the prefix, as logits processors have left it; NaN
+        without beams.
+    """
 
     ids: list[int]
-    """With the prefix, and with EOS if it was generated."""
     prefix_len: int
-    """Number of ids of the prefix."""
     finish_reason: FinishReason
     score: float
-    """Log-probability divided by the penalty of the length; NaN without beams."""
     log_prob: float
-    """Log-probability of the ids after the prefix, as logits processors have left it; NaN without
-    beams."""
 
 
 class StreamedSequence(NamedTuple):
-    """A sequence that grows."""
+    """A sequence that grows.
+
+    Attributes:
+      row: Position of the input.
+      ids: All ids so far, with the prefix.
+      prefix_len: Number of ids of the prefix.
+      finish_reason: None while the sequence grows.
+    """
 
     row: int
-    """Position of the input."""
     ids: list[int]
-    """All ids so far, with the prefix."""
     prefix_len: int
-    """Number of ids of the prefix."""
     finish_reason: FinishReason | None
-    """None while the sequence grows."""
 
 
 class Engine:

@@ -14,55 +14,69 @@ from t5jax.tokenizers import Tokenizer
 
 
 class TokenAlternative(NamedTuple):
-    """A token that could have been generated."""
+    """A token that could have been generated.
+
+    Attributes:
+      log_prob: In nats.
+    """
 
     id: int
     log_prob: float
-    """In nats."""
 
 
 class GenerationOutput(NamedTuple):
-    """One output of `Text2Text.generate_outputs`."""
+    """One output of `Text2Text.generate_outputs`.
+
+    Attributes:
+      ids: With the prefix, and with EOS unless something else ended it.
+      finish_reason: Why it ended: "eos", the limit ("length"), a stop string or an automaton's end
+        ("stop"), or because constraints left no token to generate ("dead_end"), and then there is
+        no text.
+      score: Ranking key: `log_prob`, in a beam search divided by the penalty of the length.
+      log_prob: Log-probability of all ids after the prefix, in nats; in a beam search as penalties
+        for repetition and forced tokens have left it.
+      token_log_probs: Log-probability of each id, in nats, by the model alone: without temperature
+        and constraints.
+      alternatives: The most likely tokens in the place of each id, best first, if requested.
+      cross_attention: Attention of each id to each input token, in every layer and head, if
+        requested.
+    """
 
     text: str
     ids: list[int]
-    """With the prefix, and with EOS unless something else ended it."""
     finish_reason: FinishReason
-    """Why it ended: "eos", the limit ("length"), a stop string or an automaton's end ("stop"), or
-    because constraints left no token to generate ("dead_end"), and then there is no text."""
     score: float
-    """Ranking key: `log_prob`, in a beam search divided by the penalty of the length."""
     log_prob: float
-    """Log-probability of all ids after the prefix, in nats; in a beam search as penalties for
-    repetition and forced tokens have left it."""
     token_log_probs: list[float]
-    """Log-probability of each id, in nats, by the model alone: without temperature and
-    constraints."""
     alternatives: list[list[TokenAlternative]] | None
-    """The most likely tokens in the place of each id, best first, if requested."""
     cross_attention: Float[np.ndarray, "L N T S"] | None
-    """Attention of each id to each input token, in every layer and head, if requested."""
 
 
 class StreamEvent(NamedTuple):
-    """A piece of an output that `Text2Text.stream` yields."""
+    """A piece of an output that `Text2Text.stream` yields.
+
+    Attributes:
+      row: Position of the input in `texts`.
+      text: The next piece of text; the last one may be empty.
+      finish_reason: Why the output ended, in its last piece.
+    """
 
     row: int
-    """Position of the input in `texts`."""
     text: str
-    """The next piece of text; the last one may be empty."""
     finish_reason: FinishReason | None
-    """Why the output ended, in its last piece."""
 
 
 class RankedCandidate(NamedTuple):
-    """A candidate of `Text2Text.rank`."""
+    """A candidate of `Text2Text.rank`.
+
+    Attributes:
+      place: Position in the list of candidates.
+      log_prob: Log-probability of all its tokens and EOS, in nats.
+    """
 
     text: str
     place: int
-    """Position in the list of candidates."""
     log_prob: float
-    """Log-probability of all its tokens and EOS, in nats."""
 
 
 def make_outputs(

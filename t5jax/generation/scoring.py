@@ -19,12 +19,15 @@ _CHUNK = 8
 
 
 class TokenScores(NamedTuple):
-    """Log-probabilities of targets, token by token; of one target, without the axis R."""
+    """Log-probabilities of targets, token by token; of one target, without the axis R.
+
+    Attributes:
+      log_probs: Log-probability of the target, in nats.
+      best: The most likely tokens, best first.
+    """
 
     log_probs: Float[Array, "*R T"]
-    """Log-probability of the target, in nats."""
     best: Int[Array, "*R T k"]
-    """The most likely tokens, best first."""
     best_log_probs: Float[Array, "*R T k"]
 
 

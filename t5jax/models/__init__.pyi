@@ -39,3 +39,28 @@ from .t5 import (
     is_stacked as is_stacked,
     resolve_dtype as resolve_dtype,
 )
+
+__all__ = [
+    "FAMILIES",
+    "T5",
+    "AttentionKind",
+    "ComputeDtype",
+    "ComputePolicy",
+    "DecodeStep",
+    "DecoderCache",
+    "Family",
+    "IncrementalDecoder",
+    "LogitError",
+    "Params",
+    "Remat",
+    "T5Config",
+    "abstract_params",
+    "bind",
+    "get_family",
+    "init_params",
+    "is_stacked",
+    "pad_vocab",
+    "quantize_params",
+    "relative_position_bucket",
+    "resolve_dtype",
+]

@@ -21,12 +21,15 @@ from t5jax.parallel import Sharder
 
 
 class DecoderCache(NamedTuple):
-    """State that a decoding loop carries from token to token; `KVCache` has the shapes' meaning."""
+    """State that a decoding loop carries from token to token; `KVCache` has the shapes' meaning.
+
+    Attributes:
+      position: Position of the next token: one for all rows or, from `_replace`, one for each.
+      keys: Of every layer.
+    """
 
     position: Int[Array, ""] | Int[Array, " B"]
-    """Position of the next token: one for all rows or, from `_replace`, one for each."""
     keys: list[Float[Array, "*B N C H"]]
-    """Of every layer."""
     values: list[Float[Array, "*B N C H"]]
 
 

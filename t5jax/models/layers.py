@@ -312,12 +312,14 @@ class KVCache(NamedTuple):
     """Keys and values of one layer's self-attention, with room for C positions.
 
     A loop over a single row has no axis B, which would keep XLA from updating the cache in place.
+
+    Attributes:
+      position: Where the next token is written: the same in all rows, or one for each; below C.
     """
 
     keys: Float[Array, "*B N C H"]
     values: Float[Array, "*B N C H"]
     position: Int[Array, ""] | Int[Array, " B"]
-    """Where the next token is written: the same in all rows, or one for each; below C."""
 
     def write(self, k: Float[Array, "B N 1 H"], v: Float[Array, "B N 1 H"]) -> "KVCache":
         """Return the cache with keys and values of one more token in every row."""

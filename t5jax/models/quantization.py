@@ -21,14 +21,16 @@ class LogitError(NamedTuple):
     """Distance of logits with rounded weights from the original ones, on a sample.
 
     Logits count from the mean of their position, since that is what softmax sees.
+
+    Attributes:
+      relative: Root mean square of the difference, divided by that of the logits.
+      largest: Largest difference.
+      agreement: Share of positions with the same likeliest token.
     """
 
     relative: float
-    """Root mean square of the difference, divided by that of the logits."""
     largest: float
-    """Largest difference."""
     agreement: float
-    """Share of positions with the same likeliest token."""
 
 
 def quantize_params(

@@ -21,3 +21,14 @@ from .masks import (
     attention_mask as attention_mask,
     segments_from_ids as segments_from_ids,
 )
+
+__all__ = [
+    "Int8Kernel",
+    "Kernel",
+    "Segments",
+    "attention_mask",
+    "is_kernel",
+    "matmul",
+    "quantize_kernel",
+    "segments_from_ids",
+]

@@ -9,3 +9,11 @@ from .schedules import (
     ScheduleConfig as ScheduleConfig,
     learning_rate_schedule as learning_rate_schedule,
 )
+
+__all__ = [
+    "OptimizerConfig",
+    "OptimizerName",
+    "ScheduleConfig",
+    "learning_rate_schedule",
+    "make_optimizer",
+]

@@ -33,30 +33,34 @@ class OptimizerConfig:
     """Choice of the optimizer, and its options.
 
     Options that the chosen optimizer does not have must keep their defaults.
+
+    Attributes:
+      name: adafactor: T5's, with little memory; adamw: with steps scaled by the parameter's RMS;
+        muon: scaled likewise, orthogonal for the matrices of layers, adamw's for all else.
+      schedule: Learning rate over the run.
+      clip_norm: Maximum global norm of the gradient; a larger gradient is scaled down. None: no
+        limit.
+      decay_exponent: adafactor: c in the moment decay 1 - (step + 1)^-c; higher averages over more
+        steps.
+      clip_threshold: adafactor: maximum RMS of one parameter's update, before the learning rate.
+      b1: adamw, muon: decay of Adam's first moment.
+      b2: adamw, muon: decay of Adam's second moment.
+      eps: adamw, muon: added to the root of Adam's second moment.
+      weight_decay: adamw, muon: fraction of a matrix removed per step, times the learning rate;
+        vectors are exempt.
+      momentum: muon: decay of the running mean of a matrix's gradients.
     """
 
     name: OptimizerName
-    """adafactor: T5's, with little memory; adamw: with steps scaled by the parameter's RMS; muon:
-    scaled likewise, orthogonal for the matrices of layers, adamw's for all else."""
     schedule: schedules.ScheduleConfig
-    """Learning rate over the run."""
     clip_norm: float | None = None
-    """Maximum global norm of the gradient; a larger gradient is scaled down. None: no limit."""
     decay_exponent: float = 0.8
-    """adafactor: c in the moment decay 1 - (step + 1)^-c; higher averages over more steps."""
     clip_threshold: float = 1.0
-    """adafactor: maximum RMS of one parameter's update, before the learning rate."""
     b1: float = 0.9
-    """adamw, muon: decay of Adam's first moment."""
     b2: float = 0.999
-    """adamw, muon: decay of Adam's second moment."""
     eps: float = 1e-6
-    """adamw, muon: added to the root of Adam's second moment."""
     weight_decay: float = 0.0
-    """adamw, muon: fraction of a matrix removed per step, times the learning rate; vectors are
-    exempt."""
     momentum: float = 0.95
-    """muon: decay of the running mean of a matrix's gradients."""
 
     def __post_init__(self) -> None:
         if self.name not in _OWN_OPTIONS:

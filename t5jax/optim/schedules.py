@@ -18,17 +18,20 @@ class ScheduleConfig:
     The rate is relative: all optimizers multiply it by the RMS of the parameter they update.
     T5 pre-trains with rsqrt, 1.0, 10000 and fine-tunes with constant, 0.001, 0; nanoT5 pre-trains
     AdamW with cosine, 0.02, 10000.
+
+    Attributes:
+      name: Shape: rsqrt is T5's 1/sqrt(step) after a flat start; the others ramp up linearly, then
+        stay (constant) or fall to final_fraction of the peak at the last step (linear, cosine).
+      learning_rate: Peak rate; for rsqrt the base, which gives a peak of learning_rate /
+        sqrt(warmup_steps).
+      warmup_steps: Number of steps of the ramp; for rsqrt, of the flat start.
+      final_fraction: Rate at the last step, as a fraction of the peak; linear and cosine only.
     """
 
     name: ScheduleName
-    """Shape: rsqrt is T5's 1/sqrt(step) after a flat start; the others ramp up linearly, then stay
-    (constant) or fall to final_fraction of the peak at the last step (linear, cosine)."""
     learning_rate: float
-    """Peak rate; for rsqrt the base, which gives a peak of learning_rate / sqrt(warmup_steps)."""
     warmup_steps: int
-    """Number of steps of the ramp; for rsqrt, of the flat start."""
     final_fraction: float = 0.0
-    """Rate at the last step, as a fraction of the peak; linear and cosine only."""
 
     def __post_init__(self) -> None:
         if self.name not in get_args(ScheduleName):

@@ -40,3 +40,22 @@ from .sharding import (
     shard_rows as shard_rows,
     with_shardings as with_shardings,
 )
+
+__all__ = [
+    "HostsConfig",
+    "MeshConfig",
+    "PartitionRules",
+    "RunAborted",
+    "Sharder",
+    "abort_together",
+    "barrier",
+    "gather_arrays",
+    "infer_shardings",
+    "initialize",
+    "is_main_process",
+    "local_rows",
+    "make_mesh",
+    "process_count",
+    "process_index",
+    "shard_batch",
+]

@@ -36,18 +36,22 @@ _DAY = 24 * 3600.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HostsConfig:
-    """The processes that train together; nothing to say where there is one."""
+    """The processes that train together; nothing to say where there is one.
+
+    Attributes:
+      coordinator: Address host:port of process 0, the same for all processes; the port must be
+        free there.
+      count: How many processes there are.
+      index: Which one this is, from 0.
+      auto: Find all this out from Slurm, a TPU pod, Kubernetes or MPI.
+      timeout: Seconds to wait for processes that have not started yet.
+    """
 
     coordinator: str | None = None
-    """Address host:port of process 0, the same for all processes; the port must be free there."""
     count: int | None = None
-    """How many processes there are."""
     index: int | None = None
-    """Which one this is, from 0."""
     auto: bool = False
-    """Find all this out from Slurm, a TPU pod, Kubernetes or MPI."""
     timeout: int = 300
-    """Seconds to wait for processes that have not started yet."""
 
     def __post_init__(self):
         names = [

@@ -19,20 +19,22 @@ class MeshConfig:
 
     Where devices form slices that only a slower network joins, `dcn_data` and `dcn_fsdp` say how
     many of the ways of `data` and `fsdp` go across them; their product is the number of slices.
+
+    Attributes:
+      data: Ways to divide the batch, every device holding all parameters.
+      fsdp: Ways to divide both the batch and the parameters, which are gathered layer by layer.
+      sequence: Ways to divide the length of inputs and targets, for long ones.
+      tensor: Ways to divide heads, hidden features and vocabulary of every layer.
+      dcn_data: How many ways of `data` go across slices.
+      dcn_fsdp: How many ways of `fsdp` go across slices.
     """
 
     data: int = -1
-    """Ways to divide the batch, every device holding all parameters."""
     fsdp: int = 1
-    """Ways to divide both the batch and the parameters, which are gathered layer by layer."""
     sequence: int = 1
-    """Ways to divide the length of inputs and targets, for long ones."""
     tensor: int = 1
-    """Ways to divide heads, hidden features and vocabulary of every layer."""
     dcn_data: int = 1
-    """How many ways of `data` go across slices."""
     dcn_fsdp: int = 1
-    """How many ways of `fsdp` go across slices."""
 
     def __post_init__(self):
         sizes = self._sizes()

@@ -1,5 +1,5 @@
 """Memory, operations and time of a step on devices that are not there."""
 
-import lazy_loader
+from t5jax._lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

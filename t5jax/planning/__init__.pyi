@@ -17,3 +17,11 @@ from .workload import (
     lower_step as lower_step,
     slice_devices as slice_devices,
 )
+
+__all__ = [
+    "Estimate",
+    "Workload",
+    "plan_step",
+    "rank_meshes",
+    "slice_devices",
+]

@@ -51,14 +51,17 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a program: `name = shapes opcode(arguments), attributes`."""
+    """One line of a program: `name = shapes opcode(arguments), attributes`.
+
+    Attributes:
+      arguments: Text between the parentheses: the operands, or the value of a constant.
+    """
 
     name: str
     opcode: str
     shapes: tuple[Shape, ...]
     operands: tuple[str, ...]
     arguments: str
-    """Text between the parentheses: the operands, or the value of a constant."""
     attributes: str
     is_root: bool
 
@@ -72,13 +75,16 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All communication of one kind in a program."""
+    """All communication of one kind in a program.
+
+    Attributes:
+      count: Number of executions.
+      num_bytes: Bytes that one device sends in all, by ring algorithms.
+    """
 
     kind: str
     count: float
-    """Number of executions."""
     num_bytes: float
-    """Bytes that one device sends in all, by ring algorithms."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,6 @@ A function `open_...` reads no arrays, `read_...` returns what it reads in memor
 returns parameters on devices. `hf.save_hf`, `t5x.save_t5x` and `save_pretrained` write.
 """
 
-import lazy_loader
+from t5jax._lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

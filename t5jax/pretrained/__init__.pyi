@@ -25,3 +25,16 @@ from .open import (
 from .source import (
     Weights as Weights,
 )
+
+__all__ = [
+    "Conversion",
+    "Weights",
+    "convert_checkpoint",
+    "describe_checkpoint",
+    "formats",
+    "hf",
+    "load_pretrained",
+    "open_checkpoint",
+    "save_pretrained",
+    "t5x",
+]

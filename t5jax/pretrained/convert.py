@@ -22,12 +22,15 @@ REPORT_FILE = "conversion.json"
 
 
 class Conversion(NamedTuple):
-    """A checkpoint that was converted."""
+    """A checkpoint that was converted.
+
+    Attributes:
+      source: Source checkpoint.
+      report: Content of `conversion.json`: every tensor, written, renamed or ignored.
+    """
 
     source: CheckpointSource
-    """Source checkpoint."""
     report: dict[str, Any]
-    """Content of `conversion.json`: every tensor, written, renamed or ignored."""
 
 
 def convert_checkpoint(

@@ -17,3 +17,16 @@ from .steps import (
     StepTimer as StepTimer,
     peak_memory_bytes as peak_memory_bytes,
 )
+
+__all__ = [
+    "Chip",
+    "Profiler",
+    "StepTimer",
+    "chip_of_kind",
+    "chip_of_topology",
+    "decode_step_flops",
+    "encode_flops",
+    "forward_flops",
+    "peak_memory_bytes",
+    "train_step_flops",
+]

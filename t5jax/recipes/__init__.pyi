@@ -5,6 +5,7 @@ from .batch_inference import (
     generate_file as generate_file,
 )
 from .finetune import (
+    FinetuneResult as FinetuneResult,
     finetune as finetune,
 )
 from .finetune_config import (
@@ -25,3 +26,17 @@ from .pretrain_config import (
 from .validation import (
     PREDICTIONS as PREDICTIONS,
 )
+
+__all__ = [
+    "FileReport",
+    "FinetuneConfig",
+    "FinetuneResult",
+    "PretrainConfig",
+    "PretrainResult",
+    "fill_blanks",
+    "finetune",
+    "generate_file",
+    "plain_sentences",
+    "pretrain",
+    "show_blanks",
+]

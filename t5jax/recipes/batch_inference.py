@@ -21,16 +21,19 @@ _FORMATS = (".txt", ".jsonl")
 
 
 class FileReport(NamedTuple):
-    """Numbers of a file of outputs."""
+    """Numbers of a file of outputs.
+
+    Attributes:
+      inputs: Number of inputs.
+      resumed: Number of outputs that an interrupted call had left.
+      dead_ends: Number of outputs that are empty because the constraints allowed none.
+      logit_error: Change of the logits by rounding the weights, if they were rounded.
+    """
 
     inputs: int
-    """Number of inputs."""
     resumed: int
-    """Number of outputs that an interrupted call had left."""
     dead_ends: int
-    """Number of outputs that are empty because the constraints allowed none."""
     logit_error: LogitError | None
-    """Change of the logits by rounding the weights, if they were rounded."""
 
 
 def generate_file(

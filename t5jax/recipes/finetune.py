@@ -60,14 +60,17 @@ from t5jax.training import (
 
 
 class FinetuneResult(NamedTuple):
-    """The result of `finetune`."""
+    """The result of `finetune`.
+
+    Attributes:
+      t5: The model, also saved in the run's folder as `model`.
+      validation: Task -> metric -> percent; None if the run was interrupted.
+      test: As `validation`, of the tasks that have a test split.
+    """
 
     t5: Text2Text
-    """The model, also saved in the run's folder as `model`."""
     validation: dict[str, dict[str, float]] | None
-    """Task -> metric -> percent; None if the run was interrupted."""
     test: dict[str, dict[str, float]] | None
-    """As `validation`, of the tasks that have a test split."""
 
 
 def finetune(

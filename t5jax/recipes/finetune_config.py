@@ -25,61 +25,63 @@ class FinetuneConfig(RunConfig):
     """Fine-tunes a T5 on tasks.
 
     Stopped by Ctrl-C, SIGTERM or a crash, the same command continues where it was.
+
+    Attributes:
+      output: Folder of the run, made if absent; if it holds this same run, the run continues.  The
+        model that comes out lies in `model/`, what it wrote in `predictions/`.
+      checkpoint: Where to start: a folder, file or hub id of any format that t5jax loads.  Without
+        it, from random parameters.
+      model: Architecture without a checkpoint: 'tiny', a published size such as 't5-v1_1-base', or
+        a JSON file with the fields of T5Config.
+      tokenizer: Folder of a tokenizer, or 'bytes'.  Without it, the checkpoint's; without a
+        checkpoint, one is trained on the tasks.
+      input_length: Most tokens of an input, EOS included; length of a row of the encoder.
+      target_length: Most tokens of a target, EOS included; length of a row of the decoder.
+      batch_size: Rows a step, over all devices; T5 fine-tuned with 128 rows of 512.
+      pack: Put as many examples in a row as fit, none of which sees another.
+      too_long: What becomes of training examples that are longer: an error, dropped, or truncated.
+        Inputs to evaluate on are truncated then; references stay whole, and those that are too
+        long to be written are an error or counted.
+      empty_targets: What becomes of training examples without a target: an error, dropped, or
+        kept.  It is an error, too, if references are all empty; some are counted.
+      size_limit: Tasks without weights are mixed in proportion to their examples, of which no more
+        than this count; T5 tried 2**16 to 2**21.
+      num_beams: Of generation while training.
+      final_num_beams: Of generation at the end.
+      length_penalty: Beams are ranked by log-probability / length ** this.
+      eval_examples: Validation examples of each task to look at while training, spread evenly;
+        all, unless given. At the end it is always all.
+      eval_batch_size: Examples evaluated at once.
+      best_by: What is better: a higher mean of all tasks' metrics (in which an error rate of x
+        counts as 100 - x), or a lower loss.
+      use: Which checkpoint is the result: the best by validation, or the last.
+      average: Take the mean of so many of the best or last checkpoints instead.
+      optimizer: How parameters are updated; as T5 was fine-tuned, unless given.
     """
 
     output: str = "runs/finetune"
-    """Folder of the run, made if absent; if it holds this same run, the run continues.  The model
-    that comes out lies in `model/`, what it wrote in `predictions/`."""
     checkpoint: str | None = None
-    """Where to start: a folder, file or hub id of any format that t5jax loads.  Without it, from
-    random parameters."""
     model: str = "tiny"
-    """Architecture without a checkpoint: 'tiny', a published size such as 't5-v1_1-base', or a JSON
-    file with the fields of T5Config."""
     tokenizer: str | None = None
-    """Folder of a tokenizer, or 'bytes'.  Without it, the checkpoint's; without a checkpoint, one
-    is trained on the tasks."""
     input_length: int = 128
-    """Most tokens of an input, EOS included; length of a row of the encoder."""
     target_length: int = 128
-    """Most tokens of a target, EOS included; length of a row of the decoder."""
     batch_size: int = 32
-    """Rows a step, over all devices; T5 fine-tuned with 128 rows of 512."""
     pack: bool = True
-    """Put as many examples in a row as fit, none of which sees another."""
     too_long: TooLong = "error"
-    """What becomes of training examples that are longer: an error, dropped, or truncated.  Inputs
-    to evaluate on are truncated then; references stay whole, and those that are too long to be
-    written are an error or counted."""
     empty_targets: Empty = "error"
-    """What becomes of training examples without a target: an error, dropped, or kept.  It is an
-    error, too, if references are all empty; some are counted."""
     size_limit: int = 2**19
-    """Tasks without weights are mixed in proportion to their examples, of which no more than this
-    count; T5 tried 2**16 to 2**21."""
     num_beams: int = 1
-    """Of generation while training."""
     final_num_beams: int = 4
-    """Of generation at the end."""
     length_penalty: float = 0.6
-    """Beams are ranked by log-probability / length ** this."""
     eval_examples: int | None = None
-    """Validation examples of each task to look at while training, spread evenly; all, unless given.
-    At the end it is always all."""
     eval_batch_size: int = 64
-    """Examples evaluated at once."""
     best_by: Literal["score", "loss"] = "score"
-    """What is better: a higher mean of all tasks' metrics (in which an error rate of x counts as
-    100 - x), or a lower loss."""
     use: CheckpointChoice = "best"
-    """Which checkpoint is the result: the best by validation, or the last."""
     average: int = 1
-    """Take the mean of so many of the best or last checkpoints instead."""
     optimizer: OptimizerConfig = OptimizerConfig(
         name="adafactor",
         schedule=ScheduleConfig(name="constant", learning_rate=1e-3, warmup_steps=0),
     )
-    """How parameters are updated; as T5 was fine-tuned, unless given."""
 
     def __post_init__(self):
         super().__post_init__()

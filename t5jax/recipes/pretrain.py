@@ -60,14 +60,18 @@ if TYPE_CHECKING:
 
 
 class PretrainResult(NamedTuple):
-    """The result of `pretrain`."""
+    """The result of `pretrain`.
+
+    Attributes:
+      t5: The model, also saved in the run's folder.
+      evaluation: Held-out `loss`, in nats a target token, and `accuracy`; None if the run was
+        interrupted.
+      heldout: The held-out text, in the column `text`.
+    """
 
     t5: Text2Text
-    """The model, also saved in the run's folder."""
     evaluation: dict[str, float] | None
-    """Held-out `loss`, in nats a target token, and `accuracy`; None if the run was interrupted."""
     heldout: "datasets.Dataset"
-    """The held-out text, in the column `text`."""
 
 
 def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> PretrainResult:

@@ -22,19 +22,21 @@ class PretrainConfig(RunConfig):
 
     Without arguments: a tiny model on the Python documentation of this machine, in minutes.
     Stopped by Ctrl-C, SIGTERM or a crash, the same command continues where it was.
+
+    Attributes:
+      data: The text.
+      corruption: The objective: how much of the text is hidden, in spans of what length.
+      input_length: Tokens the encoder reads; T5 used 512.
+      batch_size: Examples a step, over all devices; T5 used 128 and later 2048.
+      eval_examples: Held-out examples an evaluation looks at, at most.
     """
 
     output: str = "runs/pretrain"
     data: DataConfig = DataConfig()
-    """The text."""
     corruption: SpanCorruptionConfig = SpanCorruptionConfig()
-    """The objective: how much of the text is hidden, in spans of what length."""
     input_length: int = 128
-    """Tokens the encoder reads; T5 used 512."""
     batch_size: int = 16
-    """Examples a step, over all devices; T5 used 128 and later 2048."""
     eval_examples: int = 512
-    """Held-out examples an evaluation looks at, at most."""
     optimizer: OptimizerConfig = OptimizerConfig(
         name="adafactor",
         schedule=ScheduleConfig(name="rsqrt", learning_rate=0.3, warmup_steps=100),

@@ -38,13 +38,16 @@ PREDICTIONS = "predictions"
 
 
 class EvalSplit(NamedTuple):
-    """One split of a task."""
+    """One split of a task.
+
+    Attributes:
+      inputs: Ids of each input, EOS included.
+    """
 
     task: Task
     split: Split
     examples: Sequence[Example]
     inputs: Sequence[list[int]]
-    """Ids of each input, EOS included."""
 
     def spread(self, count: int | None) -> "EvalSplit":
         """At most `count` of the examples, evenly spaced; all if None."""

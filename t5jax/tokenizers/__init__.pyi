@@ -18,3 +18,13 @@ from .sentencepiece import (
     SentencePieceTokenizer as SentencePieceTokenizer,
     train_tokenizer as train_tokenizer,
 )
+
+__all__ = [
+    "ByteTokenizer",
+    "HuggingFaceTokenizer",
+    "SentencePieceTokenizer",
+    "Tokenizer",
+    "encode_with_eos",
+    "load_tokenizer",
+    "train_tokenizer",
+]

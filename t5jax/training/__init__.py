@@ -1,5 +1,5 @@
 """The training step, the trainer around it, and the parts of a run."""
 
-import lazy_loader
+from t5jax._lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -46,3 +46,20 @@ from .trainer import (
     final_step as final_step,
     ranking_keys as ranking_keys,
 )
+
+__all__ = [
+    "Evaluator",
+    "FitConfig",
+    "FitResult",
+    "LossEvaluator",
+    "StepConfig",
+    "Tracker",
+    "TrainState",
+    "Trainer",
+    "abstract_state",
+    "evaluate_loss",
+    "inference_params",
+    "init_state",
+    "make_eval_step",
+    "make_train_step",
+]

@@ -19,16 +19,19 @@ _NO_MESH = Sharder()
 
 
 class LossSums(NamedTuple):
-    """Sums over the tokens of a batch, so that batches and devices add up; all float32 scalars."""
+    """Sums over the tokens of a batch, so that batches and devices add up; all float32 scalars.
+
+    Attributes:
+      total: Cross entropy with smoothed targets plus z-loss, weighted: what is differentiated.
+      cross_entropy: In nats, weighted, without smoothing or z-loss.
+      correct: Weighted count of targets that had the highest logit, alone or with others.
+      weight: Sum of the weights: the number of tokens that counted.
+    """
 
     total: Float[Array, ""]
-    """Cross entropy with smoothed targets plus z-loss, weighted: what is differentiated."""
     cross_entropy: Float[Array, ""]
-    """In nats, weighted, without smoothing or z-loss."""
     correct: Float[Array, ""]
-    """Weighted count of targets that had the highest logit, alone or with others."""
     weight: Float[Array, ""]
-    """Sum of the weights: the number of tokens that counted."""
 
 
 def cross_entropy(

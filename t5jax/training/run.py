@@ -38,43 +38,48 @@ UNRECORDED = {"optimizer.momentum": 0.95}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Options that pre-training and fine-tuning share."""
+    """Options that pre-training and fine-tuning share.
+
+    Attributes:
+      output: Folder of the run, made if absent; if it holds this same run, the run continues.
+      model: Architecture: 'tiny', a published size such as 't5-v1_1-base', or a JSON file with the
+        fields of T5Config.  But for a JSON file, the vocabulary size is the tokenizer's.
+      tokenizer: Folder of a tokenizer, such as a downloaded T5's, or 'bytes'.  Without it, one is
+        trained.
+      vocab_size: Pieces of the tokenizer that is trained, 4000 unless given; 100 sentinels are
+        added.
+      batch_size: Rows a step, over all devices.
+      optimizer: How parameters are updated.
+      dropout_rate: Instead of the model's.
+      dropout_steps: Steps with that dropout, and none after them, for models that are too small or
+        trained too briefly to overfit (early dropout, arXiv:2303.01500).  Unless given, all.
+      dtype: Type to compute in; auto is bfloat16 on TPU and GPU and float32 on a CPU.
+      remat: What the backward pass recomputes to save memory: nothing (the default), all but the
+        matrix products with weights ('dots'), or each block ('full').
+      attention: How attention is computed: for all pairs of positions at once ('plain'), or block
+        by block, in less memory ('blockwise', or 'pallas' as a kernel for TPU).  'auto', the
+        default, chooses by the length.
+      mesh: How devices share the work.
+      hosts: The processes that train together.
+      seed: Of initial parameters, dropout, and what is random about the data.
+    """
 
     output: str
-    """Folder of the run, made if absent; if it holds this same run, the run continues."""
     model: str = "tiny"
-    """Architecture: 'tiny', a published size such as 't5-v1_1-base', or a JSON file with the
-    fields of T5Config.  But for a JSON file, the vocabulary size is the tokenizer's."""
     tokenizer: str | None = None
-    """Folder of a tokenizer, such as a downloaded T5's, or 'bytes'.  Without it, one is trained."""
     vocab_size: int | None = None
-    """Pieces of the tokenizer that is trained, 4000 unless given; 100 sentinels are added."""
     batch_size: int
-    """Rows a step, over all devices."""
     fit: Annotated[FitConfig, tyro.conf.arg(name="")] = FitConfig(steps=1000)
     optimizer: OptimizerConfig
-    """How parameters are updated."""
     step: Annotated[StepConfig, tyro.conf.arg(name="")] = StepConfig()
     dropout_rate: float | None = None
-    """Instead of the model's."""
     dropout_steps: int | None = None
-    """Steps with that dropout, and none after them, for models that are too small or trained too
-    briefly to overfit (early dropout, arXiv:2303.01500).  Unless given, all."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type to compute in; auto is bfloat16 on TPU and GPU and float32 on a CPU."""
     remat: Remat | None = None
-    """What the backward pass recomputes to save memory: nothing (the default), all but the matrix
-    products with weights ('dots'), or each block ('full')."""
     attention: AttentionKind | None = None
-    """How attention is computed: for all pairs of positions at once ('plain'), or block by block,
-    in less memory ('blockwise', or 'pallas' as a kernel for TPU).  'auto', the default, chooses by
-    the length."""
     mesh: MeshConfig = MeshConfig()
-    """How devices share the work."""
     hosts: HostsConfig = HostsConfig()
-    """The processes that train together."""
     seed: int = 0
-    """Of initial parameters, dropout, and what is random about the data."""
 
     def __post_init__(self):
         check_at_least(1, batch_size=self.batch_size, dropout_steps=self.dropout_steps)

@@ -36,28 +36,32 @@ _NORM_DECAY, _SPIKE_WARMUP_STEPS = 0.98, 50
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepConfig:
-    """Options of a training step, besides those of the model and the optimizer."""
+    """Options of a training step, besides those of the model and the optimizer.
+
+    Attributes:
+      z_loss: Weight of the z-loss.
+      label_smoothing: Share of every target that is spread over the whole vocabulary, in the loss
+        that is trained with but not in evaluations.
+      accumulate: Parts that a batch is computed in, one after the other: the same gradient with
+        less memory, though another dropout.
+      vocab_chunks: Parts of the vocabulary that logits are computed in, one after the other;
+        without it, as many as keep the logits of a part below 64 MiB a device.
+      spike_factor: Leave parameters as they are in steps whose gradient norm is more than this
+        many times its running mean; those with a loss or a gradient that is not finite are left
+        out in any case.
+      frozen: Parameters to leave as they are: regular expressions that fit whole '/'-separated
+        parts of a path, such as 'encoder' or 'token_embedder'.
+      ema_decay: Keep an exponential moving average of the parameters too, with this decay a step;
+        it is what is evaluated and used.
+    """
 
     z_loss: float = 1e-4
-    """Weight of the z-loss."""
     label_smoothing: float = 0.0
-    """Share of every target that is spread over the whole vocabulary, in the loss that is trained
-    with but not in evaluations."""
     accumulate: int = 1
-    """Parts that a batch is computed in, one after the other: the same gradient with less memory,
-    though another dropout."""
     vocab_chunks: int | None = None
-    """Parts of the vocabulary that logits are computed in, one after the other; without it, as many
-    as keep the logits of a part below 64 MiB a device."""
     spike_factor: float | None = None
-    """Leave parameters as they are in steps whose gradient norm is more than this many times its
-    running mean; those with a loss or a gradient that is not finite are left out in any case."""
     frozen: tuple[str, ...] = ()
-    """Parameters to leave as they are: regular expressions that fit whole '/'-separated parts of a
-    path, such as 'encoder' or 'token_embedder'."""
     ema_decay: float | None = None
-    """Keep an exponential moving average of the parameters too, with this decay a step; it is what
-    is evaluated and used."""
 
     def __post_init__(self):
         check_at_least(0, "T5 uses 1e-4", z_loss=self.z_loss)
@@ -75,24 +79,30 @@ class StepConfig:
 
 
 class GradientNorms(NamedTuple):
-    """Gradient norms of the steps that were not skipped."""
+    """Gradient norms of the steps that were not skipped.
+
+    Attributes:
+      mean: Running mean, float32.
+      num_steps: Number of steps in it.
+    """
 
     mean: Float[Array, ""]
-    """Running mean, float32."""
     num_steps: Int[Array, ""]
-    """Number of steps in it."""
 
 
 class TrainState(NamedTuple):
-    """The training state: everything that a step changes."""
+    """The training state: everything that a step changes.
+
+    Attributes:
+      ema_params: Exponential moving average of the parameters, if one is kept.
+      norms: Gradient norms of the steps so far, if spikes are skipped.
+    """
 
     step: Int[Array, ""]
     params: Params
     opt_state: Any
     ema_params: Params | None = None
-    """Exponential moving average of the parameters, if one is kept."""
     norms: GradientNorms | None = None
-    """Gradient norms of the steps so far, if spikes are skipped."""
 
 
 def init_state(

@@ -36,30 +36,34 @@ _AHEAD = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Number of steps, and intervals of evaluations, checkpoints and logs."""
+    """Number of steps, and intervals of evaluations, checkpoints and logs.
+
+    Attributes:
+      steps: Updates of the parameters in the whole run.
+      eval_every: Steps between evaluations on held-out data; there is always one at the end.
+      checkpoint_every: Steps between checkpoints; there is always one at the end.
+      keep_checkpoints: How many of the newest checkpoints to keep.
+      keep_every: Keep checkpoints of steps that are a multiple of this too.
+      keep_best: Keep so many checkpoints with the lowest held-out loss too, of one at each
+        evaluation; in fine-tuning, the best by `best_by`.
+      patience: Stop after so many evaluations in a row without one better than all before.
+      log_every: Steps between updates of the progress bar and the logs; every step is logged.
+      max_skipped: Steps in a row that may be skipped, because their loss or gradient could not be
+        trusted.
+      profile_steps: First and last step of a trace, written to the folder `profile`; SIGUSR1 asks
+        for one of the next 5 steps.
+    """
 
     steps: int
-    """Updates of the parameters in the whole run."""
     eval_every: int = 200
-    """Steps between evaluations on held-out data; there is always one at the end."""
     checkpoint_every: int = 200
-    """Steps between checkpoints; there is always one at the end."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints to keep."""
     keep_every: int | None = None
-    """Keep checkpoints of steps that are a multiple of this too."""
     keep_best: int = 0
-    """Keep so many checkpoints with the lowest held-out loss too, of one at each evaluation; in
-    fine-tuning, the best by `best_by`."""
     patience: int | None = None
-    """Stop after so many evaluations in a row without one better than all before."""
     log_every: int = 10
-    """Steps between updates of the progress bar and the logs; every step is logged."""
     max_skipped: int = 10
-    """Steps in a row that may be skipped, because their loss or gradient could not be trusted."""
     profile_steps: tuple[int, int] | None = None
-    """First and last step of a trace, written to the folder `profile`; SIGUSR1 asks for one of the
-    next 5 steps."""
 
     def __post_init__(self):
         counts = dataclasses.asdict(self)
@@ -89,13 +93,17 @@ class Evaluator(Protocol):
 
 
 class FitResult(NamedTuple):
-    """The outcome of `Trainer.fit`, which ends before the last step if patience runs out."""
+    """The outcome of `Trainer.fit`, which ends before the last step if patience runs out.
+
+    Attributes:
+      evaluation: Evaluation of the final state; None if the run was interrupted or there was
+        nothing to do.
+      interrupted: True after Ctrl-C or SIGTERM; everything is saved, and the same call continues.
+    """
 
     state: TrainState
     evaluation: dict[str, float] | None
-    """Evaluation of the final state; None if the run was interrupted or there was nothing to do."""
     interrupted: bool
-    """True after Ctrl-C or SIGTERM; everything is saved, and the same call continues."""
 
 
 class Trainer:

@@ -8,3 +8,10 @@ from .span_corruption import (
     SpanCorruption as SpanCorruption,
     SpanCorruptionConfig as SpanCorruptionConfig,
 )
+
+__all__ = [
+    "ExampleLengths",
+    "Objective",
+    "SpanCorruption",
+    "SpanCorruptionConfig",
+]

@@ -9,14 +9,17 @@ from t5jax.data.batches import Batch
 
 
 class ExampleLengths(NamedTuple):
-    """Numbers of tokens in an example, the same in all examples of a run."""
+    """Numbers of tokens in an example, the same in all examples of a run.
+
+    Attributes:
+      raw: Tokens of text that an example is made from.
+      inputs: Tokens that the encoder reads, EOS included.
+      targets: Tokens that the decoder writes, EOS included.
+    """
 
     raw: int
-    """Tokens of text that an example is made from."""
     inputs: int
-    """Tokens that the encoder reads, EOS included."""
     targets: int
-    """Tokens that the decoder writes, EOS included."""
 
 
 @runtime_checkable

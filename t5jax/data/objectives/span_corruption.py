@@ -15,12 +15,15 @@ from t5jax.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpanCorruptionConfig:
-    """Options of span corruption.  (arXiv:1910.10683, section 3.1.4)"""
+    """Options of span corruption.  (arXiv:1910.10683, section 3.1.4)
+
+    Attributes:
+      density: Fraction of tokens hidden, in (0, 1).
+      mean_span: Mean length of a hidden span, in tokens, at least 1.
+    """
 
     density: float = 0.15
-    """Fraction of tokens hidden, in (0, 1)."""
     mean_span: float = 3.0
-    """Mean length of a hidden span, in tokens, at least 1."""
 
     def __post_init__(self):
         if not 0 < self.density < 1:

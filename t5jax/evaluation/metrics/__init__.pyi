@@ -26,3 +26,14 @@ from .registry import (
     mean_score as mean_score,
     used_options as used_options,
 )
+
+__all__ = [
+    "METRICS",
+    "MetricOptions",
+    "MetricResult",
+    "TextOptions",
+    "bootstrap_interval",
+    "compute_metrics",
+    "mean_score",
+    "perplexity",
+]

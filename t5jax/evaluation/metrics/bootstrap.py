@@ -13,14 +13,17 @@ from t5jax.errors import check_at_least
 
 @dataclasses.dataclass(frozen=True)
 class MetricResult:
-    """A metric over a set of examples, which can be computed for any resample of them."""
+    """A metric over a set of examples, which can be computed for any resample of them.
+
+    Attributes:
+      rows: Sufficient statistics of each of n examples, such as counts.
+      combine: Function from such rows, of any number of examples, to the metric.
+      detail: Signature of the library that computed it, to compare it with others' numbers.
+    """
 
     rows: Int[np.ndarray, "n k"] | Float[np.ndarray, "n k"]
-    """Sufficient statistics of each of n examples, such as counts."""
     combine: Callable[[np.ndarray], float]
-    """Function from such rows, of any number of examples, to the metric."""
     detail: str = ""
-    """Signature of the library that computed it, to compare it with others' numbers."""
 
     @functools.cached_property
     def score(self) -> float:

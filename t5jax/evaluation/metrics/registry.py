@@ -16,14 +16,18 @@ from t5jax.evaluation.metrics.references import References
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """Options of how metrics compare texts."""
+    """Options of how metrics compare texts.
+
+    Attributes:
+      tokenize: sacrebleu's tokenizer for BLEU: 13a (as WMT), intl, zh, char, or none for tokenized
+        text.
+      lowercase: Ignore case in BLEU and chrF.
+      use_stemmer: Let words with the same stem match in ROUGE; English only.
+    """
 
     tokenize: Tokenize = "13a"
-    """sacrebleu's tokenizer for BLEU: 13a (as WMT), intl, zh, char, or none for tokenized text."""
     lowercase: bool = False
-    """Ignore case in BLEU and chrF."""
     use_stemmer: bool = False
-    """Let words with the same stem match in ROUGE; English only."""
 
     def __post_init__(self):
         if self.tokenize not in typing.get_args(Tokenize):
@@ -38,10 +42,13 @@ class TextOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetricOptions(TextOptions):
-    """Options of the metrics of a task."""
+    """Options of the metrics of a task.
+
+    Attributes:
+      positive: Class to compute F1 of.
+    """
 
     positive: str | None = None
-    """Class to compute F1 of."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -51,14 +58,17 @@ class MetricOptions(TextOptions):
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A metric by name."""
+    """A metric by name.
+
+    Attributes:
+      function: Function of predictions, references and, by keyword, the options below.
+      options: Fields of `MetricOptions` that the function takes.
+      is_error: True if lower is better.
+    """
 
     function: Callable[..., MetricResult]
-    """Function of predictions, references and, by keyword, the options below."""
     options: tuple[str, ...] = ()
-    """Fields of `MetricOptions` that the function takes."""
     is_error: bool = False
-    """True if lower is better."""
 
 
 METRICS: dict[str, Metric] = {

@@ -35,3 +35,5 @@ from .zarr import (
     open_zarr_folder as open_zarr_folder,
     tensorstore_reason as tensorstore_reason,
 )
+
+__all__: list[str] = []

@@ -13,3 +13,7 @@ from .save import (
 from .sentence_transformers import (
     transformer_folder as transformer_folder,
 )
+
+__all__ = [
+    "save_hf",
+]

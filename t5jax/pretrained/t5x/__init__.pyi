@@ -8,3 +8,7 @@ from .load import (
 from .save import (
     save_t5x as save_t5x,
 )
+
+__all__ = [
+    "save_t5x",
+]
