@@ -1,9 +1,8 @@
-"""Pre-trains a T5 by span corruption: `python scripts/pretrain.py --help`."""
+"""Pre-train a T5 by span corruption: the same as `t5jax pretrain`."""
 
-from t5jax.cli import pretrain_and_show, run_command
-from t5jax.recipes import PretrainConfig
-from t5jax.runtime import keep_memory
+import sys
+
+from t5jax.cli import entry
 
 if __name__ == "__main__":
-    keep_memory()
-    run_command(PretrainConfig, pretrain_and_show)
+    entry("pretrain", *sys.argv[1:])

@@ -1,18 +1,22 @@
 """Command lines from dataclasses, and errors that read as one sentence."""
 
 import contextlib
+import dataclasses
 import errno
 import functools
+import importlib
+import importlib.metadata
 import operator
 import os
 import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar
 
+from t5jax.cli.config_file import expand_config
 from t5jax.parallel import RunAborted
 
 Config = TypeVar("Config")
@@ -25,6 +29,8 @@ def run_command(
     config_class: type[Config] | types.UnionType,
     function: Callable[[Config], object],
     *,
+    arguments: Sequence[str] | None = None,
+    reads_config: bool = True,
     description: str | None = None,
     name: str | None = None,
 ) -> None:
@@ -39,16 +45,20 @@ def run_command(
       config_class: a dataclass, whose fields become options and their docstrings the help; or a
         union of several, each a subcommand.
       function: the command.
+      arguments: the command line, by default that of the program.
+      reads_config: whether `--config FILE` adds the options in a YAML or JSON file.
       description: first paragraph of the help.
       name: name of the command in its help, by default that of the program.
     """
     import tyro
 
-    # The types of tyro's arguments know no unions before Python 3.14.
-    form: Any = config_class
     previous_hook, threading.excepthook = threading.excepthook, _end_if_aborted
     try:
-        config = tyro.cli(form, description=description, prog=name)
+        arguments = sys.argv[1:] if arguments is None else arguments
+        if reads_config and isinstance(config_class, type):
+            arguments = expand_config(arguments, config_class)
+        form = _command_line(config_class)
+        config = tyro.cli(form, args=arguments, description=description, prog=name)
         function(config)
     except RunAborted as error:
         _end(error)
@@ -64,22 +74,98 @@ def run_command(
         threading.excepthook = previous_hook
 
 
-def entry() -> None:
-    """Run the command `t5jax`."""
-    from t5jax.cli import convert, evaluate, generate, inspect, plan
+class _Command(NamedTuple):
+    module: str
+    options: str
+    function: str
+    reads_config: bool = False
 
-    commands: dict[type, Callable[[Any], object]] = {
-        generate.Generate: generate.generate,
-        evaluate.Evaluate: evaluate.evaluate,
-        convert.Convert: convert.convert,
-        inspect.Inspect: inspect.inspect,
-        plan.Plan: plan.plan,
-    }
+    def load(self) -> tuple[type, Callable[[Any], object]]:
+        """Import the dataclass of the options, and the function that takes one."""
+        module = importlib.import_module(f"t5jax.cli.{self.module}")
+        return getattr(module, self.options), getattr(module, self.function)
+
+
+_COMMANDS = {
+    "pretrain": _Command("pretrain", "Pretrain", "pretrain_and_show", reads_config=True),
+    "finetune": _Command("finetune", "Finetune", "finetune_tasks", reads_config=True),
+    "train-tokenizer": _Command(
+        "train_tokenizer", "TrainTokenizer", "train_and_save", reads_config=True
+    ),
+    "generate": _Command("generate", "Generate", "generate"),
+    "evaluate": _Command("evaluate", "Evaluate", "evaluate"),
+    "convert": _Command("convert", "Convert", "convert"),
+    "inspect": _Command("inspect", "Inspect", "inspect"),
+    "plan": _Command("plan", "Plan", "plan"),
+}
+
+
+def entry(*arguments: str) -> None:
+    """Run the command `t5jax`.
+
+    Args:
+      arguments: name of a subcommand and its options; default to those of the program.
+    """
+    from tyro.conf import subcommand
+
+    arguments = arguments or tuple(sys.argv[1:])
+    if arguments == ("--version",):
+        print(f"t5jax {importlib.metadata.version('t5jax')}")
+        return
+    if arguments and arguments[0] in _COMMANDS:
+        name, *rest = arguments
+        command = _COMMANDS[name]
+        options, function = command.load()
+        run_command(
+            options,
+            function,
+            arguments=rest,
+            reads_config=command.reads_config,
+            name=f"t5jax {name}",
+        )
+        return
+    # The help of all, or an error that suggests one.
+    forms = [
+        Annotated[_command_line(command.load()[0]), subcommand(name)]
+        for name, command in _COMMANDS.items()
+    ]
     run_command(
-        functools.reduce(operator.or_, commands),
-        lambda options: commands[type(options)](options),
-        description="Use, convert and inspect T5 checkpoints.",
+        functools.reduce(operator.or_, forms),
+        lambda _: None,
+        arguments=arguments,
+        description="Train, use, evaluate, convert and inspect T5 models.",
         name="t5jax",
+    )
+
+
+def _command_line(config_class: Any) -> Any:
+    """Return the class with the options of training steps and of their loop unprefixed.
+
+    These, `fit` and `step`, are the ones that users set most: `--steps`, not `--fit.steps`.
+    """
+    from tyro.conf import arg
+
+    from t5jax.training import RunConfig
+
+    if not (isinstance(config_class, type) and issubclass(config_class, RunConfig)):
+        return config_class
+
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    unprefixed = [
+        (
+            name,
+            Annotated[fields[name].type, arg(name="")],
+            dataclasses.field(default=fields[name].default),
+        )
+        for name in ("fit", "step")
+    ]
+    return dataclasses.make_dataclass(
+        config_class.__name__,
+        unprefixed,
+        bases=(config_class,),
+        namespace={"__doc__": config_class.__doc__},
+        frozen=True,
+        kw_only=True,
     )
 
 

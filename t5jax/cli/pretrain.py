@@ -1,8 +1,21 @@
-"""Pre-train a model, and show what it fills in."""
+"""`t5jax pretrain`: pre-train a model, and show what it fills in."""
+
+import dataclasses
 
 from t5jax.data import corpus_documents
 from t5jax.parallel import abort_together, barrier, is_main_process, print_once
 from t5jax.recipes import PretrainConfig, plain_sentences, pretrain, show_blanks
+from t5jax.runtime import keep_memory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrain(PretrainConfig):
+    """Pre-train a T5 by span corruption.
+
+    Without options: a tiny model on the docstrings of the installed packages, in minutes.  After
+    Ctrl-C, SIGTERM or a crash, the same command continues.  `--config FILE` reads options from a
+    YAML or JSON file, such as the `options.yaml` of another run.
+    """
 
 
 def pretrain_and_show(config: PretrainConfig) -> None:
@@ -13,6 +26,7 @@ def pretrain_and_show(config: PretrainConfig) -> None:
     Raises:
       ValueError, OSError, RunAborted: as in `pretrain`.
     """
+    keep_memory()
     result = pretrain(config)
     if result.evaluation is None:
         return

@@ -8,9 +8,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 from t5jax.data import ExampleSource
 from t5jax.errors import check_at_least
@@ -69,9 +67,9 @@ class RunConfig:
     tokenizer: str | None = None
     vocab_size: int | None = None
     batch_size: int
-    fit: Annotated[FitConfig, tyro.conf.arg(name="")] = FitConfig(steps=1000)
+    fit: FitConfig = FitConfig(steps=1000)
     optimizer: OptimizerConfig
-    step: Annotated[StepConfig, tyro.conf.arg(name="")] = StepConfig()
+    step: StepConfig = StepConfig()
     dropout_rate: float | None = None
     dropout_steps: int | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

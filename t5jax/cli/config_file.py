@@ -1,0 +1,92 @@
+"""`--config FILE`: options from a YAML or JSON file, as arguments of the command line."""
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from t5jax.errors import suggest
+
+
+def expand_config(arguments: Sequence[str], config_class: type) -> list[str]:
+    """Replace `--config FILE` by the options in the file, before all others.
+
+    The file holds options by name, nested as the fields of the config: `data: {path: text.txt}` is
+    `--data.path text.txt`.  Options of the command line come later, and so override the file.
+
+    Args:
+      arguments: the command line, without the name of the command.
+      config_class: the dataclass that the command line is parsed into.
+    Returns:
+      The command line without `--config`.
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: no file is named, or it holds something else than options of the command.
+    """
+    rest, from_file = list(arguments), []
+    for place, argument in enumerate(rest):
+        if argument == "--config":
+            if place + 1 == len(rest):
+                raise ValueError("--config must be followed by a file, got nothing.")
+            from_file, rest[place : place + 2] = read_arguments(rest[place + 1], config_class), []
+            break
+        if argument.startswith("--config="):
+            from_file = read_arguments(argument.removeprefix("--config="), config_class)
+            del rest[place]
+            break
+    return from_file + rest
+
+
+def read_arguments(path: str, config_class: type) -> list[str]:
+    """Return the options in a YAML or JSON file as arguments of the command line.
+
+    Args:
+      path: the file.
+      config_class: dataclass that has the options as fields.
+    Returns:
+      Option names, each followed by its values.
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file holds something else than options of the class.
+    """
+    import yaml
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config must be a YAML or JSON file, got {path}, which is none.")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"config must be a YAML or JSON file, got {path}: {reason}.") from error
+    return list(_arguments(path, {} if values is None else values, config_class, ""))
+
+
+def _arguments(source: str, values: Any, config_class: type, prefix: str) -> Iterator[str]:
+    if not isinstance(values, dict):
+        what = prefix.rstrip(".") or "the file"
+        raise ValueError(f"{source}: {what} must hold options by name, got {values!r:.80}.")
+    types = typing.get_type_hints(config_class)
+    names = [field.name for field in dataclasses.fields(config_class)]
+    for name, value in values.items():
+        if name not in names:
+            hint = suggest(str(name), names, f"there are {', '.join(names)}.")
+            raise ValueError(f"{source}: unknown option {prefix}{name}; {hint}")
+        if dataclasses.is_dataclass(types[name]):
+            yield from _arguments(source, value, types[name], f"{prefix}{name}.")
+        else:
+            yield from _option(f"{prefix}{name}", value)
+
+
+def _option(name: str, value: Any) -> Iterator[str]:
+    """Yield an option and its values; `True` is `--option` and `False` `--no-option`."""
+    path, _, last = name.replace("_", "-").rpartition(".")
+    dotted = f"{path}." if path else ""
+    if value is False:
+        yield f"--{dotted}no-{last}"
+        return
+    yield f"--{dotted}{last}"
+    if isinstance(value, list):
+        yield from map(str, value)
+    elif value is not True:
+        yield str(value)
