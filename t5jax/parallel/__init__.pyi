@@ -55,7 +55,5 @@ __all__ = [
     "is_main_process",
     "local_rows",
     "make_mesh",
-    "process_count",
-    "process_index",
     "shard_batch",
 ]
