@@ -80,7 +80,7 @@ def test_old_model_file_sets_the_policy_that_options_leave_open(tmp_path):
     assert policy == ComputePolicy(dtype="bfloat16")
 
 
-def test_bad_value_in_an_old_model_file_names_the_file(tmp_path):
+def test_bad_value_in_an_old_model_file_names_the_file(tmp_path, own_checks):
     fields = json.loads(Path("model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps(fields | {"remat": 5}))
     with pytest.raises(ValueError, match=r"model\.json: unknown remat 5"):
