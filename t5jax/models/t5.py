@@ -61,8 +61,8 @@ class T5(nnx.Module):
     Example:
       >>> model = t5jax.models.bind(config, params)
       >>> tokens = jnp.ones((2, 5), jnp.int32)
-      >>> model(tokens, tokens[:, :3], encoder_mask=tokens != config.pad_id).shape
-      (2, 3, 97)
+      >>> jax.eval_shape(model, tokens, tokens[:, :3], encoder_mask=tokens != config.pad_id)
+      ShapeDtypeStruct(shape=(2, 3, 97), dtype=float32)
     """
 
     def __init__(
@@ -322,7 +322,8 @@ def init_params(config: T5Config, key: Key[Array, ""]) -> Params:
       `params["encoder"]["layers"]["mlp"]["wi"]`, [L, D, F].
 
     Example:
-      >>> params = t5jax.models.init_params(config, jax.random.key(0))
+      >>> encoder_only = config.replace(num_decoder_layers=0)
+      >>> params = t5jax.models.init_params(encoder_only, jax.random.key(0))
       >>> params["encoder"]["layers"]["mlp"]["wi"].shape
       (2, 16, 24)
     """

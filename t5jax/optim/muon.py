@@ -64,9 +64,7 @@ def scale_by_muon(
             return {name: jnp.zeros_like(param) for name in names}
 
         if not any(is_matrix(*leaf) for leaf in jax.tree.leaves_with_path(params)):
-            raise ValueError(
-                "muon must have layer matrices to train, got none; use adamw instead."
-            )
+            raise ValueError("muon must have layer matrices to train, got none; use adamw instead.")
         moments = jax.tree.map_with_path(init_moments, params)
         return MuonState(count=jnp.zeros((), jnp.int32), moments=moments)
 

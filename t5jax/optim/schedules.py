@@ -57,8 +57,7 @@ class ScheduleConfig:
             )
         if not 0 <= self.final_fraction <= 1:
             raise ValueError(
-                f"final_fraction must be in [0, 1], got {self.final_fraction}; "
-                "0 decays to zero."
+                f"final_fraction must be in [0, 1], got {self.final_fraction}; 0 decays to zero."
             )
         if self.final_fraction and not self.spans_run:
             raise ValueError(
