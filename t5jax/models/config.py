@@ -192,6 +192,8 @@ class T5Config:
           path: file with the output of `to_json`.
         Returns:
           The config.
+        Raises:
+          ValueError: as in `from_json`.
         """
         return cls.from_json(_read_text(path), source=str(path))
 

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def preset_fields() -> dict[str, dict[str, Any]]:
-    """Return the config fields of all published T5, mT5, ByT5, umT5 and UL2, by Hugging Face name.
+    """Return the config fields of published T5, mT5, ByT5, umT5 and UL2 models, by Hub name.
 
     Sizes are those of the released checkpoints (arXiv:1910.10683, 2010.11934, 2105.13626,
     2304.09151, 2205.05131).  Dropout is that of pre-training: 0.1 for T5 1.0, else 0.

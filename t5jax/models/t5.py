@@ -100,7 +100,7 @@ class T5(nnx.Module):
           encoder_tokens: [B, S] input ids.
           decoder_tokens: [B, T] target ids shifted right by one, starting with `decoder_start_id`.
           encoder_mask: [B, S], False on padding.
-          encoder_segment_ids: [B, S] number of the packed example of each input id, 0 on padding.
+          encoder_segment_ids: [B, S] index of the packed example, from 1; 0 on padding.
           decoder_segment_ids: [B, T], the same for targets.  Packed examples do not attend to each
             other.
           dropout_key: random key for dropout; None disables it.
