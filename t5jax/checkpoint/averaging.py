@@ -1,4 +1,4 @@
-"""Choose among the checkpoints of a run, and average their parameters."""
+"""Select checkpoints of a run, and average their parameters."""
 
 import contextlib
 import functools
@@ -17,43 +17,43 @@ CheckpointChoice = Literal["best", "last"]
 def choose_checkpoints(
     folder: Path, *, choice: CheckpointChoice, count: int, every: int
 ) -> list[int]:
-    """Choose the checkpoints of a run to use.
+    """Select checkpoints of a run.
 
     Args:
-      folder: the checkpoints of a run.
-      choice: "best" for those with the lowest recorded loss, "last" for the newest.
-      count: maximal number of checkpoints.
-      every: for "last", take those whose step is a multiple of this, and the newest, so that it
-        makes no difference where a run was interrupted.
+      folder: checkpoint folder of the run.
+      choice: "best" = lowest recorded loss, "last" = newest.
+      count: maximum number of checkpoints.
+      every: for "last", only select the newest step and multiples of this, so that interruptions of
+        the run do not change the selection.
     Returns:
-      Their steps, best or newest first; fewer than `count` if there are fewer.
+      At most `count` steps, best or newest first.
     Raises:
-      ValueError: no checkpoint was saved with a loss, for "best".
+      ValueError: `choice` is "best", and no checkpoint has a recorded loss.
     """
     steps = manager.complete_steps(folder)[::-1]
     if choice == "last":
         return [step for step in steps if step == steps[0] or step % every == 0][:count]
     measured = []
     for step in steps:
-        with contextlib.suppress(ValueError):  # a damaged one is not chosen
+        with contextlib.suppress(ValueError):  # skip damaged checkpoints
             loss = manager.recorded_loss(folder / str(step))
             if loss is not None:
                 measured.append((loss, step))
     if not measured:
         raise ValueError(
-            f"{folder} must hold a checkpoint that was evaluated, to choose the best from, got "
-            f"{steps}; use the last instead."
+            f"{folder} must have an evaluated checkpoint to select the best, got steps {steps} "
+            "without a loss; use the last instead."
         )
     return [step for _, step in sorted(measured)[:count]]
 
 
 def is_best(folder: Path, step: int, losses: Sequence[float]) -> bool:
-    """Return whether no evaluation of a run was better than that of a checkpoint.
+    """Return True if no evaluation of a run had a lower loss than a checkpoint.
 
     Args:
-      folder: the checkpoints of a run.
-      step: of the checkpoint; one that was never evaluated is not the best.
-      losses: of all evaluations, as `CheckpointManager.save` records them.
+      folder: checkpoint folder of the run.
+      step: step of the checkpoint; one without a recorded loss is not the best.
+      losses: losses of all evaluations, as passed to `CheckpointManager.save`.
     Raises:
       ValueError: the checkpoint is damaged.
     """
@@ -62,15 +62,27 @@ def is_best(folder: Path, step: int, losses: Sequence[float]) -> bool:
 
 
 def average_checkpoints(folder: Path, steps: Sequence[int], name: str, abstract: PyTree) -> PyTree:
-    """Average one of the pytrees of several checkpoints, loading one checkpoint after the other.
+    """Average a pytree over several checkpoints, loading one at a time.
 
     Args:
-      folder: the checkpoints of a run.
-      steps: of the checkpoints, at least one.
-      name: of the pytree, such as 'params'.
-      abstract: its shapes, dtypes and shardings.
+      folder: checkpoint folder of the run.
+      steps: steps of the checkpoints, at least one.
+      name: name of the pytree, such as "params".
+      abstract: pytree with the shapes, dtypes and shardings to load.
+    Returns:
+      Pytree of the means.
     Raises:
-      ValueError: a checkpoint is damaged, or holds other arrays.
+      ValueError: a checkpoint is damaged, or its arrays differ from `abstract`.
+
+    Example:
+      >>> from pathlib import Path
+      >>> checkpoints = t5jax.checkpoint.CheckpointManager("run", keep=2)
+      >>> for step in (1, 2):
+      ...     checkpoints.save(step, {"params": {"w": jnp.full(3, float(step))}}, {})
+      >>> checkpoints.close()
+      >>> abstract = {"w": jnp.zeros(3)}
+      >>> t5jax.checkpoint.average_checkpoints(Path("run"), [1, 2], "params", abstract)
+      {'w': Array([1.5, 1.5, 1.5], dtype=float32)}
     """
     total = manager.load_checkpoint_tree(folder / str(steps[0]), name, abstract)
     for step in steps[1:]:

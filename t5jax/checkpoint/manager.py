@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, and checked for damage when read."""
+"""Checkpoints of a run: written atomically, and verified when read."""
 
 import contextlib
 import os
@@ -28,11 +28,21 @@ _RECORD = "record"
 
 
 class CheckpointManager:
-    """The checkpoints of one run, `folder/<step>/`.
+    """Checkpoints of one run, in `folder/<step>/`.
 
-    Each holds named pytrees, such as parameters and optimizer state, and one JSON record, such as
-    the position in the data.  Writing goes on while training does; a checkpoint takes its final
-    name only when complete.
+    A checkpoint holds named pytrees, such as parameters and optimizer state, and a JSON record,
+    such as the position in the data.  It is written in the background, and gets its final name only
+    when complete.
+
+    Example:
+      >>> checkpoints = t5jax.checkpoint.CheckpointManager("run", keep=2)
+      >>> checkpoints.save(10, {"params": {"w": jnp.ones(3)}}, {"examples": 640})
+      >>> checkpoints.wait()
+      >>> abstract = {"params": {"w": jnp.zeros(3)}}
+      >>> step, trees, record = checkpoints.restore_latest(abstract, warn=print)
+      >>> step, trees["params"]["w"], record
+      (10, Array([1., 1., 1.], dtype=float32), {'examples': 640})
+      >>> checkpoints.close()
     """
 
     def __init__(
@@ -44,15 +54,15 @@ class CheckpointManager:
         keep_best: int = 0,
         keep_round: tuple[int, int] | None = None,
     ):
-        """Open a run's folder, created if absent; checkpoints that no option keeps are deleted.
+        """Open the checkpoints of a run; those that no option keeps are deleted.
 
         Args:
-          folder: the same for all processes, on a disk that they share.
+          folder: checkpoint folder, created if absent; the same for all processes, on a shared
+            disk.
           keep: number of newest checkpoints to keep.
-          keep_every: also keep the checkpoints of steps that are a multiple of this.
-          keep_best: also keep this number of those with the lowest loss.
-          keep_round: (count, every): also keep the newest `count` of steps that are a multiple of
-            `every`.
+          keep_every: also keep steps that are a multiple of this.
+          keep_best: also keep this number of checkpoints with the lowest loss.
+          keep_round: (count, every); also keep the newest `count` multiples of `every`.
         """
         self._folder = Path(folder).resolve()
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +93,7 @@ class CheckpointManager:
         return self._keep_best > 0
 
     def steps(self) -> list[int]:
-        """Return the steps that have a complete checkpoint, ascending."""
+        """Return the steps of complete checkpoints, in ascending order."""
         return complete_steps(self._folder)
 
     def save(
@@ -99,12 +109,12 @@ class CheckpointManager:
         All processes must call it.
 
         Args:
-          step: names the checkpoint; there must be none of that step.
-          trees: named pytrees of arrays.
-          record: anything JSON can hold.
-          loss: on held-out data, for `keep_best`.
+          step: step of the checkpoint; must not exist yet.
+          trees: pytrees of arrays, by name.
+          record: JSON-serializable mapping.
+          loss: held-out loss, for `keep_best`.
         Raises:
-          OSError: this or the preceding checkpoint could not be written, as when the disk is full.
+          OSError: this or the previous checkpoint could not be written, e.g. the disk is full.
         """
         import orbax.checkpoint as ocp
 
@@ -121,17 +131,18 @@ class CheckpointManager:
     def restore_latest(
         self, abstract: Mapping[str, PyTree], *, warn: Callable[[str], None]
     ) -> tuple[int, dict[str, PyTree], dict[str, Any]] | None:
-        """Restore the newest checkpoint that can be read whole.
+        """Restore the newest intact checkpoint.
 
-        A damaged one is renamed to `<step>.damaged`, and the one before it is tried.
+        Newer damaged checkpoints are renamed to `<step>.damaged`.  All processes must call it.
 
         Args:
-          abstract: named pytrees of shapes, dtypes and shardings, as they were saved.
-          warn: called with one sentence for every damaged checkpoint.
+          abstract: pytrees with the shapes, dtypes and shardings that were saved, by name.
+          warn: called with a one-sentence warning for each damaged checkpoint.
         Returns:
           Step, pytrees and record; None if there is no checkpoint.
         Raises:
-          ValueError: there are checkpoints, and not one can be read.
+          ValueError: no checkpoint can be read, or its arrays differ from `abstract`.
+          OSError: the processes see different checkpoints.
         """
         damaged: dict[int, str] = {}
         for step in self._common_steps():
@@ -149,12 +160,12 @@ class CheckpointManager:
             raise ValueError(
                 f"none of the checkpoints in {self._folder} can be read "
                 f"(step {newest}: {damaged[newest]}); restore one from a backup, or choose "
-                "another output folder to start from the beginning."
+                "another output folder to start over."
             )
         return None
 
     def _common_steps(self) -> list[int]:
-        """Return the steps to try, newest first, the same list in all processes.
+        """Return the steps to try, newest first, and check that all processes see the same.
 
         Raises:
           OSError: the processes see different checkpoints.
@@ -163,9 +174,8 @@ class CheckpointManager:
         digest = zlib.crc32(repr(steps).encode()) >> 1
         if agree_on(digest, reduce=np.ptp):
             raise OSError(
-                f"all processes must see the same checkpoints in {self._folder}, and they do not "
-                f"(process {process_index()} sees steps {steps}); the folder must be on a disk "
-                "that they share."
+                f"all processes must see the same checkpoints in {self._folder}, got steps {steps} "
+                f"in process {process_index()} and others elsewhere; use a folder on a shared disk."
             )
         return steps[::-1]
 
@@ -175,26 +185,26 @@ class CheckpointManager:
         """Read the pytrees and the record of a step.
 
         Raises:
-          _DamagedError: any of the processes cannot read its part.
+          _DamagedError: a process cannot read its shards.
         """
         folder = self._folder / str(step)
         trees, contents, reason = {}, None, ""
         try:
-            # Each process reads its own parts, and waits for nobody who may have failed.
+            # Each process reads its own shards, without waiting for others, which may have failed.
             trees = {name: load_tree(folder / name, tree) for name, tree in abstract.items()}
             contents = _read_record(folder)
         except (MemoryError, PermissionError, ArrayMismatch):
             raise
-        # Orbax and TensorStore raise bare Exceptions, and no two kinds of damage the same.
+        # Orbax and TensorStore raise bare Exceptions, different ones for each kind of damage.
         except Exception as error:
             if "RESOURCE_EXHAUSTED" in str(error):
                 raise
             reason = first_line(error)
         if not agree_on(contents is not None) or contents is None:
-            raise _DamagedError(reason or "another process could not read its part")
+            raise _DamagedError(reason or "another process could not read its shards")
         for name, tree in trees.items():
             if int(checksum(tree)) != contents["checksums"].get(name):
-                raise _DamagedError(f"{folder} is damaged (the checksum of {name} differs).")
+                raise _DamagedError(f"the checksum of {name} differs")
         return trees, contents["record"]
 
     def _set_aside(self, step: int) -> Path:
@@ -218,13 +228,17 @@ class CheckpointManager:
         """Wait until every checkpoint is on disk.
 
         Raises:
-          OSError: one could not be written.
+          OSError: a checkpoint could not be written.
         """
         with self._explain_write_errors():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait as `wait` does, and free the background threads."""
+        """Wait until every checkpoint is on disk, and free the background threads.
+
+        Raises:
+          OSError: a checkpoint could not be written.
+        """
         try:
             self.wait()
         finally:
@@ -232,19 +246,20 @@ class CheckpointManager:
 
     @contextlib.contextmanager
     def _explain_write_errors(self) -> Iterator[None]:
-        """Turn a failed write into an OSError that says what is intact and what to do."""
+        """Turn a failed write into an OSError that names the intact checkpoints and a remedy."""
         try:
             yield
         # A full disk arrives as OSError from Python or as ValueError from TensorStore.
         except (OSError, ValueError, RuntimeError) as error:
             raise OSError(
-                f"could not write a checkpoint to {self._folder}: {first_line(error)}. Those saved "
-                f"before are intact (steps {self.steps()}); make room and run the same command."
+                f"could not write a checkpoint to {self._folder}: {first_line(error)}. Earlier "
+                f"checkpoints are intact (steps {self.steps()}); free disk space and rerun the "
+                "same command."
             ) from error
 
 
 class _DamagedError(Exception):
-    """A checkpoint cannot be read, with the reason."""
+    """Unreadable checkpoint, with the reason."""
 
 
 def preservation_policy(
@@ -255,16 +270,16 @@ def preservation_policy(
     keep_best: int = 0,
     keep_round: tuple[int, int] | None = None,
 ) -> Any:
-    """Build the Orbax policy of the options of `CheckpointManager`.
+    """Build the Orbax preservation policy for the options of `CheckpointManager`.
 
     Args:
-      losses: by step, consulted at every save; steps without a loss are not among the best.
+      losses: losses by step, read at every save; steps without a loss are not among the best.
       keep: number of newest checkpoints to keep.
       keep_every: also keep steps that are a multiple of this.
-      keep_best: also keep this number of those with the lowest loss.
-      keep_round: (count, every): also keep the newest `count` multiples of `every`.
+      keep_best: also keep this number of checkpoints with the lowest loss.
+      keep_round: (count, every); also keep the newest `count` multiples of `every`.
     Returns:
-      A policy that keeps what any of the options keeps.
+      The union of these policies.
     """
     from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
@@ -278,10 +293,10 @@ def preservation_policy(
 
 
 class _LowestLosses:
-    """Keep the checkpoints with the lowest losses, the earlier of equals.
+    """Policy that keeps the checkpoints with the lowest losses, preferring earlier ones in ties.
 
-    Orbax's BestN keeps all checkpoints while there are at most `count`, with a loss or without,
-    and needs losses in a file that older checkpoints do not have.
+    Orbax's BestN keeps all checkpoints while there are at most `count`, with or without a loss, and
+    needs losses in a file that older checkpoints do not have.
     """
 
     def __init__(self, losses: Mapping[int, float], count: int):
@@ -297,15 +312,15 @@ class _LowestLosses:
 
 
 def load_checkpoint_tree(folder: str | os.PathLike, name: str, abstract: PyTree) -> PyTree:
-    """Load one pytree of a checkpoint, and compare its checksum.
+    """Load a pytree of a checkpoint, and verify its checksum.
 
     Args:
-      folder: of the checkpoint, `<step>/`.
-      name: of the pytree.
-      abstract: its shapes, dtypes and shardings.
+      folder: folder of the checkpoint, `<step>/`.
+      name: name of the pytree.
+      abstract: pytree with the shapes, dtypes and shardings to load.
     Raises:
       ValueError: the checkpoint is damaged.
-      ArrayMismatch: it holds other arrays.
+      ArrayMismatch: its arrays differ from `abstract`.
     """
     tree = load_tree(Path(folder) / name, abstract)
     if int(checksum(tree)) != recorded_checksum(folder, name):
@@ -314,12 +329,12 @@ def load_checkpoint_tree(folder: str | os.PathLike, name: str, abstract: PyTree)
 
 
 def recorded_checksum(folder: str | os.PathLike, name: str) -> int | None:
-    """Read the checksum that a pytree of a checkpoint, `<step>/`, had when it was saved."""
+    """Read the recorded checksum of a pytree in a checkpoint folder, `<step>/`."""
     return _read_record(Path(folder))["checksums"].get(name)
 
 
 def recorded_loss(folder: str | os.PathLike) -> float | None:
-    """Read the loss that a checkpoint, `<step>/`, was saved with; None if it had none."""
+    """Read the recorded loss of a checkpoint folder, `<step>/`; None if it has none."""
     return _read_record(Path(folder))["loss"]
 
 
@@ -327,7 +342,7 @@ def _recorded_losses(folder: Path) -> dict[int, float]:
     """Read the losses of a run's checkpoints, by step."""
     losses = {}
     for step in complete_steps(folder):
-        with contextlib.suppress(ValueError):  # damaged, which `restore_latest` deals with
+        with contextlib.suppress(ValueError):  # damaged; `restore_latest` handles it
             loss = recorded_loss(folder / str(step))
             if loss is not None:
                 losses[step] = loss
@@ -335,9 +350,9 @@ def _recorded_losses(folder: Path) -> dict[int, float]:
 
 
 def complete_steps(folder: str | os.PathLike) -> list[int]:
-    """List the steps of the complete checkpoints in a run's folder, ascending."""
+    """List the steps of complete checkpoints in a folder, in ascending order."""
     folder = Path(folder)
-    # Incomplete ones have other names.
+    # Incomplete checkpoints have other names.
     return (
         sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
     )
@@ -354,7 +369,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
             return {
                 "record": contents["record"],
                 "checksums": dict(contents["checksums"]),
-                "loss": contents.get("loss"),  # absent in older ones
+                "loss": contents.get("loss"),  # absent in older checkpoints
             }
         except Exception as error:  # as in `_restore`
             raise ValueError(f"{folder} is damaged (its record cannot be read).") from error

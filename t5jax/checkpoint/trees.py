@@ -1,4 +1,4 @@
-"""Save and load one pytree of arrays, and check it for damage."""
+"""Save, load and verify a pytree of arrays."""
 
 import os
 from collections.abc import Mapping
@@ -18,37 +18,37 @@ from t5jax.parallel import (
 
 
 class ArrayMismatch(ValueError):
-    """The checkpoint is not damaged, but holds other arrays."""
+    """Intact checkpoint whose arrays differ from those to load."""
 
 
 def save_tree(folder: str | os.PathLike, tree: PyTree) -> None:
-    """Write one pytree of arrays, and wait until it is on disk.
+    """Write a pytree of arrays, and wait until it is on disk.
 
-    All processes must call it, unless the arrays are those of one process alone.
+    All processes must call it, except for arrays that are local to one process.
 
     Args:
-      folder: to write; it must not exist.
-      tree: of arrays.
+      folder: destination; must not exist yet.
+      tree: pytree of arrays.
     """
     import orbax.checkpoint as ocp
 
     is_local = all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(tree))
     alone = this_process_only() if is_local else {}
-    if alone:  # Orbax writes JAX arrays only if they belong to all processes
+    if alone:  # Orbax only writes JAX arrays that belong to all processes
         tree = jax.tree.map(np.asarray, tree)
     with ocp.StandardCheckpointer(**alone) as checkpointer:
         checkpointer.save(Path(folder).resolve(), tree)
 
 
 def load_tree(folder: str | os.PathLike, abstract: PyTree) -> PyTree:
-    """Load one pytree of arrays that `save_tree` or `CheckpointManager` wrote.
+    """Load a pytree of arrays written by `save_tree` or `CheckpointManager`.
 
     Args:
-      folder: of the pytree.
-      abstract: its shapes, and the dtypes and shardings to load it in.
+      folder: folder of the pytree.
+      abstract: pytree with the saved shapes, and the dtypes and shardings to load.
     Raises:
-      ValueError: the folder is damaged; the message names it.
-      ArrayMismatch: the folder holds other arrays.
+      ValueError: the folder is damaged.
+      ArrayMismatch: its arrays differ from `abstract`.
     """
     import orbax.checkpoint as ocp
 
@@ -57,7 +57,7 @@ def load_tree(folder: str | os.PathLike, abstract: PyTree) -> PyTree:
     try:
         with ocp.StandardCheckpointer(**this_process_only()) as checkpointer:
             return checkpointer.restore(folder, abstract)
-    # Orbax and TensorStore raise bare Exceptions, and no two kinds of damage the same.
+    # Orbax and TensorStore raise bare Exceptions, different ones for each kind of damage.
     except Exception as error:
         raise ValueError(
             f"{folder} is damaged ({first_line(error)}); load another checkpoint."
@@ -67,18 +67,18 @@ def load_tree(folder: str | os.PathLike, abstract: PyTree) -> PyTree:
 def check_shapes(
     folder: Path, saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Compare the arrays of a folder with those to load.
+    """Compare the shapes of saved arrays with those to load.
 
     Args:
-      folder: for messages.
-      saved: shapes in the folder, by '/'-joined path.
-      wanted: shapes to load.
+      folder: named in errors.
+      saved: saved shapes, by "/"-joined path.
+      wanted: shapes to load, by "/"-joined path.
     Raises:
-      ArrayMismatch: they differ; the message names the first array that does.
+      ArrayMismatch: they differ; the message names the first difference.
     """
     for name, shape in wanted.items():
         if name not in saved:
-            raise ArrayMismatch(f"{folder} must hold {name} for this config; it lacks it.")
+            raise ArrayMismatch(f"{folder} must hold {name} for this config, but lacks it.")
         if saved[name] != shape:
             raise ArrayMismatch(
                 f"{folder}: {name} must have shape {shape} for this config, "
@@ -94,7 +94,7 @@ def check_shapes(
 
 @jax.jit
 def checksum(tree: PyTree) -> jax.Array:
-    """Compute a uint32 scalar that changes when any one bit of any array does."""
+    """Compute a uint32 scalar that changes if any single bit of any array changes."""
     total = jnp.zeros((), jnp.uint32)
     for leaf in jax.tree.leaves(tree):
         bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * np.dtype(leaf.dtype).itemsize}")
@@ -103,14 +103,14 @@ def checksum(tree: PyTree) -> jax.Array:
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Read the shapes of the arrays in a folder, by '/'-joined path.
+    """Read the shapes of the arrays in a folder, by "/"-joined path.
 
     Raises:
-      ValueError: the folder holds no pytree, or a damaged one.
+      ValueError: the folder has no pytree, or is damaged.
     """
     import orbax.checkpoint as ocp
 
-    # Not of a checkpointer, which warns that one item of a checkpoint lacks the file of a whole.
+    # A checkpointer would warn that an item lacks the metadata file of a whole checkpoint.
     handler = ocp.StandardCheckpointHandler(**this_process_only())
     try:
         tree = handler.metadata(folder).tree  # pyright: ignore[reportArgumentType]
@@ -122,18 +122,18 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def shapes_by_path(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all leaves, by '/'-joined path."""
+    """Return the shapes of all leaves, by "/"-joined path."""
     leaves = jax.tree.leaves_with_path(tree)
     return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error, without the spec that TensorStore appends."""
+    """Return the first line of an error, without the spec appended by TensorStore."""
     return str(error).partition("\n")[0].partition(" See full")[0][:200]
 
 
 def this_process_only() -> dict[str, Any]:
-    """Return Orbax's options for reading or writing without waiting for other processes."""
+    """Return the Orbax options for I/O without waiting for other processes."""
     if process_count() == 1:
         return {}
     import orbax.checkpoint as ocp

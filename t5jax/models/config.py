@@ -1,4 +1,4 @@
-"""Architecture of a T5, and how it computes."""
+"""Model architecture and compute policy."""
 
 import dataclasses
 import json
@@ -20,34 +20,42 @@ VOCAB_MULTIPLE = 128
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5Config:
-    """Architecture of one T5.
+    """Architecture of a T5 model.
 
     Defaults are those of T5 v1.1.  `tie_embeddings` and `scale_logits` are independent: T5 1.0 sets
-    both, v1.1 neither, and files in the wild hold every combination.
+    both, v1.1 neither, and published checkpoints use every combination.
 
     Attributes:
-      family: kind of blocks, a row of `t5jax.models.FAMILIES`.
-      vocab_size: rows of the embedding table, V; at least the tokenizer's vocabulary.
+      family: model family, a key of `t5jax.models.FAMILIES`.
+      vocab_size: number of embedding rows, V; at least the tokenizer's vocabulary size.
       d_model: width of the residual stream, D.
       d_ff: width of the feed-forward hidden layer, F.
-      d_kv: width of one attention head, H; not always d_model / num_heads.
-      num_heads: attention heads, N.
-      num_encoder_layers: encoder blocks.
-      num_decoder_layers: decoder blocks; 0 makes an encoder-only model.
-      activation: of the feed-forward layer; "gelu_tanh" is the one T5 v1.1 was trained with.
-      gated_ff: whether a second, linear projection multiplies the activated one (GEGLU and kin).
-      tie_embeddings: whether the output layer is the embedding table itself.
-      scale_logits: whether the decoder's output is multiplied by d_model**-0.5 before that layer.
-      relative_buckets: relative-position buckets, R.
+      num_heads: number of attention heads, N.
+      num_encoder_layers: number of encoder blocks.
+      num_decoder_layers: number of decoder blocks; 0 = encoder-only model.
+      d_kv: width of an attention head, H; not always d_model / num_heads.
+      activation: feed-forward activation; T5 v1.1 was trained with "gelu_tanh".
+      gated_ff: whether to multiply the activation by a second linear projection (GEGLU etc.).
+      tie_embeddings: whether to use the embedding table as output layer.
+      scale_logits: whether to multiply the decoder output by d_model**-0.5 before the output layer.
+      relative_buckets: number of relative position buckets, R.
       relative_max_distance: distance from which all positions share the last bucket.
-      relative_bias_per_layer: whether every layer owns its bias table (umT5) or a stack shares one.
-      projection_dim: width that sentence encoders (sentence-T5, GTR) project their mean state to;
-        0 if there is no such projection.
+      relative_bias_per_layer: whether to use one bias table per layer (umT5) instead of per stack.
+      projection_dim: output width of the projection in sentence encoders (sentence-T5, GTR);
+        0 = no projection.
       norm_epsilon: added to the mean square in RMSNorm.
-      dropout_rate: probability of dropping, when training.
-      pad_id: id that fills up short sequences.
-      eos_id: id that ends a sequence.
-      decoder_start_id: first id the decoder reads.
+      dropout_rate: dropout probability in training.
+      pad_id: padding id.
+      eos_id: end-of-sequence id.
+      decoder_start_id: first id of the decoder input.
+
+    Example:
+      >>> base = t5jax.T5Config.preset("t5-v1_1-base", dropout_rate=0.1)
+      >>> base.d_model, base.num_heads * base.d_kv
+      (768, 768)
+      >>> encoder = base.replace(num_decoder_layers=0)
+      >>> t5jax.T5Config.from_json(encoder.to_json()) == encoder
+      True
     """
 
     family: str = "t5"
@@ -90,7 +98,7 @@ class T5Config:
             )
         if self.projection_dim < 0:
             raise ValueError(
-                f"projection_dim must be at least 0, got {self.projection_dim}; 0 means none."
+                f"projection_dim must be at least 0, got {self.projection_dim}; 0 = no projection."
             )
         # The encoder halves the buckets by direction and needs an exact and a logarithmic half.
         if self.relative_buckets < 4 or self.relative_buckets % 2:
@@ -118,13 +126,15 @@ class T5Config:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "T5Config":
-        """The configuration of a published model, by its Hugging Face name.
+        """Return the config of a published model.
 
         Args:
-          name: such as "t5-small", "t5-v1_1-base" or "google/flan-t5-xl".
-          **changes: fields to set differently.
+          name: Hugging Face name, such as "t5-small" or "google/flan-t5-xl".
+          **changes: fields to override.
+        Returns:
+          The config.
         Raises:
-          ValueError: no such preset; the message suggests the nearest.
+          ValueError: unknown preset (the message suggests the nearest) or invalid field.
         """
         known = preset_fields()
         bare = name.removeprefix("google/").removeprefix("google-t5/")
@@ -133,21 +143,29 @@ class T5Config:
         return cls(**{**known[bare], **changes})
 
     def replace(self, **changes: Any) -> "T5Config":
-        """A copy with some fields set differently, validated again."""
+        """Return a copy with some fields changed.
+
+        Args:
+          **changes: fields to override.
+        Returns:
+          The new config, validated.
+        """
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:
-        """All fields as a JSON object, sorted and indented."""
+        """Return all fields as a JSON object, sorted and indented."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "config") -> "T5Config":
-        """Inverse of `to_json`.
+        """Parse the output of `to_json`.
 
         Args:
-          text: a JSON object; fields with defaults may be absent, and those of `ComputePolicy`,
-            which older versions wrote beside them, are ignored.
-          source: what to call the text in an error, usually its file name.
+          text: a JSON object; fields with defaults may be absent.  Fields of `ComputePolicy`,
+            which older versions wrote here, are ignored.
+          source: name of the text in errors, usually its file name.
+        Returns:
+          The config.
         Raises:
           ValueError: not a JSON object, an unknown or missing field, or a value out of range.
         """
@@ -160,7 +178,7 @@ class T5Config:
         required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
         missing = [name for name in required if name not in fields]
         if missing:
-            raise ValueError(f"{source} lacks {', '.join(missing)}; every T5 config needs them.")
+            raise ValueError(f"{source} lacks {', '.join(missing)}; add them.")
         try:
             return cls(**fields)
         except ValueError as error:
@@ -168,25 +186,38 @@ class T5Config:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "T5Config":
-        """Read a file with the text of `to_json`."""
+        """Read a config from a JSON file.
+
+        Args:
+          path: file with the output of `to_json`.
+        Returns:
+          The config.
+        Raises:
+          ValueError: as in `from_json`.
+        """
         return cls.from_json(_read_text(path), source=str(path))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComputePolicy:
-    """How a model computes, which is not part of its architecture.
+    """Compute settings of a model, separate from its architecture.
 
-    Models that differ only in this have the same parameters, and the same outputs up to rounding.
+    Models that differ only in their policy have the same parameters, and the same outputs up to
+    rounding.
 
     Attributes:
-      dtype: type of activations and matrix products.  Parameters, norm statistics, softmax, logits
-        and the loss are float32 in either case.
-      remat: what training recomputes in the backward pass: nothing, everything except products
-        with weights ("dots"), or each whole block ("full").
-      attention: "plain" computes the scores of all pairs of positions at once; "blockwise" computes
-        them block by block, in memory linear in the length; "pallas" does the same in a kernel for
-        TPU.  "auto" is plain up to 512 * 512 pairs of query and key, then blockwise, with the
-        kernel where it can run.  A decoding loop is always plain.
+      dtype: dtype of activations and matmuls.  Parameters, norm statistics, softmax, logits and the
+        loss are float32 in either case.
+      remat: rematerialization in the backward pass: "none", "dots" (recompute everything except
+        matmuls with weights) or "full" (recompute whole blocks).
+      attention: "plain" computes all query-key scores at once; "blockwise" computes them in blocks,
+        in memory linear in the length; "pallas" is blockwise in a TPU kernel.  "auto" is plain up
+        to 512 * 512 query-key pairs, then pallas where available, else blockwise.  Decoding loops
+        are always plain.
+
+    Example:
+      >>> t5jax.ComputePolicy(dtype="bfloat16").replace(remat="full")
+      ComputePolicy(dtype='bfloat16', remat='full', attention='auto')
     """
 
     dtype: ComputeDtype = "float32"
@@ -199,7 +230,13 @@ class ComputePolicy:
         _check_choice("attention", self.attention, get_args(AttentionKind))
 
     def replace(self, **changes: Any) -> "ComputePolicy":
-        """Return a copy with some fields changed, validated again."""
+        """Return a copy with some fields changed.
+
+        Args:
+          **changes: fields to override.
+        Returns:
+          The new policy, validated.
+        """
         return dataclasses.replace(self, **changes)
 
 
@@ -207,17 +244,15 @@ _COMPUTE_FIELDS = tuple(field.name for field in dataclasses.fields(ComputePolicy
 
 
 def read_compute_fields(path: str | os.PathLike) -> dict[str, str]:
-    """Return the fields of `ComputePolicy` in a file of `T5Config`.
-
-    Older versions wrote them there.
+    """Read the fields of `ComputePolicy` from a config file of an older version.
 
     Args:
-      path: the file.
+      path: JSON file of a `T5Config`.
     Returns:
-      Name -> value of the fields that the file has.
+      Values of the fields that are present, by name.
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: not a JSON object, or a field has a value that it cannot have.
+      FileNotFoundError: the file does not exist.
+      ValueError: not a JSON object, or a field has an invalid value.
     """
     fields = parse_json_object(_read_text(path), source=str(path))
     fields = {name: fields[name] for name in _COMPUTE_FIELDS if name in fields}
@@ -229,7 +264,17 @@ def read_compute_fields(path: str | os.PathLike) -> dict[str, str]:
 
 
 def pad_vocab(num_tokens: int) -> int:
-    """Embedding rows for a vocabulary of `num_tokens`: the next multiple of 128, as in every T5."""
+    """Return the number of embedding rows for a vocabulary.
+
+    Args:
+      num_tokens: vocabulary size of the tokenizer.
+    Returns:
+      The next multiple of 128, as in every T5.
+
+    Example:
+      >>> t5jax.models.pad_vocab(32100)
+      32128
+    """
     return -(-num_tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 

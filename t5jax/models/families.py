@@ -1,7 +1,7 @@
-"""Families of models: the blocks that their stacks are made of, and how parameters are sharded.
+"""Model families: the blocks of their stacks and the sharding of their parameters.
 
-A family needs its fields in `T5Config`, blocks, and a row in `FAMILIES`; names of its parameters in
-other formats are in `t5jax.pretrained`.
+To add a family, add its fields to `T5Config`, its blocks, a row to `FAMILIES`, and its parameter
+names in other formats to `t5jax.pretrained`.
 """
 
 import dataclasses
@@ -16,14 +16,18 @@ from t5jax.parallel import PartitionRules
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """Blocks and sharding of a family.
+    """Blocks and partition rules of a model family.
 
     Attributes:
-      encoder_blocks: block classes of one period of the encoder, repeated to its depth; several if
-        blocks alternate.
-      decoder_blocks: likewise for the decoder.
-      partition_rules: path pattern and mesh axes of every parameter.  Blocks are stacked, so the
-        first axis of their parameters is the layer.
+      encoder_blocks: block classes of one encoder period, repeated up to its depth; more than one
+        if blocks alternate.
+      decoder_blocks: the same for the decoder.
+      partition_rules: (path pattern, mesh axes) pairs that cover every parameter.  Blocks are
+        stacked, so the first axis of their parameters is the layer.
+
+    Example:
+      >>> [block.__name__ for block in t5jax.models.FAMILIES["t5"].decoder_blocks]
+      ['DecoderBlock']
     """
 
     encoder_blocks: tuple[type[EncoderBlock], ...]
@@ -32,7 +36,7 @@ class Family:
 
 
 FAMILIES = {
-    # T5, v1.1, mT5, ByT5, umT5, UL2 and their kin differ in switches of T5Config alone.
+    # T5, v1.1, mT5, ByT5, umT5, UL2 and their variants differ only in fields of T5Config.
     "t5": Family(
         encoder_blocks=(EncoderBlock,),
         decoder_blocks=(DecoderBlock,),
@@ -52,14 +56,18 @@ FAMILIES = {
 
 
 def get_family(config: T5Config) -> Family:
-    """Return the family of a model.
+    """Return the family of a config.
 
     Args:
-      config: names the family.
+      config: its `family` is looked up.
     Returns:
-      Its row of `FAMILIES`.
+      The value in `FAMILIES`.
     Raises:
-      ValueError: no family has this name; the message suggests the nearest.
+      ValueError: unknown family; the message suggests the nearest.
+
+    Example:
+      >>> t5jax.models.get_family(config) is t5jax.models.FAMILIES["t5"]
+      True
     """
     if config.family not in FAMILIES:
         hint = suggest(config.family, tuple(FAMILIES), f"use one of {', '.join(FAMILIES)}.")

@@ -1,4 +1,4 @@
-"""Incremental decoding: one token a step, with a cache of keys and values.
+"""Incremental decoding: one token per step, with a cache of keys and values.
 
 Shape letters: B rows of a decoding loop, I inputs, S input length, C cache length, D d_model,
 N heads, H d_kv, V vocabulary.
@@ -21,11 +21,18 @@ from t5jax.parallel import Sharder
 
 
 class DecoderCache(NamedTuple):
-    """State that a decoding loop carries from token to token; `KVCache` has the shapes' meaning.
+    """State of a decoding loop.
 
     Attributes:
-      position: Position of the next token: one for all rows or, from `_replace`, one for each.
-      keys: Of every layer.
+      position: int32 position of the next token: shared by all rows or, set with `_replace`, [B].
+      keys: self-attention keys of each layer, [B, N, C, H]; [N, C, H] for a single row.
+      values: self-attention values of each layer, likewise.
+
+    Example:
+      >>> empty = [jnp.zeros((2, 3, 8, 5))] * 3  # of 3 layers
+      >>> cache = t5jax.models.DecoderCache(jnp.asarray(0), empty, empty)
+      >>> cache._replace(position=jnp.array([0, 4])).position.shape  # one per row
+      (2,)
     """
 
     position: Int[Array, ""] | Int[Array, " B"]
@@ -36,18 +43,25 @@ class DecoderCache(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class IncrementalDecoder:
-    """Weights of a decoder, one block after the other, to be kept between requests.
+    """Decoder weights with unstacked layers, for decoding loops; keep it between requests.
 
     Attributes:
-      config: of the model.
-      policy: of the model.
-      sharder: of the model.
+      config: architecture of the model.
+      policy: compute policy of the model.
+      sharder: sharder of the model.
       blocks: the layers, from `DecoderBlock.for_decoding`.
-      biases: for each layer, its table or the shared one.
+      biases: relative bias of each layer, its own or the shared one.
       final_norm: norm after the last block.
-      embedder: tokens to vectors.
-      output: [D, V], states to logits.
-      logit_scale: factor of the logits.
+      embedder: token embedding.
+      output: output kernel, [D, V].
+      logit_scale: factor applied to the logits.
+
+    Example:
+      >>> decoder = t5jax.models.bind(config, params).incremental_decoder()
+      >>> encoded, mask = jnp.zeros((2, 4, config.d_model)), jnp.ones((2, 4), bool)
+      >>> step, cache = decoder.start(encoded, encoder_mask=mask, max_len=8)
+      >>> cache.keys[0].shape  # rows, heads, length, d_kv
+      (2, 3, 8, 5)
     """
 
     config: T5Config = dataclasses.field(metadata={"static": True})
@@ -71,7 +85,18 @@ class IncrementalDecoder:
         output: Kernel,
         logit_scale: float,
     ) -> "IncrementalDecoder":
-        """Slice stacked layers; arrays that need no change are shared with the model."""
+        """Unstack the layers of a decoder; unchanged arrays are shared with the model.
+
+        Args:
+          config: architecture of the model.
+          policy: compute policy of the model.
+          decoder: stacked decoder.
+          embedder: token embedding.
+          output: output kernel, [D, V].
+          logit_scale: factor applied to the logits.
+        Returns:
+          The incremental decoder.
+        """
         layers = [decoder.layer(i) for i in range(config.num_decoder_layers)]
         blocks = [layer.for_decoding(policy.dtype) for layer in layers]
         biases = [decoder.relative_bias or layer.relative_bias for layer in layers]
@@ -95,20 +120,20 @@ class IncrementalDecoder:
         max_len: int,
         num_beams: int = 1,
     ) -> tuple["DecodeStep", DecoderCache]:
-        """Precompute cross-attention keys and values, and make an empty cache.
+        """Precompute cross-attention keys and values, and create an empty cache.
 
         Args:
-          encoded: final encoder states.
-          encoder_mask: True on input ids that are not padding.
-          max_len: the largest number of tokens that the loop will feed, C.
-          num_beams: rows of the loop for each input, next to one another.
+          encoded: [I, S, D] final encoder states.
+          encoder_mask: [I, S], False on padding.
+          max_len: cache length C, the maximum number of tokens to feed.
+          num_beams: number of rows per input, which are adjacent.
         Returns:
-          `step(tokens, cache) -> (logits, cache)` and the cache of its first call.
+          `step(tokens, cache) -> (logits, cache)` and the cache for its first call.
         """
         encoder_kv = [block.encoder_kv(encoded) for block in self.blocks]
         biases = [bias.by_offset(max_len) for bias in self.biases]
         config = self.config
-        # An axis of a single row would keep XLA from updating the cache in place (jax 0.10.2,
+        # A row axis of size 1 would keep XLA from updating the cache in place (jax 0.10.2,
         # benchmarks/decode.py at batch 1).
         rows = (len(encoded) * num_beams,) if len(encoded) * num_beams > 1 else ()
         shape = (*rows, config.num_heads, max_len, config.d_kv)
@@ -120,13 +145,22 @@ class IncrementalDecoder:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecodeStep:
-    """`step(tokens, cache) -> (logits, cache)` for inputs that have been encoded.
+    """Decoding step for encoded inputs: `step(tokens, cache) -> (logits, cache)`.
 
     Attributes:
-      decoder: the weights.
-      encoder_kv: cross-attention keys and values of the inputs, for each layer.
-      cross_mask: True on inputs that are not padding.
-      biases: for each layer, the bias of every offset between two positions of the cache.
+      decoder: decoder weights.
+      encoder_kv: cross-attention keys and values of each layer, [I, N, S, H].
+      cross_mask: [I, 1, 1, S], False on padding.
+      biases: relative bias of each layer for every offset between two cache positions.
+
+    Example:
+      >>> decoder = t5jax.models.bind(config, params).incremental_decoder()
+      >>> encoded, mask = jnp.zeros((2, 4, config.d_model)), jnp.ones((2, 4), bool)
+      >>> step, cache = decoder.start(encoded, encoder_mask=mask, max_len=8)
+      >>> tokens = jnp.zeros(2, jnp.int32)  # decoder_start_id
+      >>> logits, cache = jax.jit(lambda *args: step(*args))(tokens, cache)
+      >>> logits.shape, int(cache.position)
+      ((2, 97), 1)
     """
 
     decoder: IncrementalDecoder
@@ -137,14 +171,14 @@ class DecodeStep:
     def __call__(
         self, tokens: Int[Array, " B"], cache: DecoderCache
     ) -> tuple[Float[Array, "B V"], DecoderCache]:
-        """Feed one more token of every row.
+        """Feed one token per row.
 
         Args:
-          tokens: ids, at `cache.position`.
-          cache: of the tokens before that position; later positions are not looked at, so rows may
-            be set back by lowering theirs.
+          tokens: [B] ids at `cache.position`.
+          cache: keys and values of earlier tokens.  Later positions are ignored, so a row is rolled
+            back by lowering its position.
         Returns:
-          float32 logits of the next token, and the cache, a position further.
+          [B, V] float32 logits of the next token, and the cache advanced by one position.
         """
         decoder, position = self.decoder, cache.position
         max_len = cache.keys[0].shape[-2]
@@ -171,12 +205,19 @@ class DecodeStep:
 def project_logits(
     x: Float[Array, "*A D"], output: Kernel, *, scale: float, sharder: Sharder
 ) -> Float[Array, "*A V"]:
-    """Return logits: float32 even under bfloat16, for they are exponentiated."""
+    """Return the logits in float32, even under bfloat16, since they are exponentiated.
+
+    Args:
+      x: final decoder states.
+      output: output kernel, [D, V].
+      scale: factor applied to the logits.
+      sharder: sharder of the model.
+    """
     return matmul_f32(x, output, sharder) * scale
 
 
 def _for_rows(function: Callable[[Array], Array], position: Int[Array, "*B"]) -> Array:
-    """Return `function(position)` with a leading axis: of rows, or of 1 if all share a position."""
+    """Return `function(position)` with a leading row axis, of size 1 if rows share a position."""
     return jax.vmap(function)(position) if position.ndim else function(position)[None]
 
 

@@ -1,10 +1,10 @@
-"""The parts of a T5.
+"""Layers of T5: embedding, norm, relative position bias, attention and feed-forward.
 
 Shape letters: B batch, T query length, S key length, C cache length, D d_model, N heads, H d_kv,
 J = N * H, F d_ff, V vocabulary, R relative buckets.
 
-Parameters are float32; each is cast to the type of the activations it meets.  Norm statistics,
-attention scores and softmax are float32 whatever the activations are.
+Parameters are float32 and are cast to the dtype of the activations.  Norm statistics, attention
+scores and softmax are always float32.
 """
 
 import functools
@@ -46,23 +46,30 @@ _ACTIVATIONS = {
 def relative_position_bucket(
     offset: Int[np.ndarray, "..."], *, bidirectional: bool, num_buckets: int, max_distance: int
 ) -> Int[np.ndarray, "..."]:
-    """Which row of a bias table serves a key that lies `offset` positions after its query.
+    """Map relative positions to rows of the bias table.
 
-    Half of a direction's buckets stand for one distance each, the others for ranges that grow
-    logarithmically up to `max_distance`; all greater distances share the last.
+    In each direction, half of the buckets hold one distance each, and the others ranges that grow
+    logarithmically up to `max_distance`.  Greater distances share the last bucket.
     (arXiv:1910.10683, section 2.1)
 
     Args:
       offset: key position minus query position.
-      bidirectional: whether later keys have buckets of their own (encoder) or are never attended
-        to and share bucket 0 (decoder).
-      num_buckets: rows of the table, R.
-      max_distance: distance from which the last bucket serves.
+      bidirectional: whether later keys have separate buckets (encoder) or share bucket 0 because
+        they are masked (decoder).
+      num_buckets: number of rows of the table, R.
+      max_distance: distance from which all positions share the last bucket.
     Returns:
-      int32 in [0, num_buckets), of the shape of `offset`.
+      int32 in [0, num_buckets), same shape as `offset`.
+
+    Example:
+      >>> offsets = np.array([-200, -64, -3, 0, 3])
+      >>> t5jax.models.relative_position_bucket(
+      ...     offsets, bidirectional=True, num_buckets=32, max_distance=128
+      ... )
+      array([15, 14,  3,  0, 19], dtype=int32)
     """
-    # Computed by numpy in float32: accelerators' logarithms differ in the last bit, which moves
-    # the exact powers of two (16, 32, 64) into their neighbour's bucket.
+    # In float32 numpy: accelerators' logarithms differ in the last bit, which moves exact powers
+    # of two (16, 32, 64) to a neighbouring bucket.
     offset = np.asarray(offset)
     first = np.zeros(offset.shape, np.int32)
     distance = np.maximum(-offset, 0)
@@ -84,10 +91,14 @@ def dropout(
     key: Key[Array, ""] | None,
     shared_axis: int | None = None,
 ) -> Float[Array, "*A"]:
-    """Zero elements with probability `rate` and scale up the others; no key means evaluation.
+    """Zero elements with probability `rate` and divide the others by 1 - rate.
 
-    `shared_axis` names the axis along which all elements share one decision.  T5 drops the same
-    features at every position of a sequence.
+    Args:
+      x: activations.
+      rate: dropout probability.
+      key: random key; None disables dropout.
+      shared_axis: axis along which elements are dropped together.  T5 drops the same features at
+        every position of a sequence.
     """
     if key is None or rate == 0:
         return x
@@ -99,15 +110,15 @@ def dropout(
 
 
 class Embedder(nnx.Module):
-    """Token ids to vectors."""
+    """Token embedding."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         shape = (config.vocab_size, config.d_model)
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), shape))
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        # An id outside the table becomes NaN rather than somebody else's vector; `take` would
-        # count negative ones from the end.
+        # Ids outside the table become NaN instead of another id's vector; `take` would count
+        # negative ids from the end.
         table = self.embedding[...]
         tokens = jnp.where(tokens < 0, len(table), tokens)
         return jnp.take(table, tokens, axis=0, mode="fill")
@@ -122,7 +133,7 @@ class OutputLayer(nnx.Module):
 
 
 class SentenceProjection(nnx.Module):
-    """Projection of a sentence's mean encoder state.  (arXiv:2108.08877, section 3)"""
+    """Projection of the mean encoder state of a sentence (arXiv:2108.08877, section 3)."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         shape = (config.d_model, config.projection_dim)
@@ -133,10 +144,7 @@ class SentenceProjection(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Divides by the root mean square over features, without centring, and scales.
-
-    (arXiv:1910.07467; T5 has no bias)
-    """
+    """RMS normalization over features, without centering or bias (arXiv:1910.07467)."""
 
     def __init__(self, config: T5Config):
         self.scale = nnx.Param(jnp.ones((config.d_model,)))
@@ -145,17 +153,16 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*A D"]) -> Float[Array, "*A D"]:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        # Both rounded to the activations' type first, as T5X does; their product is exact in
-        # float32, and so is the sum that is the scale's gradient.
+        # Both are rounded to the activations' dtype first, as in T5X.  Their product is exact in
+        # float32, and the gradient of the scale is summed in float32.
         y, scale = (z.astype(x.dtype).astype(jnp.float32) for z in (y, self.scale[...]))
         return (y * jnp.broadcast_to(scale, x.shape)).astype(x.dtype)
 
 
 class RelativeBias(nnx.Module):
-    """T5 relative position bias.
+    """T5 relative position bias (arXiv:1910.10683, section 2.1).
 
-    A number added to every attention score, learnt for each head and bucket of distances between
-    query and key.  (arXiv:1910.10683, section 2.1)
+    Attention scores get a learned bias per head and bucket of query-key distances.
     """
 
     def __init__(self, config: T5Config, *, bidirectional: bool, rngs: nnx.Rngs):
@@ -175,22 +182,22 @@ class RelativeBias(nnx.Module):
         return self.embedding[...][buckets].T.astype(jnp.float32)
 
     def __call__(self, length: int) -> Float[Array, "1 N length length"]:
-        """Return the bias of every query (third axis) and key (fourth) of a sequence."""
+        """Return the bias of every query (third axis) and key (fourth axis) of a sequence."""
         offsets = np.arange(length)[None, :] - np.arange(length)[:, None]
         return self.by_offset(length)[:, offsets + length - 1][None]
 
     def for_mask(
         self, mask: Bool[Array, "#B 1 #length length"] | Segments, length: int
     ) -> Float[Array, "1 N length length"] | Float[Array, "N offsets"]:
-        """Return the bias as attention takes it with this mask: by offset if it is `Segments`."""
+        """Return the bias in the form that attention takes: by offset if `mask` is `Segments`."""
         return self.by_offset(length) if isinstance(mask, Segments) else self(length)
 
 
 class Attention(nnx.Module):
     """Multi-head attention with an additive bias and no division by sqrt(H).
 
-    T5 folds that division into the initial query kernel.  Projecting (`project_q`, `project_kv`,
-    `project_qkv`) is apart from attending, so that keys and values can be kept in between.
+    T5 folds that division into the initial query kernel.  The projections (`project_q`,
+    `project_kv`, `project_qkv`) are separate from `attend`, so that keys and values can be cached.
     """
 
     def __init__(
@@ -206,7 +213,7 @@ class Attention(nnx.Module):
         self.key = nnx.Param(_fan_in_normal(rngs.params(), (d_model, inner)))
         self.value = nnx.Param(_fan_in_normal(rngs.params(), (d_model, inner)))
         self.out = nnx.Param(_fan_in_normal(rngs.params(), (inner, d_model)))
-        # [D, 3 J], in place of the three kernels after `fuse_qkv`.
+        # [D, 3 J]; `fuse_qkv` replaces the three kernels by it.
         self.qkv: nnx.Param | None = nnx.data(None)
         self.num_heads = config.num_heads
         self.dropout_rate = config.dropout_rate
@@ -214,7 +221,7 @@ class Attention(nnx.Module):
         self.sharder = sharder
 
     def fuse_qkv(self) -> None:
-        """Replace the kernels of queries, keys and values by one, which one product multiplies."""
+        """Concatenate the query, key and value kernels into one, for a single matmul."""
         kernels = (kernel.get_value() for kernel in (self.query, self.key, self.value))
         self.qkv = nnx.Param(concatenate_kernels(*kernels))
         self.query = self.key = self.value = None
@@ -233,7 +240,7 @@ class Attention(nnx.Module):
     def project_qkv(
         self, x: Float[Array, "B T D"]
     ) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T H"], Float[Array, "B N T H"]]:
-        """Return queries, keys and values of a sequence that attends to itself."""
+        """Return the queries, keys and values of self-attention."""
         if self.qkv is None:
             return self.project_q(x), *self.project_kv(x)
         q, k, v = jnp.split(self._project(x, self.qkv), 3, axis=-1)  # [B, T, J] each
@@ -248,11 +255,19 @@ class Attention(nnx.Module):
         bias: Float[Array, "#B N T S"] | None,
         dtype: Any = jnp.float32,
     ) -> Float[Array, "B N T S"]:
-        """Return softmax(q . k + bias), computed in float32 and rounded to `dtype`."""
+        """Return softmax(q . k + bias), computed in float32.
+
+        Args:
+          q: queries.
+          k: keys.
+          mask: True where a query may attend.
+          bias: float32, added to the scores; None adds nothing.
+          dtype: dtype of the result.
+        """
         scores = einsum_f32("bnth,bnsh->bnts", q, k)
         if bias is not None:
             scores = add_bias(scores, bias)
-        # The least finite value, since a row of -inf has no softmax.
+        # Not -inf: the softmax of a row of -inf is NaN.
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
         return softmax(scores, dtype)
 
@@ -266,17 +281,17 @@ class Attention(nnx.Module):
         bias: Float[Array, "#B N T S"] | Float[Array, "N offsets"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Return the output projection of the values that every query attends to.
+        """Return the attention output, projected to D.
 
         Args:
           q: queries.
-          k: keys of the sequence attended to.
-          v: values of the same sequence.
-          mask: True where a query may look, or segments, with which attention is computed in
-            blocks.  A query that may look nowhere gets the mean value.
-          bias: float32, added to the scores of every pair or, with segments, of every offset from
-            1 - T to S - 1.
-          dropout_key: of the attention weights; None evaluates.
+          k: keys.
+          v: values.
+          mask: True where a query may attend, or segments for attention in blocks.  A fully masked
+            query gets the mean value.
+          bias: float32, added to the score of every query-key pair or, with segments, of every
+            offset from 1 - T to S - 1.
+          dropout_key: random key for attention dropout; None disables it.
         """
         v = self._drop_values(v, dropout_key)
         if isinstance(mask, Segments):
@@ -298,9 +313,9 @@ class Attention(nnx.Module):
     def _drop_values(
         self, v: Float[Array, "B N S H"], key: Key[Array, ""] | None
     ) -> Float[Array, "B N S H"]:
-        """Drop values, which has the effect of dropping attention weights.
+        """Drop values, which is equivalent to dropping attention weights.
 
-        All queries drop the same keys, so one factor a key does the work of one factor a pair.
+        All queries drop the same keys, so one factor per key replaces one per query-key pair.
         """
         if key is None or self.dropout_rate == 0:
             return v
@@ -311,10 +326,12 @@ class Attention(nnx.Module):
 class KVCache(NamedTuple):
     """Keys and values of one layer's self-attention, with room for C positions.
 
-    A loop over a single row has no axis B, which would keep XLA from updating the cache in place.
+    The axis B is omitted for a single row: it would keep XLA from updating the cache in place.
 
     Attributes:
-      position: Where the next token is written: the same in all rows, or one for each; below C.
+      keys: keys of earlier tokens.
+      values: values of earlier tokens.
+      position: position of the next token, < C; shared by all rows or one per row.
     """
 
     keys: Float[Array, "*B N C H"]
@@ -322,11 +339,11 @@ class KVCache(NamedTuple):
     position: Int[Array, ""] | Int[Array, " B"]
 
     def write(self, k: Float[Array, "B N 1 H"], v: Float[Array, "B N 1 H"]) -> "KVCache":
-        """Return the cache with keys and values of one more token in every row."""
+        """Return the cache with the keys and values of one more token per row."""
         return self._replace(keys=self._put(self.keys, k), values=self._put(self.values, v))
 
     def read(self, num_rows: int) -> tuple[Float[Array, "B N C H"], Float[Array, "B N C H"]]:
-        """Return keys and values of all positions."""
+        """Return the keys and values of all positions, always with the axis B."""
         shape = (num_rows, *self.keys.shape[-3:])
         return self.keys.reshape(shape), self.values.reshape(shape)
 
@@ -339,7 +356,7 @@ class KVCache(NamedTuple):
 
 
 class FeedForward(nnx.Module):
-    """Two projections with a non-linearity between them, gated or not.  (arXiv:2002.05202)"""
+    """Feed-forward layer with one hidden layer, optionally gated (arXiv:2002.05202)."""
 
     def __init__(self, config: T5Config, sharder: Sharder = _NO_MESH, *, rngs: nnx.Rngs):
         shape = (config.d_model, config.d_ff)

@@ -1,13 +1,13 @@
-"""What a T5 is: its sizes and switches, and the sizes of every public family."""
+"""Config fields of published T5 models."""
 
 from typing import Any
 
 
 def preset_fields() -> dict[str, dict[str, Any]]:
-    """Fields of every published T5, mT5, ByT5, umT5 and UL2, by Hugging Face name.
+    """Return the config fields of published T5, mT5, ByT5, umT5 and UL2 models, by Hub name.
 
-    Sizes are those of the papers' released checkpoints (arXiv:1910.10683, 2010.11934, 2105.13626,
-    2304.09151, 2205.05131).  Dropout is that of pre-training: 0.1 for T5 1.0 and none since.
+    Sizes are those of the released checkpoints (arXiv:1910.10683, 2010.11934, 2105.13626,
+    2304.09151, 2205.05131).  Dropout is that of pre-training: 0.1 for T5 1.0, else 0.
     """
     return {name: dict(fields) for name, fields in _PRESETS.items()}
 

@@ -1,4 +1,4 @@
-"""Weights in int8: a quarter of the memory of float32, and a measured error."""
+"""Int8 weights: a quarter of the memory of float32, with a measured error."""
 
 import functools
 from typing import NamedTuple
@@ -12,20 +12,25 @@ from t5jax.models.config import ComputePolicy, T5Config
 from t5jax.models.t5 import Params, bind
 from t5jax.ops import is_kernel, quantize_kernel
 
-# Names of the parameters that are multiplied with; embeddings and norms stay as they are.
+# Embeddings and norms are not quantized.
 _KERNELS = {"query", "key", "value", "out", "wi", "wi_linear", "wo", "kernel"}
 _SAMPLE_ROWS, _SAMPLE_LENGTH, _SAMPLE_TARGETS = 4, 64, 16
 
 
 class LogitError(NamedTuple):
-    """Distance of logits with rounded weights from the original ones, on a sample.
+    """Error of the logits after quantization, on a sample.
 
-    Logits count from the mean of their position, since that is what softmax sees.
+    The mean logit of each position is subtracted first, since softmax ignores it.
 
     Attributes:
-      relative: Root mean square of the difference, divided by that of the logits.
-      largest: Largest difference.
-      agreement: Share of positions with the same likeliest token.
+      relative: RMS of the error divided by the RMS of the logits.
+      largest: largest absolute error.
+      agreement: fraction of positions with the same argmax.
+
+    Example:
+      >>> error = t5jax.models.LogitError(relative=0.01, largest=0.2, agreement=0.98)
+      >>> f"{error.relative:.1%} error, same argmax at {error.agreement:.0%} of positions"
+      '1.0% error, same argmax at 98% of positions'
     """
 
     relative: float
@@ -36,15 +41,21 @@ class LogitError(NamedTuple):
 def quantize_params(
     params: Params, config: T5Config, *, policy: ComputePolicy
 ) -> tuple[Params, LogitError]:
-    """Round every kernel to int8, by the largest weight of each output feature.
+    """Quantize every kernel to int8, scaled by the largest weight of each output feature.
 
     Args:
-      params: of a model with a decoder, in any float type.
-      config: of the model.
-      policy: how the logits are computed.
+      params: parameters of a model with a decoder, in any float dtype.
+      config: architecture of the model.
+      policy: compute policy of the logits.
     Returns:
-      Parameters with `Int8Kernel`s, and the error of their logits on random ids, which a model is
-      less sure of than of text.
+      Parameters with `Int8Kernel`s, and the error of their logits on random ids, on which a model
+      is less certain than on text.
+
+    Example:
+      >>> policy = t5jax.ComputePolicy()
+      >>> quantized, error = t5jax.models.quantize_params(params, config, policy=policy)
+      >>> error.relative < 0.05
+      True
     """
     rounded = jax.tree.map_with_path(
         lambda path, leaf: _quantize(leaf) if path[-1].key in _KERNELS else leaf, params
@@ -69,10 +80,12 @@ def quantize_params(
 
 
 def check_saveable(params: Params) -> None:
-    """Refuse rounded weights, for which no file format has a place.
+    """Check that no kernel is int8, since no checkpoint format stores them.
 
+    Args:
+      params: parameters to save.
     Raises:
-      ValueError: there are some.
+      ValueError: a kernel is int8.
     """
     leaves = jax.tree.leaves(params, is_leaf=is_kernel)
     if any(map(is_kernel, leaves)):

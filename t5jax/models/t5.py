@@ -1,4 +1,4 @@
-"""The T5 encoder-decoder, and its parameters as a plain nested dict.
+"""The T5 encoder-decoder, with parameters in a plain nested dict.
 
 Shape letters: B batch, S input length, T target length, D d_model, V vocabulary, N heads, L layers.
 """
@@ -31,14 +31,38 @@ _NO_MESH = Sharder()
 
 
 def is_stacked(path: str) -> bool:
-    """Whether the parameter at a '/'-joined path holds all layers of a stack on its first axis."""
+    """Return True if a parameter holds all layers of a stack along its first axis.
+
+    Args:
+      path: "/"-joined path of the parameter.
+    Returns:
+      True if the parameter is stacked.
+
+    Example:
+      >>> t5jax.models.is_stacked("encoder/layers/mlp/wi")
+      True
+      >>> t5jax.models.is_stacked("encoder/final_norm/scale")
+      False
+    """
     return "layers" in path.split("/")
 
 
 class T5(nnx.Module):
-    """Text in, text out: an encoder, a decoder, and the embedding that both read.
+    """T5 encoder-decoder with a shared embedding (arXiv:1910.10683, section 2.1).
 
-    (arXiv:1910.10683, section 2.1)  Without decoder layers it is the encoder alone.
+    Usually built by `bind`.  Without decoder layers, it is the encoder alone.
+
+    Args:
+      config: architecture.
+      policy: compute policy.
+      sharder: sharding of activations.
+      rngs: random streams; `params` initializes the parameters.
+
+    Example:
+      >>> model = t5jax.models.bind(config, params)
+      >>> tokens = jnp.ones((2, 5), jnp.int32)
+      >>> jax.eval_shape(model, tokens, tokens[:, :3], encoder_mask=tokens != config.pad_id)
+      ShapeDtypeStruct(shape=(2, 3, 97), dtype=float32)
     """
 
     def __init__(
@@ -70,17 +94,20 @@ class T5(nnx.Module):
         decoder_segment_ids: Int[Array, "B T"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T V"]:
-        """Return the logits of every target position, given the inputs and the targets before it.
+        """Return the logits of every target position, given the inputs and earlier targets.
 
         Args:
-          encoder_tokens: input ids.
-          decoder_tokens: target ids shifted right by one, starting with `decoder_start_id`.
-          encoder_mask: True on input ids that are not padding.
-          encoder_segment_ids: number of the packed example that an input id belongs to; padding 0.
-          decoder_segment_ids: the same for the targets.  Examples do not see one another.
-          dropout_key: turns dropout on; None evaluates.
+          encoder_tokens: [B, S] input ids.
+          decoder_tokens: [B, T] target ids shifted right by one, starting with `decoder_start_id`.
+          encoder_mask: [B, S], False on padding.
+          encoder_segment_ids: [B, S] index of the packed example, from 1; 0 on padding.
+          decoder_segment_ids: [B, T], the same for targets.  Packed examples do not attend to each
+            other.
+          dropout_key: random key for dropout; None disables it.
         Returns:
           [B, T, V] float32.
+        Raises:
+          ValueError: only one of the segment ids is set, or the model has no decoder.
         """
         x = self.decoder_hidden_states(
             encoder_tokens,
@@ -102,7 +129,20 @@ class T5(nnx.Module):
         decoder_segment_ids: Int[Array, "B T"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Return the final decoder states of every target position; arguments as in a call."""
+        """Return the final decoder states of every target position.
+
+        Args:
+          encoder_tokens: [B, S] input ids.
+          decoder_tokens: [B, T] target ids shifted right by one.
+          encoder_mask: [B, S], False on padding.
+          encoder_segment_ids: see `__call__`.
+          decoder_segment_ids: see `__call__`.
+          dropout_key: random key for dropout; None disables it.
+        Returns:
+          [B, T, D] in the compute dtype; `logits` maps them to logits.
+        Raises:
+          ValueError: only one of the segment ids is set, or the model has no decoder.
+        """
         keys = split_key(dropout_key, 2)
         encoded = self.encode(
             encoder_tokens,
@@ -127,7 +167,16 @@ class T5(nnx.Module):
         encoder_segment_ids: Int[Array, "B S"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B S D"]:
-        """Return the final encoder states, in the compute dtype; arguments as in a call."""
+        """Return the final encoder states of every input position.
+
+        Args:
+          encoder_tokens: [B, S] input ids.
+          encoder_mask: [B, S], False on padding.
+          encoder_segment_ids: see `__call__`.
+          dropout_key: random key for dropout; None disables it.
+        Returns:
+          [B, S, D] in the compute dtype.
+        """
         length = encoder_tokens.shape[1]
         segments = segments_from_ids(
             encoder_segment_ids, encoder_segment_ids, key_mask=encoder_mask, causal=False
@@ -145,10 +194,20 @@ class T5(nnx.Module):
         decoder_segment_ids: Int[Array, "R T"] | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "R T D"]:
-        """Return the final decoder states, which `logits` takes, from those of `encode`.
+        """Return the final decoder states, given those of the encoder.
 
-        Other arguments are as in a call.  Without segments, there may be several rows for each
-        input, next to one another.
+        Args:
+          decoder_tokens: [R, T] target ids shifted right by one.  Without segment ids, R may be a
+            multiple of B; the rows of an input are adjacent.
+          encoded: [B, S, D] output of `encode`.
+          encoder_mask: [B, S], False on padding.
+          encoder_segment_ids: see `__call__`.
+          decoder_segment_ids: see `__call__`.
+          dropout_key: random key for dropout; None disables it.
+        Returns:
+          [R, T, D] in the compute dtype; `logits` maps them to logits.
+        Raises:
+          ValueError: only one of the segment ids is set, or the model has no decoder.
         """
         decoder = self._decoder()
         length = decoder_tokens.shape[1]
@@ -170,7 +229,13 @@ class T5(nnx.Module):
         return decoder(x, encoded, mask=mask, cross_mask=cross_mask, dropout_key=dropout_key)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Return the logits of final decoder states."""
+        """Return the logits of final decoder states.
+
+        Args:
+          x: [B, T, D] output of `decode`.
+        Returns:
+          [B, T, V] float32.
+        """
         logits = project_logits(
             x, self._output_kernel(), scale=self.logit_scale, sharder=self.sharder
         )
@@ -183,7 +248,17 @@ class T5(nnx.Module):
         *,
         encoder_mask: Bool[Array, "B S"],
     ) -> Float[Array, "L B N T S"]:
-        """Return the attention weights of targets on inputs, by layer; arguments as in a call."""
+        """Return the cross-attention weights of every decoder layer.
+
+        Args:
+          encoder_tokens: [B, S] input ids.
+          decoder_tokens: [B, T] target ids shifted right by one.
+          encoder_mask: [B, S], False on padding.
+        Returns:
+          [L, B, N, T, S] float32; sums to one over S.
+        Raises:
+          ValueError: the model has no decoder.
+        """
         encoded = self.encode(encoder_tokens, encoder_mask=encoder_mask)
         mask = jnp.tri(decoder_tokens.shape[1], dtype=bool)[None, None]
         cross_mask = encoder_mask[:, None, None, :]
@@ -192,7 +267,11 @@ class T5(nnx.Module):
         )
 
     def incremental_decoder(self) -> IncrementalDecoder:
-        """Return the decoder laid out for a decoding loop; worth keeping between requests."""
+        """Return the decoder for a decoding loop; keep it between requests.
+
+        Raises:
+          ValueError: the model has no decoder.
+        """
         return IncrementalDecoder.from_decoder(
             self.config,
             self.policy,
@@ -203,7 +282,7 @@ class T5(nnx.Module):
         )
 
     def output_embedding(self) -> tuple[Float[Array, "..."], int]:
-        """Return the kernel of the logits as it is stored, and its vocabulary axis."""
+        """Return the output kernel as stored, and its vocabulary axis."""
         if self.output is not None:
             return self.output.kernel[...], 1
         return self.token_embedder.embedding[...], 0
@@ -216,37 +295,54 @@ class T5(nnx.Module):
         if self.output is not None:
             return self.output.kernel.get_value()
         kernel = self.token_embedder.embedding.get_value().T
-        # The embedding stays wide to be looked up, but multiplies as the other kernels do.
+        # Lookups use the float embedding; as output kernel it is quantized like the others.
         leaves = jax.tree.leaves(self._decoder().layers, is_leaf=is_kernel)
         return quantize_kernel(kernel) if any(map(is_kernel, leaves)) else kernel
 
     def _decoder(self) -> Decoder:
         if self.decoder is None:
             raise ValueError(
-                "this model must have a decoder to score or generate, but its config says "
-                "num_decoder_layers = 0; use `encode`."
+                "the model must have a decoder to score or generate, got num_decoder_layers = 0; "
+                "use `encode`."
             )
         return self.decoder
 
 
 def init_params(config: T5Config, key: Key[Array, ""]) -> Params:
-    """Return random float32 parameters, drawn as T5X draws them.
+    """Initialize random float32 parameters from the distributions of T5X.
 
-    Under `jax.jit(init_params, static_argnums=0, out_shardings=...)` no device holds more than its
-    part.  Blocks of a stack share leaves with a leading layer axis.
+    With `jax.jit(init_params, static_argnums=0, out_shardings=...)`, no device holds more than its
+    shard.
 
     Args:
-      config: the architecture.
-      key: `jax.random.key(seed)`.
+      config: architecture.
+      key: random key, `jax.random.key(seed)`.
     Returns:
-      Nested dict of arrays, such as `params["encoder"]["layers"]["mlp"]["wi"]`, [L, D, F].
+      Nested dict of arrays.  Blocks of a stack share leaves with a leading layer axis, such as
+      `params["encoder"]["layers"]["mlp"]["wi"]`, [L, D, F].
+
+    Example:
+      >>> encoder_only = config.replace(num_decoder_layers=0)
+      >>> params = t5jax.models.init_params(encoder_only, jax.random.key(0))
+      >>> params["encoder"]["layers"]["mlp"]["wi"].shape
+      (2, 16, 24)
     """
     model = T5(config, ComputePolicy(), _NO_MESH, rngs=nnx.Rngs(params=key))
     return nnx.to_pure_dict(nnx.state(model))
 
 
 def abstract_params(config: T5Config) -> Params:
-    """Return shapes and dtypes of `init_params(config, key)` without computing anything."""
+    """Return the shapes and dtypes of `init_params(config, key)` without computing it.
+
+    Args:
+      config: architecture.
+    Returns:
+      Nested dict of `jax.ShapeDtypeStruct`.
+
+    Example:
+      >>> t5jax.models.abstract_params(config)["output"]["kernel"]
+      ShapeDtypeStruct(shape=(16, 97), dtype=float32)
+    """
     return jax.tree.map(lambda leaf: leaf, _graph(config, ComputePolicy(), _NO_MESH)[1])
 
 
@@ -257,15 +353,24 @@ def bind(
     policy: ComputePolicy = ComputePolicy(),
     sharder: Sharder | None = None,
 ) -> T5:
-    """Return the model that computes with these parameters; cheap, and usable inside `jax.jit`.
+    """Build a model from its config and parameters; cheap, and usable inside `jax.jit`.
 
     Args:
-      config: the architecture.
-      params: as from `init_params`; any float dtype, kernels also as `Int8Kernel`.
-      policy: how to compute; by default in float32.
-      sharder: shards activations; by default over the mesh of `jax.set_mesh`, if there is one.
+      config: architecture.
+      params: nested dict as from `init_params`, in any float dtype; kernels may be `Int8Kernel`.
+      policy: compute policy; defaults to float32.
+      sharder: sharding of activations; defaults to the mesh of `jax.set_mesh`, if set.
+    Returns:
+      The model.
     Raises:
-      ValueError: a parameter is missing, unknown or of another shape; the message has its path.
+      ValueError: a parameter is missing, unknown or has the wrong shape; the message names it.
+
+    Example:
+      >>> @jax.jit
+      ... def encode(params, tokens, mask):
+      ...     return t5jax.models.bind(config, params).encode(tokens, encoder_mask=mask)
+      >>> encode(params, jnp.ones((2, 5), jnp.int32), jnp.ones((2, 5), bool)).shape
+      (2, 5, 16)
     """
     sharder = Sharder.from_context() if sharder is None else sharder
     graph, abstract = _graph(config, policy, sharder)
@@ -275,7 +380,7 @@ def bind(
     for path, shape in expected.items():
         if path not in given:
             raise ValueError(
-                f"params must hold {path} of shape {shape} for this config; it lacks it."
+                f"params must have {path} of shape {shape} for this config, but lack it."
             )
         if given[path] != shape:
             raise ValueError(
@@ -284,7 +389,7 @@ def bind(
             )
     for path in given:
         if path not in expected:
-            raise ValueError(f"params holds {path}, which this config has no use for.")
+            raise ValueError(f"params have {path}, which this config has no use for.")
     return nnx.merge(graph, dict(params))
 
 
@@ -299,13 +404,24 @@ def _graph(config: T5Config, policy: ComputePolicy, sharder: Sharder) -> tuple[A
 
 
 def resolve_dtype(dtype: str) -> ComputeDtype:
-    """Return the type that "auto" stands for on these devices; check and return other names."""
+    """Resolve "auto" to a compute dtype, and check other names.
+
+    Args:
+      dtype: "auto", "float32" or "bfloat16".
+    Returns:
+      For "auto", "float32" on CPU and "bfloat16" on other devices; else `dtype`.
+    Raises:
+      ValueError: any other name.
+
+    Example:
+      >>> t5jax.models.resolve_dtype("auto")  # on CPU
+      'float32'
+    """
     if dtype == "auto":
         return "float32" if jax.default_backend() == "cpu" else "bfloat16"
     for name in get_args(ComputeDtype):
         if dtype == name:
             return name
     raise ValueError(
-        f"dtype must be 'auto', 'float32' or 'bfloat16', got {dtype!r}; "
-        "float16 is too narrow for T5."
+        f"dtype must be 'auto', 'float32' or 'bfloat16', got {dtype!r}; T5 overflows float16."
     )

@@ -1,7 +1,7 @@
-"""Encoder and decoder: blocks of the parts in `layers`, and stacks of blocks.
+"""Encoder and decoder: blocks and stacks of blocks.
 
-Shape letters: B batch, T target length, S input length, D d_model, N heads, H d_kv, L layers;
-I inputs and R rows of the decoder, R / I for each input, next to one another.
+Shape letters: B batch, T target length, S input length, C cache length, D d_model, N heads, H d_kv,
+L layers, I inputs, R decoder rows; the R / I rows of an input are adjacent.
 """
 
 import functools
@@ -48,9 +48,9 @@ class EncoderBlock(nnx.Module):
 
         Args:
           x: states before the block.
-          mask: of self-attention.
-          bias: the stack's relative bias; None takes the layer's own.
-          dropout_key: turns dropout on; None evaluates.
+          mask: self-attention mask.
+          bias: relative bias of the stack; None uses the layer's own.
+          dropout_key: random key for dropout; None disables it.
         """
         keys, rate = split_key(dropout_key, 4), self.dropout_rate
         if bias is None:
@@ -88,7 +88,7 @@ class DecoderBlock(nnx.Module):
     def encoder_kv(
         self, encoded: Float[Array, "I S D"]
     ) -> tuple[Float[Array, "I N S H"], Float[Array, "I N S H"]]:
-        """Return the cross-attention keys and values of the encoder's output."""
+        """Return the cross-attention keys and values of the encoder output."""
         return self.cross_attention.project_kv(encoded)
 
     def __call__(
@@ -102,18 +102,18 @@ class DecoderBlock(nnx.Module):
         cache: KVCache | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "R T D"], Any]:
-        """Apply the block, to whole targets or, with a cache, to one more token of each row.
+        """Apply the block to whole targets or, with a cache, to one more token per row.
 
         Args:
-          x: states before the block; the rows of one input are next to one another.
-          encoder_kv: from the method of that name.
-          mask: of self-attention, over the C = T targets or the C positions of the cache.
-          cross_mask: of cross-attention.
-          bias: the stack's relative bias; None takes the layer's own.
+          x: states before the block.
+          encoder_kv: output of the method `encoder_kv`.
+          mask: self-attention mask, over the C = T targets or the C positions of the cache.
+          cross_mask: cross-attention mask.
+          bias: relative bias of the stack; None uses the layer's own.
           cache: keys and values of earlier tokens.
-          dropout_key: turns dropout on; None evaluates.
+          dropout_key: random key for dropout; None disables it.
         Returns:
-          States after the block, and the `KVCache` with the new keys and values, if there is one.
+          States after the block, and the updated `KVCache` or None.
         """
         keys, rate = split_key(dropout_key, 6), self.dropout_rate
         if bias is None:
@@ -147,7 +147,15 @@ class DecoderBlock(nnx.Module):
         cross_mask: Bool[Array, "I 1 #T S"],
         bias: Float[Array, "1 N T T"] | None = None,
     ) -> Float[Array, "I N T S"]:
-        """Return the attention weights of every target on every input; arguments as in a call."""
+        """Return the cross-attention weights of the block.
+
+        Args:
+          x: states before the block.
+          encoder_kv: output of the method `encoder_kv`.
+          mask: self-attention mask.
+          cross_mask: cross-attention mask.
+          bias: relative bias of the stack; None uses the layer's own.
+        """
         if bias is None:
             bias = _own_bias(self.relative_bias, mask, x.shape[1])
         q, k, v = self.self_attention.project_qkv(self.self_attention_norm(x))
@@ -156,8 +164,8 @@ class DecoderBlock(nnx.Module):
         return self.cross_attention.weights(q, encoder_kv[0], mask=cross_mask, bias=None)
 
     def for_decoding(self, dtype: str) -> "DecoderBlock":
-        """Return a copy in the compute dtype, with one kernel for q, k and v of self-attention."""
-        # Scales of int8 kernels stay float32.
+        """Return a copy in the compute dtype, with fused self-attention kernels."""
+        # Int8 kernels keep their float32 scales.
         block = jax.tree.map(
             lambda leaf: leaf if is_kernel(leaf) else leaf.astype(dtype), self, is_leaf=is_kernel
         )
@@ -165,32 +173,32 @@ class DecoderBlock(nnx.Module):
         return block
 
     def _cross_q(self, h: Float[Array, "R T D"], num_inputs: int) -> Float[Array, "I N Q H"]:
-        # Rows of one input are queries of one sequence, so that its keys are read once.
+        # Rows of an input become queries of one sequence, so that its keys are read once.
         return self.cross_attention.project_q(h.reshape(num_inputs, -1, h.shape[-1]))
 
 
 def split_key(key: Key[Array, ""] | None, count: int):
-    """Split a key, or return `count` times None if dropout is off."""
+    """Split a key, or return a list of None if dropout is off."""
     return [None] * count if key is None else jax.random.split(key, count)
 
 
 def _own_bias(relative_bias: RelativeBias | None, mask: Any, length: int) -> Array:
-    assert relative_bias is not None, "a block without a relative bias takes that of its stack"
+    assert relative_bias is not None, "a block without a relative bias needs that of its stack"
     return relative_bias.for_mask(mask, length)
 
 
-# A CPU copies what a loop keeps for its backward pass, and runs the loop's body on fewer threads:
-# unrolling stacks of up to this many layers takes a third off the time of a step (jax 0.10.2,
-# benchmarks/train.py; benchmarks/depth.py has what it costs in compile time).
+# On CPU, XLA copies the residuals of a loop and runs its body on fewer threads.  Unrolling stacks
+# of up to this many layers cuts the step time by a third (jax 0.10.2, benchmarks/train.py;
+# benchmarks/depth.py measures the cost in compile time).
 _MAX_UNROLLED_LAYERS = 12
 
 
 class Stack(nnx.Module):
-    """Blocks, their parameters stacked on a leading axis, and a final norm.
+    """Blocks with parameters stacked along a leading axis, and a final norm.
 
-    The blocks share one relative bias, or each owns one (umT5).  They may alternate between several
-    classes, a period, which repeats.  With one class, `layers` is the stacked block; with several,
-    a dict with one stack for each position in the period.
+    The blocks share one relative bias, or each has its own (umT5).  Block classes may alternate in
+    a repeating period.  With one class, `layers` is the stacked block; with several, a dict with
+    one stack per position in the period.
     """
 
     def __init__(
@@ -208,8 +216,8 @@ class Stack(nnx.Module):
         if num_layers % period:
             raise ValueError(
                 f"num_{'encoder' if bidirectional else 'decoder'}_layers must be a multiple of "
-                f"{period}, since blocks of the family {config.family!r} alternate, got "
-                f"{num_layers}."
+                f"{period}, the number of alternating blocks in the family {config.family!r}, "
+                f"got {num_layers}."
             )
         self.config = config
         self.policy = policy
@@ -238,7 +246,7 @@ class Stack(nnx.Module):
         return jax.tree.map(lambda leaf: leaf[repeat], period[place])
 
     def _period(self) -> list[Any]:
-        """Return the stacked blocks of each place in a period."""
+        """Return the stacked block of each position in the period."""
         if not isinstance(self.layers, nnx.Dict):
             return [self.layers]
         return [self.layers[f"block_{i}"] for i in range(len(self.layers))]
@@ -248,14 +256,14 @@ class Stack(nnx.Module):
         return None if self.relative_bias is None else self.relative_bias.for_mask(mask, length)
 
     def _scan_layers(self, block: Callable, x: Array, key: Key[Array, ""] | None) -> Array:
-        """Apply `block(x, layer, key)` layer after layer; compile time does not grow with depth."""
+        """Apply `block(x, layer, key)` to all layers in one loop, to compile only one layer."""
 
         def apply(x, layer, key):
-            # Without this, the partitioner of `fsdp` divides features instead of examples.
+            # Without this constraint, `fsdp` shards features instead of examples.
             return self.sharder.constrain_activations(block(x, layer, key))
 
         remat = self.policy.remat
-        # Inside a loop nothing is merged across iterations, so no barriers are needed.
+        # CSE does not cross loop iterations, so `prevent_cse` is unnecessary.
         if remat == "full":
             apply = jax.checkpoint(apply, prevent_cse=False)
         elif remat == "dots":
@@ -270,7 +278,7 @@ class Stack(nnx.Module):
         period = self._period()
         repeats = jax.tree.leaves(self.layers)[0].shape[0]
         num_layers = repeats * len(period)
-        # Remat saves memory at the cost of time, and outside a loop the compiler might undo it.
+        # Keep the loop with remat: outside a loop, the compiler might undo it to save time.
         few = num_layers <= _MAX_UNROLLED_LAYERS and remat == "none"
         unroll = repeats if few and self.sharder.platform == "cpu" else 1
         keys: list[Any] = [None] * len(period)
@@ -282,7 +290,7 @@ class Stack(nnx.Module):
 
 
 class Encoder(Stack):
-    """A stack of encoder blocks."""
+    """Stack of encoder blocks."""
 
     def __init__(
         self,
@@ -310,7 +318,13 @@ class Encoder(Stack):
         mask: Bool[Array, "B 1 #S S"] | Segments,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B S D"]:
-        """Return the final states of embedded inputs."""
+        """Return the final encoder states.
+
+        Args:
+          x: embedded inputs.
+          mask: self-attention mask.
+          dropout_key: random key for dropout; None disables it.
+        """
         bias = self.shared_bias(mask, x.shape[1])
 
         def block(x, layer, key):
@@ -320,12 +334,12 @@ class Encoder(Stack):
         x = dropout(x, rate=rate, key=keys[0], shared_axis=-2)  # [B, S, D]
         x = self._scan_layers(block, x, keys[1])
         x = self.final_norm(x)
-        # The one place where T5X drops positions independently.
+        # The only dropout of T5X with a separate mask for each position.
         return dropout(x, rate=rate, key=keys[2])
 
 
 class Decoder(Stack):
-    """A stack of decoder blocks."""
+    """Stack of decoder blocks."""
 
     def __init__(
         self,
@@ -355,7 +369,15 @@ class Decoder(Stack):
         cross_mask: Bool[Array, "I 1 #T S"] | Segments,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "R T D"]:
-        """Return the final states of embedded targets."""
+        """Return the final decoder states.
+
+        Args:
+          x: embedded targets.
+          encoded: final encoder states.
+          mask: self-attention mask.
+          cross_mask: cross-attention mask.
+          dropout_key: random key for dropout; None disables it.
+        """
         bias = self.shared_bias(mask, x.shape[1])
 
         def block(x, layer, key):
@@ -376,7 +398,14 @@ class Decoder(Stack):
         mask: Bool[Array, "#B 1 T T"],
         cross_mask: Bool[Array, "B 1 #T S"],
     ) -> Float[Array, "L B N T S"]:
-        """Return the attention weights of every layer; arguments as in a call."""
+        """Return the cross-attention weights of every layer.
+
+        Args:
+          x: embedded targets.
+          encoded: final encoder states.
+          mask: self-attention mask.
+          cross_mask: cross-attention mask.
+        """
         masks = {"mask": mask, "cross_mask": cross_mask, "bias": self.shared_bias(mask, x.shape[1])}
 
         def body(x, layers):

@@ -10,17 +10,18 @@ from jaxtyping import Array, Float, Float32, Int32, PyTree
 
 from t5jax.optim.layers import IsStacked, increment, map_moments, per_layer, rms
 
-MIN_FACTORED_DIM = 128  # T5X's; Mesh TensorFlow's code has 32, but T5's configs set 128
-SQUARE_FLOOR = 1e-30  # epsilon_1 of the paper: no moment is ever zero
+MIN_FACTORED_DIM = 128  # as in T5X; Mesh TensorFlow defaults to 32, but T5's configs set 128
+SQUARE_FLOOR = 1e-30  # epsilon_1 of the paper; keeps moments positive
 
 
 class AdafactorState(NamedTuple):
     """State of Adafactor.
 
-    count: number of updates so far.
-    moments: the tree of the parameters, each replaced by its second moments in float32:
-      {"row", "col"} if factored, else {"full"}. A moment has the rank of its parameter, with size 1
-      on the axis that it averages: the largest for "row", the second largest for "col".
+    Attributes:
+      count: number of updates so far.
+      moments: the parameter tree, with each parameter replaced by its float32 second moments:
+        {"row", "col"} if factored, else {"full"}.  A moment has the rank of its parameter, with
+        size 1 on the averaged axis: the largest for "row", the second largest for "col".
     """
 
     count: Int32[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -30,7 +31,7 @@ class AdafactorState(NamedTuple):
 def scale_by_adafactor(
     *, decay_exponent: float, clip_threshold: float, is_stacked: IsStacked
 ) -> optax.GradientTransformation:
-    """Rescale gradients by the root of Adafactor's factored second moments.
+    """Divide gradients by the root of Adafactor's factored second moments.
 
     For each parameter, or each layer of a stack, with gradient g and step count t from 0
     (algorithm 4 of the paper):
@@ -40,15 +41,15 @@ def scale_by_adafactor(
       u = g / sqrt(v)
       direction = u / max(1, RMS(u) / clip_threshold)
 
-    If the two largest axes have at least 128 elements, only the means of v along each of them are
-    stored, row and col, and v is estimated by row col / mean(row).
+    If the two largest axes have at least 128 elements each, only the means of v along them are
+    stored (row and col), and v is estimated as row col / mean(row).
 
     Args:
       decay_exponent: in (0, 1]; higher averages over more steps.
       clip_threshold: maximum RMS of a direction, > 0.
-      is_stacked: predicate of paths.
+      is_stacked: predicate on paths.
     Returns:
-      init and update as in optax, for float32 trees; the state is an `AdafactorState`.
+      optax transformation of float32 trees, with an `AdafactorState`.
     """
 
     def init(params: PyTree) -> AdafactorState:
@@ -77,10 +78,10 @@ def scale_by_adafactor(
 
 
 def _averaged_axes(shape: tuple[int, ...]) -> dict[str, int | None]:
-    """Return the moments of a parameter of this shape, by name, and the axis that each averages."""
+    """Return the axis that each moment of a parameter averages, by name of the moment."""
     if len(shape) < 2:
         return {"full": None}
-    # Stable, so that of equal axes the last counts as the largest on every machine.
+    # A stable sort takes the last of equal axes as the largest on every machine.
     second, largest = (int(axis) for axis in np.argsort(shape, kind="stable")[-2:])
     return {"full": None} if shape[second] < MIN_FACTORED_DIM else {"row": largest, "col": second}
 
@@ -109,6 +110,6 @@ def _divide_by_root(
     if "full" in moments:
         return grad * jax.lax.rsqrt(moments["full"])
     row, col = moments["row"], moments["col"]
-    # The outer product row * col estimates the moment times its mean, which row holds too.
+    # The outer product row * col estimates the moment times its mean, and mean(row) is that mean.
     relative_row = row / row.mean(_averaged_axes(grad.shape)["col"], keepdims=True)
     return grad * jax.lax.rsqrt(relative_row) * jax.lax.rsqrt(col)

@@ -1,4 +1,4 @@
-"""Optimizer helpers that treat a stack of layers as the separate parameters it holds."""
+"""Optimizer helpers that treat the layers of a stack as separate parameters."""
 
 from collections.abc import Callable
 
@@ -10,26 +10,26 @@ from jaxtyping import Array, Float32, Int32, PyTree
 from t5jax.parallel import path_name
 
 IsStacked = Callable[[str], bool]
-"""Predicate of a parameter's path, keys joined by "/": True if its leading axis is layers."""
+"""Predicate on the "/"-joined path of a parameter: True if its leading axis is layers."""
 
 
 def per_layer(function: Callable, path: jax.tree_util.KeyPath, is_stacked: IsStacked) -> Callable:
-    """Map a function of one layer over the leading axis, if the parameter at `path` is a stack.
+    """Map a function of one layer over the leading axis if the parameter is stacked.
 
     Args:
       function: maps arrays of one layer to arrays.
       path: key path of the parameter.
-      is_stacked: predicate of paths.
+      is_stacked: predicate on paths.
     """
     return jax.vmap(function) if is_stacked(path_name(path)) else function
 
 
 def map_moments(function: Callable, grads: PyTree, moments: PyTree) -> tuple[PyTree, PyTree]:
-    """Map a function over the gradients and the moments of each.
+    """Map a function over gradients and their moments.
 
     Args:
       function: maps (key path, gradient, its moments) to (direction, new moments).
-      grads: tree of the gradients.
+      grads: tree of gradients.
       moments: the same tree, with a tree of moments in place of each gradient.
     Returns:
       The tree of directions, and the tree of new moments.
@@ -44,7 +44,7 @@ def map_moments(function: Callable, grads: PyTree, moments: PyTree) -> tuple[PyT
 
 
 def increment(count: Int32[Array, ""]) -> Int32[Array, ""]:
-    """Add one to a step count; it saturates instead of overflowing."""
+    """Add one to a step count, saturating instead of overflowing."""
     return jnp.asarray(optax.safe_increment(count))
 
 

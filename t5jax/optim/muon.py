@@ -11,8 +11,8 @@ from t5jax.optim.layers import IsStacked, increment, map_moments
 from t5jax.parallel import on_cpu, path_name
 
 DIRECTION_RMS = 0.2  # AdamW's is 0.2 to 0.4 (arXiv:2502.16982, section 2.2)
-SQUARE_FLOOR = 1e-30  # a zero gradient stays zero
-# Five steps of a x + b x^3 + c x^5 bring singular values near one (Jordan et al. 2024).
+SQUARE_FLOOR = 1e-30  # avoids 0 / 0 for zero gradients
+# Five steps of a x + b x^3 + c x^5 bring singular values close to one (Jordan et al. 2024).
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _NEWTON_SCHULZ_STEPS = 5
 
@@ -20,9 +20,10 @@ _NEWTON_SCHULZ_STEPS = 5
 class MuonState(NamedTuple):
     """State of Muon.
 
-    count: number of updates so far.
-    moments: the tree of the parameters, each replaced by its float32 moments, of its shape:
-      {"momentum"} for a matrix of a layer, else Adam's {"mu", "nu"}.
+    Attributes:
+      count: number of updates so far.
+      moments: the parameter tree, with each parameter replaced by float32 moments of its shape:
+        {"momentum"} for layer matrices, else Adam's {"mu", "nu"}.
     """
 
     count: Int32[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -32,29 +33,28 @@ class MuonState(NamedTuple):
 def scale_by_muon(
     *, momentum: float, adam: optax.GradientTransformation, is_stacked: IsStacked
 ) -> optax.GradientTransformation:
-    """Replace the gradients of matrices by orthogonal directions, and all others by Adam's.
+    """Orthogonalize the gradients of layer matrices, and apply Adam to all others.
 
-    For each matrix [I, O] of a stack of layers, with gradient g:
+    For each matrix [I, O] in a stack of layers, with gradient g:
 
       m = momentum m + (1 - momentum) g
       direction = 0.2 sqrt(max(I, O)) orthogonalize(momentum m + (1 - momentum) g)
 
-    Matrices named `embedding` are tables, and take Adam's direction.  Mesh axes must be of type
-    Auto.
+    Matrices named `embedding` are tables and use Adam.  Mesh axes must have the type Auto.
 
     Args:
       momentum: decay of the running mean m, in [0, 1).
-      adam: for parameters that are not matrices of layers, from `optax.scale_by_adam`.
-      is_stacked: predicate of paths.
+      adam: transformation of all other parameters, from `optax.scale_by_adam`.
+      is_stacked: predicate on paths.
     Returns:
-      init and update as in optax, for float32 trees; the state is a `MuonState`.
+      optax transformation of float32 trees, with a `MuonState`.
     Raises:
-      ValueError: by `init`, if there is no matrix in a stack.
+      ValueError: `init` found no matrix in a stack.
     """
 
     def is_matrix(path: jax.tree_util.KeyPath, param: Array) -> bool:
         name = path_name(path)
-        # A layer may have a table too, of its attention's position biases.
+        # A layer may also have a table: its relative position bias.
         is_table = name.rpartition("/")[2] == "embedding"
         return is_stacked(name) and param.ndim == 3 and not is_table
 
@@ -64,9 +64,7 @@ def scale_by_muon(
             return {name: jnp.zeros_like(param) for name in names}
 
         if not any(is_matrix(*leaf) for leaf in jax.tree.leaves_with_path(params)):
-            raise ValueError(
-                "muon must have matrices of layers to train, got none; choose adamw instead."
-            )
+            raise ValueError("muon must have layer matrices to train, got none; use adamw instead.")
         moments = jax.tree.map_with_path(init_moments, params)
         return MuonState(count=jnp.zeros((), jnp.int32), moments=moments)
 
@@ -97,10 +95,9 @@ def scale_by_muon(
 def orthogonalize_layers(stack: Float32[Array, "L I O"]) -> Float32[Array, "L I O"]:
     """Orthogonalize every matrix of a stack.
 
-    The loop is the plain form: a mesh then gathers one layer at a time.  A CPU computes the layers
-    as one batch, because XLA gives the products inside a loop fewer threads there (jax 0.10.2).
-    Measure with `python benchmarks/train.py --optimizer muon`; once the loop is no slower, the
-    batch can go.
+    With a loop, a mesh gathers one layer at a time.  On CPU the layers form one batch instead,
+    because XLA gives matmuls inside a loop fewer threads (jax 0.10.2).  Measure with
+    `python benchmarks/train.py --optimizer muon`, and drop the batch once the loop is as fast.
     """
     if on_cpu():
         return jax.vmap(orthogonalize)(stack)
@@ -108,13 +105,13 @@ def orthogonalize_layers(stack: Float32[Array, "L I O"]) -> Float32[Array, "L I 
 
 
 def orthogonalize(matrix: Float32[Array, "I O"]) -> Float32[Array, "I O"]:
-    """Bring the singular values of a matrix near one, by Newton-Schulz iteration.
+    """Bring the singular values of a matrix close to one by Newton-Schulz iteration.
 
     Args:
-      matrix: [I, O]; the zero matrix stays zero.
+      matrix: [I, O]; a zero matrix is returned unchanged.
     Returns:
-      [I, O], with singular values in about [0.68, 1.2], except those below about 1/700 of the
-      Frobenius norm, which stay smaller.
+      [I, O], with singular values in about [0.68, 1.2], or smaller if they were below about 1/700
+      of the Frobenius norm.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix

@@ -1,7 +1,7 @@
-"""Optimizers that step in proportion to the parameter's size: Adafactor, AdamW and Muon.
+"""Optimizers with steps relative to the RMS of the parameter: Adafactor, AdamW and Muon.
 
-They work on any pytree of parameters. A parameter may be a stack of layers on its leading axis; it
-is then treated, layer by layer, as the separate parameters it holds.
+They work on any pytree of parameters.  The layers of a stacked parameter are treated as separate
+parameters.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from t5jax.optim.adafactor import scale_by_adafactor
 from t5jax.optim.layers import IsStacked, per_layer, rms
 from t5jax.optim.muon import scale_by_muon
 
-MIN_PARAMETER_RMS = 1e-3  # lets a parameter that starts at zero move
+MIN_PARAMETER_RMS = 1e-3  # so that parameters initialized to zero can move
 OptimizerName = Literal["adafactor", "adamw", "muon"]
 _OWN_OPTIONS = {
     "adafactor": ("decay_exponent", "clip_threshold"),
@@ -30,25 +30,31 @@ _OWN_OPTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Choice of the optimizer, and its options.
+    """Optimizer and its options.
 
-    Options that the chosen optimizer does not have must keep their defaults.
+    Options of other optimizers must keep their defaults.
 
     Attributes:
-      name: adafactor: T5's, with little memory; adamw: with steps scaled by the parameter's RMS;
-        muon: scaled likewise, orthogonal for the matrices of layers, adamw's for all else.
-      schedule: Learning rate over the run.
-      clip_norm: Maximum global norm of the gradient; a larger gradient is scaled down. None: no
-        limit.
-      decay_exponent: adafactor: c in the moment decay 1 - (step + 1)^-c; higher averages over more
-        steps.
-      clip_threshold: adafactor: maximum RMS of one parameter's update, before the learning rate.
-      b1: adamw, muon: decay of Adam's first moment.
-      b2: adamw, muon: decay of Adam's second moment.
-      eps: adamw, muon: added to the root of Adam's second moment.
-      weight_decay: adamw, muon: fraction of a matrix removed per step, times the learning rate;
-        vectors are exempt.
-      momentum: muon: decay of the running mean of a matrix's gradients.
+      name: adafactor = T5's optimizer, low memory; adamw = Adam with steps scaled by the RMS of the
+        parameter; muon = orthogonal steps for layer matrices, adamw for the rest
+      schedule: learning rate schedule
+      clip_norm: maximum global gradient norm; None disables clipping
+      decay_exponent: adafactor: c in the second-moment decay 1 - (step + 1)^-c; higher averages
+        over more steps
+      clip_threshold: adafactor: maximum RMS of a parameter's update, before the learning rate
+      b1: adamw, muon: decay of Adam's first moment
+      b2: adamw, muon: decay of Adam's second moment
+      eps: adamw, muon: added to the root of Adam's second moment
+      weight_decay: adamw, muon: decoupled weight decay per step, multiplied by the learning rate;
+        vectors are exempt
+      momentum: muon: decay of the running mean of gradients
+
+    Example:
+      >>> schedule = t5jax.optim.ScheduleConfig(
+      ...     name="cosine", learning_rate=0.02, warmup_steps=10000
+      ... )
+      >>> t5jax.optim.OptimizerConfig(name="adamw", schedule=schedule, clip_norm=1.0).b2
+      0.999
     """
 
     name: OptimizerName
@@ -100,28 +106,38 @@ class OptimizerConfig:
 def make_optimizer(
     config: OptimizerConfig, *, total_steps: int, stacked: IsStacked
 ) -> optax.GradientTransformation:
-    """Build the optimizer.
+    """Build an optax optimizer with steps relative to the RMS of each parameter.
 
     For each parameter p, or each layer of a stack, with gradient g and step count t from 0:
 
       update = -rate(t) * (max(RMS(p), 1e-3) * direction(g) + weight_decay * p)
 
     The direction is Adafactor's (arXiv:1804.04235, see `scale_by_adafactor`), Adam's for AdamW
-    (arXiv:1412.6980; the RMS makes it train T5, as nanoT5's AdamWScale), or Muon's
-    (arXiv:2502.16982, see `scale_by_muon`).  The gradient is clipped before, the weight decay is
+    (arXiv:1412.6980; the RMS factor makes it work for T5, as in nanoT5's AdamWScale) or Muon's
+    (arXiv:2502.16982, see `scale_by_muon`).  Gradients are clipped first.  Weight decay is
     decoupled (arXiv:1711.05101) and exempts vectors.
 
     Args:
-      config: the optimizer and its options.
-      total_steps: number of updates in the run, for schedules that span it.
-      stacked: True for the path of a parameter, keys joined by "/", whose leading axis is layers.
+      config: optimizer and its options.
+      total_steps: number of updates in the run, used by linear and cosine schedules.
+      stacked: predicate on the "/"-joined path of a parameter: True if its leading axis is layers.
     Returns:
-      init and update as in optax. `update` needs the parameters; its updates have their dtype. The
-      state is one `AdafactorState`, `optax.ScaleByAdamState` or `MuonState`, in float32, whatever
-      the options.
+      optax transformation.  `update` requires the parameters and returns updates in their dtype.
+      The state is an `AdafactorState`, `optax.ScaleByAdamState` or `MuonState`, in float32.
     Raises:
-      ValueError: the schedule spans a run that is too short for it.  By `init`: Muon finds no
-        matrix in a stack.
+      ValueError: the run is too short for the schedule.  Later: `init` found no matrix in a stack
+        (muon), or `update` got no parameters.
+
+    Example:
+      >>> schedule = t5jax.optim.ScheduleConfig(
+      ...     name="constant", learning_rate=0.1, warmup_steps=0
+      ... )
+      >>> config = t5jax.optim.OptimizerConfig(name="adafactor", schedule=schedule)
+      >>> tx = t5jax.optim.make_optimizer(config, total_steps=10, stacked=t5jax.models.is_stacked)
+      >>> params = {"w": jnp.full(2, 4.0)}
+      >>> updates, state = tx.update({"w": jnp.full(2, 7.0)}, tx.init(params), params)
+      >>> updates["w"]  # -learning_rate * RMS
+      Array([-0.4, -0.4], dtype=float32)
     """
     rate = schedules.learning_rate_schedule(config.schedule, total_steps=total_steps)
     scale = _scale_by(config, stacked)
@@ -135,7 +151,7 @@ def make_optimizer(
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError(
-                "params must be the parameters, whose RMS scales the step, got None; "
+                "params must be the parameters, since their RMS scales the step, got None; "
                 "call update(grads, state, params)."
             )
         grads = _float32(updates)
@@ -182,7 +198,8 @@ def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
 
     def update(updates: PyTree, state: Any, params: Any = None) -> tuple[PyTree, optax.OptState]:
         del params
-        # optax raises a Python float to the int32 count, which strict promotion refuses.
+        # optax raises a Python float to the power of the int32 count, which strict promotion
+        # rejects.
         with jax.numpy_dtype_promotion("standard"):
             return adam.update(updates, state)
 

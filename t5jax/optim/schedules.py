@@ -1,4 +1,4 @@
-"""Learning rate schedules, functions of the step."""
+"""Learning rate schedules."""
 
 import math
 from dataclasses import dataclass
@@ -13,19 +13,23 @@ ScheduleName = Literal["rsqrt", "constant", "linear", "cosine"]
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Shape, height and warm-up of the learning rate.
+    """Shape, peak and warm-up of the learning rate.
 
     The rate is relative: all optimizers multiply it by the RMS of the parameter they update.
     T5 pre-trains with rsqrt, 1.0, 10000 and fine-tunes with constant, 0.001, 0; nanoT5 pre-trains
     AdamW with cosine, 0.02, 10000.
 
     Attributes:
-      name: Shape: rsqrt is T5's 1/sqrt(step) after a flat start; the others ramp up linearly, then
-        stay (constant) or fall to final_fraction of the peak at the last step (linear, cosine).
-      learning_rate: Peak rate; for rsqrt the base, which gives a peak of learning_rate /
-        sqrt(warmup_steps).
-      warmup_steps: Number of steps of the ramp; for rsqrt, of the flat start.
-      final_fraction: Rate at the last step, as a fraction of the peak; linear and cosine only.
+      name: rsqrt = T5's 1/sqrt(step) after a flat start; the others warm up linearly, then are
+        constant or decay to final_fraction of the peak (linear, cosine)
+      learning_rate: peak rate; for rsqrt the numerator, with a peak of learning_rate /
+        sqrt(warmup_steps)
+      warmup_steps: number of warm-up steps; for rsqrt, length of the flat start
+      final_fraction: linear, cosine: rate at the last step as a fraction of the peak
+
+    Example:
+      >>> t5jax.optim.ScheduleConfig(name="rsqrt", learning_rate=1.0, warmup_steps=10000).peak
+      0.01
     """
 
     name: ScheduleName
@@ -47,35 +51,34 @@ class ScheduleConfig:
             )
         if not 0 < self.peak < 1:
             raise ValueError(
-                f"the highest rate must be in (0, 1), got {self.peak:g} from "
-                f"learning_rate={self.learning_rate} for {self.name}; the rate is relative to the "
-                "size of a parameter: T5 peaks at 0.01 (1.0 is the base of rsqrt alone)."
+                f"the peak rate must be in (0, 1), got {self.peak:g} from "
+                f"learning_rate={self.learning_rate} for {self.name}; rates are relative to the "
+                "RMS of a parameter, and T5 peaks at 0.01 (its learning_rate of 1.0 is for rsqrt)."
             )
         if not 0 <= self.final_fraction <= 1:
             raise ValueError(
-                f"final_fraction must be in [0, 1], got {self.final_fraction}; "
-                "0 ends a run at a rate of zero."
+                f"final_fraction must be in [0, 1], got {self.final_fraction}; 0 decays to zero."
             )
         if self.final_fraction and not self.spans_run:
             raise ValueError(
                 f"final_fraction must be left out for {self.name}, got {self.final_fraction}; "
-                "linear and cosine are the schedules that end."
+                "it is an option of linear and cosine."
             )
 
     @property
     def peak(self) -> float:
-        """The highest rate the schedule reaches."""
+        """Highest rate of the schedule."""
         flat_start = self.name == "rsqrt"
         return self.learning_rate / (math.sqrt(self.warmup_steps) if flat_start else 1.0)
 
     @property
     def spans_run(self) -> bool:
-        """True if the rate at a step depends on the length of the run."""
+        """True if the rate depends on the length of the run."""
         return self.name in ("linear", "cosine")
 
 
 def learning_rate_schedule(config: ScheduleConfig, *, total_steps: int) -> optax.Schedule:
-    """Build the schedule of a config.
+    """Build an optax schedule from its config.
 
     With w = warmup_steps, steps counted from 0:
 
@@ -84,13 +87,19 @@ def learning_rate_schedule(config: ScheduleConfig, *, total_steps: int) -> optax
               step w - 1 is at the peak; the decay begins at step w.
 
     Args:
-      config: shape, height and warm-up.
+      config: shape, peak and warm-up.
       total_steps: number of updates in the run; linear and cosine reach their final rate at this
         step and keep it, the others ignore it.
     Returns:
-      step -> float32 scalar; works inside jit.
+      Function from the step to a float32 scalar, usable inside `jax.jit`.
     Raises:
-      ValueError: the schedule spans the run and the run is not longer than its warm-up.
+      ValueError: total_steps <= warmup_steps, for linear and cosine.
+
+    Example:
+      >>> config = t5jax.optim.ScheduleConfig(name="linear", learning_rate=0.4, warmup_steps=4)
+      >>> rate = t5jax.optim.learning_rate_schedule(config, total_steps=8)
+      >>> [round(float(rate(step)), 3) for step in range(9)]
+      [0.1, 0.2, 0.3, 0.4, 0.4, 0.3, 0.2, 0.1, 0.0]
     """
     if config.spans_run and total_steps <= config.warmup_steps:
         raise ValueError(
@@ -100,7 +109,7 @@ def learning_rate_schedule(config: ScheduleConfig, *, total_steps: int) -> optax
     schedule = _schedule(config, total_steps)
 
     def rate(step: jax.typing.ArrayLike) -> jax.Array:
-        # optax divides steps as Python floats, which strict promotion refuses for an int32 step.
+        # optax divides steps by Python floats, which strict promotion rejects for int32.
         return jnp.asarray(schedule(jnp.asarray(step).astype(jnp.float32)), jnp.float32)
 
     return rate

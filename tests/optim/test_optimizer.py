@@ -294,7 +294,7 @@ def test_muon_leaves_a_layer_without_gradient_where_it_is():
 
 
 def test_muon_refuses_parameters_without_matrices_of_layers():
-    with pytest.raises(ValueError, match="muon must have matrices of layers to train, got none"):
+    with pytest.raises(ValueError, match=r"muon must have .*, got none"):
         make(MUON).init({"embedding": jnp.ones((3, 4)), "layers/scale": jnp.ones((2, 3))})
 
 

@@ -95,7 +95,7 @@ def test_peak_is_the_highest_rate(name, base, warmup):
         ({"warmup_steps": -1}, "warmup_steps must be >= 0 for linear, got -1"),
         ({"name": "rsqrt", "warmup_steps": 0}, "warmup_steps must be >= 1 for rsqrt, got 0"),
         ({"learning_rate": 0.0}, r"must be in \(0, 1\), got 0 from learning_rate=0.0"),
-        ({"learning_rate": 1.0}, "1.0 is the base of rsqrt alone"),
+        ({"learning_rate": 1.0}, r"must be in \(0, 1\), got 1 from learning_rate=1.0"),
         ({"learning_rate": math.nan}, r"must be in \(0, 1\), got nan"),
         ({"final_fraction": 1.5}, r"final_fraction must be in \[0, 1\], got 1.5"),
         ({"name": "rsqrt", "final_fraction": 0.1}, "final_fraction must be left out for rsqrt"),
