@@ -39,11 +39,11 @@ class HostsConfig:
     """Processes of a multi-process run; the default is a single process.
 
     Attributes:
-      coordinator: address host:port of process 0, the same in all processes; the port must be free
-      count: number of processes
-      index: index of this process, from 0
-      auto: detect the processes from Slurm, a TPU pod, Kubernetes or MPI
-      timeout: seconds to wait for all processes to join
+      coordinator: address host:port of process 0, the same in all processes; the port must be free.
+      count: number of processes.
+      index: index of this process, from 0.
+      auto: detect the processes from Slurm, a TPU pod, Kubernetes or MPI.
+      timeout: seconds to wait for all processes to join.
 
     Example:
       >>> hosts = t5jax.parallel.HostsConfig(coordinator="10.0.0.1:8476", count=2, index=1)

@@ -21,12 +21,12 @@ class MeshConfig:
     `data` and `fsdp` across slices; their product is the number of slices.
 
     Attributes:
-      data: number of batch shards, with replicated parameters
-      fsdp: number of shards of both batch and parameters, which are gathered layer by layer
-      sequence: number of shards of the input and target length, for long sequences
-      tensor: number of shards of heads, hidden features and vocabulary in every layer
-      dcn_data: factor of the data axis across slices
-      dcn_fsdp: factor of the fsdp axis across slices
+      data: number of batch shards, with replicated parameters.
+      fsdp: number of shards of both batch and parameters, which are gathered layer by layer.
+      sequence: number of shards of the input and target length, for long sequences.
+      tensor: number of shards of heads, hidden features and vocabulary in every layer.
+      dcn_data: factor of the data axis across slices.
+      dcn_fsdp: factor of the fsdp axis across slices.
 
     Example:
       >>> t5jax.parallel.MeshConfig(fsdp=2).sizes(8)

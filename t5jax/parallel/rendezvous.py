@@ -181,8 +181,8 @@ def split_address(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ValueError(
-            f"hosts.coordinator must be host:port of process 0, got {address!r}; any free port will "
-            "do, such as 8476."
+            f"hosts.coordinator must be host:port of process 0, got {address!r}; use a free "
+            "port, such as 8476."
         )
     return host.strip("[]"), int(port)
 
