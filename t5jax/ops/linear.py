@@ -22,7 +22,7 @@ _NO_MESH = Sharder()
 # Above this number of rows a matmul is compute-bound, and int8 weights are widened first
 # (jax 0.10.2 on a CPU, benchmarks/decode.py with int8 weights).
 _MANY_ROWS = 64
-# int8 covers [-127, 127]; a rounding error of at most 0.5, times 254, does too.
+# int8 covers [-127, 127]; so does a rounding error of at most 0.5, times 254.
 _COARSE, _FINE = 127.0, 254.0
 
 
@@ -203,7 +203,7 @@ def _matmul_int8_rows(
 
 @_matmul_int8.defjvp
 def _matmul_int8_jvp(primals, tangents):
-    # Rounding has no derivative, so this is that of the exact product. int8 weights have none.
+    # Differentiates the exact product, since rounding has no derivative. int8 weights get none.
     x, values, scale = primals
     wide = values.astype(x.dtype)
     tangent = jnp.einsum("ai,io->ao", tangents[0], wide, preferred_element_type=jnp.float32)

@@ -28,7 +28,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from t5jax.parallel import rendezvous
 from t5jax.parallel.rendezvous import RunAborted
 
-# A process whose collective failed waits this long for news of another process that caused it.
+# If a collective fails because another process died, wait this long for the news.
 _HEAR_SECONDS = 2.0
 # Process 0 may take hours to build a corpus; a dead process is noticed without a timeout.
 _DAY = 24 * 3600.0
@@ -203,7 +203,7 @@ def abort_together() -> Iterator[None]:
     except BaseException as error:
         if _group is None or _group.count == 1:
             raise
-        # The error may be that of a collective whose other process died: wait for that news first.
+        # A collective may have failed because another process died: wait for the news first.
         by_user = isinstance(error, KeyboardInterrupt)
         reason = None if by_user else _group.failure(timeout=_HEAR_SECONDS)
         if reason is not None:
