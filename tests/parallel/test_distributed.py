@@ -161,7 +161,9 @@ def test_processes_agree_and_wait_for_each_other(tmp_path):
 import pathlib
 import jax, numpy as np
 from jax.sharding import NamedSharding
-from t5jax.parallel import *
+from t5jax.parallel import BATCH_SPEC, MeshConfig, StopVote, agree_on, barrier
+from t5jax.parallel import broadcast_from_main, gather_arrays, main_process_first
+from t5jax.parallel import make_mesh, process_index
 """
     script = program(tmp_path, body, imports)
     for index, shown in enumerate(finish([], tmp_path, count=2, script=script)):
