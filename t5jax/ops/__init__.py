@@ -1,4 +1,4 @@
-"""Attention, matrix products and masks: mathematics that knows nothing of T5."""
+"""Attention, matrix multiplication and masks, independent of T5."""
 
 from t5jax._lazy import attach
 

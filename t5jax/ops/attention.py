@@ -1,6 +1,6 @@
-"""Attention in blocks: the portable loop, or the kernel where a TPU can run it.
+"""Memory-efficient attention: a portable blockwise loop, or a Pallas kernel on TPU.
 
-The two differ in speed, and in the last bits of what they compute:
+The two differ in speed and rounding:
 - blockwise: `t5jax.ops.blockwise_attention`, on every device.
 - pallas: `t5jax.ops.pallas_attention`, one kernel on TPU.
 
@@ -18,7 +18,7 @@ from t5jax.ops.masks import AttentionKind, Segments
 from t5jax.parallel import BATCH_AXES, BATCH_SPEC, Sharder
 
 _NO_MESH = Sharder()
-# The axis of a mesh that divides heads.
+# The mesh axis that shards heads.
 _HEADS_AXIS = "tensor"
 
 
@@ -32,23 +32,31 @@ def attend(
     kind: AttentionKind,
     sharder: Sharder = _NO_MESH,
 ) -> Float[Array, "B N T H"]:
-    """Compute `blockwise_attend`, or the same by the TPU's kernel.
+    """Compute attention blockwise, or with the Pallas kernel on TPU.
 
     Args:
-      kind: "pallas" asks for the kernel, "auto" for it on a TPU that can run it; otherwise none.
+      queries: [B, N, T, H], unscaled.
+      keys: [B, N, S, H].
+      values: [B, N, S, H].
+      segments: segments of queries and keys.
+      bias: [N, offsets] float32, as in `blockwise_attend`; None adds nothing.
+      kind: "pallas" requires the kernel, "auto" uses it where it can run.
+      sharder: sharder of the model.
+    Returns:
+      [B, N, T, H] in the dtype of `values`.
     Raises:
-      ValueError: the kernel is asked for, and this is no TPU or the mesh cannot divide the heads.
+      ValueError: `kind` is "pallas", but this is not a TPU or the mesh does not divide the work.
     """
     why_not = (
         "not asked" if kind == "blockwise" else _no_kernel(len(queries), queries.shape[1], sharder)
     )
     if kind == "pallas" and why_not:
-        raise ValueError(f'attention="pallas" {why_not}; use "auto", which takes it where it can.')
+        raise ValueError(f'attention="pallas" {why_not}; use "auto" to fall back to blockwise.')
     if why_not:
         return blockwise_attention.blockwise_attend(
             queries, keys, values, segments=segments, bias=bias, sharder=sharder
         )
-    # Imported here, since Pallas takes longer to import than the rest of the package.
+    # Imported here: Pallas takes longer to import than the rest of the package.
     from t5jax.ops import pallas_attention
 
     kernel = pallas_attention.pallas_attend
@@ -69,9 +77,18 @@ def shard_kernel(
     bias: Float[Array, "N offsets"] | None,
     sharder: Sharder,
 ) -> Float[Array, "B N T H"]:
-    """Run a kernel that no partitioner can divide on every device's examples and heads.
+    """Run a kernel that XLA cannot partition on each device's examples and heads.
 
-    The mesh has the axes data, fsdp and tensor.
+    Args:
+      kernel: function such as `pallas_attend`.
+      queries: [B, N, T, H].
+      keys: [B, N, S, H].
+      values: [B, N, S, H].
+      segments: segments of queries and keys.
+      bias: [N, offsets] float32, or None.
+      sharder: sharder whose mesh has the axes data, fsdp and tensor.
+    Returns:
+      [B, N, T, H], sharded like `queries`.
     """
     batch, _, query_len, _ = queries.shape
     query_ids, key_ids = segments.ids(batch, query_len, keys.shape[2])
@@ -92,20 +109,20 @@ def shard_kernel(
 
 
 def _no_kernel(batch: int, num_heads: int, sharder: Sharder) -> str | None:
-    """Return the reason why the TPU's kernel cannot run here; None if it can."""
+    """Return the reason why the Pallas kernel cannot run here; None if it can."""
     if sharder.platform != "tpu":
-        return f"must be computed on a TPU, got {sharder.platform}"
+        return f"requires a TPU, got {sharder.platform}"
     mesh = sharder.mesh
     if mesh is None:
         if jax.device_count() > 1:
-            return "must run under jax.set_mesh where there are several devices, got no mesh"
+            return "requires jax.set_mesh with several devices, got no mesh"
         return None
     if not {*BATCH_AXES, _HEADS_AXIS} <= set(mesh.axis_names):
-        return f"must run on a mesh with axes data, fsdp and tensor, got {mesh.axis_names}"
+        return f"requires mesh axes data, fsdp and tensor, got {mesh.axis_names}"
     num_shards = sharder.num_shards()
     if batch % num_shards or num_heads % mesh.shape[_HEADS_AXIS]:
         return (
-            f"must divide examples by data x fsdp = {num_shards} and heads by tensor = "
-            f"{mesh.shape[_HEADS_AXIS]}, got {batch} and {num_heads}"
+            f"requires a batch size divisible by data x fsdp = {num_shards} and heads divisible by "
+            f"tensor = {mesh.shape[_HEADS_AXIS]}, got {batch} and {num_heads}"
         )
     return None

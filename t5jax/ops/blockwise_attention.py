@@ -1,12 +1,13 @@
-"""Attention in blocks of queries and keys, in memory that grows with length, not with its square.
+"""Blockwise attention: memory linear, not quadratic, in the sequence length.
 
-Softmax is computed online: a block of queries meets one block of keys after another, and keeps its
-largest score, the sum of its exponentials and what it has read.  The backward pass computes scores
-again.  (arXiv:2112.05682, 2205.14135)  T5's bias depends on the distance of key and query alone, so
-that a block of it is made of a short row of distances; its gradient is summed over diagonals.
+The softmax is computed online: each block of queries visits one block of keys after another, and
+keeps a running maximum, a sum of exponentials and a weighted sum of values. The backward pass
+recomputes the scores (arXiv:2112.05682, arXiv:2205.14135). T5's bias depends only on the distance
+between key and query, so a block of it is built from a short row of distances; its gradient is
+summed over diagonals.
 
-Shape letters: B batch, N heads, T query length, S key length, H head size; t and s are those of one
-block, and offsets are the T + S - 1 distances of a key from a query, 1 - T first.
+Shape letters: B batch, N heads, T query length, S key length, H head size; t and s are the lengths
+of one block, and offsets are the T + S - 1 distances from a query to a key, from 1 - T upward.
 """
 
 import functools
@@ -21,9 +22,9 @@ from t5jax.ops.masks import Segments
 from t5jax.parallel import Sharder
 
 _NO_MESH = Sharder()
-# The largest block: what is computed for it stays in a CPU's cache, and products are large.
+# Maximum block size: small enough for a CPU's cache, large enough for efficient matmuls.
 BLOCK = 256
-# Blocks of a length that has several are multiples of this, so that vector units are filled.
+# If there are several blocks, their size is a multiple of this, to fill vector registers.
 _MULTIPLE = 8
 _LEAST, _MOST = jnp.finfo(jnp.float32).min, jnp.finfo(jnp.float32).max
 
@@ -38,20 +39,20 @@ def blockwise_attend(
     block: int = BLOCK,
     sharder: Sharder = _NO_MESH,
 ) -> Float[Array, "B N T H"]:
-    """What every query reads from the values: softmax(queries . keys + bias) . values.
+    """Compute attention in blocks: softmax(queries . keys + bias) . values.
 
     Differentiable in queries, keys, values and bias.
 
     Args:
-      queries: not divided by anything.
-      keys: of the sequence attended to.
-      values: of the same.
-      segments: who may look where.  A query that may look nowhere gets the mean value.
-      bias: float32, of every distance from 1 - T to S - 1; None adds nothing.
-      block: most queries, and most keys, that are computed at once.
-      sharder: of the model.
+      queries: [B, N, T, H], unscaled.
+      keys: [B, N, S, H].
+      values: [B, N, S, H].
+      segments: segments of queries and keys; a query without visible keys gets the mean value.
+      bias: [N, offsets] float32, for distances 1 - T to S - 1; None adds nothing.
+      block: maximum number of queries, and of keys, per block.
+      sharder: sharder of the model.
     Returns:
-      [B, N, T, H] in the values' type; scores and softmax are float32.
+      [B, N, T, H] in the dtype of `values`; scores and softmax are float32.
     """
     (batch, _, query_len, _), key_len = queries.shape, keys.shape[2]
     divided = sharder.mesh is not None and sharder.mesh.size > 1
@@ -60,7 +61,7 @@ def blockwise_attend(
     )
     query_ids, key_ids = segments.ids(batch, query_len, key_len)
     rows, columns = plan.query_fill(query_len), plan.key_fill(key_len)
-    # Filled up so that queries look nowhere and nobody looks at the keys.
+    # Padded so that extra queries see no keys, and no query sees the extra keys.
     result: Any = _attend(
         plan,
         _fill(queries, rows),
@@ -77,7 +78,15 @@ def blockwise_attend(
 def fill_unattended(
     out: Float[Array, "B N T H"], empty: Bool[Array, "B N T"], values: Float[Array, "B N S H"]
 ) -> Float[Array, "B N T H"]:
-    """`out`, and the mean value for queries that look nowhere."""
+    """Replace the output of queries without visible keys with the mean value.
+
+    Args:
+      out: [B, N, T, H] output of attention.
+      empty: [B, N, T] bool, True for queries without visible keys.
+      values: [B, N, S, H].
+    Returns:
+      [B, N, T, H].
+    """
     mean = jnp.mean(values.astype(jnp.float32), axis=2, keepdims=True).astype(out.dtype)
     return jnp.where(empty[..., None], jnp.broadcast_to(mean, out.shape), out)
 
@@ -88,8 +97,7 @@ class _Plan(NamedTuple):
     num_query_blocks: int
     num_key_blocks: int
     causal: bool
-    divided: bool
-    """Whether examples may be on several devices."""
+    divided: bool  # True if the batch may be sharded
 
     @classmethod
     def from_lengths(
@@ -106,13 +114,13 @@ class _Plan(NamedTuple):
         return self.key_block * self.num_key_blocks - length
 
     def key_blocks(self, i: Any) -> Any:
-        """How many blocks of keys, from the first, a block of queries looks at."""
+        """Return the number of leading key blocks that query block `i` attends to."""
         if not self.causal:
             return self.num_key_blocks
         return jnp.minimum(-(-(i + 1) * self.query_block // self.key_block), self.num_key_blocks)
 
     def first_offset(self, i: Any, j: Any) -> Any:
-        """Where the distances between two blocks begin, in a filled-up row of distances."""
+        """Return the index, in the padded row, of the first distance between two blocks."""
         last = self.query_block * (self.num_query_blocks - 1)
         return last - i * self.query_block + j * self.key_block
 
@@ -131,9 +139,9 @@ def _fill(x: Float[Array, "B N S H"], count: int) -> Float[Array, "B N filled H"
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(plan, queries, keys, values, bias, query_ids, key_ids) -> Any:
-    """What is read, and the log of every query's sum of exponentials, or _MOST if it has none.
+    """Return the output and each query's log-sum-exp of scores, _MOST without visible keys.
 
-    The second has no gradient.
+    The log-sum-exp has no gradient.
     """
 
     def one_query_block(i):
@@ -195,7 +203,7 @@ def _attend_backward(plan, kept, cotangents):
             d_keys = _add(d_keys, d_key, j * plan.key_block)
             d_values = _add(d_values, d_value, j * plan.key_block)
             if d_bias is not None:
-                # Examples on several devices are added up after the loops.
+                # A sharded batch is summed once, after the loops.
                 diagonals = sum_diagonals(d_score if plan.divided else linear.sum_examples(d_score))
                 d_bias = _add(d_bias, diagonals, plan.first_offset(i, j))
             return d_query, d_keys, d_values, d_bias
@@ -233,9 +241,9 @@ def _scores(plan, i, j, query, keys, bias, query_ids, key_ids) -> Float[Array, "
 
 
 def bias_by_distance(row: Float[Array, "*A width"], num_queries: int) -> Float[Array, "*A t s"]:
-    """A block of bias, [t, s], of its t + s distances: one more than it has, the last unused."""
+    """Expand a row of t + s distances into a [t, s] block of bias; the last distance is unused."""
     width = row.shape[-1]
-    # Rows of one element less than are repeated, so that each begins one later than the one before.
+    # Reading the repeated row with a width of one less shifts each row by one more.
     tiled = jnp.broadcast_to(row[..., None, :], (*row.shape[:-1], num_queries, width))
     flat = tiled.reshape(*row.shape[:-1], num_queries * width)
     skewed = flat[..., : num_queries * (width - 1)]
@@ -244,7 +252,7 @@ def bias_by_distance(row: Float[Array, "*A width"], num_queries: int) -> Float[A
 
 
 def sum_diagonals(block: Float[Array, "*A t s"]) -> Float[Array, "*A width"]:
-    """The sum over every diagonal of a block, as `bias_by_distance` lays out distances."""
+    """Sum each diagonal of a block, in the order of `bias_by_distance`."""
     *outer, num_queries, num_keys = block.shape
     width = num_queries + num_keys
     none = [(0, 0)] * len(outer)
@@ -265,7 +273,7 @@ def _add(total: Array, part: Array, start: Any) -> Array:
 
 
 def _joined(blocks: Array) -> Array:
-    """Blocks of queries, the first axis, as one axis of queries, the third."""
+    """Merge the axis of query blocks, the first, into that of queries."""
     count, batch, heads, size, *rest = blocks.shape
     return jnp.moveaxis(blocks, 0, 2).reshape(batch, heads, count * size, *rest)
 

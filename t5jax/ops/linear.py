@@ -1,9 +1,8 @@
-"""Products of activations with one another and with weights, in every type that either may have.
+"""Matrix multiplication of activations and weights, in every supported dtype.
 
-The plain expressions are `jnp.einsum`, `x @ kernel`, `x + bias`, `jax.nn.softmax` and `jnp.sum`.  A
-CPU has fast kernels for narrow types in some shapes only, so some products are written in a
-roundabout way there.  Each way that differs from the plain one says why; each was measured to be
-faster with jax 0.10.2.
+The plain expressions are `jnp.einsum`, `x @ kernel`, `x + bias`, `jax.nn.softmax` and `jnp.sum`.
+CPUs have fast kernels for narrow dtypes only in some shapes, so some functions take a detour there.
+Each detour states its reason; each was measured to be faster with jax 0.10.2.
 
 Shape letters: I input features, O output features.
 """
@@ -20,19 +19,28 @@ from jaxtyping import Array, Float, Int8
 from t5jax.parallel import Sharder, on_cpu
 
 _NO_MESH = Sharder()
-# Above this many rows, products are bound by arithmetic, and int8 weights are widened first
+# Above this number of rows a matmul is compute-bound, and int8 weights are widened first
 # (jax 0.10.2 on a CPU, benchmarks/decode.py with int8 weights).
 _MANY_ROWS = 64
-# int8 counts from -127 to 127; a rounding error of one half is 127 steps of the fine row.
+# int8 covers [-127, 127]; so does a rounding error of at most 0.5, times 254.
 _COARSE, _FINE = 127.0, 254.0
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int8Kernel:
-    """A kernel in int8: `values * scale`, one scale for each output feature.
+    """Int8 kernel with one scale per output feature: `values * scale`.
 
     Axes before the last two are stacked layers.
+
+    Attributes:
+      values: [*L, I, O] int8, in [-127, 127].
+      scale: [*L, O] float32.
+
+    Example:
+      >>> kernel = t5jax.ops.Int8Kernel(jnp.array([[127, -64]], jnp.int8), jnp.array([0.5, 2.0]))
+      >>> kernel.dequantize(jnp.float32).tolist()
+      [[63.5, -128.0]]
     """
 
     values: Int8[Array, "*L I O"]
@@ -47,7 +55,13 @@ class Int8Kernel:
         return self.values.size
 
     def dequantize(self, dtype) -> Float[Array, "*L I O"]:
-        """Return the kernel as floats of a type."""
+        """Convert the kernel to floating point.
+
+        Args:
+          dtype: floating-point dtype of the result.
+        Returns:
+          [*L, I, O] in `dtype`.
+        """
         return (self.values.astype(jnp.float32) * self.scale[..., None, :]).astype(dtype)
 
 
@@ -55,12 +69,37 @@ Kernel = Array | Int8Kernel
 
 
 def is_kernel(leaf: object) -> bool:
-    """Return whether a node of a parameter tree is an `Int8Kernel`, and so one parameter."""
+    """Return True if a node of a parameter tree is an `Int8Kernel`.
+
+    Pass it as `is_leaf` to treat a quantized kernel as one parameter.
+
+    Args:
+      leaf: node of a parameter tree.
+    Returns:
+      True for an `Int8Kernel`.
+
+    Example:
+      >>> tree = {"query": t5jax.ops.quantize_kernel(jnp.ones((3, 4)))}
+      >>> len(jax.tree.leaves(tree)), len(jax.tree.leaves(tree, is_leaf=t5jax.ops.is_kernel))
+      (2, 1)
+    """
     return isinstance(leaf, Int8Kernel)
 
 
 def quantize_kernel(kernel: Float[Array, "*L I O"]) -> Int8Kernel:
-    """Round a kernel to int8, symmetrically, by the largest weight of each output feature."""
+    """Quantize a kernel to int8, symmetrically.
+
+    The scale of an output feature is its largest absolute weight / 127.
+
+    Args:
+      kernel: [*L, I, O] floating point.
+    Returns:
+      The int8 kernel.
+
+    Example:
+      >>> t5jax.ops.quantize_kernel(jnp.array([[2.0, -4.0], [0.0, 1.0]])).values.tolist()
+      [[127, -127], [0, 32]]
+    """
     kernel = kernel.astype(jnp.float32)
     scale = jnp.max(jnp.abs(kernel), axis=-2) / _COARSE
     steps = kernel / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)[..., None, :]
@@ -68,31 +107,38 @@ def quantize_kernel(kernel: Float[Array, "*L I O"]) -> Int8Kernel:
 
 
 def concatenate_kernels(*kernels: Kernel) -> Kernel:
-    """Concatenate the outputs of kernels into one kernel."""
+    """Concatenate kernels along their output features."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *kernels)
 
 
 def flatten_rows(x: Float[Array, "*A I"], sharder: Sharder = _NO_MESH) -> Float[Array, "*rows I"]:
-    """Put all positions on one axis, unless devices divide both batch and length.
+    """Flatten all axes except the last, unless the mesh shards the sequence.
 
-    A kernel's gradient is then a plain matrix product too, where XLA would transpose whole
-    activations on a CPU (jax 0.10.2, benchmarks/train.py).
+    The gradient of a kernel is then a plain matmul too, where XLA on CPU would transpose whole
+    activations (jax 0.10.2, benchmarks/train.py).
     """
     if sharder.num_shards(("sequence",)) > 1:
         return x
-    # Counted, since reshape cannot infer it of an empty array.
+    # Not -1, which reshape cannot infer for an empty array.
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def matmul(
     x: Float[Array, "*A I"], kernel: Kernel, sharder: Sharder = _NO_MESH
 ) -> Float[Array, "*A O"]:
-    """Multiply every position by a kernel [I, O], in the type of `x`.
+    """Multiply activations by a kernel.
 
     Args:
-      x: activations.
-      kernel: of any type that weights may have.
-      sharder: of the model.
+      x: [*A, I] activations.
+      kernel: [I, O], an array or an `Int8Kernel`.
+      sharder: sharder of the model.
+    Returns:
+      [*A, O] in the dtype of `x`.
+
+    Example:
+      >>> kernel = jnp.array([[1.0, 0.0], [10.0, 1.0]])
+      >>> t5jax.ops.matmul(jnp.array([[1.0, 2.0]]), kernel).tolist()
+      [[21.0, 2.0]]
     """
     rows = flatten_rows(x, sharder)
     if isinstance(kernel, Int8Kernel):
@@ -105,7 +151,16 @@ def matmul(
 def matmul_f32(
     x: Float[Array, "*A I"], kernel: Kernel, sharder: Sharder = _NO_MESH
 ) -> Float[Array, "*A O"]:
-    """`matmul` with a float32 result, in the wider of the two types."""
+    """Multiply activations by a kernel, with a float32 result.
+
+    Args:
+      x: [*A, I] activations.
+      kernel: [I, O], an array or an `Int8Kernel`; an array of another dtype than `x` is multiplied
+        in float32.
+      sharder: sharder of the model.
+    Returns:
+      [*A, O] float32.
+    """
     rows = flatten_rows(x, sharder)
     if isinstance(kernel, Int8Kernel):
         product = _matmul_int8(rows, kernel.values, kernel.scale)
@@ -128,11 +183,11 @@ def _matmul_int8(
 def _matmul_int8_rows(
     x: Float[Array, "A I"], values: Int8[Array, "I O"], scale: Float[Array, " O"]
 ) -> Float[Array, "A O"]:
-    """Multiply by bytes, which a CPU reads in a quarter of the time of floats.
+    """Multiply by int8 weights directly, which a CPU reads in a quarter of the time of float32.
 
-    Activations become two rows of int8, the second for what rounding the first has lost: sixteen
-    bits of them, for the price of the second row that the fast kernel wants anyway (jax 0.10.2,
-    benchmarks/decode.py with int8 weights).
+    Activations become two int8 rows, the second holding the rounding error of the first: 16 bits
+    for free, since the fast kernel needs a second row anyway (jax 0.10.2, benchmarks/decode.py
+    with int8 weights).
     """
     count = len(x)
     x = x.astype(jnp.float32)
@@ -148,8 +203,7 @@ def _matmul_int8_rows(
 
 @_matmul_int8.defjvp
 def _matmul_int8_jvp(primals, tangents):
-    # Rounding has no derivative; the product that it approximates has one.  Weights in bytes have
-    # none either.
+    # Differentiates the exact product, since rounding has no derivative. int8 weights get none.
     x, values, scale = primals
     wide = values.astype(x.dtype)
     tangent = jnp.einsum("ai,io->ao", tangents[0], wide, preferred_element_type=jnp.float32)
@@ -157,10 +211,17 @@ def _matmul_int8_jvp(primals, tangents):
 
 
 def einsum(subscripts: str, x: Array, y: Array) -> Array:
-    """Compute `jnp.einsum` of two arrays of one type; rows of `x` are its last axis but one.
+    """Compute `jnp.einsum` of two arrays of the same dtype.
 
-    A CPU has fast kernels for bfloat16 only if the result is float32, which is rounded once
+    CPUs have fast bfloat16 kernels only for a float32 result, which is then rounded once
     (jax 0.10.2, benchmarks/train.py in bfloat16).
+
+    Args:
+      subscripts: subscripts of `jnp.einsum`.
+      x: first operand, with rows on its second-to-last axis.
+      y: second operand.
+    Returns:
+      The result, in the dtype of `x`.
     """
     if x.dtype == jnp.bfloat16 and on_cpu():
         return einsum_f32(subscripts, x, y).astype(x.dtype)
@@ -170,13 +231,19 @@ def einsum(subscripts: str, x: Array, y: Array) -> Array:
 def einsum_f32(subscripts: str, x: Array, y: Array) -> Float[Array, "..."]:
     """Compute `einsum` with a float32 result.
 
-    Gradients are products of the same narrow type: that of the result is rounded to it first, so
-    that the backward pass is as fast as the forward pass (jax 0.10.2, benchmarks/train.py in
-    bfloat16).  Every index must occur in two of the three terms.
+    The backward pass rounds the gradient of the result to the dtype of `x` first, to be as fast as
+    the forward pass (jax 0.10.2, benchmarks/train.py in bfloat16).
+
+    Args:
+      subscripts: subscripts of `jnp.einsum`; every index must occur in two of the three terms.
+      x: first operand, with rows on its second-to-last axis.
+      y: second operand, of the same dtype.
+    Returns:
+      The result, in float32.
     """
     if x.dtype == jnp.float32:
         return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32)
-    # Named indices can change places, as gradients need.
+    # Gradients permute indices, so the ellipsis needs names.
     free = "ABCDEFG"[: x.ndim - len(subscripts.partition(",")[0].replace("...", ""))]
     return _einsum_narrow(subscripts.replace("...", free), x, y)
 
@@ -201,8 +268,8 @@ def _einsum_narrow_backward(subscripts: str, kept: Any, cotangent: Array) -> tup
     to_x = wide(f"{out},{of_y}->{of_x}", narrow, y)
     summed = of_x[-2]
     if on_cpu() and out[-2] == summed and set(of_x[:-2]) <= set(of_y):
-        # The fast kernel wants the factor that gives the rows of the result first, and the sum
-        # along its last axis.
+        # The fast kernel needs the factor with the rows of the result first, contracted over its
+        # last axis.
         (rows, first), (columns, second) = (of_x, x), (out, narrow)
         if of_y[-2] not in rows:
             (rows, first), (columns, second) = (columns, second), (rows, first)
@@ -217,11 +284,11 @@ _einsum_narrow.defvjp(_einsum_narrow_forward, _einsum_narrow_backward)
 
 
 def _transpose_in_memory(x: Float[Array, "*A R C"]) -> Float[Array, "*A C R"]:
-    """Exchange the last two axes in memory.
+    """Swap the last two axes in memory.
 
-    XLA would fold a transpose into the product after it, and a CPU has a fast kernel for narrow
-    types only if the sum runs along the first factor's last axis.  It does not fold one of three
-    axes that a reshape follows (jax 0.10.2, benchmarks/train.py in bfloat16).
+    XLA would fold a transpose into the next matmul, and CPUs have a fast kernel for narrow dtypes
+    only if the first factor is contracted over its last axis. XLA does not fold a transpose of
+    three axes followed by a reshape (jax 0.10.2, benchmarks/train.py in bfloat16).
     """
     *outer, rows, columns = x.shape
     part = math.gcd(columns, 32)
@@ -230,7 +297,7 @@ def _transpose_in_memory(x: Float[Array, "*A R C"]) -> Float[Array, "*A C R"]:
 
 
 def add_bias(x: Float[Array, "B *A"], bias: Float[Array, "#B *A"]) -> Float[Array, "B *A"]:
-    """Add a bias, shared by all examples or one for each; see `sum_examples` for its gradient."""
+    """Add a bias per example or shared by all; `sum_examples` computes its gradient if shared."""
     return _add_shared(x, bias) if bias.shape[0] == 1 else x + bias
 
 
@@ -251,9 +318,9 @@ _add_shared.defvjp(_add_shared_forward, _add_shared_backward)
 
 
 def softmax(scores: Float[Array, "*A S"], dtype: Any) -> Float[Array, "*A S"]:
-    """Compute the softmax over the last axis in float32 and round it to a type.
+    """Compute the softmax over the last axis in float32 and round it to `dtype`.
 
-    Its gradient is that at the rounded result, so that nothing wider is kept for it (jax 0.10.2,
+    The gradient is taken at the rounded result, to avoid a float32 residual (jax 0.10.2,
     benchmarks/train.py in bfloat16).
     """
     if dtype == jnp.float32:
@@ -283,7 +350,7 @@ _softmax_narrow.defvjp(_softmax_narrow_forward, _softmax_narrow_backward)
 def sum_examples(x: Float[Array, "B *A"]) -> Float[Array, "1 *A"]:
     """Sum over the first axis.
 
-    A CPU's reductions of that axis are many times slower than products (jax 0.10.2,
+    On CPU a reduction over that axis is many times slower than a matmul (jax 0.10.2,
     benchmarks/train.py, and benchmarks/attention.py for blockwise attention).
     """
     if on_cpu():
@@ -292,7 +359,7 @@ def sum_examples(x: Float[Array, "B *A"]) -> Float[Array, "1 *A"]:
 
 
 def _two_rows(x: Array) -> Array:
-    """Return `x`, its only row twice on a CPU, whose fast bfloat16 kernels start at two rows.
+    """Duplicate a single bfloat16 row on CPU, where fast kernels need at least two rows.
 
     (jax 0.10.2, benchmarks/decode.py in bfloat16 at batch 1)
     """

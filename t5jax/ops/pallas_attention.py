@@ -1,13 +1,13 @@
-"""`t5jax.ops.blockwise_attention` as kernels for TPU, written in Pallas.
+"""Pallas TPU kernels for `t5jax.ops.blockwise_attention`.
 
 The forward kernel keeps the softmax of one block of queries in registers and scratch memory while
-blocks of keys pass.  Of the two backward kernels one passes keys by queries, for the gradients of
-queries and bias, the other queries by keys.  (arXiv:2307.08691)  A block of bias is a row of
-distances, rotated by one more position in each row; its gradient is rotated back while it is added
-up.
+it loops over blocks of keys. There are two backward kernels: one loops over keys, for the gradients
+of queries and bias, the other over queries, for those of keys and values (arXiv:2307.08691). A
+block of bias is a row of distances, rotated by one more position in each row; its gradient is
+rotated back while it is summed.
 
-Shape letters: B batch, N heads, T query length, S key length, H head size; G rows and columns of a
-block, W = 2 G distances within one, K pairs of blocks that are equally far apart.
+Shape letters: B batch, N heads, T query length, S key length, H head size; G block size, W = 2 G
+distances within a pair of blocks, K offsets between a block of queries and one of keys.
 """
 
 import functools
@@ -22,9 +22,9 @@ from jaxtyping import Array, Float
 from t5jax.ops.blockwise_attention import fill_unattended
 from t5jax.ops.masks import Segments
 
-# Scores of a block, 1 MiB, and the few arrays of their size that live at once fit a core's memory.
+# The scores of a block take 1 MiB; the few such arrays alive at once fit in a core's VMEM.
 BLOCK = 512
-# The width of a vector register, of which a block must be a multiple.
+# Width of a vector register; the block size must be a multiple of it.
 _LANES = 128
 _LEAST, _MOST = float(jnp.finfo(jnp.float32).min), float(jnp.finfo(jnp.float32).max)
 
@@ -39,14 +39,21 @@ def pallas_attend(
     block: int = BLOCK,
     interpret: bool = False,
 ) -> Float[Array, "B N T H"]:
-    """As `blockwise_attend`, whose arguments these are.
+    """Compute `blockwise_attend` with Pallas kernels.
 
     Args:
-      block: a multiple of 128.
-      interpret: runs the kernels as ordinary operations, on any device, slowly.
+      queries: [B, N, T, H], unscaled.
+      keys: [B, N, S, H].
+      values: [B, N, S, H].
+      segments: segments of queries and keys; a query without visible keys gets the mean value.
+      bias: [N, offsets] float32, for distances 1 - T to S - 1; None adds nothing.
+      block: block size, a multiple of 128.
+      interpret: run the kernels as ordinary operations, on any device, slowly.
+    Returns:
+      [B, N, T, H] in the dtype of `values`; scores and softmax are float32.
     """
     (batch, heads, query_len, _), key_len = queries.shape, keys.shape[2]
-    # Short sequences need no whole block.
+    # Short sequences need less than a full block.
     block = min(block, -(-max(query_len, key_len) // _LANES) * _LANES)
     rows, columns = -query_len % block, -key_len % block
     counts = (query_len + rows) // block, (key_len + columns) // block
@@ -68,7 +75,7 @@ def pallas_attend(
 
 
 def _windows(bias: Float[Array, "N offsets"], block: int) -> Float[Array, "N K 1 W"]:
-    """The distances within every pair of blocks."""
+    """Split the bias into the distances within each pair of blocks."""
     parts = bias.reshape(len(bias), -1, block)
     return jnp.concatenate([parts[:, :-1], parts[:, 1:]], axis=-1)[:, :, None]
 
@@ -82,7 +89,7 @@ class _Plan(NamedTuple):
     interpret: bool
 
     def pair(self, i: Any, j: Any) -> Any:
-        """How far apart two blocks are, from 0 on."""
+        """Return the index of the offset between two blocks, from 0."""
         return j - i + self.num_query_blocks - 1
 
     def grid(self, batch: int, heads: int, *, by_keys: bool) -> tuple[int, ...]:
@@ -90,7 +97,7 @@ class _Plan(NamedTuple):
         return batch, heads, *(counts[::-1] if by_keys else counts)
 
     def specs(self, head_dim: int, *, by_keys: bool) -> dict[str, pl.BlockSpec]:
-        """What of each array a step of the grid sees; the innermost loop is over keys, or not."""
+        """Return the block spec of each array; the inner loop is over queries if `by_keys`."""
 
         def spec(shape, index):
             def of_step(b, n, outer, inner):
@@ -112,7 +119,7 @@ class _Plan(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(plan, queries, keys, values, bias, query_ids, key_ids) -> Any:
-    """What is read, and the log of every query's sum of exponentials, or _MOST if it has none."""
+    """Return the output and each query's log-sum-exp of scores, _MOST without visible keys."""
     batch, heads, length, head_dim = queries.shape
     specs = plan.specs(head_dim, by_keys=False)
     return pl.pallas_call(
@@ -137,7 +144,7 @@ def _attend(plan, queries, keys, values, bias, query_ids, key_ids) -> Any:
 def _attend_forward(plan, *args):
     outputs: Any = _attend(plan, *args)
     out, total = outputs
-    # As one number a query: a last axis of 1 would be stored as 128.
+    # Drop the last axis of size 1, which would be padded to 128 in memory.
     return (out, total), (*args, out, total[..., 0])
 
 
@@ -162,7 +169,7 @@ def _attend_backward(plan, kept, cotangents):
             jax.ShapeDtypeStruct((batch, heads, pairs, 2 * plan.block), jnp.float32),
         ],
         scratch_shapes=[pltpu.VMEM((plan.block, head_dim), jnp.float32)],
-        # All blocks of queries add to the same gradient of the bias.
+        # Not parallel over query blocks: all accumulate into the same bias gradient.
         compiler_params=_parameters(2),
         interpret=plan.interpret,
     )(*args)
@@ -263,7 +270,7 @@ def _key_kernel(
 
 
 def _any_visible(plan, i, j):
-    # Always a traced value, as `pl.when` wants it.
+    # `pl.when` requires a traced value.
     return (j <= i) if plan.causal else (j >= 0)
 
 
@@ -272,7 +279,7 @@ def _scores(plan, i, j, q, k, bias, q_ids, k_ids) -> Float[Array, "G G"]:
     size = plan.block
     if plan.has_bias:
         rows = jnp.broadcast_to(bias[0, 0], (size, 2 * size))
-        # Row t begins at the distance of the first key from query t.
+        # Row t starts with the distance from query t to the first key.
         score = score + pltpu.roll(rows, size + 1, 1, stride=1, stride_axis=0)[:, :size]
     visible = q_ids[0] == k_ids[0]
     if plan.causal:
@@ -283,15 +290,15 @@ def _scores(plan, i, j, q, k, bias, q_ids, k_ids) -> Float[Array, "G G"]:
 
 
 def _d_scores(score, v, d_out, log_total, mean) -> tuple[Array, Array]:
-    """Attention weights of a block, and the gradients of its scores."""
+    """Return the attention weights of a block and the gradient of its scores."""
     share = jnp.exp(score - log_total[0, 0])
     return share, share * (_dot(d_out[0, 0], v[0, 0], 1, 1) - mean[0, 0])
 
 
 def _by_diagonal(block: Float[Array, "G G"]) -> Float[Array, "1 W"]:
-    """The sum over every diagonal, as the distances of a block lie in a row."""
+    """Sum each diagonal of a block, in the order of its distances."""
     rows = jnp.concatenate([block, jnp.zeros_like(block)], axis=1)
-    # An upper row belongs further to the right than a lower one, by as many as lie between them.
+    # Each halving shifts the upper rows right by the number of rows between them and the lower.
     while len(rows) > 1:
         half = len(rows) // 2
         rows = pltpu.roll(rows[:half], half, 1) + rows[half:]

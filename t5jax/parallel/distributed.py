@@ -1,13 +1,13 @@
-"""Several processes as one program: start, wait for each other, agree, and end together.
+"""Run several processes as one program: start, synchronize, agree and end together.
 
 JAX, Orbax and `multihost_utils` do the work; this module adds what they lack (jax 0.10.2):
 
-- `initialize` and `abort_together` need `rendezvous`, whose docstring says why.
-- `barrier` is Orbax's, with an error that names the processes that are missing.
-- `StopVote` is not JAX's preemption service (`reached_preemption_sync_point`), which hears SIGTERM
-  alone: not Ctrl-C, nothing once Python has a handler of its own, and a second SIGTERM does not end
+- `initialize` and `abort_together` need `rendezvous`, whose docstring explains why.
+- `barrier` is Orbax's, with an error that names the missing processes.
+- `StopVote` replaces JAX's preemption service (`reached_preemption_sync_point`), which handles only
+  SIGTERM: not Ctrl-C, nothing once Python has its own handler, and a second SIGTERM does not end
   the process.
-- `gather_arrays` is not `process_allgather`, which copies to the host.
+- `gather_arrays` keeps arrays on devices; `process_allgather` copies them to the host.
 """
 
 import atexit
@@ -28,23 +28,27 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from t5jax.parallel import rendezvous
 from t5jax.parallel.rendezvous import RunAborted
 
-# How long a process whose own operation failed waits to hear that another one is the cause.
+# If a collective fails because another process died, wait this long for the news.
 _HEAR_SECONDS = 2.0
-# Building a corpus may take the first process hours; a death is noticed without a timeout.
+# Process 0 may take hours to build a corpus; a dead process is noticed without a timeout.
 _DAY = 24 * 3600.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HostsConfig:
-    """The processes that train together; nothing to say where there is one.
+    """Processes of a multi-process run; the default is a single process.
 
     Attributes:
-      coordinator: Address host:port of process 0, the same for all processes; the port must be
-        free there.
-      count: How many processes there are.
-      index: Which one this is, from 0.
-      auto: Find all this out from Slurm, a TPU pod, Kubernetes or MPI.
-      timeout: Seconds to wait for processes that have not started yet.
+      coordinator: address host:port of process 0, the same in all processes; the port must be free.
+      count: number of processes.
+      index: index of this process, from 0.
+      auto: detect the processes from Slurm, a TPU pod, Kubernetes or MPI.
+      timeout: seconds to wait for all processes to join.
+
+    Example:
+      >>> hosts = t5jax.parallel.HostsConfig(coordinator="10.0.0.1:8476", count=2, index=1)
+      >>> hosts.index, hosts.timeout
+      (1, 300)
     """
 
     coordinator: str | None = None
@@ -58,11 +62,13 @@ class HostsConfig:
             name for name in ("coordinator", "count", "index") if getattr(self, name) is not None
         ]
         if names and self.auto:
-            raise ValueError(f"hosts.auto must stand alone, got hosts.{names[0]} too; drop one.")
+            raise ValueError(
+                f"hosts.auto and hosts.{names[0]} must not both be set; remove one of them."
+            )
         if names and len(names) < 3:
             raise ValueError(
-                "hosts.coordinator, hosts.count and hosts.index must be given together, got only "
-                f"hosts.{' and hosts.'.join(names)}; add the rest."
+                "hosts.coordinator, hosts.count and hosts.index must be set together, got only "
+                f"hosts.{' and hosts.'.join(names)}; set the others too."
             )
         if self.timeout < 1:
             raise ValueError(f"hosts.timeout must be at least 1 second, got {self.timeout}.")
@@ -81,21 +87,32 @@ _group: rendezvous.Group | None = None
 
 
 def initialize(config: HostsConfig) -> None:
-    """Join the other processes, once; must come before anything is computed.
+    """Join the other processes of a run, before any JAX computation.
 
-    If another process fails or dies later, a thread of this one raises `RunAborted`.
+    If another process later fails or dies, a thread of this one raises `RunAborted`.
 
+    Args:
+      config: processes of the run; the default joins nothing.
     Raises:
-      TimeoutError: not all joined; the message names those that are missing, unless `config.auto`.
-      ValueError: no cluster was detected, or the processes disagree about their number.
-      RuntimeError: JAX has computed something already.
+      TimeoutError: some processes did not join; the message names them, except with `config.auto`.
+      ValueError: no cluster was detected, the processes disagree on their number, or this process
+        has already joined with another config.
+      RuntimeError: JAX has already computed something.
+
+    Example:
+      >>> t5jax.parallel.initialize(t5jax.parallel.HostsConfig())
+      >>> t5jax.parallel.process_count()
+      1
     """
     global _started, _group
     if config.coordinator is None and not config.auto:
         return
     if _started is not None:
         if _started != config:
-            raise ValueError(f"this process is one of {_started} already, got {config}.")
+            raise ValueError(
+                f"initialize must not be called again with another config, got {config} after "
+                f"{_started}."
+            )
         return
     # Training handles SIGTERM itself, see `StopVote`.
     jax.config.update("jax_enable_preemption_service", False)
@@ -120,16 +137,47 @@ def initialize(config: HostsConfig) -> None:
     atexit.register(group.leave)
 
 
-process_index, process_count = jax.process_index, jax.process_count
+def process_index() -> int:
+    """Return the index of this process.
+
+    Returns:
+      Index from 0 to `process_count()` - 1.
+
+    Example:
+      >>> t5jax.parallel.process_index()
+      0
+    """
+    return jax.process_index()
+
+
+def process_count() -> int:
+    """Return the number of processes of the run.
+
+    Returns:
+      Number of processes, 1 unless `initialize` joined others.
+
+    Example:
+      >>> t5jax.parallel.process_count()
+      1
+    """
+    return jax.process_count()
 
 
 def is_main_process() -> bool:
-    """Return True in process 0, which writes what is to be written once."""
+    """Return True in process 0, which writes shared files.
+
+    Returns:
+      True in process 0, False in the others.
+
+    Example:
+      >>> t5jax.parallel.is_main_process()
+      True
+    """
     return process_index() == 0
 
 
 def print_once(message: str) -> None:
-    """Print a line in process 0."""
+    """Print a line in process 0 only."""
     if is_main_process():
         print(message, flush=True)
 
@@ -138,17 +186,24 @@ def print_once(message: str) -> None:
 def abort_together() -> Iterator[None]:
     """Abort the run in all processes if the body fails in one.
 
-    Without it the others would wait for the one that failed. No effect in a run of one process.
+    Otherwise the others would keep waiting for the failed one. No effect with a single process.
 
+    Yields:
+      None.
     Raises:
-      RunAborted: the body failed, here (then the error is the cause) or in another process.
+      RunAborted: the body failed here (the error is the cause) or in another process.
+
+    Example:
+      >>> with t5jax.parallel.abort_together():
+      ...     print("training")
+      training
     """
     try:
         yield
     except BaseException as error:
         if _group is None or _group.count == 1:
             raise
-        # A collective fails here when another process dies: wait to hear of that.
+        # A collective may have failed because another process died: wait for the news first.
         by_user = isinstance(error, KeyboardInterrupt)
         reason = None if by_user else _group.failure(timeout=_HEAR_SECONDS)
         if reason is not None:
@@ -157,13 +212,16 @@ def abort_together() -> Iterator[None]:
 
 
 def barrier(name: str, *, timeout: float = 600.0) -> None:
-    """Wait until all processes are here.
+    """Wait until all processes reach this point.
 
     Args:
-      name: of the place in the program, the same in all processes.
+      name: name of this point in the program, the same in all processes.
       timeout: seconds to wait for the others.
     Raises:
-      TimeoutError: not all came; the message names those that are missing.
+      TimeoutError: some processes did not arrive; the message names them.
+
+    Example:
+      >>> t5jax.parallel.barrier("corpus written", timeout=60.0)
     """
     if process_count() == 1:
         return
@@ -177,12 +235,12 @@ def barrier(name: str, *, timeout: float = 600.0) -> None:
         lines = str(error).splitlines()
         names = [line.strip() for line in lines if line.strip().isdecimal()]
         raise TimeoutError(
-            f"all {process_count()} processes must come to {name} within {timeout:g} s, and "
-            f"process {', '.join(names) or 'of unknown index'} did not; look why in its own output."
+            f"all {process_count()} processes must reach {name} within {timeout:g} s, but process "
+            f"{', '.join(names) or 'of unknown index'} did not; check its output."
         ) from error
 
 
-# Orbax wants a key of its own for every barrier.
+# Orbax needs a unique key for every barrier.
 _meetings: collections.Counter[str] = collections.Counter()
 
 
@@ -190,7 +248,8 @@ _meetings: collections.Counter[str] = collections.Counter()
 def main_process_first(name: str) -> Iterator[None]:
     """Run the body in process 0 first, then in the others, one at a time on each machine.
 
-    The others find what process 0 wrote, on a shared disk or not, and no two write one file.
+    Works with or without a shared disk: the others find what process 0 wrote if they share one,
+    and no two processes write a file at once.
     """
     if process_count() == 1:
         yield
@@ -207,11 +266,11 @@ def main_process_first(name: str) -> Iterator[None]:
 
 
 def agree_on(value: int, *, reduce: Callable[[np.ndarray], Any] = np.min) -> int:
-    """Reduce one number per process to one that all get; all must call.
+    """Reduce one number per process to one number for all; all processes must call it.
 
     Args:
-      value: of this process, an int32.
-      reduce: makes one number of [P], those of all processes; the smallest by default.
+      value: number of this process, an int32.
+      reduce: reduction of the [P] numbers of all processes to one; defaults to the minimum.
     """
     if process_count() == 1:
         return int(reduce(np.array([value], np.int32)))
@@ -221,7 +280,7 @@ def agree_on(value: int, *, reduce: Callable[[np.ndarray], Any] = np.min) -> int
 
 
 def broadcast_from_main(values: Sequence[float]) -> list[float]:
-    """Return the numbers of process 0, as float32; all must call, with as many of their own."""
+    """Return the numbers of process 0 as float32; all processes must pass the same number."""
     if process_count() == 1:
         return list(values)
     from jax.experimental import multihost_utils
@@ -231,9 +290,17 @@ def broadcast_from_main(values: Sequence[float]) -> list[float]:
 
 
 def gather_arrays(tree: Any) -> Any:
-    """Return arrays that this process can compute with alone; all processes must call.
+    """Gather arrays so that this process can use them alone; all processes must call it.
 
-    Unchanged in a run of one process; else each array is put together on one device.
+    Args:
+      tree: tree of arrays sharded over all processes.
+    Returns:
+      The tree with each array whole on one local device; unchanged with a single process.
+
+    Example:
+      >>> params = {"scale": jnp.ones(3)}
+      >>> t5jax.parallel.gather_arrays(params) is params
+      True
     """
     if process_count() == 1:
         return tree
@@ -246,14 +313,19 @@ def gather_arrays(tree: Any) -> Any:
 
 
 class StopVote:
-    """A vote on stopping, held at every step by all processes, which get the same answer.
+    """Vote on stopping, held by all processes at every step with the same result in each.
 
-    With several processes, an answer is that of the vote `lag` steps before: by then the devices
-    have computed it, and nobody waits.
+    With several processes, a call returns the result of the vote `lag` steps earlier: the devices
+    have computed it by then, so no process waits.
     """
 
     def __init__(self, mesh: Mesh, *, lag: int = 2):
-        """Prepare votes on the mesh of the training step; all processes must do so together."""
+        """Prepare votes; all processes must do so together.
+
+        Args:
+          mesh: mesh of the training step.
+          lag: number of steps between a vote and its result.
+        """
         self._lag = lag
         self._alone = process_count() == 1
         if self._alone:
@@ -270,7 +342,11 @@ class StopVote:
         self._votes: collections.deque[jax.Array] = collections.deque()
 
     def __call__(self, wanted: bool) -> bool:
-        """Return True if all stop now; `wanted` says that this process was asked to."""
+        """Return True if all processes stop now.
+
+        Args:
+          wanted: True if this process was asked to stop.
+        """
         if self._alone:
             return wanted
         self._votes.append(self._count(self._ballots[wanted]))
@@ -278,17 +354,17 @@ class StopVote:
 
 
 def _join_cluster(timeout: int) -> rendezvous.Group:
-    """Join the processes that JAX detects; only then is it known which one this is."""
+    """Join the processes that JAX detects; the index of this one is known only afterwards."""
     late = threading.Timer(timeout, _raise_late, (timeout,))
     late.daemon = True
     late.start()
     try:
-        # JAX's own timeout aborts the process: ours must come first.
+        # JAX's own timeout aborts the process, so ours must expire first.
         jax.distributed.initialize(initialization_timeout=timeout + 60)
     except ValueError as error:
         raise ValueError(
-            "hosts.auto must detect Slurm, a TPU pod, Kubernetes or MPI here, and detected none of "
-            "them; set hosts.coordinator, hosts.count and hosts.index instead."
+            "hosts.auto must detect Slurm, a TPU pod, Kubernetes or MPI, but detected none; "
+            "set hosts.coordinator, hosts.count and hosts.index instead."
         ) from error
     finally:
         late.cancel()
@@ -308,8 +384,8 @@ def _join_cluster(timeout: int) -> rendezvous.Group:
 
 def _raise_late(timeout: int) -> NoReturn:
     raise RunAborted(
-        f"all processes must join within {timeout} s, and some did not; look why in their own "
-        "output, or set hosts.coordinator, hosts.count and hosts.index to learn which."
+        f"all processes must join within {timeout} s, but some did not; check their output, or set "
+        "hosts.coordinator, hosts.count and hosts.index to learn which."
     )
 
 
@@ -317,7 +393,7 @@ def _own_address() -> str:
     """Return an address of this machine that others can reach, with a free port."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            # Chooses the interface that leads elsewhere, and sends nothing (RFC 5737, TEST-NET-1).
+            # Selects the outgoing network interface without sending (RFC 5737, TEST-NET-1).
             probe.connect(("192.0.2.1", 9))
             host = probe.getsockname()[0]
         except OSError:

@@ -1,4 +1,4 @@
-"""One mesh, and rules that say by its path how an array lies on it."""
+"""Device mesh and its axes."""
 
 import dataclasses
 import math
@@ -15,18 +15,22 @@ AXES = ("data", "fsdp", "sequence", "tensor")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How many ways to divide work; -1 once means all devices that the other axes leave.
+    """Sizes of the mesh axes; one of them may be -1, for all remaining devices.
 
-    Where devices form slices that only a slower network joins, `dcn_data` and `dcn_fsdp` say how
-    many of the ways of `data` and `fsdp` go across them; their product is the number of slices.
+    If devices form slices joined by a slower network, `dcn_data` and `dcn_fsdp` are the factors of
+    `data` and `fsdp` across slices; their product is the number of slices.
 
     Attributes:
-      data: Ways to divide the batch, every device holding all parameters.
-      fsdp: Ways to divide both the batch and the parameters, which are gathered layer by layer.
-      sequence: Ways to divide the length of inputs and targets, for long ones.
-      tensor: Ways to divide heads, hidden features and vocabulary of every layer.
-      dcn_data: How many ways of `data` go across slices.
-      dcn_fsdp: How many ways of `fsdp` go across slices.
+      data: number of batch shards, with replicated parameters.
+      fsdp: number of shards of both batch and parameters, which are gathered layer by layer.
+      sequence: number of shards of the input and target length, for long sequences.
+      tensor: number of shards of heads, hidden features and vocabulary in every layer.
+      dcn_data: factor of the data axis across slices.
+      dcn_fsdp: factor of the fsdp axis across slices.
+
+    Example:
+      >>> t5jax.parallel.MeshConfig(fsdp=2).sizes(8)
+      {'data': 4, 'fsdp': 2, 'sequence': 1, 'tensor': 1}
     """
 
     data: int = -1
@@ -51,11 +55,15 @@ class MeshConfig:
         return {axis: getattr(self, axis) for axis in AXES}
 
     def sizes(self, num_devices: int) -> dict[str, int]:
-        """Ways of every axis on so many devices.
+        """Return the size of every axis.
 
+        Args:
+          num_devices: number of devices in the mesh.
+        Returns:
+          Sizes by axis name; their product is `num_devices`.
         Raises:
           ValueError: the axes do not multiply to the number of devices, or an axis is not a
-            multiple of its part across slices.
+            multiple of its factor across slices.
         """
         sizes = self._sizes()
         known = math.prod(max(size, 1) for size in sizes.values())
@@ -79,10 +87,19 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of all devices, axes as of `AXES`; one device is a mesh of ones.
+    """Build a device mesh.
 
+    Args:
+      config: sizes of the axes.
+      devices: devices of the mesh; defaults to all devices.
+    Returns:
+      Mesh with axes data, fsdp, sequence and tensor, whatever their sizes.
     Raises:
-      ValueError: the axes do not fit the devices, or their slices.
+      ValueError: the axes do not fit the devices or their slices.
+
+    Example:
+      >>> t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig(fsdp=-1, data=1)).axis_names
+      ('data', 'fsdp', 'sequence', 'tensor')
     """
     devices = jax.devices() if devices is None else devices
     sizes = config.sizes(len(devices))
@@ -93,8 +110,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def _across_slices(config: MeshConfig, sizes: dict[str, int], devices: Sequence[Any]) -> Any:
-    """Devices in the shape of the mesh, the ways within a slice nearest to one another."""
-    # TPU devices know their slice; elsewhere a process is a host, with a slower network around it.
+    """Arrange devices in the shape of the mesh, with the factors across slices outermost."""
+    # TPU devices know their slice; elsewhere a process is a host, joined by a slower network.
     by_process = not all(hasattr(device, "slice_index") for device in devices)
     name = "process_index" if by_process else "slice_index"
     count = len({getattr(device, name) for device in devices})

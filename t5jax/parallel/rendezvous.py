@@ -1,17 +1,17 @@
-"""Rendezvous of the processes of a run, and notice of one that fails or dies.
+"""Rendezvous of the processes of a run, and detection of one that fails or dies.
 
-Process 0 listens; every other process connects, sends its index, and keeps the connection open for
-as long as it lives. The operating system closes the connection when a process dies, however it
-dies, so the others hear of it at once, even while their main threads wait in a collective.
+Process 0 listens; every other process connects, sends its index, and keeps the connection open
+while it lives. The operating system closes the connection when a process dies, however it dies, so
+the others notice at once, even while their main threads wait in a collective.
 
 `jax.distributed` alone does less (jax 0.10.2, measured on CPUs with gloo):
 
-- A process that never joins: `initialize` ends all the others with SIGABRT and a C++ stack trace
-  after twice its timeout, and names nobody.
-- A process that dies: the others end in the same way once `heartbeat_timeout_seconds` have passed.
-  `jax_enable_recoverability` avoids that only for as long as process 0 lives.
-- A process that fails: nobody hears why. At its exit it waits for the others until
-  `shutdown_timeout_seconds` have passed, and all end in the same way.
+- A process that never joins: `initialize` ends all others with SIGABRT and a C++ stack trace after
+  twice its timeout, without naming the missing process.
+- A process that dies: the others end the same way once `heartbeat_timeout_seconds` have passed.
+  `jax_enable_recoverability` avoids that only while process 0 lives.
+- A process that fails: the others never learn why. At exit it waits for them until
+  `shutdown_timeout_seconds` have passed, and all end the same way.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ import threading
 import time
 from typing import Any
 
-# A machine that vanishes closes nothing: probed after 15 s of silence, given up after 15 more.
+# A machine that vanishes closes no connection: probe after 15 s of silence, give up 15 s later.
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 _RETRY_SECONDS = 0.2
-# How long process 0 lets the others end first.
+# Time for the others to end before process 0 does.
 _LINGER_SECONDS = 1.0
 
 
 class RunAborted(RuntimeError):
-    """The end of a run because one of its processes failed or died.
+    """Error that ends a run because one of its processes failed or died.
 
     `abort_together` raises it in the main thread, with the error of this process as its cause, if
     any. The thread that watches the other processes raises it too, because the main thread may be
@@ -51,12 +51,12 @@ class Link:
         self._lines = connection.makefile("rb")
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send a message, or nothing if the other side is gone."""
+        """Send a message; does nothing if the peer is gone."""
         with contextlib.suppress(OSError):
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self, timeout: float | None) -> dict[str, Any] | None:
-        """Return the next message; None if the other side is gone, a stranger, or silent."""
+        """Return the next message; None if the peer is gone, silent or not a t5jax process."""
         try:
             self._connection.settimeout(timeout)
             line = self._lines.readline(1 << 16)
@@ -74,7 +74,7 @@ class Link:
 
 
 class Group:
-    """The processes of a run: process 0 has a link to each of the others, they have one to it."""
+    """Processes of a run; process 0 has a link to each of the others, they have one to it."""
 
     def __init__(self, index: int, count: int, links: dict[int, Link]):
         self.index = index
@@ -87,19 +87,19 @@ class Group:
         self._failed = threading.Event()
 
     def watch(self) -> None:
-        """Start threads that follow the other processes; one raises RunAborted if any fails."""
+        """Start threads that watch the other processes; one raises RunAborted if any fails."""
         for index, link in self._links.items():
             thread = threading.Thread(target=self._follow, args=(index, link), daemon=True)
             self._watchers.append(thread)
             thread.start()
 
     def failure(self, timeout: float) -> str | None:
-        """Return why another process ended the run; None if no word comes within `timeout` s."""
+        """Return why another process ended the run; None without news within `timeout` seconds."""
         self._failed.wait(timeout)
         return self._reason
 
     def fail(self, error: BaseException) -> str:
-        """Tell the others that this process ends, and return the sentence that says why."""
+        """Notify the others that this process failed, and return the reason."""
         self._over = True
         cause = f"{type(error).__name__}: {error}".partition("\n")[0][:300]
         reason = f"process {self.index} of {self.count} failed: {cause}"
@@ -108,7 +108,7 @@ class Group:
         return reason
 
     def leave(self) -> None:
-        """Tell the others that this process ends as it should."""
+        """Notify the others that this process ends normally."""
         self._over = True
         self._tell({"leaves": True})
 
@@ -133,8 +133,8 @@ class Group:
         self._tell({"ended": reason}, but=index)
         self._linger()
         self._reason = (
-            f"{reason.rstrip('.')}, so process {self.index} ends too; checkpoints saved before are "
-            "intact: start all processes again with the same command to continue."
+            f"{reason.rstrip('.')}, so process {self.index} ends too; checkpoints are intact: "
+            "rerun the same command in all processes to resume."
         )
         self._failed.set()
         raise RunAborted(self._reason)
@@ -153,17 +153,19 @@ class Group:
 
 
 def join_group(coordinator: str, *, count: int, index: int, timeout: float) -> Group:
-    """Wait until all processes are there.
+    """Wait until all processes have joined.
 
     Args:
       coordinator: `host:port` of process 0, which listens there until all have connected.
       count: number of processes.
-      index: number of this process, from 0.
+      index: index of this process, from 0.
       timeout: seconds to wait.
+    Returns:
+      The connected processes.
     Raises:
-      TimeoutError: not all joined; the message names those that are missing.
-      ValueError: the processes disagree about their number, or two have one index.
-      OSError: process 0 cannot listen at the port.
+      TimeoutError: some processes did not join; the message names them.
+      ValueError: the processes disagree on their number, or two have the same index.
+      OSError: process 0 cannot listen on the port.
     """
     if index == 0:
         return _listen(coordinator, count, timeout)
@@ -179,8 +181,8 @@ def split_address(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ValueError(
-            f"hosts.coordinator must be host:port of process 0, got {address!r}; any port that is "
-            "free there will do, such as 8476."
+            f"hosts.coordinator must be host:port of process 0, got {address!r}; use a free "
+            "port, such as 8476."
         )
     return host.strip("[]"), int(port)
 
@@ -205,9 +207,9 @@ def _listen(coordinator: str, count: int, timeout: float) -> Group:
                 index, number = hello["t5jax"], hello.get("count")
                 if number != count or index in links or not 0 < index < count:
                     raise ValueError(
-                        "every process must have the same hosts.count and a hosts.index of its own "
-                        f"below it, got index {index} of {number} where process 0 counts {count}"
-                        + (" and has that one already." if index in links else ".")
+                        "every process must have the same hosts.count and a unique hosts.index "
+                        f"below it, got index {index} of {number} in a run of {count}"
+                        + (", where that index is taken." if index in links else ".")
                     )
                 links[index] = link
     except (TimeoutError, ValueError) as error:
@@ -229,8 +231,8 @@ def _server(port: int) -> socket.socket:
         return socket.create_server(("", port), backlog=4096)
     except OSError as error:
         raise OSError(
-            f"process 0 must be able to listen at port {port}, got: {error.strerror}; choose "
-            "another port in hosts.coordinator, for all processes."
+            f"process 0 must be able to listen on port {port}, got: {error.strerror}; choose "
+            "another port in hosts.coordinator for all processes."
         ) from error
 
 
@@ -240,11 +242,11 @@ def _call(coordinator: str, count: int, index: int, timeout: float) -> Group:
     while time.monotonic() < deadline:
         try:
             link = Link(socket.create_connection(address, timeout=5.0))
-        except OSError:  # not there yet, or its name is not known yet
+        except OSError:  # not listening yet, or its host name does not resolve yet
             time.sleep(_RETRY_SECONDS)
             continue
         link.send({"t5jax": index, "count": count})
-        # Process 0 may have started later, and then it waits for longer.
+        # Process 0 may have started later; its timeout then ends later too.
         answer = link.receive(2 * timeout) or {}
         if "go" in answer:
             return Group(index, count, {0: link})
@@ -255,15 +257,15 @@ def _call(coordinator: str, count: int, index: int, timeout: float) -> Group:
             raise ValueError(str(answer["refused"]))
         time.sleep(_RETRY_SECONDS)
     raise TimeoutError(
-        f"process {index} of {count} waited {timeout:g} s for process 0 at {coordinator}, which "
-        "did not answer; start it there, and let connections to that port through."
+        f"process {index} of {count} waited {timeout:g} s for process 0 at {coordinator}, but got "
+        "no answer; start process 0 there, and allow connections to that port."
     )
 
 
 def _missing(joined: dict[int, Link], count: int, timeout: float) -> str:
     missing = [str(index) for index in range(1, count) if index not in joined]
     return (
-        f"all {count} processes must join within {timeout:g} s, and "
-        f"process{'es' if len(missing) > 1 else ''} {', '.join(missing)} did not; look why in "
-        "their own output, or start them with the same hosts.coordinator and hosts.count."
+        f"all {count} processes must join within {timeout:g} s, but "
+        f"process{'es' if len(missing) > 1 else ''} {', '.join(missing)} did not; check their "
+        "output, or start them with the same hosts.coordinator and hosts.count."
     )

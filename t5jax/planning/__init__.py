@@ -1,4 +1,4 @@
-"""Memory, operations and time of a step on devices that are not there."""
+"""Memory, FLOPs and time of a step, estimated without the hardware."""
 
 from t5jax._lazy import attach
 

@@ -1,8 +1,8 @@
 """Cost model of a compiled step: memory, FLOPs, traffic, and time by a roofline.
 
-`jax.experimental.roofline` and `Compiled.cost_analysis` (jax 0.10.2) do not do: both count the body
-of a loop once, hence one layer of a scanned stack; the latter reports no collectives, the former
-not those that the compiler inserts.  `hlo` therefore reads the optimized program.
+`jax.experimental.roofline` and `Compiled.cost_analysis` (jax 0.10.2) are not enough: both count a
+loop body once, hence one layer of a scanned stack; the latter reports no collectives, the former
+none that the compiler inserts. `hlo` therefore reads the optimized program.
 """
 
 import dataclasses
@@ -30,17 +30,27 @@ class Estimate:
     Attributes:
       memory: bytes by purpose. Parameters, optimizer or cache, and batch persist; temporaries are
         activations, gradients and gathered parameters at their peak.
-      hbm_bytes: memory of the chip, by its data sheet; compilers reserve a little of it.
-      compiled_flops: FLOPs of matrix products in the compiled program.
-      model_flops: this device's share of the FLOPs that the model itself needs.
+      hbm_bytes: memory of the chip according to its data sheet; compilers reserve a little of it.
+      compiled_flops: FLOPs of matmuls in the compiled program.
+      model_flops: FLOPs that the model itself needs, per device.
       bytes_accessed: bytes read from and written to memory.
       collectives: communication of each kind.
       compute_time: `compiled_flops` at the chip's peak rate.
-      memory_time: `bytes_accessed` at the memory's bandwidth.
+      memory_time: `bytes_accessed` at the memory bandwidth.
       link_time: bytes sent at the bandwidth of all links together.
-      compile_time: time of the compiler, on this machine.
-      largest: name, bytes and producing operation of the largest arrays.
-      unknown_loops: loops of unknown trip count, which count as one trip.
+      compile_time: compilation time on this machine.
+      largest: shape, bytes and producing operation of the largest arrays.
+      unknown_loops: loops of unknown trip count, counted as one trip.
+
+    Example:
+      >>> estimate = t5jax.planning.Estimate(
+      ...     memory={"parameters": 60, "temporaries": 40}, hbm_bytes=1000,
+      ...     compiled_flops=9.0, model_flops=6.0, bytes_accessed=30.0, collectives=[],
+      ...     compute_time=1.0, memory_time=3.0, link_time=0.0, compile_time=5.0,
+      ...     largest=[], unknown_loops=[],
+      ... )
+      >>> estimate.total_bytes, estimate.bound, estimate.step_time
+      (100, 'memory', 3.0)
     """
 
     memory: dict[str, int]
@@ -58,7 +68,7 @@ class Estimate:
 
     @property
     def total_bytes(self) -> int:
-        """Memory that the step needs on a device."""
+        """Memory of the step per device."""
         return sum(self.memory.values())
 
     @property
@@ -77,17 +87,17 @@ class Estimate:
 
     @property
     def step_time(self) -> float:
-        """Lower bound of the time of a step: everything else overlaps with the longest."""
+        """Lower bound of the step time: everything overlaps with the longest."""
         return max(self.times.values())
 
     @property
     def serial_time(self) -> float:
-        """Time of a step if nothing overlaps."""
+        """Step time if nothing overlaps."""
         return sum(self.times.values())
 
 
 class OutOfMemory(Exception):
-    """Error of the compiler: a step does not fit into a device's memory.
+    """Compiler error: a step does not fit into the memory of a device.
 
     Attributes:
       needed: bytes that the step needs.
@@ -106,15 +116,18 @@ def compile_step(lowered: Lowered, workload: Workload, *, chip: Chip, count: int
     Args:
       lowered: from `lower_step`.
       workload: the step that was lowered.
-      chip: hardware that it is compiled for.
+      chip: hardware to compile for.
       count: number of devices that share the work.
+    Returns:
+      The estimate for one device.
     Raises:
-      OutOfMemory: the step does not fit, by the compiler.
+      OutOfMemory: the step does not fit, according to the compiler.
+      ValueError: the compiler did not dump its program.
     """
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         try:
-            # Read from a dump, because jaxlib cannot return the text of every program for a TPU.
+            # Read from a dump, because jaxlib cannot return the text of every TPU program.
             compiled = lowered.program.compile(
                 compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
             )
@@ -130,7 +143,7 @@ def compile_step(lowered: Lowered, workload: Workload, *, chip: Chip, count: int
         if not texts:
             raise ValueError(
                 f"the compiler must dump its program, got XLA_FLAGS="
-                f"{os.environ.get('XLA_FLAGS', '')!r}; leave out all xla_dump flags."
+                f"{os.environ.get('XLA_FLAGS', '')!r}; remove all xla_dump flags."
             )
         program = hlo.parse_hlo(max(texts, key=len))
     return _estimate(
@@ -145,13 +158,13 @@ def compile_step(lowered: Lowered, workload: Workload, *, chip: Chip, count: int
 
 
 def out_of_memory_sizes(message: str) -> tuple[float, float, bool] | None:
-    """Read the sizes from the compiler's message.
+    """Parse the sizes in an out-of-memory error of the compiler.
 
     Args:
-      message: text of an error of XLA.
+      message: text of an XLA error.
     Returns:
-      Needed bytes, available bytes, and True if the arguments of the program come on top; None if
-      the error is another.
+      Needed bytes, available bytes, and True if the program's arguments are not included; None for
+      other errors.
     """
     if "CompileTimeHbmOom" not in message and "Ran out of memory" not in message:
         return None
@@ -180,7 +193,7 @@ def _estimate(
     persistent = (
         usage.argument_size_in_bytes + usage.output_size_in_bytes - usage.alias_size_in_bytes
     )
-    # The rest includes the padding of arrays to whole tiles.
+    # The rest includes the padding of arrays to full tiles.
     rest = max(persistent - sum(num_bytes.values()), 0)
     collectives = program.collectives()
     num_flops, traffic = program.flops(), program.bytes_accessed()
@@ -209,7 +222,7 @@ def _estimate(
 
 
 def estimate_to_json(estimate: Estimate) -> dict[str, Any]:
-    """Return an estimate as a JSON object, derived amounts included."""
+    """Convert an estimate to a JSON object, including derived amounts."""
     return {
         **dataclasses.asdict(estimate),
         "total_bytes": estimate.total_bytes,
@@ -220,11 +233,13 @@ def estimate_to_json(estimate: Estimate) -> dict[str, Any]:
 
 
 def estimate_lines(estimate: Estimate, *, num_tokens: int) -> list[tuple[str, str]]:
-    """Return an estimate as rows of names and amounts, for people.
+    """Format an estimate as rows of names and amounts.
 
     Args:
-      estimate: of one device.
-      num_tokens: number of tokens that all devices read in a step.
+      estimate: estimate for one device.
+      num_tokens: number of tokens per step over all devices.
+    Returns:
+      Pairs of a name and a formatted amount.
     """
     rows = [(f"memory: {name}", format_gib(size)) for name, size in estimate.memory.items()]
     free = estimate.hbm_bytes - estimate.total_bytes
@@ -242,29 +257,29 @@ def estimate_lines(estimate: Estimate, *, num_tokens: int) -> list[tuple[str, st
     ratio = estimate.compiled_flops / estimate.model_flops
     rows += [
         ("model FLOPs", f"{estimate.model_flops / 1e12:.4g} T"),
-        ("compiled FLOPs", f"{estimate.compiled_flops / 1e12:.4g} T, {ratio:.2f} x the model's"),
+        ("compiled FLOPs", f"{estimate.compiled_flops / 1e12:.4g} T, {ratio:.2f}x model FLOPs"),
         ("bytes accessed", format_gib(estimate.bytes_accessed)),
     ]
     for collective in estimate.collectives:
         sent = format_gib(collective.num_bytes)
-        rows.append((collective.kind, f"{collective.count:g} times, {sent} sent"))
+        rows.append((collective.kind, f"{collective.count:g} calls, {sent} sent"))
     for name, seconds in estimate.times.items():
         rows.append((f"time: {name}", _seconds(seconds)))
     useful = estimate.compute_time / ratio / estimate.step_time
     rows += [
         (
-            "time of a step",
+            "step time",
             (
                 f"{_seconds(estimate.step_time)} to {_seconds(estimate.serial_time)}, "
                 f"bound by {estimate.bound}"
             ),
         ),
         ("MFU at most", f"{useful:.0%}"),
-        ("tokens a second", f"at most {num_tokens / estimate.step_time:,.0f}"),
-        ("compiled in", f"{estimate.compile_time:.1f} s"),
+        ("tokens/s", f"at most {num_tokens / estimate.step_time:,.0f}"),
+        ("compile time", f"{estimate.compile_time:.1f} s"),
     ]
     for name in estimate.unknown_loops:
-        rows.append(("warning", f"trips of loop {name} are unknown and counted as one"))
+        rows.append(("warning", f"unknown trip count of loop {name}, counted as one"))
     return rows
 
 

@@ -1,7 +1,7 @@
-"""Operations, traffic and communication of a compiled program, read from its optimized HLO.
+"""FLOPs, memory traffic and communication of a compiled program, read from its optimized HLO.
 
-XLA's own `cost_analysis` counts the body of a loop once; here everything counts as often as it is
-executed.  All amounts are those of one device.
+XLA's own `cost_analysis` counts a loop body once; here everything counts as often as it runs. All
+amounts are per device.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ _FREE = (
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Element type and dimensions of an array, and whether a chip's main memory holds it."""
+    """Dtype and dimensions of an array, and whether it is in HBM."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -42,7 +42,7 @@ class Shape:
 
     @property
     def num_bytes(self) -> int | float:
-        """Size of the array; a fraction of a byte is possible, for types of 4 bits."""
+        """Size of the array in bytes, fractional for 4-bit dtypes."""
         if self.dtype in _BYTES:
             return _BYTES[self.dtype] * math.prod(self.dims)
         bits = re.match(r"[a-z]+([0-9]+)", self.dtype)
@@ -54,7 +54,7 @@ class Instruction:
     """One line of a program: `name = shapes opcode(arguments), attributes`.
 
     Attributes:
-      arguments: Text between the parentheses: the operands, or the value of a constant.
+      arguments: text between the parentheses: the operands, or the value of a constant.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Instruction:
 
     @property
     def called(self) -> list[str]:
-        """Names of the computations that it runs once each; for a loop, the body."""
+        """Names of the computations that it runs once each, such as the body of a loop."""
         names = _CALLED.findall(self.attributes)
         branches = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
         return names + (re.findall(r"[\w.\-]+", branches[1]) if branches else [])
@@ -78,8 +78,9 @@ class Collective:
     """All communication of one kind in a program.
 
     Attributes:
-      count: Number of executions.
-      num_bytes: Bytes that one device sends in all, by ring algorithms.
+      kind: HLO opcode, such as "all-gather".
+      count: number of executions.
+      num_bytes: bytes that one device sends in total, with ring algorithms.
     """
 
     kind: str
@@ -89,12 +90,12 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A parsed program.
+    """Parsed program.
 
     Attributes:
-      computations: by name, each a mapping from names to instructions.
+      computations: computations by name, each a mapping from names to instructions.
       entry: name of the computation that runs first.
-      unknown_loops: loops whose trip count cannot be read; they count as one trip.
+      unknown_loops: loops of unknown trip count, counted as one trip.
     """
 
     computations: dict[str, dict[str, Instruction]]
@@ -103,7 +104,7 @@ class Program:
 
     @functools.cached_property
     def executions(self) -> dict[str, float]:
-        """Number of executions of each computation, by its name."""
+        """Number of executions of each computation, by name."""
         counts: dict[str, float] = defaultdict(float)
         self._count(self.entry, 1.0, counts)
         return counts
@@ -119,7 +120,7 @@ class Program:
                     self._count(called, times, counts)
 
     def flops(self) -> float:
-        """Return the FLOPs of matrix products and convolutions, and those that kernels declare."""
+        """Return the FLOPs of matmuls and convolutions, and those that custom kernels declare."""
         total = 0.0
         for line, scope, times in self._lines():
             if line.opcode == "dot":
@@ -150,7 +151,7 @@ class Program:
         return total
 
     def collectives(self) -> list[Collective]:
-        """Return all communication, by kind, the largest first."""
+        """Return all communication by kind, largest first."""
         counts: dict[str, float] = defaultdict(float)
         sent: dict[str, float] = defaultdict(float)
         for name, times in self.executions.items():
@@ -160,7 +161,7 @@ class Program:
                 if kind not in _COLLECTIVES or not _starts(line, scope):
                     continue
                 if name.startswith("all-reduce-scatter"):
-                    kind = "reduce-scatter"  # as a TPU writes it
+                    kind = "reduce-scatter"  # its form on TPU
                 num_bytes = _sent(kind, line, scope)
                 if num_bytes:
                     counts[kind] += times
@@ -189,7 +190,7 @@ class Program:
                 yield line, scope, times
 
     def _trip_count(self, loop: Instruction, computation: str) -> int:
-        """Return the number of trips of a loop, by XLA's annotation or by its condition."""
+        """Return the trip count of a loop, from XLA's annotation or from its condition."""
         known = re.search(r'known_trip_count\\?":\{\\?"n\\?":\\?"(\d+)', loop.attributes)
         if known:
             return int(known[1])
@@ -201,9 +202,9 @@ class Program:
         return -(-limits[0] // self._stride(condition[1], loop.called[0]))
 
     def _stride(self, condition: str, body: str) -> int:
-        """Return the increment of a loop's counter: 2 where a compiler has unrolled the loop once.
+        """Return the increment of a loop's counter, 2 if the compiler unrolled the loop by two.
 
-        A TPU's compiler does so to overlap products with the communication of their factors, and
+        The TPU compiler does so to overlap matmuls with the communication of their factors, and
         does not annotate the trip count.
         """
         indices = [
@@ -223,7 +224,7 @@ class Program:
         return max(int(steps[0].arguments), 1)
 
     def _limits(self, condition: str) -> Iterator[int]:
-        """Yield the integers that a loop's counter, from 0 in JAX's loops, is compared to."""
+        """Yield the integers that a loop's counter is compared to; JAX's loops count from 0."""
         for line in self.computations[condition].values():
             if line.opcode == "constant" and line.shapes[0].dtype in ("s32", "u32", "s64"):
                 yield int(line.arguments)
@@ -235,7 +236,7 @@ class Program:
         if line.opcode in _FREE or line.opcode.endswith(("-done", "-update")):
             return 0.0
         if line.opcode in ("dynamic-slice", "slice-start", "slice", "gather"):
-            # It reads no more than it returns.
+            # Reads only what it returns.
             return 2 * min((s.num_bytes for s in line.shapes), default=0.0)
         inner = self.computations[line.called[0]] if line.opcode == "fusion" else None
         total = 0.0
@@ -260,7 +261,9 @@ def parse_hlo(text: str) -> Program:
     """Parse the text of an optimized program.
 
     Args:
-      text: as `jax.stages.Compiled.as_text` returns and `xla_dump_to` writes it.
+      text: output of `jax.stages.Compiled.as_text`, or a file that `xla_dump_to` wrote.
+    Returns:
+      The program.
     Raises:
       ValueError: the text has no ENTRY computation.
     """
@@ -277,7 +280,7 @@ def parse_hlo(text: str) -> Program:
                 lines[line.name] = line
     if not entry:
         raise ValueError(
-            f"the text of a program must have an ENTRY, got {text[:60]!r}; pass the optimized HLO."
+            f"text must have an ENTRY computation, got {text[:60]!r}; pass the optimized HLO."
         )
     return Program(computations, entry, [])
 
@@ -308,11 +311,13 @@ def _closing(text: str, opening: int) -> int:
         depth += (text[i] == "(") - (text[i] == ")")
         if depth == 0:
             return i
-    raise ValueError(f"parentheses of a program must close, got {text[:60]!r}.")
+    raise ValueError(
+        f"HLO must have balanced parentheses, got {text[:60]!r}; pass the whole optimized HLO."
+    )
 
 
 def _shape(dtype: str, dims: str, layout: str) -> Shape:
-    # A TPU's layouts name a memory of their own, such as S(1), for what is not in HBM.
+    # TPU layouts mark a memory space other than HBM, such as S(1).
     return Shape(dtype, tuple(map(int, dims.split(","))) if dims else (), "S(" not in layout)
 
 
@@ -324,7 +329,7 @@ def _dot_flops(line: Instruction, scope: dict[str, Instruction]) -> int | float:
 
 
 def _convolution_flops(line: Instruction, scope: dict[str, Instruction]) -> int | float:
-    """Return the FLOPs as XLA counts them: without products with padding or dilation holes."""
+    """Return the FLOPs as XLA counts them: without those on padding or dilation holes."""
     left, right = (scope[name].shapes[0].dims for name in line.operands[:2])
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.attributes)
     window = re.search(r"window=\{([^}]*)\}", line.attributes)
@@ -351,7 +356,7 @@ def _convolution_flops(line: Instruction, scope: dict[str, Instruction]) -> int 
 
 
 def _starts(line: Instruction, scope: dict[str, Instruction]) -> bool:
-    """Return True if communication starts here: a TPU fuses one with several products, in turn."""
+    """Return True if a collective starts here: TPUs fuse one with a chain of matmuls."""
     if "chain_id=" not in line.attributes:
         return True
     return any(
@@ -361,7 +366,7 @@ def _starts(line: Instruction, scope: dict[str, Instruction]) -> bool:
 
 
 def _sent(kind: str, line: Instruction, scope: dict[str, Instruction]) -> int | float:
-    """Return the bytes that each device of a group sends in one collective, by ring algorithms."""
+    """Return the bytes that each device of a group sends in one collective, with a ring."""
     sizes = [sum(s.num_bytes for s in scope[name].shapes) for name in line.operands]
     group_size = _group_size(line.attributes)
     if kind == "all-gather":
@@ -372,7 +377,7 @@ def _sent(kind: str, line: Instruction, scope: dict[str, Instruction]) -> int | 
 
 
 def _group_size(attributes: str) -> int:
-    """Return the number of devices that take part in a collective together."""
+    """Return the number of devices in each group of a collective."""
     listed = re.search(r"replica_groups=\{\{([0-9, ]*)\}", attributes)
     if listed:
         return len(listed[1].split(","))
@@ -389,7 +394,7 @@ def _group_size(attributes: str) -> int:
 
 
 def _bytes_read(inner: dict[str, Instruction], position: int, whole: int | float) -> int | float:
-    """Return the bytes that a fusion reads of an operand: of a stack of layers, only one layer."""
+    """Return the bytes that a fusion reads of an operand, such as one layer of a stack."""
     parameter = next(
         (
             x.name

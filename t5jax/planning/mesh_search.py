@@ -1,4 +1,4 @@
-"""Search for the mesh and the remat policy of the fastest step that fits."""
+"""Search for the mesh and remat policy of the fastest step that fits."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -15,14 +15,16 @@ from t5jax.profiling import Chip
 
 
 def mesh_candidates(task: Workload, count: int) -> Iterator[Workload]:
-    """Yield a step with every mesh and remat policy that fit it, the most promising first.
+    """Yield a step with every valid mesh and remat policy, the most promising first.
 
-    The axes of a mesh must divide heads, widths, vocabulary and batch.  Little tensor parallelism
-    comes first, because it communicates most; then much fsdp, which needs the least memory.
+    The axes of a mesh must divide heads, widths, vocabulary and batch. The order is increasing
+    tensor parallelism, which communicates most, then decreasing fsdp, which saves memory.
 
     Args:
-      task: the step; its mesh, and for training its remat policy, are replaced.
+      task: the step; its mesh and, for training, its remat policy are replaced.
       count: number of devices.
+    Yields:
+      Copies of the step.
     """
     config = task.config
     meshes = []
@@ -35,7 +37,7 @@ def mesh_candidates(task: Workload, count: int) -> Iterator[Workload]:
             if task.batch_size % (data * fsdp) or config.d_model % fsdp:
                 continue
             meshes.append((tensor, fsdp, MeshConfig(data=data, fsdp=fsdp, tensor=tensor)))
-    # All of fsdp first: it needs the least memory, so that a short search finds one that fits.
+    # Largest fsdp first: it needs the least memory, so a short search finds a mesh that fits.
     meshes.sort(key=lambda item: (item[0], -item[1]))
     remats = (task.policy.remat,) if task.decode else get_args(Remat)
     for _, _, mesh in meshes:
@@ -46,23 +48,36 @@ def mesh_candidates(task: Workload, count: int) -> Iterator[Workload]:
 def rank_meshes(
     task: Workload, devices: Sequence[Any], *, chip: Chip, max_compilations: int
 ) -> list[dict[str, Any]]:
-    """Compile candidates, and rank those that fit by time, then the others by the memory they need.
+    """Compile a step for candidate meshes and remat policies, and rank the results.
 
     Args:
-      task: the step.
-      devices: devices to compile for.
-      chip: their hardware.
+      task: the step; its mesh and, for training, its remat policy are replaced.
+      devices: devices to compile for, present or not.
+      chip: hardware of the devices.
       max_compilations: maximum number of programs to compile.
     Returns:
-      One row for each program, as `estimate_to_json`, with mesh, remat and fits.
+      One JSON object per program: the fields of `Estimate`, `mesh`, `remat` and `fits`. Programs
+      that fit come first, by step time, then the others by memory.
     Raises:
       ValueError: no mesh divides the work.
+
+    Example:
+      >>> workload = t5jax.planning.Workload(
+      ...     config=config, policy=t5jax.ComputePolicy(), mesh=t5jax.parallel.MeshConfig(),
+      ...     batch_size=2, input_length=8, target_length=8,
+      ... )
+      >>> chip = t5jax.profiling.chip_of_topology("v5e:1x1")
+      >>> [row] = t5jax.planning.rank_meshes(
+      ...     workload, jax.devices()[:1], chip=chip, max_compilations=1
+      ... )
+      >>> row["fits"], row["remat"]
+      (True, 'none')
     """
     candidates = list(mesh_candidates(task, len(devices)))
     if not candidates:
         raise ValueError(
-            f"batch_size must be a multiple of some divisor of the {len(devices)} devices that "
-            f"leaves a divisor of {task.config.num_heads} heads, got {task.batch_size}; try "
+            f"batch_size must be divisible by data x fsdp of some mesh of {len(devices)} devices "
+            f"whose tensor axis divides {task.config.num_heads} heads, got {task.batch_size}; try "
             f"{len(devices)}."
         )
     rows: list[dict[str, Any]] = []
@@ -80,7 +95,7 @@ def rank_meshes(
 
 
 def mesh_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Format a ranking as a table."""
+    """Format the rows of `rank_meshes` as a table."""
     lines = [f"{'mesh':34}{'remat':8}{'memory':>12}{'time':>12}  bound by"]
     for row in rows:
         mesh = " ".join(f"{axis}={size}" for axis, size in row["mesh"].items() if size > 1)
@@ -113,7 +128,7 @@ def _try(candidate: Workload, devices: Sequence[Any], chip: Chip) -> dict[str, A
 
 
 def _is_hopeless(candidate: Workload, rows: Sequence[dict[str, Any]]) -> bool:
-    """Return True if a program that needs no more memory than the candidate did not fit."""
+    """Return True if a program that needs at most the candidate's memory did not fit."""
     order = get_args(Remat)
     for row in rows:
         sizes, candidate_sizes = row["mesh"], dataclasses.asdict(candidate.mesh)

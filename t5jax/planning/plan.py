@@ -1,4 +1,4 @@
-"""Memory and time of a step on TPUs that are not there, and advice if it does not fit."""
+"""Plan of a step: its memory and time on absent devices, and advice if it does not fit."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,15 +10,27 @@ from t5jax.profiling import Chip
 
 
 def plan_step(task: Workload, devices: Sequence[Any], *, chip: Chip) -> cost_model.Estimate:
-    """Compile a step for devices that are not there, and estimate its memory and time.
+    """Compile a step for devices that need not be present, and estimate its memory and time.
 
     Args:
       task: the step.
-      devices: devices of a slice, as `slice_devices` returns them.
-      chip: their hardware.
+      devices: devices to compile for, usually from `slice_devices`.
+      chip: hardware of the devices.
+    Returns:
+      The estimate for one device.
     Raises:
       ValueError: the devices do not divide the work, or the step does not fit into their memory;
-        the message says what would help.
+        the message suggests changes.
+
+    Example:
+      >>> workload = t5jax.planning.Workload(
+      ...     config=config, policy=t5jax.ComputePolicy(), mesh=t5jax.parallel.MeshConfig(),
+      ...     batch_size=2, input_length=8, target_length=8,
+      ... )
+      >>> chip = t5jax.profiling.chip_of_topology("v5e:1x1")
+      >>> estimate = t5jax.planning.plan_step(workload, jax.devices()[:1], chip=chip)
+      >>> estimate.memory["parameters"] == 4 * sum(x.size for x in jax.tree.leaves(params))
+      True
     """
     lowered = workload.lower_step(task, devices)
     try:
@@ -29,25 +41,25 @@ def plan_step(task: Workload, devices: Sequence[Any], *, chip: Chip) -> cost_mod
             for saved, change in advice(task, error, count=len(devices))
         )
         raise ValueError(
-            f"a step must fit into the {format_gib(error.available)} of a {chip.name} chip, got a "
-            f"need of {format_gib(error.needed)}, {format_gib(error.needed - error.available)} too "
-            f"much; try {changes}."
+            f"a step must fit into the {format_gib(error.available)} of a {chip.name} chip, but "
+            f"needs {format_gib(error.needed)}, {format_gib(error.needed - error.available)} more; "
+            f"try {changes}."
         ) from error
 
 
 def advice(task: Workload, error: OutOfMemory, *, count: int) -> list[tuple[float, str]]:
     """Suggest the changes that would save most memory.
 
-    State is known exactly.  The rest is assumed to grow with the batch, and layers to hold nine
-    tenths of it if nothing is recomputed, half if only matrix products are kept.
+    State is known exactly. The rest is assumed to grow with the batch; layers are assumed to take
+    90 % of it without remat, 50 % if only matmuls are kept.
 
     Args:
       task: the step that does not fit.
-      error: memory that it needs on a device.
+      error: memory that it needs per device.
       count: number of devices.
     Returns:
-      At most three pairs of a rough number of bytes saved on each device, and options of
-      `t5jax plan`; the largest first.
+      At most three pairs of roughly saved bytes per device and options of `t5jax plan`, largest
+      first.
     """
     state = sum(error.state.values())
     rest = max(error.needed - state, 0)

@@ -1,4 +1,4 @@
-"""Workload of a plan: one step of a model, lowered for a mesh of chips that are not there."""
+"""Workload of a plan: one step of a model, lowered for a mesh of absent devices."""
 
 import dataclasses
 import importlib.util
@@ -31,25 +31,33 @@ from t5jax.parallel import (
 from t5jax.profiling import chip_of_topology, decode_step_flops, train_step_flops
 from t5jax.training import StepConfig, abstract_state, make_train_step
 
-# The learning rate has no influence on the cost of a step.
+# The learning rate does not affect the cost of a step.
 _SCHEDULE = ScheduleConfig(name="rsqrt", learning_rate=0.3, warmup_steps=100)
 _STEPS = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
-    """One step of training, or of decoding one more token of every row.
+    """One training step, or one decoding step of a token per row.
 
     Attributes:
-      config: of the model.
-      policy: how the model computes.
+      config: model config.
+      policy: dtype, remat and attention of the model.
       mesh: sharding of the work.
-      batch_size: number of sequences over all chips.
-      input_length: number of tokens of the encoder.
-      target_length: number of tokens of the decoder, or of its cache.
-      optimizer: optimizer of training.
+      batch_size: global batch size.
+      input_length: number of encoder tokens per row.
+      target_length: number of decoder tokens per row, or slots in its cache.
+      optimizer: optimizer of a training step.
       accumulate: number of micro-batches of a training step.
-      decode: True for a step of decoding.
+      decode: True for a decoding step.
+
+    Example:
+      >>> workload = t5jax.planning.Workload(
+      ...     config=t5jax.T5Config.preset("t5-small"), policy=t5jax.ComputePolicy(),
+      ...     mesh=t5jax.parallel.MeshConfig(), batch_size=1, input_length=512, target_length=114,
+      ... )
+      >>> f"{workload.flops():.2e}"
+      '1.06e+11'
     """
 
     config: T5Config
@@ -63,7 +71,11 @@ class Workload:
     decode: bool = False
 
     def flops(self) -> float:
-        """Return the FLOPs that the model itself needs in one step, over all chips."""
+        """Return the FLOPs that the model itself needs in one step.
+
+        Returns:
+          FLOPs over all devices.
+        """
         if self.decode:
             return decode_step_flops(
                 self.config,
@@ -81,11 +93,11 @@ class Workload:
 
 @dataclasses.dataclass(frozen=True)
 class Lowered:
-    """A lowered step.
+    """Lowered step.
 
     Attributes:
       program: `jax.stages.Lowered`.
-      num_bytes: bytes on each device that persist between steps, by purpose.
+      num_bytes: bytes per device that persist between steps, by purpose.
     """
 
     program: Any
@@ -93,25 +105,31 @@ class Lowered:
 
 
 def slice_devices(topology: str) -> Sequence[Any]:
-    """Return the devices of a TPU slice that is not there.
+    """Create devices of a TPU slice to compile for, without the slice.
 
     Args:
-      topology: chip and shape, such as "v5e:4x8".
+      topology: chip and axes, such as "v5e:4x8".
+    Returns:
+      Devices that programs can be compiled for, but not run on.
     Raises:
-      ValueError: there is no such slice, or libtpu, the compiler for TPUs, is not installed.
+      ValueError: the slice does not exist, or libtpu, the compiler for TPUs, is not installed.
+
+    Example:
+      >>> len(t5jax.planning.slice_devices("v5e:4x8"))  # doctest: +SKIP
+      32
     """
     chip_of_topology(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
-            "planning for a TPU must have libtpu, its compiler, which is not installed; "
+            "planning for a TPU requires its compiler, libtpu, which is not installed; run "
             "pip install libtpu."
         )
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    # At its start libtpu looks for a TPU, and logs errors at length.
+    # libtpu looks for a TPU when it starts, and logs long errors without one.
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-    # JAX itself would look for one, too.
+    # JAX would look for a TPU too.
     if jax.config.jax_platforms is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
@@ -120,17 +138,19 @@ def slice_devices(topology: str) -> Sequence[Any]:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
-            f"topology must be a slice that libtpu knows, got {topology!r}: "
+            f"topology must be a slice that libtpu supports, got {topology!r}: "
             f"{str(error).splitlines()[0]:.200}."
         ) from error
 
 
 def lower_step(workload: Workload, devices: Sequence[Any]) -> Lowered:
-    """Lower a step for some devices, from shapes alone.
+    """Lower a step for devices, from shapes alone.
 
     Args:
       workload: the step.
-      devices: devices to compile for, which need not be there.
+      devices: devices to compile for, present or not.
+    Returns:
+      The lowered step.
     Raises:
       ValueError: the devices do not divide the work.
     """
@@ -140,7 +160,7 @@ def lower_step(workload: Workload, devices: Sequence[Any]) -> Lowered:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Return the number of bytes that shapes with shardings take on each device."""
+    """Return the bytes per device of a tree of shapes with shardings."""
     leaves = jax.tree.leaves(tree)
     return sum(
         leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves
@@ -181,10 +201,10 @@ def _lower_training(workload: Workload, mesh: Mesh) -> Lowered:
 
 
 def _lower_decoding(workload: Workload, mesh: Mesh) -> Lowered:
-    """Lower the programs of `generate`; shardings between them are left to the compiler."""
+    """Lower the programs of `generate`; the compiler chooses the shardings between them."""
     config, policy = workload.config, workload.policy
     if not config.num_decoder_layers:
-        raise ValueError("a model must have a decoder to write, got an encoder alone.")
+        raise ValueError("decoding requires a model with a decoder, got an encoder-only model.")
     params = abstract_params(config)
     shardings = infer_shardings(params, mesh=mesh, rules=get_family(config).partition_rules)
     params = with_shardings(params, shardings)
@@ -216,5 +236,5 @@ def _lower_decoding(workload: Workload, mesh: Mesh) -> Lowered:
 
 
 def _outputs(lowered: Any) -> Any:
-    """Return the shapes of a program's results, with the shardings that the compiler chose."""
+    """Return the shapes of a program's outputs, with the shardings that the compiler chose."""
     return with_shardings(lowered.out_info, lowered.compile().output_shardings)

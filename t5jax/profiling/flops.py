@@ -1,8 +1,8 @@
-"""Count the floating-point operations of a model, however they are computed.
+"""FLOPs of a model, independent of how they are computed.
 
-All matrix products count, a multiplication and an addition as two operations; softmax, norms,
-biases and lookups do not, nor does recomputation to save memory.  Attention counts
-every query with every key, masked or not.  (arXiv:2204.02311, appendix B, does the same.)
+Matmuls count two FLOPs per multiply-add. Softmax, norms, biases, lookups and recomputation do not
+count. Attention counts every query-key pair, masked or not. (arXiv:2204.02311, appendix B, does the
+same.)
 """
 
 from t5jax.models import T5Config
@@ -11,20 +11,22 @@ from t5jax.models import T5Config
 def train_step_flops(
     config: T5Config, *, batch_size: int, input_length: int, target_length: int
 ) -> float:
-    """Count the operations of one update: forward, and twice that for the gradients.
+    """Count the FLOPs of one update: the forward pass, and twice that for the gradients.
 
     Args:
-      config: of the model.
+      config: model config.
       batch_size: number of sequences, or of packed rows.
-      input_length: tokens of each row in the encoder.
-      target_length: tokens of each row in the decoder.
+      input_length: number of encoder tokens per row.
+      target_length: number of decoder tokens per row.
     Returns:
-      Floating-point operations.
+      FLOPs of the whole batch.
 
     Example:
-      >>> from t5jax.models import T5Config
-      >>> config = T5Config.preset("t5-small")
-      >>> f"{train_step_flops(config, batch_size=1, input_length=512, target_length=114):.2e}"
+      >>> config = t5jax.models.T5Config.preset("t5-small")
+      >>> flops = t5jax.profiling.train_step_flops(
+      ...     config, batch_size=1, input_length=512, target_length=114
+      ... )
+      >>> f"{flops:.2e}"
       '1.06e+11'
     """
     return 3.0 * forward_flops(
@@ -35,15 +37,23 @@ def train_step_flops(
 def forward_flops(
     config: T5Config, *, batch_size: int, input_length: int, target_length: int
 ) -> float:
-    """Count the operations from tokens to logits.
+    """Count the FLOPs of a forward pass, from tokens to logits.
 
     Args:
-      config: of the model.
+      config: model config.
       batch_size: number of sequences, or of packed rows.
-      input_length: tokens of each row in the encoder.
-      target_length: tokens of each row in the decoder.
+      input_length: number of encoder tokens per row.
+      target_length: number of decoder tokens per row.
     Returns:
-      Floating-point operations.
+      FLOPs of the whole batch.
+
+    Example:
+      >>> config = t5jax.models.T5Config.preset("t5-small")
+      >>> flops = t5jax.profiling.forward_flops(
+      ...     config, batch_size=1, input_length=512, target_length=114
+      ... )
+      >>> f"{flops:.2e}"
+      '3.54e+10'
     """
     source, target = input_length, target_length
     inner_dim = config.num_heads * config.d_kv
@@ -63,14 +73,19 @@ def forward_flops(
 
 
 def encode_flops(config: T5Config, *, batch_size: int, input_length: int) -> float:
-    """Count the operations of the encoder alone, which is all that `Text2Text.embed` runs.
+    """Count the FLOPs of the encoder, the only part that `Text2Text.embed` runs.
 
     Args:
-      config: of the model.
+      config: model config.
       batch_size: number of sequences.
-      input_length: tokens of each.
+      input_length: number of tokens per sequence.
     Returns:
-      Floating-point operations.
+      FLOPs of the whole batch.
+
+    Example:
+      >>> config = t5jax.models.T5Config.preset("t5-small")
+      >>> f"{t5jax.profiling.encode_flops(config, batch_size=1, input_length=512):.2e}"
+      '2.25e+10'
     """
     return 2.0 * batch_size * _encoder(config, input_length)
 
@@ -78,15 +93,23 @@ def encode_flops(config: T5Config, *, batch_size: int, input_length: int) -> flo
 def decode_step_flops(
     config: T5Config, *, batch_size: int, input_length: int, cache_length: int
 ) -> float:
-    """Count the operations of one more token in every row, with keys and values in a cache.
+    """Count the FLOPs of decoding one token per row, with keys and values in a cache.
 
     Args:
-      config: of the model.
+      config: model config.
       batch_size: number of rows.
-      input_length: tokens of each row in the encoder.
-      cache_length: slots in the cache, all of them attended to.
+      input_length: number of encoder tokens per row.
+      cache_length: number of slots in the cache, all of them attended to.
     Returns:
-      Floating-point operations.
+      FLOPs of the whole batch.
+
+    Example:
+      >>> config = t5jax.models.T5Config.preset("t5-small")
+      >>> flops = t5jax.profiling.decode_step_flops(
+      ...     config, batch_size=1, input_length=512, cache_length=114
+      ... )
+      >>> f"{flops:.2e}"
+      '8.46e+07'
     """
     inner_dim = config.num_heads * config.d_kv
     layer = (

@@ -1,4 +1,4 @@
-"""Time and trace the steps of a training loop, and measure its peak memory."""
+"""Step times, traces and peak memory of a training loop."""
 
 import collections
 import contextlib
@@ -15,18 +15,27 @@ from types import TracebackType
 import jax
 import numpy as np
 
-_WINDOW = 1000  # steps that percentiles are taken over
-_STEPS_ON_REQUEST = 5  # steps that a trace on request takes
+_WINDOW = 1000  # most recent steps in percentiles
+_STEPS_ON_REQUEST = 5  # steps traced per request
 
 
 class StepTimer:
-    """A timer of the steps of a training loop.
+    """Timer of training steps.
 
-    Wall time divides into steps, the compilation in the first one, and everything else, such as
-    evaluations and checkpoints; goodput is the share of the steps.
+    Goodput is the fraction of wall time spent in steps; the rest is the first step, which compiles,
+    and everything else, such as evaluations and checkpoints.
 
     Args:
-      clock: returns the time in seconds.
+      clock: function that returns the time in seconds.
+
+    Example:
+      >>> times = iter([0.0, 10.0, 12.0, 16.0])
+      >>> timer = t5jax.profiling.StepTimer(clock=lambda: next(times))
+      >>> timer.finished(tokens=100)  # compiled from 0 to 10
+      >>> timer.finished(tokens=100)
+      >>> reading = timer.reading()
+      >>> reading["tokens_per_second"], reading["goodput"]
+      (50.0, 0.125)
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.perf_counter):
@@ -37,7 +46,7 @@ class StepTimer:
         self._finished = self._tokens = self._recent_steps = 0
 
     def finished(self, tokens: int) -> None:
-        """Record the end of a step, which began at the end of the one before.
+        """Record the end of a step, which began when the previous one ended.
 
         Args:
           tokens: number of tokens in the step's batch, padding included.
@@ -55,24 +64,32 @@ class StepTimer:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time of the block as waiting for a batch."""
+        """Count the time of the block as waiting for a batch.
+
+        Yields:
+          None.
+        """
         begin = self._clock()
         yield
         self._waited += self._clock() - begin
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time of the block out of every step; the last one must have finished."""
+        """Exclude the time of the block from step times; call between steps.
+
+        Yields:
+          None.
+        """
         yield
         self._last = self._clock()
 
     def reading(self) -> dict[str, float]:
-        """Return the measurements since the last reading, and start the next.
+        """Return the measurements since the last reading and reset them.
 
         Returns:
-          `tokens_per_second`; `data_wait_seconds`, the mean of a step; percentiles
-          `step_seconds_p50`, `_p90` and `_p99` of the last 1000 steps; `goodput`, of the whole
-          time. Empty if no step finished.
+          `tokens_per_second`; `data_wait_seconds`, the mean per step; percentiles
+          `step_seconds_p50`, `_p90` and `_p99` of the last 1000 steps; `goodput` since the start.
+          Empty if no step finished.
         """
         if not self._recent_steps:
             return {}
@@ -89,26 +106,37 @@ class StepTimer:
 
 
 def peak_memory_bytes(devices: Sequence) -> float:
-    """Return the peak memory of the fullest device so far.
+    """Return the peak memory so far of the device that used most.
 
     Args:
-      devices: of JAX; if none of them reports its memory, that of this process counts.
+      devices: JAX devices.
+    Returns:
+      Bytes; the peak memory of this process if no device reports its own.
+
+    Example:
+      >>> t5jax.profiling.peak_memory_bytes(jax.local_devices()) > 0
+      True
     """
     stats = [device.memory_stats() or {} for device in devices]
     peaks = [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]
     if peaks:
         return float(max(peaks))
-    # In kilobytes, but on macOS.
+    # ru_maxrss is in kilobytes, except on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 class Profiler:
-    """A context that traces chosen steps, and the next few after each SIGUSR1, to a folder.
+    """Context manager that traces selected steps, and the next five after each SIGUSR1.
 
     Args:
-      folder: to write traces to.
-      steps: the first and the last step to trace, counted from 1; None traces on request alone.
+      folder: folder for the traces.
+      steps: first and last step to trace, counted from 1; None traces only on SIGUSR1.
+
+    Example:
+      >>> with t5jax.profiling.Profiler("traces", steps=(10, 12)) as profiler:
+      ...     for step in range(1, 4):
+      ...         profiler.before(step)  # then run the step
     """
 
     def __init__(self, folder: str | os.PathLike, *, steps: tuple[int, int] | None = None):
@@ -139,7 +167,11 @@ class Profiler:
             jax.profiler.stop_trace()
 
     def before(self, step: int) -> None:
-        """Start or end a trace as needed, before `step` begins."""
+        """Start or stop a trace if needed; call before each step.
+
+        Args:
+          step: number of the step about to run, from 1.
+        """
         if self._stop_before is not None and step >= self._stop_before:
             self._stop_before = None
             jax.profiler.stop_trace()

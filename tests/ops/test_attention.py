@@ -30,7 +30,7 @@ RELATIVE, ABSOLUTE = 1e-4, 1e-4
 
 def test_attend_refuses_the_kernel_where_there_is_no_tpu():
     (q, k, v, bias), _, segments, _ = example(9, 9, kind="padding", causal=False)
-    with pytest.raises(ValueError, match="must be computed on a TPU, got cpu"):
+    with pytest.raises(ValueError, match="requires a TPU, got cpu"):
         attention.attend(q, k, v, segments=segments, bias=bias, kind="pallas")
 
 
