@@ -18,11 +18,14 @@ import pytest
 
 import t5jax
 
-PACKAGES = ["t5jax"] + sorted(
-    module.name
-    for module in pkgutil.walk_packages(t5jax.__path__, "t5jax.")
-    if module.ispkg and module.name != "t5jax.cli"
-)
+PACKAGES = [
+    "t5jax",
+    *sorted(
+        module.name
+        for module in pkgutil.walk_packages(t5jax.__path__, "t5jax.")
+        if module.ispkg and module.name != "t5jax.cli"
+    ),
+]
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(t5jax.__path__, "t5jax.")
@@ -47,9 +50,9 @@ def own_methods(cls: type) -> Iterator[tuple[str, typing.Any]]:
     """Public methods that a class defines itself."""
     for name, value in vars(cls).items():
         function = getattr(value, "__func__", value)
-        if not name.startswith("_") and inspect.isfunction(function):
-            if function.__module__ == cls.__module__:
-                yield name, function
+        own = inspect.isfunction(function) and function.__module__ == cls.__module__
+        if own and not name.startswith("_"):
+            yield name, function
 
 
 def function_faults(function: typing.Any, *, example: bool) -> Iterator[str]:
@@ -71,9 +74,9 @@ def function_faults(function: typing.Any, *, example: bool) -> Iterator[str]:
     source = textwrap.dedent(inspect.getsource(function))
     returned = ast.parse(source).body[0].returns
     nothing = isinstance(returned, ast.Constant) and returned.value is None
-    if not nothing and not re.search(r"\n(Returns|Yields):", doc):
-        if parameters or example:
-            yield "no Returns"
+    described = nothing or re.search(r"\n(Returns|Yields):", doc)
+    if not described and (parameters or example):
+        yield "no Returns"
     if re.search(r"^\s+raise \w", source, re.MULTILINE) and "\nRaises:" not in doc:
         yield "no Raises"
     if example and ">>>" not in doc:
@@ -93,7 +96,7 @@ def class_faults(cls: type) -> Iterator[str]:
         yield "no example"
     fields = []
     if dataclasses.is_dataclass(cls) or hasattr(cls, "_fields") or typing.is_typeddict(cls):
-        fields = [name for name in cls.__dict__.get("__annotations__", ()) if name[0] != "_"]
+        fields = [name for name in inspect.get_annotations(cls) if name[0] != "_"]
     for name in fields:
         if not re.search(rf"^  {name}[,:]", doc, re.MULTILINE):
             yield f"Attributes lack {name}"
