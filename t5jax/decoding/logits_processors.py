@@ -152,7 +152,7 @@ def _no_bad_words(
     for k in range(size - 1):
         last = jnp.take(sequences, length - size + 1 + k, axis=1, mode="clip")
         begun = begun & ((words[None, :, k] == last[:, None]) | (words[None, :, k] < 0))
-    # Longer words cannot be complete yet.
+    # Words longer than the sequence, excluding the start token, cannot be complete.
     fits = jnp.sum(words >= 0, axis=1, dtype=jnp.int32) <= length
     last_tokens = jnp.broadcast_to(words[None, :, -1], begun.shape)
     return _rule_out(scores, _token_mask(last_tokens, begun & fits[None], scores.shape))

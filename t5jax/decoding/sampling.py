@@ -99,9 +99,10 @@ def min_p(logits: Float[Array, "B V"], p: Float[Array, ""]) -> Float[Array, "B V
 
 
 def typical(logits: Float[Array, "B V"], p: Float[Array, ""]) -> Float[Array, "B V"]:
-    """Keep the most typical tokens, up to total probability >= `p`.  (arXiv:2202.00666)
+    """Keep the smallest set of most typical tokens with total probability >= `p`.
 
     A token is typical if its surprisal is close to the entropy, the expected surprisal.
+    (arXiv:2202.00666)
 
     Args:
       logits: [B, V] float32, -inf for tokens already ruled out.
