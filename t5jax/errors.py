@@ -1,4 +1,4 @@
-"""Checks of options, suggestions for unknown names, and names made presentable."""
+"""Option checks and helpers for error messages."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,8 +9,8 @@ def check_at_least(minimum: int | float, hint: str = "", /, **options: int | flo
 
     Args:
       minimum: smallest value allowed.
-      hint: what a good value is, for the end of the message, such as "1000 is usual".
-      **options: values by the name of the option; None, an option that is not set, passes.
+      hint: suggested value that ends the message, such as "1000 is usual".
+      **options: value of each option; None means not set and passes.
     Raises:
       ValueError: a value is below `minimum` or NaN.
 
@@ -24,13 +24,15 @@ def check_at_least(minimum: int | float, hint: str = "", /, **options: int | flo
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str, *, cutoff: float = 0.5) -> str:
-    """Return a question for the most similar known name, or `otherwise` if none is similar.
+    """Suggest the known name most similar to an unknown one.
 
     Args:
       name: the unknown name.
       known: names to choose from.
       otherwise: returned if no known name is similar.
-      cutoff: similarity that is enough, in [0, 1], as `difflib.SequenceMatcher.ratio` measures it.
+      cutoff: minimum `difflib.SequenceMatcher.ratio`, in [0, 1].
+    Returns:
+      "did you mean ...?", or `otherwise`.
 
     Example:
       >>> suggest("blue", ["bleu", "chrf"], "choose one of these.")
@@ -41,7 +43,7 @@ def suggest(name: str, known: Iterable[str], otherwise: str, *, cutoff: float = 
 
 
 def shorten(name: str) -> str:
-    """Quote a name from a file for a message, however long and strange it is."""
-    # Cut twice: escapes can make it ten times as long.
+    """Escape and truncate a name read from a file, for use in a message."""
+    # Truncated again after escaping, which can make it ten times as long.
     text = repr(name[:120])[1:-1]
     return text if len(text) <= 120 else f"{text[:120]}..."

@@ -1,4 +1,4 @@
-"""Files and folders that are replaced whole or not at all, and JSON."""
+"""Atomic writes of files and folders, and JSON files."""
 
 import contextlib
 import json
@@ -14,25 +14,25 @@ StrPath = str | os.PathLike[str]
 
 _SUFFIX = ".writing"
 
-# Attempts to remove a folder, ten in a second.
+# Attempts to remove a folder, ten per second.
 _REMOVE_ATTEMPTS = 100
 
 
 def is_temporary(path: Path) -> bool:
-    """Return whether a file is one that a crash left of `write_atomically`."""
+    """Return whether a file was left by an interrupted `write_atomically`."""
     return path.name.endswith(_SUFFIX)
 
 
 def is_plain_name(name: str) -> bool:
-    """Return whether a name is that of a file or folder, not a path to somewhere else."""
-    # By Windows' rules, which know all that POSIX's do, and backslashes and drives.
+    """Return whether a name is a single file or folder name, not a path."""
+    # Windows paths cover POSIX paths, backslashes and drives.
     return name not in ("", "..") and name.isprintable() and PureWindowsPath(name).name == name
 
 
 def write_atomically(path: StrPath, content: bytes | str) -> None:
-    """Write a file under a temporary name, then give it its own; text is UTF-8.
+    """Write a file under a temporary name, then rename it; text is encoded as UTF-8.
 
-    A crash or a full disk leaves the file that was there before.
+    After a crash or on a full disk, the previous file is intact.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}{_SUFFIX}")
@@ -51,14 +51,14 @@ def write_atomically(path: StrPath, content: bytes | str) -> None:
 def atomic_folder(
     path: StrPath, *, check_replaceable: Callable[[Path], object] | None = None
 ) -> Iterator[Path]:
-    """Fill a temporary folder, which takes the place of `path` if the block succeeds.
+    """Fill a temporary folder that replaces `path` if the block succeeds.
 
-    Whatever interrupts the block leaves the folder that was there before.
+    If the block fails or is interrupted, the previous folder is kept.
 
     Args:
-      path: the folder to write; its parents are created.
-      check_replaceable: called with a path at which there is a file, or a folder with files in it;
-        raises FileExistsError unless that may be replaced. None replaces nothing.
+      path: folder to write; its parents are created.
+      check_replaceable: called with `path` if it is a file or a non-empty folder; raises
+        FileExistsError to keep it. None never replaces anything.
     Yields:
       The temporary folder, next to `path`.
     Raises:
@@ -68,7 +68,7 @@ def atomic_folder(
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         (check_replaceable or _refuse_to_replace)(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Never a name that a killed process left.
+    # Unique, so that the leftovers of a killed process are not in the way.
     unique = uuid.uuid4().hex[:8]
     temporary = path.with_name(f".{path.name}.{unique}.tmp")
     replaced = path.with_name(f".{path.name}.{unique}.old")
@@ -87,12 +87,12 @@ def atomic_folder(
 
 def _refuse_to_replace(path: Path) -> None:
     raise FileExistsError(
-        f"{path} must be a new or an empty folder, and it holds files; choose another folder."
+        f"{path} must be a new or an empty folder, but it contains files; choose another folder."
     )
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, even while a library's threads still finish files in it."""
+    """Remove a folder, retrying while library threads still write to it."""
     for _ in range(_REMOVE_ATTEMPTS):
         shutil.rmtree(path, ignore_errors=True)
         if not path.exists():
@@ -100,36 +100,36 @@ def _remove(path: Path) -> None:
         time.sleep(0.1)
 
 
-# Indices of the largest models have some MB.
+# Shard indices of the largest models take a few MB.
 MAX_JSON_BYTES = 64 << 20
 
 
 def read_json(path: Path) -> Any:
-    """Read the value in a JSON file.
+    """Read a JSON file.
 
     Raises:
-      ValueError: no such file, a larger one than any of its kind, or not JSON.
+      ValueError: the file is missing, larger than `MAX_JSON_BYTES` or not JSON.
     """
     try:
-        # Never waits for a pipe.
+        # Opening a pipe would block.
         if not path.is_file():
-            raise FileNotFoundError(2, "there is no such file")
+            raise FileNotFoundError(2, "no such file")
         with path.open("rb") as file:
             content = file.read(MAX_JSON_BYTES + 1)
     except OSError as error:
         raise ValueError(f"{path} must be a readable file ({error.strerror}).") from error
     if len(content) > MAX_JSON_BYTES:
         raise ValueError(
-            f"{path} must have at most {MAX_JSON_BYTES} bytes; it is another kind of file."
+            f"{path} must have at most {MAX_JSON_BYTES} bytes; it is a different kind of file."
         )
     return parse_json(content, source=path)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Read the object in a JSON file.
+    """Read a JSON file that holds an object.
 
     Raises:
-      ValueError: no such file, a larger one than any of its kind, not JSON, or another value.
+      ValueError: the file is missing, larger than `MAX_JSON_BYTES` or not a JSON object.
     """
     return _check_object(read_json(path), path)
 
@@ -138,15 +138,15 @@ def parse_json(content: bytes | str, *, source: object) -> Any:
     """Parse JSON.
 
     Args:
-      content: text, or its UTF-8.
-      source: name of its file in an error.
+      content: text, or UTF-8 bytes.
+      source: file name for error messages.
     Raises:
       ValueError: the content is not JSON.
     """
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
         if text.startswith("version https://git-lfs"):
-            raise ValueError("it is a git-lfs pointer to it, so run `git lfs pull`")
+            raise ValueError("it is a git-lfs pointer; run `git lfs pull`")
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} must be JSON: {error}.") from error
@@ -156,10 +156,10 @@ def parse_json_object(content: bytes | str, *, source: object) -> dict[str, Any]
     """Parse a JSON object.
 
     Args:
-      content: text, or its UTF-8.
-      source: name of its file in an error.
+      content: text, or UTF-8 bytes.
+      source: file name for error messages.
     Raises:
-      ValueError: the content is not JSON, or another value.
+      ValueError: the content is not a JSON object.
     """
     return _check_object(parse_json(content, source=source), source)
 
@@ -171,5 +171,5 @@ def _check_object(value: Any, source: object) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON that people can read: indented, with sorted keys."""
+    """Write a value as indented JSON with sorted keys."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`t5jax.load` and `t5jax.export_hf`: reading and writing models."""
+"""`t5jax.load` and `t5jax.export_hf`: loading and exporting models."""
 
 import os
 from typing import Literal
@@ -28,32 +28,37 @@ def load(
     """Load a T5 from a folder, a file or the Hugging Face hub.
 
     Args:
-      name_or_path: a folder written by `save`, by `scripts/pretrain.py`, by Hugging Face
-        transformers, diffusers or sentence-transformers; a .safetensors file; a T5X or Mesh
-        TensorFlow checkpoint; or a hub id such as "google/flan-t5-small".
-      dtype: "float32" or "bfloat16" to hold parameters in and to compute in, or "auto", which holds
-        them in float32 and computes in bfloat16 on TPU and GPU, in float32 on a CPU.
+      name_or_path: folder written by `save`, `scripts/pretrain.py`, Hugging Face transformers,
+        diffusers or sentence-transformers; .safetensors file; T5X or Mesh TensorFlow checkpoint;
+        or hub id such as "google/flan-t5-small".
+      dtype: "float32" or "bfloat16", the dtype of both parameters and computation; or "auto":
+        float32 parameters, computation in bfloat16 on TPU and GPU, in float32 on CPU.
       weights: "int8" rounds every kernel to 8 bits, with one scale per output feature: a quarter of
-        the memory and the fastest on a CPU.  The change of the logits is measured, as
-        `logit_error`.  Such a model cannot be saved.
-      encoder_only: load no decoder; the model encodes and embeds.
-      mesh: mesh to shard parameters over, by the rules of the model's family; no host holds more
-        than its shards.  Without one they are on the first device.
-      tokenizer: defaults to the tokenizer of the model.
+        the memory, and fastest on CPU.  The change of the logits is measured as `logit_error`.
+        The model cannot be saved.
+      encoder_only: load no decoder; only `encode` and `embed` work.
+      mesh: mesh to shard parameters over, by the sharding rules of the model's family; each host
+        holds only its shards.  Defaults to the first device.
+      tokenizer: tokenizer to use; defaults to the tokenizer of the model.
       revision: branch, tag or commit on the hub.
-      subfolder: folder of the model among others, such as "text_encoder_2".
+      subfolder: folder of the model within `name_or_path`, such as "text_encoder_2".
     Returns:
       The model with its tokenizer, if it has one.
     Raises:
-      FileNotFoundError: no such folder, and no such model on the hub.
+      FileNotFoundError: there is no such folder, and no such model on the hub.
       ConnectionError: the hub cannot be reached and the model is not in its cache.
-      ValueError: the files do not contain a T5, or do not fit together.
+      ValueError: the files are not a T5 or are inconsistent, or an option is invalid.
+
+    Example:
+      >>> t5.save("my-model")
+      >>> t5jax.load("my-model").generate(["the baker"], allowed_texts=["Lisbon"])
+      ['Lisbon']
     """
     policy = ComputePolicy(dtype=resolve_dtype(dtype))
     if weights not in ("float", "int8"):
         raise ValueError(f"weights must be 'float' or 'int8', got {weights!r}.")
     if weights == "int8" and (mesh is not None or encoder_only):
-        raise ValueError("weights='int8' must come without mesh and encoder_only; leave them out.")
+        raise ValueError("weights='int8' must come without mesh and encoder_only; remove them.")
     config, params, own_tokenizer = load_pretrained(
         name_or_path,
         revision=revision,
@@ -69,14 +74,20 @@ def load(
 
 
 def export_hf(t5: Text2Text, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
-    """Write a folder that Hugging Face transformers loads.
+    """Export a model to a folder that Hugging Face transformers loads.
 
     Args:
-      t5: model to write.
-      folder: written whole or not at all.
-      overwrite: replace an existing folder, which otherwise is an error.
+      t5: model to export.
+      folder: output folder, written atomically.
+      overwrite: replace an existing folder instead of raising an error.
     Raises:
-      ValueError: weights that were rounded when they were loaded.
+      ValueError: the weights are int8.
+      FileExistsError: `folder` exists, is not empty, and `overwrite` is False.
+
+    Example:
+      >>> t5jax.export_hf(t5, "hf-folder")
+      >>> t5jax.load("hf-folder").config == t5.config
+      True
     """
     check_saveable(t5.params)
     save_hf(folder, t5.config, Weights.from_params(t5.params), t5.tokenizer, overwrite=overwrite)

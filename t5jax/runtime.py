@@ -8,8 +8,8 @@ import platform
 from collections.abc import Callable
 from pathlib import Path
 
-# Parameters of mallopt, from malloc.h, and their values: no block is mapped on its own, the heap is
-# never trimmed, and all threads share one arena.
+# mallopt parameters, from malloc.h: never map a block separately, never trim the heap, and share
+# one arena among all threads.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _MALLOC_SETTINGS = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_ARENA_MAX: 1}
 
@@ -17,14 +17,14 @@ _MALLOC_SETTINGS = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_ARENA_MAX: 1}
 def keep_memory() -> bool:
     """Set glibc malloc to keep freed memory for the next step instead of returning it.
 
-    XLA takes a step's temporaries from malloc.  glibc returns gigabytes of them to the system after
-    every step, and the next one pays a page fault for each 4 KiB: for a T5 small, a seventh of a
-    step's time in float32 and a fifth in bfloat16.  In exchange, the process holds its peak until
-    it ends, up to twice the temporaries where small arrays that live longer divide them.
+    XLA allocates a step's temporaries with malloc.  By default glibc returns gigabytes of them to
+    the system after every step, and the next step pays a page fault per 4 KiB: for T5 small, a
+    seventh of the step time in float32 and a fifth in bfloat16.  In exchange, the process keeps its
+    peak memory until it exits, up to twice the temporaries if long-lived small arrays fragment it.
 
-    Call it before JAX computes anything, since the threads that JAX starts then take memory from
-    arenas of their own.  It does nothing if accelerators are installed, if the C library is not
-    glibc, or with T5JAX_KEEP_MEMORY=0 in the environment.
+    Call this before JAX computes anything: threads that JAX starts earlier use separate arenas.  It
+    has no effect if accelerators are installed, if the C library is not glibc, or with
+    T5JAX_KEEP_MEMORY=0 in the environment.
 
     Returns:
       True if glibc accepted the settings.
@@ -34,18 +34,18 @@ def keep_memory() -> bool:
     mallopt = _mallopt()
     if mallopt is None:
         return False
-    # No `all` of a generator: every setting is tried.
+    # A list, since `all` would stop a generator at the first rejected setting.
     accepted = [mallopt(name, value) == 1 for name, value in _MALLOC_SETTINGS.items()]
     return all(accepted)
 
 
 def _mallopt() -> Callable[[int, int], int] | None:
-    """Return glibc's mallopt, or None if the C library is another."""
+    """Return glibc's mallopt, or None with another C library."""
     return ctypes.CDLL(None).mallopt if platform.libc_ver()[0] == "glibc" else None
 
 
 def _may_find_accelerators() -> bool:
-    """Return True if JAX may look for devices other than CPUs, before it does."""
+    """Return whether JAX may use devices other than CPUs, without initializing it."""
     if os.environ.get("JAX_PLATFORMS", "").lower() == "cpu":
         return False
     plugins = importlib.metadata.entry_points(group="jax_plugins")
@@ -53,22 +53,22 @@ def _may_find_accelerators() -> bool:
     return bool(plugins) or any(importlib.util.find_spec(name) is not None for name in names)
 
 
-# Beyond this size, the least recently used programs are dropped.
+# Above this size, the least recently used programs are evicted.
 _MAX_BYTES = 2 << 30
 
 
 def enable_compilation_cache(folder: str | os.PathLike | None = None) -> Path | None:
-    """Enable JAX's persistent compilation cache, so that later processes need not compile again.
+    """Enable JAX's persistent compilation cache.
 
-    The command line calls this; a library leaves the choice to its user.  A folder that was set
-    before, by `JAX_COMPILATION_CACHE_DIR` or in JAX's config, stays; the cache is off with
-    `JAX_ENABLE_COMPILATION_CACHE=0`.
+    The command line calls this; in a library the choice is the user's.  A folder already set by
+    `JAX_COMPILATION_CACHE_DIR` or in JAX's config is kept; `JAX_ENABLE_COMPILATION_CACHE=0`
+    disables the cache.
 
     Args:
-      folder: folder of the cache, made if missing; `t5jax/programs` in the user's cache folder if
-        None.
+      folder: cache folder, created if missing; defaults to `t5jax/programs` in the user's cache
+        folder.
     Returns:
-      The folder; None if another one was set before, or if it cannot be written to.
+      The folder; None if another one is already set or it is not writable.
     """
     import jax
 
@@ -83,7 +83,7 @@ def enable_compilation_cache(folder: str | os.PathLike | None = None) -> Path | 
     if not os.access(path, os.W_OK):
         return None
     jax.config.update("jax_compilation_cache_dir", str(path))
-    # By default, JAX keeps only what took a second to compile, but all of that for ever.
+    # JAX's defaults cache only programs that took a second to compile, and never evict them.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
     return path

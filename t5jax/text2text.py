@@ -1,4 +1,4 @@
-"""A T5 with its tokenizer, from text to text."""
+"""T5 with its tokenizer, from text to text."""
 
 import functools
 import os
@@ -44,14 +44,19 @@ from t5jax.tokenizers import Tokenizer, encode_with_eos
 
 
 class Text2Text:
-    """A T5 ready for use.
+    """T5 with its tokenizer, returned by `t5jax.load`.
 
-    Texts are tokenized, grouped by length, padded to a few fixed lengths and run through compiled
-    programs; results come in the order of the texts.  The first call with a new combination of
-    lengths compiles, later ones do not.
+    Texts are tokenized, grouped by length and padded to a few fixed lengths; results are in the
+    order of the texts.  Each new combination of lengths compiles once.
 
     Attributes:
-      logit_error: change of the logits by rounding the weights, if they were rounded.
+      logit_error: change of the logits caused by int8 weights; None for float weights.
+
+    Example:
+      >>> t5.generate(["the baker"], allowed_texts=["Lisbon"])
+      ['Lisbon']
+      >>> t5.embed(["the baker", "my sister"]).shape
+      (2, 16)
     """
 
     def __init__(
@@ -63,27 +68,28 @@ class Text2Text:
         policy: ComputePolicy = ComputePolicy(),
         logit_error: LogitError | None = None,
     ):
-        """Check that config, parameters and tokenizer fit together.
+        """Create a model from config, parameters and tokenizer.
 
         Args:
-          config: the architecture.
-          params: as from `t5jax.models.init_params`.
-          tokenizer: None leaves only the methods on ids.
-          policy: how to compute; by default in float32.
-          logit_error: change of the logits by rounding the weights, if they were rounded.
+          config: architecture of the model.
+          params: parameters, as returned by `t5jax.models.init_params`.
+          tokenizer: tokenizer of the model; if None, only methods that take ids work.
+          policy: compute policy; defaults to float32.
+          logit_error: change of the logits caused by int8 weights.
         Raises:
-          ValueError: parameters of other shapes, or a tokenizer with more ids than embeddings.
+          ValueError: the parameters do not match the config, or the tokenizer has more ids than
+            the vocabulary or another EOS id.
         """
         self._model = bind(config, params, policy=policy)
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
-                f"the tokenizer must have at most vocab_size = {config.vocab_size} ids, got "
-                f"{tokenizer.vocab_size}; it belongs to another model."
+                f"tokenizer must have at most vocab_size = {config.vocab_size} ids, got "
+                f"{tokenizer.vocab_size}; use the model's tokenizer."
             )
         if tokenizer is not None and tokenizer.eos_id != config.eos_id:
             raise ValueError(
-                f"the tokenizer must end sequences as the model does, with eos_id = "
-                f"{config.eos_id}, got {tokenizer.eos_id}; it belongs to another model."
+                f"tokenizer must end sequences with eos_id = {config.eos_id}, got "
+                f"{tokenizer.eos_id}; use the model's tokenizer."
             )
         self._config = config
         self._params = params
@@ -98,45 +104,45 @@ class Text2Text:
 
     @property
     def config(self) -> T5Config:
-        """The architecture."""
+        """Architecture of the model."""
         return self._config
 
     @property
     def policy(self) -> ComputePolicy:
-        """How the model computes.
+        """Compute policy.
 
-        To compute in another way, make `Text2Text(t5.config, t5.params, t5.tokenizer, policy=...)`;
-        the two share their parameters.
+        To change it, create `Text2Text(t5.config, t5.params, t5.tokenizer, policy=...)`; the two
+        models share their parameters.
         """
         return self._model.policy
 
     @property
     def params(self) -> Params:
-        """Nested dict of arrays.
+        """Parameters, a nested dict of arrays.
 
-        Other weights are another `Text2Text`: generation keeps a copy of some, so that only half of
-        the methods would see changes in the dict.
+        Do not modify it: generation keeps a copy of the decoder weights, so only some methods would
+        see the change.  Create another `Text2Text` for other weights.
         """
         return self._params
 
     @property
     def model(self) -> T5:
-        """The `flax.nnx` module, for everything that the methods here do not do."""
+        """The `flax.nnx` module, for direct access to logits and encoder states."""
         return self._model
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """None if the model came without one; then only the methods on ids work."""
+        """Tokenizer of the model; if None, only methods that take ids work."""
         return self._tokenizer
 
     @functools.cached_property
     def engine(self) -> Engine:
-        """Generates ids from ids."""
+        """Generation engine, from ids to ids."""
         return Engine(self.config, self.params, self.tokenizer, policy=self.policy)
 
     @functools.cached_property
     def scorer(self) -> Scorer:
-        """Computes states and log-probabilities of ids."""
+        """Scorer of ids: encoder states, embeddings and log-probabilities."""
         return Scorer(self.config, self.params, policy=self.policy)
 
     def generate(
@@ -148,16 +154,20 @@ class Text2Text:
         """Generate an output for every text.
 
         Args:
-          texts: inputs, with whatever prefix the model was trained on.
-          config: options of the generation; defaults to `GenerationConfig()`.
-          **overrides: fields of `t5jax.GenerationConfig`, such as `max_new_tokens` (64),
-            `num_beams` (1), `temperature` (0.0, greedy) or `stop_strings`; they take precedence.
+          texts: inputs, including the task prefix the model was trained with.
+          config: generation options; defaults to `GenerationConfig()`.
+          **overrides: fields of `t5jax.GenerationConfig`, such as `max_new_tokens` (default 64),
+            `num_beams` (1), `temperature` (0.0, greedy) or `stop_strings`; they override `config`.
         Returns:
           The outputs, in the order of the texts.
         Raises:
-          TypeError: an unknown option.
-          ValueError: an option out of range or without effect, options that contradict one another,
-            a text longer than allowed, or constraints that leave no token to generate.
+          TypeError: an option is unknown, or `texts` is not a list of strings.
+          ValueError: an option is invalid, ineffective or contradicts another, a text is too long,
+            the constraints rule out every token, or the model has no tokenizer.
+
+        Example:
+          >>> t5.generate(["the baker", "my sister"], allowed_texts=["Lisbon"])
+          ['Lisbon', 'Lisbon']
         """
         config = override_config(config, overrides)
         tokenizer = self._require_tokenizer()
@@ -166,9 +176,9 @@ class Text2Text:
         dead = [i for i, one in enumerate(sequences) if one.finish_reason == "dead_end"]
         if dead:
             raise ValueError(
-                f"constraints must leave something to generate, and left nothing for "
+                f"constraints must allow an output, but left nothing for "
                 f"{', '.join(f'texts[{i}]' for i in dead[:5])}; loosen them, or call "
-                "generate_outputs, which returns such outputs as dead ends."
+                "generate_outputs, which returns these outputs with finish_reason 'dead_end'."
             )
         return [
             detokenize(
@@ -192,17 +202,23 @@ class Text2Text:
         Args:
           texts: as in `generate`.
           config: as in `generate`.
-          num_return_sequences: number of samples, or of the best sequences of a beam search, best
-            first.  A beam search finds fewer if the model can generate only fewer.
-          num_alternatives: number of most likely tokens to list in the place of each token.
-          cross_attention: return the attention of each token to each input token.
+          num_return_sequences: number of samples per text, or of beams to return; beam search may
+            find fewer.
+          num_alternatives: number of most likely tokens to return for each position.
+          cross_attention: whether to return the attention of each token to each input token.
           **overrides: as in `generate`.
         Returns:
-          The outputs of each text.
+          The outputs of each text, best first for a beam search.
         Raises:
           TypeError: as in `generate`.
-          ValueError: as in `generate`, except for constraints that leave no token to generate: such
-            an output has `finish_reason` "dead_end"; or several outputs where there is only one.
+          ValueError: as in `generate`, except that an output whose constraints rule out every token
+            has `finish_reason` "dead_end"; or `num_return_sequences` or `num_alternatives` is out
+            of range.
+
+        Example:
+          >>> [[output]] = t5.generate_outputs(["the baker"], allowed_texts=["Lisbon"])
+          >>> output.text, output.finish_reason, len(output.token_log_probs) == len(output.ids)
+          ('Lisbon', 'eos', True)
         """
         config = override_config(config, overrides)
         check_at_least(1, num_return_sequences=num_return_sequences)
@@ -234,20 +250,25 @@ class Text2Text:
         config: GenerationConfig | None = None,
         **overrides: Unpack[GenerationOverrides],
     ) -> Iterator[StreamEvent]:
-        """Generate an output for every text, and yield its pieces as soon as they are certain.
+        """Generate an output for every text, and yield its pieces as soon as they are final.
 
-        The texts of a batch take turns; the pieces of each, joined, are the output of `generate`.
+        Pieces of different texts of a batch are interleaved; the pieces of a text, joined, equal
+        the output of `generate`.
 
         Args:
           texts: as in `generate`.
-          config: as in `generate`, without beams, since the best one is not known before the end.
+          config: as in `generate`, with num_beams = 1: the best beam is known only at the end.
           **overrides: as in `generate`.
         Returns:
           An iterator over the pieces.
         Raises:
           TypeError: as in `generate`.
-          ValueError: as in `generate`, at once, except for constraints that leave no token to
-            generate: such an output ends with the reason "dead_end".
+          ValueError: as in `generate`, before the iteration starts, except that an output whose
+            constraints rule out every token has `finish_reason` "dead_end".
+
+        Example:
+          >>> "".join(event.text for event in t5.stream(["the baker"], allowed_texts=["Lisbon"]))
+          'Lisbon'
         """
         config = override_config(config, overrides)
         if config.num_beams > 1:
@@ -256,7 +277,7 @@ class Text2Text:
                 "only at the end."
             )
         inputs = self.tokenize(texts, max_tokens=config.max_input_tokens, truncate=config.truncate)
-        # A generator function would check nothing before the first piece is requested.
+        # A generator function would defer these checks to the first piece.
         return self._stream_text(self.engine.stream(inputs, config), config.stop_strings)
 
     def _stream_text(
@@ -284,17 +305,23 @@ class Text2Text:
         """Generate ids from ids.
 
         Args:
-          encoder_tokens: input ids.
+          encoder_tokens: [B, S] input ids, including EOS.
           config: as in `generate`.
-          encoder_mask: True on ids that are not padding.
+          encoder_mask: [B, S] True on ids that are not padding.
           **overrides: as in `generate`.
         Returns:
-          [B, T] int32, T = max_new_tokens and the longest prefix; rows end with EOS unless
-          something else ended them, then padding.  A row is padding if constraints left nothing to
-          generate.
+          [B, T] int32, padded on the right; T is max_new_tokens plus the length of the longest
+          prefix.  A row is all padding if the constraints ruled out every token.
         Raises:
-          TypeError: as in `generate`.
-          ValueError: as in `generate`; arrays of other shapes, or ids outside the vocabulary.
+          TypeError: an option is unknown.
+          ValueError: as in `generate`, or the arrays are not both [B, S], or an id is outside the
+            vocabulary.
+
+        Example:
+          >>> automaton = t5jax.decoding.trie([[5, 6]], eos_id=1, vocab_size=97)
+          >>> tokens, mask = np.array([[8, 9, 1]], np.int32), np.ones((1, 3), bool)
+          >>> t5.generate_ids(tokens, encoder_mask=mask, automaton=automaton, max_new_tokens=4)
+          array([[5, 6, 1, 0]], dtype=int32)
         """
         config = override_config(config, overrides)
         inputs = unpad_batch(
@@ -324,18 +351,25 @@ class Text2Text:
         num_texts: Sequence[int] = (1,),
         **overrides: Unpack[GenerationOverrides],
     ) -> float:
-        """Compile the programs of `generate`, so that no later call of these sizes has to.
+        """Compile the programs of `generate` for the given sizes ahead of time.
 
-        A program serves a whole bucket of lengths (`t5jax.generation.batching`), a power of two of
-        texts, and all values of the options that are on.
+        A program serves a bucket of lengths (see `t5jax.generation.batching`), a power of two of
+        texts, and all values of the enabled options.
 
         Args:
           config: as in `generate`.
-          input_lengths: numbers of tokens of the inputs to come, EOS included.
-          num_texts: numbers of inputs computed at once.
+          input_lengths: numbers of tokens per input to compile for, EOS included.
+          num_texts: numbers of texts per batch to compile for.
           **overrides: as in `generate`.
         Returns:
-          The time it took, in seconds.
+          Elapsed time in seconds.
+        Raises:
+          TypeError: an option is unknown.
+          ValueError: an option is invalid, ineffective or contradicts another.
+
+        Example:
+          >>> t5.warmup(input_lengths=[16], allowed_texts=["Lisbon"]) > 0
+          True
         """
         config = override_config(config, overrides)
         start = time.perf_counter()
@@ -352,16 +386,24 @@ class Text2Text:
         max_input_tokens: int = 2048,
         truncate: bool = False,
     ) -> tuple[Float[np.ndarray, "B S D"], Bool[np.ndarray, "B S"]]:
-        """Return the final encoder states of every token, and a mask that is True on tokens.
+        """Return the final encoder states of every text, and their mask.
 
         Args:
           texts: inputs.
-          batch_size: number of texts computed at once.
-          max_input_tokens: longest text allowed, in tokens with EOS.
-          truncate: cut longer texts, with a warning, instead of refusing them.
+          batch_size: maximum number of texts computed at once.
+          max_input_tokens: maximum length of a text in tokens, EOS included.
+          truncate: truncate longer texts with a warning instead of raising an error.
         Returns:
-          States and mask; S is the length of the longest text with EOS, and states after the end of
-          a text are 0.
+          [B, S, D] float32 states, 0 on padding, and a [B, S] mask that is True on tokens; S is the
+          length of the longest text, EOS included.
+        Raises:
+          TypeError: `texts` is not a list of strings.
+          ValueError: a text is too long, or the model has no tokenizer.
+
+        Example:
+          >>> states, mask = t5.encode(["the baker", ""])
+          >>> states.shape[2], int(mask[1].sum())  # the empty text is EOS alone
+          (16, 1)
         """
         check_at_least(1, batch_size=batch_size)
         inputs = self.tokenize(texts, max_tokens=max_input_tokens, truncate=truncate)
@@ -375,16 +417,26 @@ class Text2Text:
         max_input_tokens: int = 2048,
         truncate: bool = False,
     ) -> Float[np.ndarray, "B E"]:
-        """Return one vector of length 1 for every text: the mean of its encoder states.
+        """Return one embedding per text: the normalized mean of its encoder states.
 
-        If the model has a projection (sentence-T5, GTR), it is applied to the mean, and E is its
-        width; otherwise E is d_model.  (arXiv:2108.08877, section 3)
+        Models with a projection (sentence-T5, GTR) apply it to the mean.  (arXiv:2108.08877,
+        section 3)
 
         Args:
           texts: inputs.
           batch_size: as in `encode`.
           max_input_tokens: as in `encode`.
           truncate: as in `encode`.
+        Returns:
+          [B, E] float32, rows of norm 1; E is the width of the projection, or d_model without one.
+        Raises:
+          TypeError: as in `encode`.
+          ValueError: as in `encode`.
+
+        Example:
+          >>> embeddings = t5.embed(["the baker", "my sister"])
+          >>> np.linalg.norm(embeddings, axis=1).round(3).tolist()
+          [1.0, 1.0]
         """
         check_at_least(1, batch_size=batch_size)
         inputs = self.tokenize(texts, max_tokens=max_input_tokens, truncate=truncate)
@@ -399,14 +451,24 @@ class Text2Text:
         max_input_tokens: int = 2048,
         truncate: bool = False,
     ) -> Float[np.ndarray, " B"]:
-        """Return the log-probability, in nats, of each target and EOS given its input.
+        """Return the log-probability of each target given its input.
 
         Args:
           inputs: texts.
-          targets: one for each input.
-          batch_size: number of pairs computed at once.
-          max_input_tokens: longest input or target allowed, in tokens with EOS.
-          truncate: cut longer ones, with a warning, instead of refusing them.
+          targets: one text per input.
+          batch_size: maximum number of pairs computed at once.
+          max_input_tokens: maximum length of an input or target in tokens, EOS included.
+          truncate: truncate longer texts with a warning instead of raising an error.
+        Returns:
+          [B] float32 in nats, the sum over the tokens of the target, EOS included.
+        Raises:
+          TypeError: `inputs` or `targets` is not a list of strings.
+          ValueError: the lists differ in length, a text is too long, or the model has no tokenizer.
+
+        Example:
+          >>> log_probs = t5.score(["the baker", "my sister"], ["counts", "paints"])
+          >>> log_probs.shape, bool((log_probs < 0).all())
+          ((2,), True)
         """
         if len(inputs) != len(targets):
             raise ValueError(
@@ -432,16 +494,27 @@ class Text2Text:
         max_input_tokens: int = 2048,
         truncate: bool = False,
     ) -> list[Float[np.ndarray, " k"]]:
-        """Return the log-probabilities, in nats, of several targets for each input.
+        """Return the log-probabilities of several targets per input.
 
-        An input is encoded once for all of its targets.
+        Each input is encoded once for all of its targets.
 
         Args:
           inputs: texts.
-          candidates: targets of each input; their numbers may differ.
-          batch_size: number of pairs computed at once; those of an input are always together.
+          candidates: targets of each input; their number may differ between inputs.
+          batch_size: maximum number of pairs computed at once; the pairs of an input are never
+            split.
           max_input_tokens: as in `score`.
           truncate: as in `score`.
+        Returns:
+          For each input, a float32 array in nats with one entry per target.
+        Raises:
+          TypeError: as in `score`.
+          ValueError: as in `score`.
+
+        Example:
+          >>> scores = t5.score_candidates(["the baker", "my sister"], [["counts", "paints"], []])
+          >>> [row.shape for row in scores]
+          [(2,), (0,)]
         """
         scores = self.score_tokens(
             inputs,
@@ -461,7 +534,7 @@ class Text2Text:
         max_input_tokens: int = 2048,
         truncate: bool = False,
     ) -> list[list[Float[np.ndarray, " T"]]]:
-        """Return the log-probability, in nats, of every token of several targets for each input.
+        """Return the token log-probabilities of several targets per input.
 
         Args:
           inputs: texts.
@@ -470,7 +543,15 @@ class Text2Text:
           max_input_tokens: as in `score`.
           truncate: as in `score`.
         Returns:
-          An array for each target, EOS included.
+          For each target of each input, a [T] float32 array in nats, EOS included.
+        Raises:
+          TypeError: as in `score`.
+          ValueError: as in `score`.
+
+        Example:
+          >>> [[counts, empty]] = t5.score_tokens(["the baker"], [["counts", ""]])
+          >>> len(counts) == len(t5.tokenizer.encode("counts")) + 1, len(empty)
+          (True, 1)
         """
         check_at_least(1, batch_size=batch_size)
         encoded = self.tokenize(
@@ -504,16 +585,26 @@ class Text2Text:
         max_input_tokens: int = 2048,
         truncate: bool = False,
     ) -> list[list[RankedCandidate]]:
-        """Rank candidates by their log-probability, most likely first.
+        """Rank candidates by log-probability, most likely first.
 
-        T5 and T0 are evaluated on choices like this.  (arXiv:2110.08207, section 5)
+        This is rank classification, as in the evaluation of T0.  (arXiv:2110.08207, section 5)
 
         Args:
           inputs: texts.
-          candidates: the same for all inputs, or a list for each of them.
+          candidates: one list of texts for all inputs, or one list per input.
           batch_size: as in `score_candidates`.
           max_input_tokens: as in `score`.
           truncate: as in `score`.
+        Returns:
+          The ranked candidates of each input.
+        Raises:
+          TypeError: `candidates` is neither a list of texts nor a list of lists; or as in `score`.
+          ValueError: as in `score`.
+
+        Example:
+          >>> [ranked] = t5.rank(["the baker"], ["counts", "paints"])
+          >>> sorted(candidate.text for candidate in ranked)
+          ['counts', 'paints']
         """
         if not isinstance(candidates, Sequence) or isinstance(candidates, str):
             raise TypeError(
@@ -522,7 +613,7 @@ class Text2Text:
         shared = [one for one in candidates if isinstance(one, str)]
         rows = [list(one) for one in candidates if not isinstance(one, str)]
         if shared and rows:
-            raise TypeError("candidates must be texts, or lists of texts, got some of both.")
+            raise TypeError("candidates must be texts, or lists of texts, got a mix of both.")
         rows = rows or [shared] * len(inputs)
         scores = self.score_candidates(
             inputs,
@@ -546,12 +637,18 @@ class Text2Text:
 
         Args:
           texts: texts to encode.
-          max_tokens: longest text allowed, in tokens with EOS.
-          truncate: cut longer texts, with a warning, instead of refusing them.
+          max_tokens: maximum length in tokens, EOS included.
+          truncate: truncate longer texts with a warning instead of raising an error.
           name: name of the texts in messages.
+        Returns:
+          The ids of each text.
         Raises:
-          TypeError: not a list of strings.
-          ValueError: a text that is too long, or no tokenizer.
+          TypeError: `texts` is not a list of strings.
+          ValueError: a text is too long, or the model has no tokenizer.
+
+        Example:
+          >>> t5.tokenize([""], max_tokens=8, truncate=False)
+          [[1]]
         """
         tokenizer = self._require_tokenizer()
         _check_texts(name, texts)
@@ -561,13 +658,19 @@ class Text2Text:
         )
 
     def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
-        """Write config, parameters and tokenizer to a folder that `t5jax.load` reads.
+        """Save config, parameters and tokenizer to a folder that `t5jax.load` reads.
 
         Args:
-          folder: written whole or not at all.
-          overwrite: replace an existing folder, which otherwise is an error.
+          folder: output folder, written atomically.
+          overwrite: replace an existing folder instead of raising an error.
         Raises:
-          ValueError: weights that were rounded when they were loaded.
+          ValueError: the weights are int8.
+          FileExistsError: `folder` exists, is not empty, and `overwrite` is False.
+
+        Example:
+          >>> t5.save("my-model")
+          >>> t5jax.load("my-model").config == t5.config
+          True
         """
         check_saveable(self.params)
         save_pretrained(folder, self.config, self.params, self.tokenizer, overwrite=overwrite)
@@ -576,7 +679,7 @@ class Text2Text:
         if self._tokenizer is None:
             raise ValueError(
                 "this model was loaded without a tokenizer; pass `tokenizer=` to t5jax.load, put "
-                "spiece.model into its folder, or call generate_ids with ids of your own."
+                "spiece.model into its folder, or call generate_ids with token ids."
             )
         return self._tokenizer
 

@@ -198,7 +198,7 @@ def test_read_refuses_a_file_too_large_for_a_config(tmp_path):
     path = tmp_path / "x.json"
     with path.open("wb") as file:
         file.truncate(MAX_JSON_BYTES + 1)
-    assert "it is another kind of file" in error_of(path)
+    assert "it is a different kind of file" in error_of(path)
 
 
 def test_read_does_not_wait_for_a_pipe(tmp_path):

@@ -508,7 +508,7 @@ def test_generate_compiles_nothing_for_a_whole_temperature(t5, short):
     [
         (
             {"decoder_prefix": [[5, 1]]},
-            r"decoder_prefix\[0\] .* end of a sequence, 1, got \[5, 1\]",
+            r"decoder_prefix\[0\] .* EOS, 1, got \[5, 1\]",
         ),
         ({"bad_words": [" "]}, "bad_words .* got ' '"),
         ({"allowed_texts": ["the baker"], "stop_strings": ["b"]}, "stop_strings .* allowed_texts"),

@@ -1,8 +1,8 @@
-"""Finite automata over tokens, as tables of arrays for a decoding loop.
+"""Finite automata over tokens, stored as arrays for a decoding loop.
 
-A dense table of states by tokens would not fit: thousands of states, hundreds of thousands of
-tokens.  States therefore share a few dense rows, and each stores only the tokens at which it
-differs from its row.  `automaton_builders` makes the tables.
+A dense [states, tokens] table would not fit in memory: thousands of states, hundreds of thousands
+of tokens.  States therefore share a few dense rows, and each state stores only its exceptions, the
+tokens whose transition differs from its row.  `automaton_builders` builds the arrays.
 
 Shape letters: K rows, V vocabulary, Q states, E exceptions, R rows of a decoding loop.
 """
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 UNREACHABLE = 2**30
-"""Distance of a state from which no path leads to an end."""
+"""Distance of a state from which no end can be reached."""
 
 
 @jax.tree_util.register_dataclass
@@ -22,19 +22,25 @@ UNREACHABLE = 2**30
 class Automaton:
     """A deterministic finite automaton over tokens.
 
-    State 0 is the start; -1 stands for the state after a token that is not allowed.  Integers
-    are int32.  `trie`, `matcher` and `from_edges` round K, Q, E and `max_edges` up to powers of
-    two, so that automata of similar sizes share a compiled program.
+    State 0 is the start, -1 the state after a disallowed token.  Integers are int32.  `trie`,
+    `matcher` and `from_edges` round K, Q, E and `max_edges` up to powers of two, so that automata
+    of similar size share a compiled program.
 
     Attributes:
-      rows: Next state of every token, -1 if the token is not allowed.
-      row_of: Index of the row that each state shares.
-      first_edge: State q has the exceptions from `first_edge[q]` up to `first_edge[q + 1]`.
-      tokens: Token of each exception, ascending within a state.
-      targets: Next state of each exception, -1 if the token is not allowed.
-      distance: Minimum number of tokens from each state to an end, EOS included, or `UNREACHABLE`.
+      rows: next state for every token, -1 if the token is disallowed.
+      row_of: index of each state's row in `rows`.
+      first_edge: offsets; state q has exceptions `first_edge[q]` to `first_edge[q + 1] - 1`.
+      tokens: token of each exception, ascending within a state.
+      targets: next state of each exception, -1 if the token is disallowed.
+      distance: minimum number of tokens from each state to an end, EOS included, or `UNREACHABLE`
+        (2**30).
       ends: True for states in which a sequence is complete.
-      max_edges: Maximum number of exceptions of a state.
+      max_edges: maximum number of exceptions per state; static.
+
+    Example:
+      >>> automaton = t5jax.decoding.trie([[5, 6], [5, 7]], eos_id=1, vocab_size=9)
+      >>> int(automaton.distance[0])  # two tokens and EOS
+      3
     """
 
     rows: Int[Array, "K V"]
@@ -48,20 +54,20 @@ class Automaton:
 
 
 def next_states(automaton: Automaton, states: Int[Array, " R"]) -> Int[Array, "R V"]:
-    """Return the next state of every token.
+    """Return the next state for every token.
 
     Args:
       automaton: the transitions.
       states: [R] current states; -1 allows no token.
     Returns:
-      [R, V] int32, -1 where the token is not allowed.
+      [R, V] int32, -1 where the token is disallowed.
     """
     live = jnp.maximum(states.astype(jnp.int32), 0)
     successors = automaton.rows[automaton.row_of[live]]
     edges = automaton.first_edge[live][:, None] + jnp.arange(automaton.max_edges)[None]
     present = edges < automaton.first_edge[live + 1][:, None]
     edges = jnp.where(present, edges, 0)
-    # Token V does not exist, so that its update is dropped.
+    # V is out of range, so its update is dropped.
     tokens = jnp.where(present, automaton.tokens[edges], automaton.rows.shape[1])
     rows = jnp.arange(states.shape[0])[:, None]
     successors = successors.at[rows, tokens].set(automaton.targets[edges], mode="drop")
@@ -71,13 +77,13 @@ def next_states(automaton: Automaton, states: Int[Array, " R"]) -> Int[Array, "R
 def allowed_tokens(
     automaton: Automaton, states: Int[Array, " R"], remaining: Int[Array, " R"]
 ) -> Bool[Array, "R V"]:
-    """Return the tokens after which an end can still be reached in time.
+    """Return the mask of tokens after which an end is still within reach.
 
     Args:
       automaton: the transitions.
       states: [R] current states; -1 allows no token.
-      remaining: [R] number of tokens that can still be generated, the next one included; a state
-        whose `distance` is greater allows no token.
+      remaining: [R] number of tokens left to generate, including the next one; a state with a
+        greater `distance` allows no token.
     Returns:
       [R, V] bool, True where the token is allowed.
     """
@@ -90,19 +96,19 @@ def allowed_tokens(
 def advance_states(
     automaton: Automaton, states: Int[Array, " R"], tokens: Int[Array, " R"]
 ) -> Int[Array, " R"]:
-    """Return the state of every row after one more token.
+    """Return the state of every row after one token.
 
     Args:
       automaton: the transitions.
       states: [R] current states.
-      tokens: [R] the token of each row.
+      tokens: [R] next token of each row.
     Returns:
-      [R] int32, -1 where the token is not allowed or the state was -1 already.
+      [R] int32, -1 where the token is disallowed or the state already was -1.
     """
     live = jnp.maximum(states.astype(jnp.int32), 0)
     edge, end = automaton.first_edge[live], automaton.first_edge[live + 1]
     last = automaton.tokens.shape[0] - 1
-    # Binary search for the first exception whose token is not lower.
+    # Binary search for the first exception whose token is at least the given one.
     for bit in reversed(range(automaton.max_edges.bit_length())):
         ahead = edge + (1 << bit)
         lower = automaton.tokens[jnp.minimum(ahead - 1, last)] < tokens
@@ -114,5 +120,5 @@ def advance_states(
 
 
 def is_end(automaton: Automaton, states: Int[Array, "*R"]) -> Bool[Array, "*R"]:
-    """Return True for states in which a sequence is complete; False for -1."""
+    """Return True for states in which a sequence is complete, False for -1."""
     return (states >= 0) & automaton.ends[states]

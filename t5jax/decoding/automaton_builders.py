@@ -1,4 +1,4 @@
-"""Builders of automata, in numpy: from edges, from a set of sequences, from byte patterns."""
+"""Automaton builders, in numpy: from edges, from a set of sequences, from byte patterns."""
 
 import collections
 from collections.abc import Collection, Mapping, Sequence
@@ -20,12 +20,19 @@ def from_edges(
     """Build an automaton from its transitions.
 
     Args:
-      edges: of each state, a mapping from allowed tokens to next states; state 0 is the start, and
-        states without edges may be left out.
+      edges: state -> {allowed token: next state}; state 0 is the start, and states without edges
+        may be omitted.
       vocab_size: width of the model's logits.
       ends: states in which a sequence is complete.
+    Returns:
+      The automaton; all other transitions are disallowed.
     Raises:
-      ValueError: a token is outside the vocabulary, or a state outside [0, MAX_STATES).
+      ValueError: a token is outside the vocabulary, or a state outside [0, 2**24).
+
+    Example:
+      >>> edges = {0: {5: 0, 1: 1}}  # any number of 5, then EOS
+      >>> t5jax.decoding.from_edges(edges, vocab_size=9, ends=[1]).distance.tolist()
+      [1, 0]
     """
     transitions = {(q, token): target for q, row in edges.items() for token, target in row.items()}
     states = {0, *edges, *ends, *transitions.values()}
@@ -36,21 +43,29 @@ def from_edges(
 
 
 def trie(sequences: Sequence[Sequence[int]], *, eos_id: int, vocab_size: int) -> Automaton:
-    """Build the automaton that accepts a set of sequences, each followed by EOS, and no others.
+    """Build the automaton that accepts exactly the given sequences, each followed by EOS.
 
     Args:
-      sequences: token ids without EOS; the empty sequence stands for EOS alone.
+      sequences: token ids without EOS; an empty sequence accepts EOS alone.
       eos_id: id of EOS.
       vocab_size: width of the model's logits.
+    Returns:
+      The automaton, one state per distinct prefix and one end.
     Raises:
-      ValueError: there are no sequences, EOS is inside one, or a token is outside the vocabulary.
+      ValueError: `sequences` is empty, a sequence contains EOS, or a token is outside the
+        vocabulary.
+
+    Example:
+      >>> automaton = t5jax.decoding.trie([[5, 6], [5, 7]], eos_id=1, vocab_size=9)
+      >>> automaton.ends[:5].tolist()  # prefixes "", 5, 5 6, 5 7 and the end
+      [False, False, False, False, True]
     """
     if not len(sequences):
-        raise ValueError("sequences must be at least one, got none; list what may be generated.")
+        raise ValueError("sequences must not be empty, got none; list the allowed outputs.")
     for index, sequence in enumerate(sequences):
         if eos_id in sequence:
             raise ValueError(
-                f"sequences must be without EOS, got {eos_id} in sequence {index}; leave it out."
+                f"sequences must not contain EOS, got {eos_id} in sequence {index}; remove it."
             )
     transitions, complete = _prefix_tree(sequences)
     end = len(transitions) + 1
@@ -65,25 +80,35 @@ def matcher(
     vocab_size: int,
     first_pieces: Sequence[bytes] | None = None,
 ) -> Automaton:
-    """Build the automaton that ends once the text of the tokens contains one of the patterns.
+    """Build the automaton that reaches an end once the decoded text contains a pattern.
 
-    It allows every token, stays at its end, and has `distance` 0 everywhere.  It is the automaton
-    of Aho and Corasick (1975) over bytes, walked once for every state and token.
+    It allows every token, never leaves its end, and has `distance` 0 everywhere.  It is the
+    Aho-Corasick (1975) automaton over bytes, walked once for every state and token.
 
     Args:
-      patterns: byte strings, found anywhere in the text, within one token or across several.
-      pieces: the bytes that each token appends to the text; tokens without a piece append none.
+      patterns: byte strings, matched anywhere in the text, within one token or across several.
+      pieces: bytes that each token appends to the text; tokens without a piece append none.
       vocab_size: width of the model's logits.
-      first_pieces: the bytes that each token appends to the empty text, if they differ, as with
-        SentencePiece, which drops leading spaces; defaults to `pieces`.
+      first_pieces: bytes that each token appends to an empty text, where they differ:
+        SentencePiece drops leading spaces; defaults to `pieces`.
+    Returns:
+      The automaton.
     Raises:
-      ValueError: there are no patterns, one is empty, or there are more pieces than tokens.
+      ValueError: `patterns` is empty, a pattern is empty or not bytes, or there are more pieces
+        than tokens.
+
+    Example:
+      >>> from t5jax.decoding.automaton import advance_states, is_end
+      >>> automaton = t5jax.decoding.matcher([b"stop"], [b"st", b"op"], vocab_size=2)
+      >>> state = advance_states(automaton, jnp.array([0]), jnp.array([0]))
+      >>> is_end(automaton, advance_states(automaton, state, jnp.array([1]))).tolist()
+      [True]
     """
     if not patterns or not all(isinstance(pattern, bytes) and pattern for pattern in patterns):
         raise ValueError(
-            f"patterns must be bytes, one or more, none empty, got {patterns!r:.60}; encode text."
+            f"patterns must be non-empty byte strings, got {patterns!r:.60}; encode text first."
         )
-    # With first pieces, the empty text is a state of its own before all others.
+    # With first pieces, the empty text is a separate state before all others.
     root = 0 if first_pieces is None else 1
     table = _byte_table(patterns, root)
     text = _Text.from_pieces(pieces, vocab_size)
@@ -102,18 +127,18 @@ def matcher(
 
 
 def check_automaton(automaton: Automaton, vocab_size: int) -> None:
-    """Check that the arrays of an automaton fit together, for automata built by hand.
+    """Check that the arrays of an automaton built by hand are consistent.
 
     Args:
-      automaton: its arrays may be numpy's.
+      automaton: arrays of JAX or numpy.
       vocab_size: width of the model's logits.
     Raises:
-      ValueError: an array has the wrong shape or dtype, or a value outside its range.
+      ValueError: an array has a wrong shape, dtype or value.
     """
     sizes = (np.size(part) for part in (automaton.rows, automaton.row_of, automaton.tokens))
     num_entries, num_states, num_edges = (max(size, 1) for size in sizes)
     num_rows = -(-num_entries // vocab_size)
-    # Shape, lowest value, and upper bound of the values, exclusive.
+    # Shape, lowest value, exclusive upper bound.
     expected = {
         "rows": ([num_rows, vocab_size], -1, num_states),
         "row_of": ([num_states], 0, num_rows),
@@ -132,30 +157,30 @@ def check_automaton(automaton: Automaton, vocab_size: int) -> None:
             raise _misfit(name, f"be in [{low}, {high})", outside[0])
     end_distance = np.asarray(automaton.distance)[np.asarray(automaton.ends)]
     if end_distance.any():
-        raise _misfit("distance", "be 0 in ends", end_distance.max())
+        raise _misfit("distance", "be 0 in end states", end_distance.max())
     _check_edges(automaton, vocab_size, num_states)
 
 
 def _check_edges(automaton: Automaton, vocab_size: int, num_states: int) -> None:
-    """Check that exceptions are grouped by state and their tokens ascend within each."""
+    """Check that exceptions are grouped by state, with ascending tokens in each."""
     first_edge, max_edges = np.asarray(automaton.first_edge), automaton.max_edges
     counts = np.diff(first_edge)
     if first_edge[0] != 0 or counts.min() < 0:
-        raise _misfit("first_edge", "start with 0 and never fall", first_edge[:8].tolist())
+        raise _misfit("first_edge", "start at 0 and never decrease", first_edge[:8].tolist())
     if not isinstance(max_edges, int) or not counts.max() <= max_edges <= 2 * vocab_size:
-        rule = f"be in [{counts.max()}, {2 * vocab_size}], at least the maximum over states"
+        rule = f"be in [{counts.max()}, {2 * vocab_size}] to cover the exceptions of every state"
         raise _misfit("max_edges", rule, repr(max_edges))
     state = np.repeat(np.arange(num_states), counts)
     tokens = np.asarray(automaton.tokens)[: len(state)]
     falls = np.flatnonzero((np.diff(state) == 0) & (np.diff(tokens) <= 0))
     if falls.size:
         pair = tokens[falls[0] : falls[0] + 2].tolist()
-        raise _misfit("tokens", "rise within a state", f"{pair} in state {state[falls[0]]}")
+        raise _misfit("tokens", "ascend within a state", f"{pair} in state {state[falls[0]]}")
 
 
 def _misfit(name: str, rule: str, value: object) -> ValueError:
     return ValueError(
-        f"automaton's {name} must {rule}, got {value}; build it with trie, matcher or from_edges."
+        f"automaton.{name} must {rule}, got {value}; build it with trie, matcher or from_edges."
     )
 
 
@@ -178,8 +203,8 @@ class _Text(NamedTuple):
     def from_pieces(cls, pieces: Sequence[bytes], vocab_size: int) -> "_Text":
         if len(pieces) > vocab_size:
             raise ValueError(
-                f"pieces must be at most {vocab_size}, the vocab_size, got {len(pieces)}; "
-                "take those of the model's own tokenizer."
+                f"pieces must have at most vocab_size = {vocab_size} entries, got {len(pieces)}; "
+                "use the model's tokenizer."
             )
         lengths = np.zeros(vocab_size, np.int64)
         lengths[: len(pieces)] = [len(piece) for piece in pieces]
@@ -188,9 +213,9 @@ class _Text(NamedTuple):
 
 
 def _prefix_tree(sequences: Sequence[Sequence[int]]) -> tuple[_Transitions, set[int]]:
-    """Return the tree of all prefixes, and the states of the complete sequences.
+    """Return the transitions of the prefix tree and the states of complete sequences.
 
-    State 0 is the empty prefix; the others are numbered in the order of the dictionary.
+    State 0 is the empty prefix; the others are numbered in dictionary order.
     """
     transitions: _Transitions = {}
     complete = set()
@@ -203,12 +228,12 @@ def _prefix_tree(sequences: Sequence[Sequence[int]]) -> tuple[_Transitions, set[
 
 
 def _acceptor(transitions: _Transitions, ends: np.ndarray, vocab_size: int) -> Automaton:
-    """Build the automaton in which no other transition is allowed."""
+    """Build the automaton that allows only these transitions."""
     for state, token in transitions:
         if not 0 <= token < vocab_size:
             raise ValueError(
-                f"tokens must be in [0, {vocab_size}), the vocabulary, got {token} after state "
-                f"{state}; encode with the model's own tokenizer."
+                f"tokens must be in [0, vocab_size = {vocab_size}), got {token} after state "
+                f"{state}; use the model's tokenizer."
             )
     sources, tokens = np.array(list(transitions), np.int64).reshape(-1, 2).T
     targets = np.fromiter(transitions.values(), np.int64, len(transitions))
@@ -235,10 +260,10 @@ def _distances(edges: _Edges, ends: np.ndarray) -> np.ndarray:
 
 
 def _byte_table(patterns: Sequence[bytes], root: int) -> np.ndarray:
-    """Return the next state of every state and byte; in the last state a pattern is complete.
+    """Return the [states, 256] transition table over bytes; the last state is the match.
 
-    Every other state stands for the longest suffix of the text that is a prefix of a pattern;
-    `root`, for the empty suffix.
+    Every other state is the longest suffix of the text that is a prefix of a pattern; `root` is
+    the empty suffix.
     """
     transitions, complete = _prefix_tree(patterns)
     children = collections.defaultdict(list)
@@ -250,7 +275,7 @@ def _byte_table(patterns: Sequence[bytes], root: int) -> np.ndarray:
     failure, queue = {}, collections.deque([0])
     while queue:
         node = queue.popleft()
-        # Bytes that do not continue this prefix may continue its longest proper suffix.
+        # A byte that does not extend this prefix may extend its longest proper suffix.
         if node:
             table[node] = table[failure[node]]
         for byte, child in children[node]:
@@ -264,7 +289,7 @@ def _byte_table(patterns: Sequence[bytes], root: int) -> np.ndarray:
 
 
 def _walk(table: np.ndarray, start: int, text: _Text) -> np.ndarray:
-    """Return the state after each token, walked from `start` byte by byte."""
+    """Return the state after each token, starting from `start`, byte by byte."""
     states = np.full(len(text.lengths), start, np.int32)
     tokens, depth = np.flatnonzero(text.lengths), 0
     while tokens.size:
@@ -277,13 +302,13 @@ def _walk(table: np.ndarray, start: int, text: _Text) -> np.ndarray:
 def _pack(
     row: np.ndarray, parts: Sequence[_Edges], *, ends: np.ndarray, distance: np.ndarray
 ) -> Automaton:
-    """Build the automaton whose states all have this row, but for the edges of `parts`."""
-    # No edge leads to the states that pad.
+    """Build the automaton whose states share `row`, except for the edges in `parts`."""
+    # Padding states are unreachable.
     padding = (0, _round_up(len(ends)) - len(ends))
     ends = np.pad(ends, padding)
     distance = np.pad(distance, padding, constant_values=UNREACHABLE)
     edges, first_edge = _group_by_state(parts, len(ends))
-    # Up to this many exceptions cost a step little; states with more get rows of their own.
+    # Up to this number, exceptions cost little per step; states with more get a separate row.
     max_exceptions = max(256, len(row) // 64)
     rows, row_of = [row], np.zeros(len(ends), np.int32)
     is_sparse, dense_parts = np.ones(len(edges.sources), bool), []
@@ -314,7 +339,7 @@ def _pack(
 
 
 def _group_by_state(parts: Sequence[_Edges], num_states: int) -> tuple[_Edges, np.ndarray]:
-    """Return the edges sorted by source and token, and the [num_states + 1] offsets of sources."""
+    """Return the edges sorted by source and token, and the [num_states + 1] source offsets."""
     edges = _Edges(*map(np.concatenate, zip(*parts, strict=True)))
     order = np.lexsort((edges.tokens, edges.sources))
     counts = np.bincount(edges.sources, minlength=num_states)
@@ -322,5 +347,5 @@ def _group_by_state(parts: Sequence[_Edges], num_states: int) -> tuple[_Edges, n
 
 
 def _round_up(count: int) -> int:
-    """Return the smallest power of two that is at least `count`, and at least 1."""
+    """Return the smallest power of two >= max(count, 1)."""
     return 1 << max(count - 1, 0).bit_length()

@@ -1,7 +1,7 @@
-"""Beam search: an approximate search for the most likely sequences.
+"""Beam search: approximate search for the most likely sequences.
 
-Shape letters: B inputs, K beams, C = 2 K candidates, P width of the prefixes, W = 1 + P + max_len
-width of the sequences, V vocabulary.
+Shape letters: B inputs, K beams, C = 2 K candidates, P prefix width, W = 1 + P + max_len sequence
+width, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -14,25 +14,35 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from t5jax.decoding.logits_processors import Context, LogitsProcessors
 from t5jax.decoding.loop import Finish, StepFn, advance_automaton
 
-# Far below any log-probability, and finite, so that the difference of two is a number.
+# Below any log-probability, but finite, so that differences are not NaN.
 _NEVER = -1.0e9
 StoppingRule = Literal["full", "heuristic", "never"]
-"""Condition under which an input is done, as `early_stopping` True, False and "never" in
-transformers: it has K finished sequences; its best open sequence, if it ended now, would not be
-among them; or no continuation of an open sequence could be."""
+"""Condition that ends the search of an input, `early_stopping` in transformers.
+
+"full" (True): it has K finished sequences.
+"heuristic" (False): its best open sequence, if it ended now, would not be among the K best.
+"never": no continuation of an open sequence can be among the K best.
+"""
 
 
 class Beams(NamedTuple):
-    """The best finished sequences of every input, in descending order of their scores.
+    """The best finished sequences of every input, in descending order of score.
 
     Attributes:
-      tokens: Start token, prefix and generated tokens, padded on the right.
-      scores: Log-probability divided by the length penalty; -inf where there is no sequence.
-      log_probs: Log-probability of the tokens after the prefix, in nats, after the logits
-        processors.
-      finish: EOS, LIMIT or STOP of `Finish`.
-      lengths: Number of tokens after the start token, the prefix included.
-      failed: First position with logits that are not finite; -1 if there is none.
+      tokens: start token, prefix and generated tokens, padded on the right.
+      scores: log-probability divided by the length penalty; -inf where there is no sequence.
+      log_probs: log-probability of the tokens after the prefix, in nats, after logits processors.
+      finish: `Finish.EOS`, `LIMIT` or `STOP`.
+      lengths: number of tokens after the start token, including the prefix.
+      failed: first position with non-finite logits, or -1.
+
+    Example:
+      >>> beams = t5jax.decoding.Beams(
+      ...     tokens=jnp.array([[[0, 5, 6, 1], [0, 5, 1, 0]]]), scores=jnp.array([[-0.4, -0.6]]),
+      ...     log_probs=jnp.array([[-1.2, -1.2]]), finish=jnp.array([[1, 1]]),
+      ...     lengths=jnp.array([[3, 2]]), failed=jnp.int32(-1))
+      >>> [row[1 : 1 + n].tolist() for row, n in zip(beams.tokens[0], beams.lengths[0])]
+      [[5, 6, 1], [5, 1]]
     """
 
     tokens: Int[Array, "B K W"]
@@ -44,7 +54,7 @@ class Beams(NamedTuple):
 
 
 class _Open(NamedTuple):
-    """Open sequences; K, or as candidates C of them, in descending order of `log_probs`."""
+    """K open sequences or C candidates, in descending order of `log_probs`."""
 
     tokens: Int[Array, "B C W"]
     log_probs: Float[Array, "B C"]
@@ -63,7 +73,17 @@ class _State(NamedTuple):
 
 
 def power_penalty(alpha: Float[Array, ""]) -> Callable[[Array], Array]:
-    """Return the length penalty of transformers, `length ** alpha`; 0 is none."""
+    """Return the length penalty of transformers, `length ** alpha`.
+
+    Args:
+      alpha: exponent; 0 disables the penalty, larger values favor longer sequences.
+    Returns:
+      A function from lengths, >= 1, to float32 divisors of log-probabilities.
+
+    Example:
+      >>> t5jax.decoding.power_penalty(jnp.float32(1.0))(jnp.array([1, 7])).tolist()
+      [1.0, 7.0]
+    """
     return lambda length: length.astype(jnp.float32) ** alpha
 
 
@@ -71,6 +91,15 @@ def gnmt_penalty(alpha: Float[Array, ""]) -> Callable[[Array], Array]:
     """Return the length penalty of T5X and the T5 paper, `((5 + length) / 6) ** alpha`.
 
     arXiv:1609.08144, equation 14.
+
+    Args:
+      alpha: exponent; 0 disables the penalty, larger values favor longer sequences.
+    Returns:
+      A function from lengths, >= 1, to float32 divisors of log-probabilities.
+
+    Example:
+      >>> t5jax.decoding.gnmt_penalty(jnp.float32(1.0))(jnp.array([1, 7])).tolist()
+      [1.0, 2.0]
     """
     return lambda length: ((5.0 + length.astype(jnp.float32)) / 6.0) ** alpha
 
@@ -92,28 +121,39 @@ def beam_search(
     eos_id: int,
     pad_id: int,
 ) -> Beams:
-    """Search for the most likely sequences of every input, with K open ones at a time.
+    """Search for the most likely sequences of every input, keeping K open ones.
 
     A sequence ends with EOS, which counts in its length, at an end of an automaton, or at
-    `max_new_tokens`.  The prefix counts neither in its length nor in its log-probability.
+    `max_new_tokens`.  The prefix counts neither in the length nor in the log-probability.
 
     Args:
-      step: the model, called with B * K rows, the beams of an input next to one another.
-      cache: its initial cache; every array with axes has B * K rows.
-      num_beams: K, number of open and of finished sequences of an input.
-      penalty: maps lengths, >= 1, to the divisors of log-probabilities that give scores.
-      early_stopping: condition under which an input is done.
-      processors: change the log-probabilities of a step.
-      start_tokens: [B] the tokens fed first.
-      prefix: [B, P] the tokens that every sequence begins with, padded on the right.
+      step: model step over B * K rows, the beams of an input adjacent.
+      cache: initial cache; every array that is not a scalar has B * K rows.
+      num_beams: K, the number of open and of finished sequences per input.
+      penalty: maps lengths, >= 1, to divisors; score = log-probability / penalty(length).
+      early_stopping: condition that ends the search of an input.
+      processors: applied to the log-probabilities of every step.
+      start_tokens: [B] tokens fed first.
+      prefix: [B, P] tokens that every sequence starts with, padded on the right.
       prefix_lens: [B] number of tokens in every prefix.
       done: [B] True for inputs that are not decoded.
       max_new_tokens: maximum number of tokens after the prefix, at most `max_len`; traced.
-      max_len: number of tokens that `tokens` has room for after the prefix.
-      eos_id: ends a sequence; it is part of it.
+      max_len: capacity of `tokens` after the prefix, in tokens.
+      eos_id: ends a sequence and is part of it.
       pad_id: fills a sequence after its end.
     Returns:
       The K best finished sequences of every input.
+
+    Example:
+      >>> probs = jnp.array([[0, 0, 0.6, 0.4], [0, 1, 0, 0], [0, 0.5, 0.5, 0], [0, 1, 0, 0]])
+      >>> beams = t5jax.decoding.beam_search(
+      ...     lambda tokens, cache: (jnp.log(probs)[tokens], cache), (), num_beams=2,
+      ...     penalty=t5jax.decoding.power_penalty(jnp.float32(0.0)), early_stopping="never",
+      ...     processors=t5jax.decoding.LogitsProcessors(), start_tokens=jnp.array([0]),
+      ...     prefix=jnp.zeros((1, 0), jnp.int32), prefix_lens=jnp.array([0]),
+      ...     done=jnp.array([False]), max_new_tokens=jnp.int32(3), max_len=3, eos_id=1, pad_id=0)
+      >>> beams.tokens[0, 0].tolist()  # greedy decoding would start with 2
+      [0, 3, 1, 0]
     """
     batch, prefix_width = prefix.shape
     width = 1 + prefix_width + max_len
@@ -182,11 +222,11 @@ def beam_search(
 def _init_state(
     cache: PyTree, prompt: Int[Array, "B W"], num_beams: int, done: Bool[Array, " B"]
 ) -> _State:
-    """Return the state before the first step, with nothing finished."""
+    """Return the initial state, without finished sequences."""
     batch, width = prompt.shape
     shape = (batch, num_beams)
     tokens = jnp.broadcast_to(prompt[:, None], (*shape, width))
-    # All beams start alike, so that only the first may continue.
+    # All beams are equal at first, so only one may be extended.
     first = jnp.where(jnp.arange(num_beams)[None] == 0, 0.0, _NEVER)
     log_probs = jnp.broadcast_to(first, shape).astype(jnp.float32)
     nothing = jnp.full(shape, -jnp.inf, jnp.float32)
@@ -203,7 +243,7 @@ def _init_state(
 def _force(
     log_probs: Float[Array, "B K V"], token: Int[Array, "B 1"], in_prefix: Bool[Array, " B"]
 ) -> Float[Array, "B K V"]:
-    """Give the next token of the prefix log-probability 0 and all others -inf, within a prefix."""
+    """Force the next token of the prefix in rows that are still within it."""
     vocab_size = log_probs.shape[-1]
     forced = jnp.where(jnp.arange(vocab_size)[None] == token, 0.0, -jnp.inf)
     return jnp.where(in_prefix[:, None, None], forced[:, None], log_probs)
@@ -214,16 +254,16 @@ def _expand(
 ) -> tuple[_Open, Int[Array, "B C"], Int[Array, "B C"]]:
     """Extend every open sequence by one token, and keep the C best.
 
-    With twice as many candidates as beams, K of them are open: of each open sequence, at most one
-    continuation ends with EOS.
+    At most one extension of each open sequence ends with EOS, so at least K of 2 K candidates
+    continue.
 
     Args:
       beams: the K open sequences.
-      log_probs: of every next token.
-      position: of the last token.
+      log_probs: log-probability of every next token.
+      position: position of the last token.
     Returns:
-      The candidates, with the automaton states of their parents; the index of each one's parent
-      beam; and its last token.
+      The candidates, with the automaton states of their parents; their parent beams; and their
+      last tokens.
     """
     batch, num_beams, vocab_size = log_probs.shape
     totals = log_probs + beams.log_probs[..., None]
@@ -248,7 +288,7 @@ def _finish(
     processors: LogitsProcessors,
     eos_id: int,
 ) -> tuple[_Open, Int[Array, "B C"]]:
-    """Return the candidates with the automata advanced by `tokens`, and the `Finish` of each."""
+    """Advance the automata of all candidates by `tokens`, and return the `Finish` of each."""
     in_prefix = in_prefix[:, None]
     finish = jnp.where(at_limit, Finish.LIMIT, Finish.GOING_ON)[:, None]
     automaton_states, finish = advance_automaton(
@@ -271,7 +311,7 @@ def _collect(
     length: Int[Array, ""],
     penalty: Float[Array, " B"],
 ) -> Beams:
-    """Add the candidates that have ended to the finished sequences, and keep the K best.
+    """Add ended candidates to the finished sequences, and keep the K best.
 
     As in transformers, a candidate counts only if it is among the K best, open or ended.
     """
@@ -310,7 +350,7 @@ def _select_open(
     ended: Bool[Array, "B C"],
     num_beams: int,
 ) -> tuple[_Open, Int[Array, "B K"]]:
-    """Return the K best candidates that have not ended, and their parent beams."""
+    """Return the K best open candidates and their parent beams."""
     log_probs, best = jax.lax.top_k(jnp.where(ended, _NEVER, candidates.log_probs), num_beams)
     beams = _Open(
         tokens=jnp.take_along_axis(candidates.tokens, best[..., None], axis=1),
@@ -322,7 +362,7 @@ def _select_open(
 
 
 def _gather_cache(cache: PyTree, parents: Int[Array, "B K"]) -> PyTree:
-    """Give every beam the cache of its parent."""
+    """Gather the cache of every beam's parent."""
     batch, num_beams = parents.shape
     rows = jnp.arange(batch)[:, None] * num_beams + parents
     return jax.tree.map(lambda leaf: leaf[rows.reshape(-1)] if leaf.ndim else leaf, cache)
@@ -336,13 +376,13 @@ def _is_done(
     length: Int[Array, " B"],
     max_new_tokens: Int[Array, ""],
 ) -> Bool[Array, " B"]:
-    """Return True for inputs that the stopping rule ends.
+    """Return True for inputs whose search has ended.
 
     Args:
       best_open: log-probability of the best open sequence.
       finished_scores: scores of the finished sequences, -inf where there are fewer than K.
-      early_stopping: the stopping rule.
-      penalty: the length penalty.
+      early_stopping: stopping rule.
+      penalty: length penalty.
       length: number of tokens after the prefix.
       max_new_tokens: maximum of `length`.
     """
@@ -350,8 +390,8 @@ def _is_done(
         done = jnp.all(finished_scores > -jnp.inf, axis=1)
     else:
         final_length = max_new_tokens if early_stopping == "never" else length
-        # Log-probabilities fall with the length; penalties may rise or fall.
+        # Log-probabilities decrease with length; penalties may increase or decrease.
         reachable = jnp.maximum(best_open / penalty(length), best_open / penalty(final_length))
         done = jnp.min(finished_scores, axis=1) >= reachable
-    # Without an open sequence there is nothing to continue.
+    # No open sequence left.
     return done | (best_open <= _NEVER / 2)

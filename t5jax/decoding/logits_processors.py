@@ -1,8 +1,7 @@
-"""Logits processors: they change the scores of a step, most by ruling tokens out.
+"""Logits processors: functions that change the scores of a step, mostly to rule tokens out.
 
-Scores are logits, or in a beam search log-probabilities; a token that is ruled out has -inf.  The
-processors and their order are those of Hugging Face transformers, except that the automaton comes
-last.
+Scores are logits, or log-probabilities in a beam search; -inf rules a token out.  The processors
+and their order are those of Hugging Face transformers, except that the automaton comes last.
 
 Shape letters: R rows of a decoding loop, beams innermost, W width of the sequences, V vocabulary.
 """
@@ -21,11 +20,11 @@ class Context(NamedTuple):
     """Progress of every row at the current step.
 
     Attributes:
-      sequences: Start token, prefix and generated tokens; arbitrary from `length` on.
-      length: Number of valid tokens in `sequences`, the start token included.
-      num_new: Number of tokens generated after the prefix; negative within it.
-      max_new_tokens: Maximum number of tokens to generate after the prefix.
-      states: State of `LogitsProcessors.automaton`, if it is set.
+      sequences: start token, prefix and generated tokens; arbitrary from position `length` on.
+      length: number of valid tokens in `sequences`, including the start token.
+      num_new: number of tokens generated after the prefix; negative within it.
+      max_new_tokens: maximum number of tokens to generate after the prefix.
+      states: states of `LogitsProcessors.automaton`; ignored if it is None.
     """
 
     sequences: Int[Array, "R W"]
@@ -40,22 +39,30 @@ class Context(NamedTuple):
 class LogitsProcessors:
     """The logits processors of a decoding loop.
 
-    Attributes are named as in the generation config of transformers.  None, or 0, turns a
-    processor off.  The set of those that are on is static; their values are traced.
+    Names follow the generation config of transformers.  None (or an n-gram size of 0) disables a
+    processor.  The set of enabled processors is static, their values are traced.
 
     Attributes:
-      repetition_penalty: divisor of the positive scores of tokens that occur already, and factor of
-        the negative ones.  (arXiv:1909.05858, section 4.1)
-      bad_words_ids: sequences that may not occur, padded on the left with -1.
-      min_new_tokens: number of tokens before which EOS is ruled out.
-      automaton: must accept the tokens after the prefix.
-      forced_bos_token_id: the only first token allowed.
-      forced_eos_token_id: the only token allowed as the last before the limit.
-      suppress_tokens: [V] bool, True for tokens that are always ruled out.
-      begin_suppress_tokens: [V] bool, True for tokens that are ruled out as the first, or with
-        `forced_bos_token_id` as the second.
-      stop_automaton: ends a row that reaches one of its ends; it rules nothing out.
-      no_repeat_ngram_size: size of the n-grams that may not occur twice.
+      repetition_penalty: > 0; divides positive and multiplies negative scores of tokens that
+        already occur in the sequence.  (arXiv:1909.05858, section 4.1)
+      bad_words_ids: token sequences that must not occur, padded on the left with -1.
+      min_new_tokens: minimum number of tokens before EOS is allowed.
+      automaton: constraint on the tokens after the prefix.
+      forced_bos_token_id: first token after the prefix.
+      forced_eos_token_id: last token of a row that reaches the limit.
+      suppress_tokens: True for tokens that are never generated.
+      begin_suppress_tokens: True for tokens that are not generated first, or second if
+        `forced_bos_token_id` is set.
+      stop_automaton: ends a row that reaches one of its ends; rules nothing out.
+      no_repeat_ngram_size: size of n-grams that must not occur twice; static.
+
+    Example:
+      >>> from t5jax.decoding.logits_processors import Context
+      >>> zero = jnp.array([0])
+      >>> context = Context(zero[None], jnp.int32(1), zero, jnp.int32(8), zero)
+      >>> processors = t5jax.decoding.LogitsProcessors(min_new_tokens=jnp.int32(2))
+      >>> processors(jnp.zeros((1, 3)), context, eos_id=1).tolist()
+      [[0.0, -inf, 0.0]]
     """
 
     repetition_penalty: Float[Array, ""] | None = None
@@ -72,14 +79,14 @@ class LogitsProcessors:
     def __call__(
         self, scores: Float[Array, "R V"], context: Context, *, eos_id: int
     ) -> Float[Array, "R V"]:
-        """Return the scores of the next token after all processors that are on.
+        """Apply all enabled processors to the scores of the next token.
 
         Args:
           scores: [R, V] float32 logits or log-probabilities.
           context: progress of every row.
           eos_id: id of EOS.
         Returns:
-          [R, V] float32; -inf for tokens that are ruled out.
+          [R, V] float32, -inf for tokens ruled out.
         """
         if self.repetition_penalty is not None:
             scores = _repetition_penalty(scores, context, self.repetition_penalty)
@@ -96,13 +103,13 @@ class LogitsProcessors:
         if self.suppress_tokens is not None:
             scores = _suppress_tokens(scores, self.suppress_tokens)
         if self.begin_suppress_tokens is not None:
-            # A forced token leaves no choice; the next one is the first that is chosen.
+            # After a forced token, the second token is the first free choice.
             begin = 0 if self.forced_bos_token_id is None else 1
             scores = _suppress_tokens_at_begin(
                 scores, context, self.begin_suppress_tokens, begin_index=begin
             )
         if self.automaton is not None:
-            # Last, because it must allow forced tokens too.
+            # Last, so that forced tokens must satisfy it too.
             scores = _automaton_constraint(scores, context, self.automaton)
         return scores
 
@@ -110,7 +117,7 @@ class LogitsProcessors:
 def _repetition_penalty(
     scores: Float[Array, "R V"], context: Context, penalty: Float[Array, ""]
 ) -> Float[Array, "R V"]:
-    """Penalize tokens that occur already, as RepetitionPenaltyLogitsProcessor does."""
+    """Penalize tokens that already occur, as RepetitionPenaltyLogitsProcessor does."""
     positions = jnp.arange(context.sequences.shape[1]) < context.length
     valid = jnp.broadcast_to(positions[None], context.sequences.shape)
     occurs = _token_mask(context.sequences, valid, scores.shape)
@@ -123,7 +130,7 @@ def _no_repeat_ngram(
     """Rule out tokens that would repeat an n-gram, as NoRepeatNGramLogitsProcessor does."""
     sequences, length = context.sequences, context.length
     width = sequences.shape[1]
-    # True where the `ngram_size - 1` tokens from a position on equal the last ones.
+    # True where the `ngram_size - 1` tokens starting at a position equal the last ones.
     matches = jnp.ones(sequences.shape, bool)
     for k in range(ngram_size - 1):
         # In shorter sequences the clipped index is arbitrary; `complete` masks them.
@@ -145,7 +152,7 @@ def _no_bad_words(
     for k in range(size - 1):
         last = jnp.take(sequences, length - size + 1 + k, axis=1, mode="clip")
         begun = begun & ((words[None, :, k] == last[:, None]) | (words[None, :, k] < 0))
-    # Words longer than the sequence, the start token excluded, cannot be complete.
+    # Words longer than the sequence, excluding the start token, cannot be complete.
     fits = jnp.sum(words >= 0, axis=1, dtype=jnp.int32) <= length
     last_tokens = jnp.broadcast_to(words[None, :, -1], begun.shape)
     return _rule_out(scores, _token_mask(last_tokens, begun & fits[None], scores.shape))
@@ -154,7 +161,7 @@ def _no_bad_words(
 def _min_new_tokens(
     scores: Float[Array, "R V"], context: Context, min_length: Int[Array, ""], *, eos_id: int
 ) -> Float[Array, "R V"]:
-    """Rule out an early EOS, as MinNewTokensLengthLogitsProcessor does."""
+    """Rule out EOS before `min_length`, as MinNewTokensLengthLogitsProcessor does."""
     early = (context.num_new < min_length)[:, None]
     return _rule_out(scores, early & _one_hot(eos_id, scores))
 
@@ -174,14 +181,14 @@ def _forced_eos_token(
 
 
 def _suppress_tokens(scores: Float[Array, "R V"], tokens: Bool[Array, " V"]) -> Float[Array, "R V"]:
-    """Rule tokens out at every step, as SuppressTokensLogitsProcessor does."""
+    """Rule out tokens at every step, as SuppressTokensLogitsProcessor does."""
     return _rule_out(scores, tokens[None])
 
 
 def _suppress_tokens_at_begin(
     scores: Float[Array, "R V"], context: Context, tokens: Bool[Array, " V"], *, begin_index: int
 ) -> Float[Array, "R V"]:
-    """Rule tokens out at one step, as SuppressTokensAtBeginLogitsProcessor does."""
+    """Rule out tokens at one step, as SuppressTokensAtBeginLogitsProcessor does."""
     at_begin = (context.num_new == begin_index)[:, None]
     return _rule_out(scores, at_begin & tokens[None])
 
@@ -191,7 +198,7 @@ def _automaton_constraint(
 ) -> Float[Array, "R V"]:
     """Rule out tokens after which the automaton cannot reach an end in time.
 
-    This is PrefixConstrainedLogitsProcessor for the set of sequences that the automaton accepts.
+    Equivalent to PrefixConstrainedLogitsProcessor for the sequences that the automaton accepts.
     """
     remaining = context.max_new_tokens - context.num_new
     return _rule_out(scores, ~allowed_tokens(automaton, context.states, remaining))
@@ -202,7 +209,7 @@ def _token_mask(
 ) -> Bool[Array, "R V"]:
     """Return an [R, V] mask, True for the selected tokens of every row."""
     rows = jnp.arange(shape[0])[:, None]
-    # Out of the vocabulary, so that the update is dropped.
+    # V is out of range, so its update is dropped.
     tokens = jnp.where(selected, tokens, shape[1])
     return jnp.zeros(shape, bool).at[rows, tokens].set(True, mode="drop")
 
@@ -214,7 +221,7 @@ def _one_hot(token: Int[Array, ""] | int, scores: Float[Array, "R V"]) -> Bool[A
 def _force(
     scores: Float[Array, "R V"], token: Int[Array, ""], rows: Bool[Array, " R"]
 ) -> Float[Array, "R V"]:
-    """Set the score of the token to 0 and all others to -inf, in the rows that are True."""
+    """Set the score of `token` to 0 and all others to -inf where `rows` is True."""
     forced = jnp.where(_one_hot(token, scores), jnp.float32(0), -jnp.inf)
     return jnp.where(rows[:, None], forced, scores)
 

@@ -1,4 +1,4 @@
-"""The decoding loop of greedy choice and sampling, one `while_loop` over any step."""
+"""The decoding loop for greedy decoding and sampling: one `while_loop` over any step."""
 
 import enum
 from collections.abc import Callable
@@ -15,17 +15,17 @@ StepFn = Callable[[Int[Array, " B"], PyTree], tuple[Float[Array, "B V"], PyTree]
 """One step of a model, `step(tokens, cache) -> (logits, cache)`.
 
 tokens: [B] int32, the last token of every row.
-cache: any pytree, returned with the same structure, shapes and dtypes; the loops never look into
-  it, so it may count positions as a scalar or row by row.  Beam search gathers the leading axis of
-  its arrays, which must have size B, and leaves scalars alone.
-logits: [B, V] floating point, of the tokens that come next.
+cache: any pytree, returned with the same structure, shapes and dtypes.  The loops treat it as
+  opaque, so it may hold a scalar position or one per row.  Beam search gathers its arrays along
+  their leading axis, which must have size B, and leaves scalars alone.
+logits: [B, V] floating point, for the next token.
 
-The loops feed all rows at the same position, counted by a scalar of their own.
+The loops keep a separate scalar position, the same for all rows.
 """
 
 
 SampleFn = Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]]
-"""Choice of the next tokens, `sample_fn(scores, position) -> tokens`, such as `greedy`.
+"""Function that chooses the next tokens, `sample_fn(scores, position) -> tokens`, like `greedy`.
 
 scores: [B, V] float32, the logits after all logits processors.
 position: scalar int32, 0 after the start token.
@@ -34,17 +34,21 @@ tokens: [B] integer.
 
 
 def greedy(logits: Float[Array, "B V"], position: Int[Array, ""]) -> Int[Array, " B"]:
-    """Return the most likely tokens; the lowest id on a tie.
+    """Return the most likely token of every row, the lowest id on a tie.
 
     Args:
       logits: [B, V] float32.
-      position: unused; part of the signature of a `SampleFn`.
+      position: ignored; part of the `SampleFn` signature.
     Returns:
       [B] int32.
+
+    Example:
+      >>> t5jax.decoding.greedy(jnp.array([[0.0, 2.0, 2.0]]), jnp.int32(0)).tolist()
+      [1]
     """
     del position
-    # Same as `argmax`, which jax 0.10.2 does not vectorize on a CPU, unlike these two reductions;
-    # measured by the greedy rows of benchmarks/decode.py.
+    # Same as `argmax`, which jax 0.10.2 does not vectorize on CPU, unlike these two reductions
+    # (the greedy rows of benchmarks/decode.py).
     best = jnp.max(logits, axis=-1, keepdims=True)
     vocab_size = logits.shape[-1]
     ids = jnp.where(logits == best, jnp.arange(vocab_size)[None], vocab_size - 1)
@@ -52,33 +56,46 @@ def greedy(logits: Float[Array, "B V"], position: Int[Array, ""]) -> Int[Array, 
 
 
 class Finish(enum.IntEnum):
-    """Reason for which a row has ended."""
+    """Reason why a row has ended.
+
+    Attributes:
+      GOING_ON: 0, the row has not ended.
+      EOS: 1, it generated EOS.
+      LIMIT: 2, it reached the maximum number of tokens.
+      STOP: 3, an automaton reached an end, such as a stop string.
+      DEAD_END: 4, every token was ruled out.
+
+    Example:
+      >>> t5jax.decoding.Finish(2).name
+      'LIMIT'
+    """
 
     GOING_ON = 0
-    """It has not ended."""
     EOS = 1
-    """It generated EOS."""
     LIMIT = 2
-    """It reached the maximum number of tokens."""
     STOP = 3
-    """An automaton reached an end, such as a stop string."""
     DEAD_END = 4
-    """Every token was ruled out."""
 
 
 class LoopState(NamedTuple):
-    """Carry of the token loop.
+    """Carry of the decoding loop.
 
     Attributes:
-      position: Position of the token to be fed next, 0 for the start token.
-      sequences: Start token, prefix and generated tokens, padded on the right; W = 1 + P +
-        max_len.
+      position: position of the token to feed next, 0 for the start token.
+      sequences: start token, prefix and generated tokens, padded on the right; W = 1 + P + max_len.
       finish: `Finish` of every row.
-      lengths: Number of tokens after the start token, the prefix included.
-      automaton_states: State of `LogitsProcessors.automaton`; 0 if it is not set.
-      stop_states: State of `LogitsProcessors.stop_automaton`; 0 if it is not set.
-      failed: First position with logits that are not finite; -1 if there is none.
-      cache: Cache of the step.
+      lengths: number of tokens after the start token, including the prefix.
+      automaton_states: states of `LogitsProcessors.automaton`; 0 if it is None.
+      stop_states: states of `LogitsProcessors.stop_automaton`; 0 if it is None.
+      failed: first position with non-finite logits, or -1.
+      cache: cache of the step.
+
+    Example:
+      >>> state = t5jax.decoding.init_loop(
+      ...     (), start_tokens=jnp.array([0]), prefix=jnp.array([[7, 8]]), done=jnp.array([False]),
+      ...     max_len=3, pad_id=0)
+      >>> state.sequences.shape, int(state.position), state.lengths.tolist()
+      ((1, 6), 0, [0])
     """
 
     position: Int[Array, ""]
@@ -100,15 +117,24 @@ def init_loop(
     max_len: int,
     pad_id: int,
 ) -> LoopState:
-    """Return the state of a loop that has generated nothing.
+    """Return the initial state of a decoding loop.
 
     Args:
       cache: initial cache of the step.
-      start_tokens: [B] the tokens fed first.
-      prefix: [B, P] the tokens that every row begins with, padded on the right.
-      done: [B] True for rows that are not decoded, such as those that pad a batch.
-      max_len: number of tokens that `sequences` has room for after the prefix.
+      start_tokens: [B] tokens fed first.
+      prefix: [B, P] tokens that every row starts with, padded on the right.
+      done: [B] True for rows that are not decoded, such as batch padding.
+      max_len: capacity of `sequences` after the prefix, in tokens.
       pad_id: fills a row after its end.
+    Returns:
+      The state at position 0.
+
+    Example:
+      >>> state = t5jax.decoding.init_loop(
+      ...     (), start_tokens=jnp.array([0]), prefix=jnp.array([[7, 8]]), done=jnp.array([False]),
+      ...     max_len=3, pad_id=0)
+      >>> state.sequences.tolist()
+      [[0, 7, 8, 0, 0, 0]]
     """
     batch = len(start_tokens)
     sequences = jnp.concatenate(
@@ -146,18 +172,31 @@ def decode_loop(
     """Generate tokens, feeding each back to the step, until all rows have ended.
 
     Args:
-      step: the model.
-      state: from `init_loop`, or from an earlier call.
+      step: model step.
+      state: from `init_loop` or an earlier call.
       sample_fn: chooses the next tokens.
-      processors: change the logits before tokens are chosen.
+      processors: applied to the logits before `sample_fn`.
       prefix_lens: [B] number of tokens in every row's prefix.
-      max_new_tokens: maximum number of tokens of a row after its prefix; traced, so that one
-        compiled loop serves all values.
-      max_steps: maximum number of steps of this call.
-      eos_id: ends a row; it is part of the sequence.
+      max_new_tokens: maximum number of tokens per row after its prefix; traced, so that changing
+        it does not recompile.
+      max_steps: maximum number of steps in this call.
+      eos_id: ends a row and is part of the sequence.
       pad_id: fills a row after its end.
     Returns:
       The state after the last step.
+
+    Example:
+      >>> table = jax.nn.one_hot(jnp.array([2, 0, 3, 1]), 4)  # 0 -> 2 -> 3 -> 1
+      >>> state = t5jax.decoding.init_loop(
+      ...     (), start_tokens=jnp.array([0]), prefix=jnp.zeros((1, 0), jnp.int32),
+      ...     done=jnp.array([False]), max_len=5, pad_id=0)
+      >>> state = t5jax.decoding.decode_loop(
+      ...     lambda tokens, cache: (table[tokens], cache), state,
+      ...     sample_fn=t5jax.decoding.greedy, processors=t5jax.decoding.LogitsProcessors(),
+      ...     prefix_lens=jnp.array([0]), max_new_tokens=jnp.int32(5), max_steps=5,
+      ...     eos_id=1, pad_id=0)
+      >>> state.sequences.tolist()
+      [[0, 2, 3, 1, 0, 0]]
     """
     last_position = jnp.minimum(state.position + max_steps, state.sequences.shape[1] - 1)
 
@@ -198,7 +237,7 @@ def decode_loop(
         )
         finish = jnp.where(~in_prefix & (tokens == eos_id), Finish.EOS, finish)
         finish = jnp.where(dead, Finish.DEAD_END, finish)
-        # A maximum propagates NaN and infinity.
+        # max propagates NaN and infinity.
         not_finite = jnp.any(going_on & ~jnp.isfinite(jnp.max(logits, axis=-1)))
         return LoopState(
             position=position + 1,
@@ -222,16 +261,16 @@ def advance_automaton(
     *,
     in_prefix: Bool[Array, "*#B"],
 ) -> tuple[Int[Array, "*B"], Int[Array, "*#B"]]:
-    """Feed the next tokens to an automaton, and end the rows in which it reaches an end.
+    """Advance an automaton by the next tokens, and stop rows that reach an end.
 
     Args:
       automaton: the transitions; None changes nothing.
-      states: state of the automaton in every row.
+      states: automaton state of every row.
       tokens: next token of every row.
-      finish: `Finish` of every row so far.
-      in_prefix: True where the token belongs to the prefix, which the automaton does not read.
+      finish: current `Finish` of every row.
+      in_prefix: True where the token belongs to the prefix, which the automaton skips.
     Returns:
-      The states after the tokens, and `finish` with STOP in the rows that reach an end.
+      The next states, and `finish` with STOP in rows that reach an end.
     """
     if automaton is None:
         return states, finish

@@ -1,4 +1,4 @@
-"""Sampling, truncated by top-k, top-p, min-p or typicality."""
+"""Sampling with top-k, top-p, min-p and typical truncation."""
 
 from collections.abc import Callable
 
@@ -16,12 +16,18 @@ def sampler(
     r"""Return a function that samples from :math:`\mathrm{softmax}(\mathrm{logits} / T)`.
 
     Args:
-      row_keys: [B] one key a row, so that a row's samples do not depend on the rest of the batch.
+      row_keys: [B] one key per row, so that a row's samples do not depend on the rest of the batch.
       temperature: T > 0; below 1 sharpens the distribution, above 1 flattens it.
-      truncation: maps the logits, divided by the temperature, to logits with -inf for tokens that
-        are not sampled, such as `top_k` or `top_p`.
+      truncation: maps [B, V] logits, already divided by T, to logits with -inf for excluded
+        tokens, such as `top_k` or `top_p`; defaults to no truncation.
     Returns:
-      A `SampleFn`, which folds the position into every row's key.
+      A `SampleFn` that folds the position into every row's key and returns [B] int32.
+
+    Example:
+      >>> keys = jax.random.split(jax.random.key(0), 2)
+      >>> sample = t5jax.decoding.sampler(keys, temperature=jnp.float32(0.7))
+      >>> sample(jnp.log(jnp.array([[0.0, 1.0], [1.0, 0.0]])), jnp.int32(0)).tolist()
+      [1, 0]
     """
 
     def sample(logits: Float[Array, "B V"], position: Int[Array, ""]) -> Int[Array, " B"]:
@@ -35,11 +41,16 @@ def top_k(logits: Float[Array, "B V"], k: Int[Array, ""], *, max_k: int) -> Floa
     """Keep the `k` most likely tokens.  (arXiv:1805.04833)
 
     Args:
-      logits: [B, V], -inf for tokens that are ruled out already.
+      logits: [B, V] float32, -inf for tokens already ruled out.
       k: number of tokens, >= 1; traced.
       max_k: static upper bound of `k`.
     Returns:
-      [B, V] logits, -inf for all other tokens.  Tokens that tie with the last are kept.
+      [B, V] logits, -inf for all other tokens.  Ties with the last kept token are kept.
+
+    Example:
+      >>> logits = jnp.array([[3.0, 1.0, 2.0]])
+      >>> t5jax.decoding.top_k(logits, jnp.int32(2), max_k=3).tolist()
+      [[3.0, -inf, 2.0]]
     """
     best = jax.lax.top_k(logits, min(max_k, logits.shape[-1]))[0]
     threshold = jnp.take(best, jnp.minimum(k, best.shape[-1]) - 1, axis=-1)
@@ -47,19 +58,24 @@ def top_k(logits: Float[Array, "B V"], k: Int[Array, ""], *, max_k: int) -> Floa
 
 
 def top_p(logits: Float[Array, "B V"], p: Float[Array, ""]) -> Float[Array, "B V"]:
-    """Keep the smallest set of most likely tokens whose probabilities sum to at least `p`.
+    """Keep the smallest set of most likely tokens with total probability >= `p`.
 
     This is nucleus sampling.  (arXiv:1904.09751)
 
     Args:
-      logits: [B, V], -inf for tokens that are ruled out already.
-      p: in (0, 1].
+      logits: [B, V] float32, -inf for tokens already ruled out.
+      p: total probability, in (0, 1].
     Returns:
-      [B, V] logits, -inf for all other tokens.  Tokens that tie with the last are kept.
+      [B, V] logits, -inf for all other tokens.  Ties with the last kept token are kept.
+
+    Example:
+      >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
+      >>> (t5jax.decoding.top_p(logits, jnp.float32(0.7)) > -jnp.inf).tolist()
+      [[True, True, False]]
     """
     descending = -jnp.sort(-logits, axis=-1)
     preceding = jnp.cumsum(jax.nn.softmax(descending), axis=-1) - jax.nn.softmax(descending)
-    # The last token that less than p precedes; the first always is one.
+    # The last kept token is the last one preceded by less than p; the first always is.
     last = jnp.sum(preceding < p, axis=-1, dtype=jnp.int32) - 1
     threshold = jnp.take_along_axis(descending, jnp.maximum(last, 0)[:, None], axis=-1)
     return _keep(logits, logits >= threshold)
@@ -69,24 +85,35 @@ def min_p(logits: Float[Array, "B V"], p: Float[Array, ""]) -> Float[Array, "B V
     """Keep tokens at least `p` times as likely as the most likely one.  (arXiv:2407.01082)
 
     Args:
-      logits: [B, V], -inf for tokens that are ruled out already.
-      p: in [0, 1].
+      logits: [B, V] float32, -inf for tokens already ruled out.
+      p: fraction of the highest probability, in [0, 1].
     Returns:
       [B, V] logits, -inf for all other tokens.
+
+    Example:
+      >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
+      >>> (t5jax.decoding.min_p(logits, jnp.float32(0.5)) > -jnp.inf).tolist()
+      [[True, True, False]]
     """
     return _keep(logits, logits >= jnp.max(logits, axis=-1, keepdims=True) + jnp.log(p))
 
 
 def typical(logits: Float[Array, "B V"], p: Float[Array, ""]) -> Float[Array, "B V"]:
-    """Keep the most typical tokens, whose probabilities sum to at least `p`.  (arXiv:2202.00666)
+    """Keep the smallest set of most typical tokens with total probability >= `p`.
 
     A token is typical if its surprisal is close to the entropy, the expected surprisal.
+    (arXiv:2202.00666)
 
     Args:
-      logits: [B, V], -inf for tokens that are ruled out already.
-      p: in (0, 1].
+      logits: [B, V] float32, -inf for tokens already ruled out.
+      p: total probability, in (0, 1].
     Returns:
-      [B, V] logits, -inf for all other tokens.  Tokens that tie with the last are kept.
+      [B, V] logits, -inf for all other tokens.  Ties with the last kept token are kept.
+
+    Example:
+      >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))  # 0.69, 1.20, 1.61 nats; entropy 1.03
+      >>> (t5jax.decoding.typical(logits, jnp.float32(0.2)) > -jnp.inf).tolist()
+      [[False, True, False]]
     """
     log_probs = jax.nn.log_softmax(logits)
     probs = jnp.exp(log_probs)

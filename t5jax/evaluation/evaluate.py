@@ -1,4 +1,4 @@
-"""Metrics of predictions in files, for one task or several."""
+"""Evaluation of prediction files, for one or more tasks."""
 
 import dataclasses
 import math
@@ -25,12 +25,18 @@ class EvalTask:
     """Files and metrics of a task.
 
     Attributes:
-      predictions: File of predictions, as `read_predictions` reads it.
-      references: Files of references, each with one for every prediction; none if a .jsonl has
-        both.
-      metrics: Keys of `METRICS`.
-      options: Options of the metrics that take any.
-      keyed: Read files of other suffixes as .tsv.
+      predictions: predictions file, in a format of `read_predictions`.
+      references: reference files, each covering every prediction; empty if the predictions are a
+        .jsonl file that includes them.
+      metrics: names of metrics, keys of `METRICS`.
+      options: options for metrics that take any.
+      keyed: whether to read files with other suffixes as .tsv.
+
+    Example:
+      >>> from pathlib import Path
+      >>> task = t5jax.evaluation.EvalTask(predictions=Path("run.jsonl"), metrics=["bleu", "chrf"])
+      >>> task.options.tokenize
+      '13a'
     """
 
     predictions: Path
@@ -47,21 +53,29 @@ def evaluate_files(
 
     Args:
       tasks: tasks by name.
-      bootstrap: number of resamples of the examples for 95 % intervals; 0 for no intervals.
-      seed: random seed of the resamples.
+      bootstrap: number of bootstrap resamples for 95 % intervals; 0 disables them.
+      seed: random seed for resampling.
     Returns:
-      A dict that JSON can hold.  "tasks": name -> {"examples", "references", "metrics": name ->
-      {"score", "interval", "detail"}}, where None is an undefined score or end of an interval;
-      "average": the `mean_score` if there are several tasks; "bootstrap": number of resamples,
+      A JSON-serializable dict.  "tasks": name -> {"examples", "references", "metrics": name ->
+      {"score", "interval", "detail"}}, where None is an undefined score or interval end;
+      "average": the `mean_score`, if there are several tasks; "bootstrap": number of resamples,
       seed and level, if there are intervals.
     Raises:
-      ValueError: files or metrics do not match, or a library is missing.
+      ValueError: predictions and references do not match, a metric or option is invalid, or a
+        library is missing.
       OSError: a file cannot be read.
+
+    Example:
+      >>> from pathlib import Path
+      >>> _ = Path("run.jsonl").write_text('{"prediction": "a cat", "references": ["a dog"]}')
+      >>> task = t5jax.evaluation.EvalTask(predictions=Path("run.jsonl"), metrics=["wer"])
+      >>> t5jax.evaluation.evaluate_files({"captions": task})["tasks"]["captions"]["metrics"]
+      {'wer': {'score': 50.0}}
     """
     check_at_least(0, bootstrap=bootstrap, seed=seed)
     for task in tasks.values():
         check_metrics(task.metrics, task.options)
-    # All files first: one that cannot be read is to be known before anything is computed.
+    # Read all files first, so that an unreadable one fails before anything is computed.
     examples = {
         name: read_predictions(task.predictions, task.references, keyed=task.keyed)
         for name, task in tasks.items()

@@ -1,4 +1,4 @@
-"""Readers of files of predictions and of their references."""
+"""Files of predictions and references."""
 
 import re
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from t5jax.data import file_suffix, numbered_records, read_lines
 
-# The number of a further reference in its key, such as "read(2)".
+# The suffix that numbers additional references of a key, such as "read(2)".
 _VARIANT = re.compile(r"\(\d+\)$")
 _OTHER_FORMATS = (".json", ".csv", ".parquet")
-# A row's number in its file, and its content.
+# Row number and content.
 _Records = list[tuple[int, dict[str, Any]]]
 
 
@@ -18,8 +18,13 @@ class Predictions(NamedTuple):
     """Predictions with their references.
 
     Attributes:
-      predictions: A text for each example.
-      references: One or more texts for each prediction.
+      predictions: one text per example.
+      references: one or more texts per prediction.
+
+    Example:
+      >>> predictions, references = t5jax.evaluation.Predictions(["a cat"], [["a cat", "cat"]])
+      >>> len(references[0])
+      2
     """
 
     predictions: list[str]
@@ -31,34 +36,42 @@ def read_predictions(
 ) -> Predictions:
     """Read predictions and their references.
 
-    A .jsonl file has an object for each example: "prediction" (or "output"), and "references" (a
-    list) or "target".  A .tsv file has lines `key<TAB>text`; further references of a key are
-    further lines, whose keys may end in a number such as "(2)".  A .dict file is written as CMUdict
-    is, with spaces and comments.  Any other file has a line for each example; only there do blank
-    lines count.  All may be compressed: .gz, .bz2, .xz or .zst.
+    A .jsonl file has one object per example, with "prediction" (or "output"), and "references" (a
+    list) or "target".  A .tsv file has lines `key<TAB>text`; additional references of a key take
+    additional lines, whose keys may end in a number such as "(2)".  A .dict file has CMUdict's
+    format, with spaces and comments.  Any other file has one example per line, blank lines
+    included; the other formats skip blank lines.  Files may be compressed: .gz, .bz2, .xz or .zst.
 
     Args:
-      predictions: file of predictions.
-      references: files of references, each with one or more for every example; none if the file of
-        predictions holds them too.
-      keyed: read files of other suffixes as .tsv, as is done if one file is a .tsv or .dict.
+      predictions: predictions file.
+      references: reference files, each with one or more references per example; empty if the
+        predictions file includes them.
+      keyed: whether to read files with other suffixes as .tsv; implied if any file is a .tsv or
+        .dict.
     Returns:
       The examples, in the order of the predictions.
     Raises:
       ValueError: a file is empty or damaged, or the files do not match.
       OSError: a file cannot be read.
+
+    Example:
+      >>> from pathlib import Path
+      >>> _ = Path("run.tsv").write_text("read\\tR IY D")
+      >>> _ = Path("words.dict").write_text("read R EH D")
+      >>> t5jax.evaluation.read_predictions(Path("run.tsv"), [Path("words.dict")])
+      Predictions(predictions=['R IY D'], references=[['R EH D']])
     """
     suffixes = {_suffix(file) for file in (predictions, *references)}
     if keyed and suffixes == {".jsonl"}:
         raise ValueError(
-            f"keyed must be for files with keys, got {predictions}, and .jsonl has none; leave out "
+            f"keyed requires files with keys, got {predictions}, and .jsonl has none; leave out "
             "--keyed."
         )
     if keyed or suffixes & {".tsv", ".dict"}:
         if ".jsonl" in suffixes:
             raise ValueError(
-                f"{predictions} and its references must all have keys or none, got a .jsonl file "
-                "together with one that has keys; write all as .jsonl, or all as .tsv."
+                f"{predictions} and its references must all have keys or none, got .jsonl together "
+                "with a keyed file; write all as .jsonl, or all as .tsv."
             )
         return _read_keyed(predictions, references)
     records = _read_records(predictions) if _suffix(predictions) == ".jsonl" else None
@@ -66,8 +79,8 @@ def read_predictions(
     if not references:
         if records is None:
             raise ValueError(
-                f"references must be set for {predictions}, got none; only a .jsonl file can hold "
-                "its own."
+                f"references must be set for {predictions}, got none; only a .jsonl file can "
+                "include them."
             )
         return Predictions(texts, _references(predictions, records))
     collected: list[list[str]] = [[] for _ in texts]
@@ -90,8 +103,8 @@ def _suffix(file: Path) -> str:
     suffix = file_suffix(str(file))
     if suffix in _OTHER_FORMATS:
         raise ValueError(
-            f"{file} must be .jsonl, .tsv, .dict or lines of text, got {suffix}; write an object "
-            "for each example in a .jsonl file."
+            f"{file} must be .jsonl, .tsv, .dict or lines of text, got {suffix}; convert it to "
+            ".jsonl, one object per example."
         )
     return suffix
 
@@ -102,7 +115,7 @@ def _predictions(file: Path, records: _Records) -> list[str]:
         text = record.get("prediction", record.get("output"))
         if not isinstance(text, str):
             raise ValueError(
-                f"{file} must have a text under 'prediction' or 'output', got {record!s:.60} in "
+                f"{file} must have a string under 'prediction' or 'output', got {record!s:.60} in "
                 f"row {row}."
             )
         texts.append(text)
@@ -116,8 +129,8 @@ def _references(file: Path, records: _Records) -> list[list[str]]:
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list) or {type(text) for text in texts} != {str}:
             raise ValueError(
-                f"{file} must have texts under 'references' or a text under 'target', got "
-                f"{record!s:.60} in row {row}."
+                f"{file} must have a list of strings under 'references' or a string under "
+                f"'target', got {record!s:.60} in row {row}."
             )
         references.append(texts)
     return references
@@ -129,7 +142,7 @@ def _read_keyed(predictions: Path, references: Sequence[Path]) -> Predictions:
     predicted: dict[str, str] = {}
     for key, text in _read_items(predictions):
         if key in predicted:
-            raise ValueError(f"{predictions} must have one prediction for a key, got two of {key}.")
+            raise ValueError(f"{predictions} must have one prediction per key, got two for {key}.")
         predicted[key] = text
     collected: dict[str, list[str]] = {}
     keys: dict[Path, set[str]] = {}
@@ -158,7 +171,7 @@ def _check_keys(rule: str, missing: set[str], order: list[str]) -> None:
 def _read_items(file: Path) -> list[tuple[str, str]]:
     """Read the keys and texts of a .tsv or .dict file.
 
-    These are not tables: they have no header, and quotes are part of a text.
+    There is no header, and quotes are part of the text.
     """
     items = []
     is_dict = _suffix(file) == ".dict"
@@ -172,8 +185,8 @@ def _read_items(file: Path) -> list[tuple[str, str]]:
             key, tab, text = line.partition("\t")
             if not tab:
                 raise ValueError(
-                    f"{file} must have lines of a key, a tab and a text, got {line!r:.60} in row "
-                    f"{row}."
+                    f"{file} must have a key, a tab and a text on each line, got {line!r:.60} in "
+                    f"row {row}."
                 )
         items.append((key, text))
     return _not_empty(file, items)

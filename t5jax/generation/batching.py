@@ -1,4 +1,4 @@
-"""Batches of a few shapes: a program is compiled for each, so lengths are padded to buckets."""
+"""Batches in a few fixed shapes: lengths are padded to buckets to limit compilation."""
 
 import sys
 import warnings
@@ -15,13 +15,12 @@ _PACKAGE = str(Path(__file__).parents[1])
 
 
 class InputBatch(NamedTuple):
-    """Inputs of similar length, padded to a bucket of rows and of tokens.
+    """Inputs of similar length, padded to a bucket of rows and tokens.
 
     Attributes:
-      indices: Position of each input among all inputs; the first rows of the arrays, in this
-        order.
-      tokens: Input ids; the rows after the inputs are padding.
-      mask: True on input ids that are not padding.
+      indices: position of each row's input among all inputs; padding rows follow.
+      tokens: input ids.
+      mask: True on ids that are not padding.
     """
 
     indices: list[int]
@@ -30,10 +29,9 @@ class InputBatch(NamedTuple):
 
 
 def length_bucket(length: int) -> int:
-    """Return the length that `length` is padded to: 16, 24, 32, 48, 64, 96, 128, ...
+    """Return the bucket that `length` is padded to: 16, 24, 32, 48, 64, 96, 128, ...
 
-    Two buckets for every doubling bound both the padding, to a half, and the number of programs
-    that are compiled.
+    Two buckets per doubling limit padding to 50 % and the number of compiled programs.
     """
     size = SMALLEST_BUCKET
     while size < length:
@@ -42,7 +40,7 @@ def length_bucket(length: int) -> int:
 
 
 def length_buckets(max_length: int) -> list[int]:
-    """Return all buckets of lengths up to `max_length`."""
+    """Return all length buckets needed for lengths up to `max_length`."""
     sizes = [length_bucket(1)]
     while sizes[-1] < max_length:
         sizes.append(length_bucket(sizes[-1] + 1))
@@ -50,21 +48,21 @@ def length_buckets(max_length: int) -> list[int]:
 
 
 def batch_bucket(count: int) -> int:
-    """Return the number of rows that `count` is padded to, the next power of two."""
+    """Return the number of rows that `count` rows are padded to, the next power of two."""
     return 1 << (count - 1).bit_length()
 
 
 def pad_batch(
     sequences: Sequence[Sequence[int]], *, pad_id: int, num_rows: int | None = None
 ) -> tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
-    """Pad sequences to the bucket of the longest.
+    """Pad sequences to the length bucket of the longest.
 
     Args:
-      sequences: ids; one below 0 is a position that is masked, in the middle of a sequence too.
+      sequences: ids; a negative id masks its position, even within a sequence.
       pad_id: id of padding.
       num_rows: number of rows, the last ones empty; defaults to the number of sequences.
     Returns:
-      Ids, and a mask that is True on ids that are not padding.
+      [B, S] int32 ids, and a [B, S] mask that is True on ids that are not padding.
     """
     length = length_bucket(max(map(len, sequences), default=1))
     tokens = np.full((num_rows or len(sequences), length), -1, np.int32)
@@ -80,10 +78,10 @@ def unpad_batch(
     *,
     vocab_size: int,
 ) -> list[list[int]]:
-    """Return the ids of each row without the padding at its ends.
+    """Return the ids of each row without leading and trailing padding.
 
-    Masked positions in the middle of a row become -1, which `pad_batch` masks again: T5 sees
-    distances.
+    Masked positions within a row become -1, which `pad_batch` masks again: relative positions
+    must not change.
 
     Args:
       tokens: [B, S] ids.
@@ -92,7 +90,7 @@ def unpad_batch(
     Returns:
       The ids of each row.
     Raises:
-      ValueError: arrays of other shapes, or ids outside the vocabulary.
+      ValueError: the arrays are not both [B, S], or an id is outside the vocabulary.
     """
     if tokens.ndim != 2 or tokens.shape != mask.shape:
         raise ValueError(
@@ -102,7 +100,7 @@ def unpad_batch(
     if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
         raise ValueError(
             f"ids must be in [0, vocab_size = {vocab_size}), got {ids.min()} to {ids.max()}; "
-            "another tokenizer made them."
+            "use the model's tokenizer."
         )
     rows = []
     for row in np.where(mask, tokens.astype(np.int64), -1):
@@ -118,10 +116,10 @@ def batches_by_length(
 
     Args:
       inputs: ids of every input.
-      batch_size: maximum number of rows of a batch.
+      batch_size: maximum number of rows per batch.
       pad_id: id of padding.
     Yields:
-      Batches that contain every input once.
+      Batches that together contain every input once.
     """
     order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
     for start in range(0, len(inputs), batch_size):
@@ -132,13 +130,13 @@ def batches_by_length(
 
 
 class LoopRows(NamedTuple):
-    """Rows of a decoding loop; the samples of an input are next to one another.
+    """Rows of a decoding loop; the samples of an input are adjacent.
 
     Attributes:
-      row_ids: Number of the input; negative in rows that fill up a batch.
-      sample_ids: Number of the sample of its input.
-      prefix: Ids that the output starts with, padded on the right to a power of two.
-      prefix_lens: Number of ids of the prefix, without padding.
+      row_ids: number of the input; negative in padding rows.
+      sample_ids: number of the sample within its input.
+      prefix: ids that the output starts with, padded on the right to a power of two.
+      prefix_lens: number of ids of the prefix, without padding.
     """
 
     row_ids: Int[np.ndarray, " B"]
@@ -155,16 +153,16 @@ def loop_rows(
     pad_id: int,
     num_samples: int,
 ) -> LoopRows:
-    """Lay out the rows of a decoding loop.
+    """Build the rows of a decoding loop for a batch.
 
     Args:
       batch: inputs.
-      prefixes: ids that every output starts with, of all inputs.
-      row_ids: number of every input.
+      prefixes: ids that the output of each input starts with, for all inputs of all batches.
+      row_ids: number of each input, for all inputs of all batches.
       pad_id: id of padding.
-      num_samples: number of rows of each input.
+      num_samples: number of rows per input.
     Returns:
-      The rows, of every input of the batch and of those that fill it up.
+      The rows of the batch, including padding rows.
     """
     num_rows = len(batch.tokens)
     ids = np.full(num_rows, -1, np.int32)
@@ -187,18 +185,18 @@ def loop_rows(
 def limit_lengths(
     inputs: Sequence[list[int]], max_tokens: int, *, truncate: bool, eos_id: int, name: str
 ) -> list[list[int]]:
-    """Refuse inputs of too many tokens, or cut them.
+    """Check the lengths of inputs, or truncate them.
 
     Args:
       inputs: ids of every input, with EOS.
-      max_tokens: maximum number of ids of an input, EOS included.
-      truncate: cut longer inputs, with a warning, instead of refusing them.
-      eos_id: ends an input that is cut.
+      max_tokens: maximum number of ids per input, EOS included.
+      truncate: truncate longer inputs with a warning instead of raising an error.
+      eos_id: id appended to a truncated input.
       name: name of the inputs in messages.
     Returns:
-      The inputs, each of at most `max_tokens` ids.
+      The inputs, each with at most `max_tokens` ids.
     Raises:
-      ValueError: an input is too long and may not be cut.
+      ValueError: an input is too long and `truncate` is False.
     """
     too_long = [i for i, ids in enumerate(inputs) if len(ids) > max_tokens]
     if not too_long:
@@ -207,7 +205,7 @@ def limit_lengths(
         i = too_long[0]
         raise ValueError(
             f"{name}[{i}] must have at most {max_tokens} tokens, got {len(inputs[i])}; shorten it, "
-            "raise max_input_tokens, or cut it with truncate=True."
+            "increase max_input_tokens, or pass truncate=True."
         )
     listed = ", ".join(f"{name}[{i}]" for i in too_long[:3])
     _warn_caller(
@@ -218,7 +216,7 @@ def limit_lengths(
 
 
 def _warn_caller(message: str) -> None:
-    """Warn with the place of the user's call, or on Python 3.11 with a place near it."""
+    """Warn at the line of the user's call; on Python 3.11, at a frame near it."""
     if sys.version_info >= (3, 12):
         warnings.warn(message, skip_file_prefixes=(_PACKAGE,), stacklevel=2)
     else:

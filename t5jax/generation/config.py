@@ -1,4 +1,4 @@
-"""Options of generation: declared, documented and checked here alone."""
+"""Generation options and their validation."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,52 +12,60 @@ from t5jax.errors import suggest
 EarlyStopping = bool | Literal["never"]
 Ids = Sequence[int]
 
-# An automaton has a state for every byte of them.
+# The stop automaton has one state per byte.
 _MAX_STOP_CHARACTERS = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """Options of `Text2Text.generate`; the defaults are greedy decoding without constraints.
+    """Generation options; the defaults are greedy decoding without constraints.
 
-    An option that is out of range, has no effect, or contradicts another is an error.
+    Invalid, ineffective or contradictory options raise an error.
 
     Attributes:
-      max_new_tokens: maximum number of tokens to generate, EOS included, `decoder_prefix` not.
-      min_new_tokens: minimum number of tokens to generate before EOS.
-      num_beams: number of beams; 1 is no beam search.
-      length_penalty: beams are ranked by log-probability divided by a penalty of the length, EOS
-        included: length**length_penalty, or ((5 + length) / 6)**length_penalty with "gnmt".  0 is
-        no penalty; higher values favor longer outputs.
+      max_new_tokens: maximum number of tokens to generate, including EOS, excluding
+        decoder_prefix.
+      min_new_tokens: minimum number of tokens before EOS is allowed.
+      num_beams: beam width; 1 = no beam search.
+      length_penalty: exponent of the length penalty, which divides the log-probability of a beam:
+        length**length_penalty, or ((5 + length) / 6)**length_penalty with "gnmt"; length includes
+        EOS.  0 = no penalty; larger values favor longer outputs.
       penalty_form: "power" as in Hugging Face transformers, or "gnmt" as in T5X and the T5 paper,
         which used 0.6.
-      early_stopping: when a beam search ends.  True: with as many finished sequences as beams;
-        False: when the best open one would not be among them if it ended now; "never": when no
+      early_stopping: end of a beam search.  True: num_beams finished sequences; False: the best
+        open sequence, if it ended now, would not be among the num_beams best; "never": no
         continuation of it can be.
-      temperature: 0 takes the most likely token; above 0, tokens are sampled from
-        softmax(logits / temperature).
+      temperature: 0 = greedy; above 0, sample from softmax(logits / temperature).
       top_k: sample from the k most likely tokens.
-      top_p: sample from the smallest set of most likely tokens with this total probability.
-      min_p: sample from tokens at least this many times as likely as the most likely.
-      typical_p: sample from the most typical tokens with this total probability.
-      seed: random seed of the sampling.
-      decoder_prefix: start of the output: one text for all inputs or a list with one for each; ids
-        in place of a text.  It counts in no length and no score.
+      top_p: nucleus sampling: smallest set of tokens with total probability >= p.
+      min_p: sample from tokens at least min_p times as likely as the most likely one.
+      typical_p: locally typical sampling: smallest set of most typical tokens with total
+        probability >= p.
+      seed: random seed for sampling.
+      decoder_prefix: text or ids that the output starts with, one text for all inputs or a list
+        with one entry per input; excluded from lengths and scores.
       forced_bos_token_id: id of the first token after the prefix.
       forced_eos_token_id: id of the last token of an output that reaches max_new_tokens.
       suppress_tokens: ids that are never generated.
-      begin_suppress_tokens: ids that are not generated first; second if the first is forced.
-      repetition_penalty: logits of tokens that have occurred are divided by it if positive, and
-        multiplied if negative; above 1 they become less likely.  (arXiv:1909.05858, section 4.1)
-      no_repeat_ngram_size: no n-gram of this size occurs twice; 0 is off.
-      bad_words: texts that are not generated, in the tokens that the tokenizer encodes them as.
-      bad_words_ids: sequences of ids that are not generated.
-      stop_strings: an output ends where its text contains one of them, and is cut before it.
-      allowed_texts: an output is one of these, in the tokens that the tokenizer encodes it as.
-      automaton: must accept the tokens after the prefix; see `t5jax.decoding.automaton`.
-      batch_size: number of inputs computed at once.
-      max_input_tokens: longest input allowed, EOS included; memory grows with its square.
-      truncate: cut longer inputs, with a warning, instead of refusing them.
+      begin_suppress_tokens: ids that are not generated first, or second if the first is forced.
+      repetition_penalty: divides positive and multiplies negative logits of tokens that already
+        occur; above 1 makes them less likely.  (arXiv:1909.05858, section 4.1)
+      no_repeat_ngram_size: size of n-grams that must not occur twice; 0 = off.
+      bad_words: texts that must not be generated, as the tokenizer encodes them.
+      bad_words_ids: id sequences that must not be generated.
+      stop_strings: end the output before the first of these strings.
+      allowed_texts: the only allowed outputs, as the tokenizer encodes them.
+      automaton: constraint on the tokens after the prefix; see `t5jax.decoding.automaton`.
+      batch_size: maximum number of inputs computed at once.
+      max_input_tokens: maximum input length, including EOS; memory grows with its square.
+      truncate: truncate longer inputs with a warning instead of raising an error.
+
+    Example:
+      >>> t5jax.GenerationConfig(num_beams=4, length_penalty=0.6).max_new_tokens
+      64
+      >>> t5jax.GenerationConfig(top_p=0.9)
+      Traceback (most recent call last):
+      ValueError: top_p must come with a temperature above 0, ...
     """
 
     max_new_tokens: int = 64
@@ -103,7 +111,7 @@ class GenerationConfig:
             value = getattr(self, name)
             if value is None and name == "allowed_texts":
                 continue
-            # A list can be read twice, an iterator cannot.
+            # An iterator could be read only once.
             if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
                 raise ValueError(f"{name} must be a list of {kind}, got {value!r:.60}.")
             for item in value:
@@ -137,11 +145,11 @@ class GenerationConfig:
                 f"early_stopping must be True, False or 'never', got {self.early_stopping!r}."
             )
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {self.top_k}; None is all tokens.")
+            raise ValueError(f"top_k must be at least 1, got {self.top_k}; None disables it.")
         for name in ("top_p", "typical_p"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
-                raise ValueError(f"{name} must be in (0, 1], got {value}; None is all tokens.")
+                raise ValueError(f"{name} must be in (0, 1], got {value}; None disables it.")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must be in [0, 1], got {self.min_p}.")
 
@@ -151,29 +159,27 @@ class GenerationConfig:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
         if not self.repetition_penalty > 0:
             raise ValueError(
-                f"repetition_penalty must be above 0, got {self.repetition_penalty}; 1.0 is none."
+                f"repetition_penalty must be above 0, got {self.repetition_penalty}; 1.0 = off."
             )
         for name in ("bad_words", "stop_strings"):
             if "" in getattr(self, name):
-                raise ValueError(f"{name} must not contain the empty text, which is everywhere.")
+                raise ValueError(f"{name} must not contain the empty text; remove it.")
         num_characters = sum(map(len, self.stop_strings))
         if num_characters > _MAX_STOP_CHARACTERS:
             raise ValueError(
-                f"stop_strings must have at most {_MAX_STOP_CHARACTERS} characters together, got "
+                f"stop_strings must have at most {_MAX_STOP_CHARACTERS} characters in total, got "
                 f"{num_characters}."
             )
         if any(len(ids) == 0 for ids in self.bad_words_ids):
-            raise ValueError(
-                "bad_words_ids must not contain the empty sequence, which is everywhere."
-            )
+            raise ValueError("bad_words_ids must not contain the empty sequence; remove it.")
         if self.allowed_texts is not None and not len(self.allowed_texts):
-            raise ValueError("allowed_texts must contain a text to generate, got none.")
+            raise ValueError("allowed_texts must not be empty, got none; None disables it.")
 
     def _check_combinations(self):
-        """Refuse options without effect, and options that contradict one another."""
+        """Reject ineffective and contradictory options."""
         if self.num_beams > 1 and self.temperature > 0:
             raise ValueError(
-                f"temperature must be 0 with num_beams above 1, got {self.temperature}; a beam "
+                f"temperature must be 0 with num_beams above 1, got {self.temperature}; beam "
                 "search does not sample."
             )
         for name in ("top_k", "top_p", "min_p", "typical_p"):
@@ -181,18 +187,18 @@ class GenerationConfig:
             if value is not None and not self.temperature:
                 raise ValueError(
                     f"{name} must come with a temperature above 0, such as 1.0, got {name}={value} "
-                    "without one."
+                    "with temperature 0."
                 )
         for name in ("length_penalty", "penalty_form", "early_stopping"):
             value = getattr(self, name)
             if self.num_beams == 1 and value != getattr(GenerationConfig, name):
                 raise ValueError(
-                    f"{name} must come with num_beams above 1, got {value!r} without beams."
+                    f"{name} must come with num_beams above 1, got {value!r} with num_beams=1."
                 )
         if self.forced_eos_token_id is not None and self.min_new_tokens >= self.max_new_tokens:
             raise ValueError(
-                "min_new_tokens must be less than max_new_tokens for a token to be forced at the "
-                f"limit, got {self.min_new_tokens} and {self.max_new_tokens}."
+                "min_new_tokens must be less than max_new_tokens with forced_eos_token_id, got "
+                f"{self.min_new_tokens} and {self.max_new_tokens}."
             )
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
@@ -203,8 +209,8 @@ class GenerationConfig:
             raise ValueError("allowed_texts and automaton must not both be set; use one.")
         if (self.allowed_texts is not None or self.automaton is not None) and self.stop_strings:
             raise ValueError(
-                "stop_strings must be left out with allowed_texts or an automaton, which say "
-                "themselves where an output ends."
+                "stop_strings must not be set with allowed_texts or automaton, which define the "
+                "end of an output."
             )
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             if getattr(self, name) in self.suppress_tokens:
@@ -212,7 +218,7 @@ class GenerationConfig:
 
     @property
     def sampling_params(self) -> dict[str, np.ndarray]:
-        """Scalar arrays of the sampling options that are on; empty if decoding is greedy."""
+        """Enabled sampling options as scalar arrays; empty for greedy decoding."""
         if not self.temperature:
             return {}
         return {
@@ -254,11 +260,46 @@ _SAMPLING_DTYPES = {
 
 def _check_integer(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ValueError(f"{name} must be a whole number, got {value!r:.60}.")
+        raise ValueError(f"{name} must be an integer, got {value!r:.60}.")
 
 
 class GenerationOverrides(TypedDict, total=False):
-    """Fields of `GenerationConfig` as keyword arguments."""
+    """Fields of `GenerationConfig` as keyword arguments.
+
+    Attributes:
+      max_new_tokens: maximum number of tokens, including EOS.
+      min_new_tokens: minimum number of tokens before EOS.
+      num_beams: beam width.
+      length_penalty: exponent of the length penalty.
+      penalty_form: form of the length penalty.
+      early_stopping: end of a beam search.
+      temperature: sampling temperature; 0 = greedy.
+      top_k: number of tokens to sample from.
+      top_p: total probability of nucleus sampling.
+      min_p: minimum probability relative to the most likely token.
+      typical_p: total probability of locally typical sampling.
+      seed: random seed for sampling.
+      decoder_prefix: text or ids that the output starts with.
+      forced_bos_token_id: first token.
+      forced_eos_token_id: last token at the limit.
+      suppress_tokens: ids that are never generated.
+      begin_suppress_tokens: ids that are not generated first.
+      repetition_penalty: penalty of tokens that already occur.
+      no_repeat_ngram_size: size of n-grams that must not repeat.
+      bad_words: texts that must not be generated.
+      bad_words_ids: id sequences that must not be generated.
+      stop_strings: strings that end the output.
+      allowed_texts: the only allowed outputs.
+      automaton: constraint on the tokens.
+      batch_size: maximum number of inputs computed at once.
+      max_input_tokens: maximum input length.
+      truncate: truncate longer inputs instead of raising an error.
+
+    Example:
+      >>> overrides: t5jax.generation.GenerationOverrides = {"num_beams": 4}
+      >>> t5jax.GenerationConfig(**overrides).num_beams
+      4
+    """
 
     max_new_tokens: int
     min_new_tokens: int
@@ -295,16 +336,16 @@ def override_config(
     """Return a config with some options replaced.
 
     Args:
-      config: defaults to `GenerationConfig()`.
+      config: base config; defaults to `GenerationConfig()`.
       overrides: option -> value.
     Returns:
-      The config, checked.
+      The validated config.
     Raises:
-      TypeError: an unknown option; the message suggests the most similar one.
-      ValueError: an option that is out of range, has no effect or contradicts another.
+      TypeError: an option is unknown; the message suggests the most similar one.
+      ValueError: an option is invalid, ineffective or contradicts another.
 
     Example:
-      >>> override_config(None, {"num_beams": 4}).num_beams
+      >>> t5jax.generation.override_config(None, {"num_beams": 4}).num_beams
       4
     """
     options = [field.name for field in dataclasses.fields(GenerationConfig)]

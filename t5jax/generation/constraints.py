@@ -1,4 +1,4 @@
-"""Constraints of a GenerationConfig, compiled into the arrays of a decoding loop."""
+"""Compilation of the constraints of a GenerationConfig into logits processors."""
 
 import functools
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from t5jax.generation.config import GenerationConfig, Ids
 from t5jax.models import T5Config
 from t5jax.tokenizers import Tokenizer
 
-# A prefix is fed token by token, and its keys and values are held for every row.
+# A prefix is fed token by token, and every row caches its keys and values.
 MAX_PREFIX_TOKENS = 2048
 
 
@@ -21,14 +21,14 @@ def compile_constraints(
     """Compile the constraints of a config into logits processors.
 
     Args:
-      config: options of the generation.
-      model_config: config of the model.
-      tokenizer: tokenizer of the model; constraints given as texts need one.
+      config: generation options.
+      model_config: architecture of the model.
+      tokenizer: tokenizer of the model; required for constraints given as text.
     Returns:
-      Arrays for every constraint that is set.
+      The processors for all constraints that are set.
     Raises:
-      ValueError: an id outside the vocabulary, a text that the tokenizer cannot encode, or
-        constraints that no output fulfils.
+      ValueError: an id is outside the vocabulary, the tokenizer cannot encode a text, or no output
+        satisfies the constraints.
     """
     vocab_size, eos_id = model_config.vocab_size, model_config.eos_id
     words = [list(ids) for ids in config.bad_words_ids]
@@ -42,13 +42,13 @@ def compile_constraints(
             _check_ids(name, [getattr(config, name)], vocab_size)
     if [eos_id] in words:
         raise ValueError(
-            f"bad_words_ids must not be the end of a sequence, got [{eos_id}]; use min_new_tokens "
-            "or suppress_tokens."
+            f"bad_words_ids must not contain EOS alone, got [{eos_id}]; use min_new_tokens or "
+            "suppress_tokens."
         )
     if config.allowed_texts is not None and eos_id in config.suppress_tokens:
         raise ValueError(
-            f"suppress_tokens must not contain the end of a sequence, {eos_id}, with "
-            "allowed_texts, which end with it."
+            f"suppress_tokens must not contain EOS, {eos_id}, with allowed_texts, which end with "
+            "EOS; remove it."
         )
     return LogitsProcessors(
         repetition_penalty=(
@@ -82,14 +82,15 @@ def encode_prefixes(
     """Encode `decoder_prefix` for every input.
 
     Args:
-      config: options of the generation.
-      model_config: config of the model.
-      tokenizer: tokenizer of the model; a prefix given as text needs one.
+      config: generation options.
+      model_config: architecture of the model.
+      tokenizer: tokenizer of the model; required for a prefix given as text.
       num_inputs: number of inputs.
     Returns:
       The ids of each input's prefix.
     Raises:
-      ValueError: not one for each input, one that is too long, or an id outside the vocabulary.
+      ValueError: the number of prefixes is not `num_inputs`, or a prefix is too long, contains EOS
+        or an id outside the vocabulary.
     """
     prefix = config.decoder_prefix
     if prefix is None:
@@ -98,7 +99,7 @@ def encode_prefixes(
     if not all(isinstance(one, Sequence | np.ndarray) for one in prefixes):
         raise ValueError(
             "decoder_prefix must be one text, or a list of texts or lists of ids, got "
-            f"{prefix!r:.60}; ids of one prefix belong in a list of their own."
+            f"{prefix!r:.60}; wrap the ids of one prefix in a list."
         )
     if len(prefixes) != num_inputs:
         raise ValueError(
@@ -117,8 +118,8 @@ def encode_prefixes(
             )
         if model_config.eos_id in ids:
             raise ValueError(
-                f"decoder_prefix[{i}] must not contain the end of a sequence, "
-                f"{model_config.eos_id}, got {ids}."
+                f"decoder_prefix[{i}] must not contain EOS, {model_config.eos_id}, got {ids}; "
+                "remove it."
             )
         _check_ids(f"decoder_prefix[{i}]", ids, model_config.vocab_size)
     return encoded
@@ -134,8 +135,8 @@ def _compile_automaton(
         )
         if num_tokens > limit:
             raise ValueError(
-                f"max_new_tokens must be at least {num_tokens} for allowed_texts to be generated "
-                f"to their end, got {limit}; the longest is {longest!r:.60}."
+                f"max_new_tokens must be at least {num_tokens} for all allowed_texts to fit, got "
+                f"{limit}; the longest is {longest!r:.60}."
             )
         return automaton
     if config.automaton is not None:
@@ -144,7 +145,7 @@ def _compile_automaton(
         if shortest > limit:
             raise ValueError(
                 f"automaton must accept a sequence of at most max_new_tokens = {limit} tokens, EOS "
-                "included, and it does not; "
+                "included; "
                 + ("it accepts nothing." if shortest >= 2**30 else f"it needs {shortest}.")
             )
     return config.automaton
@@ -154,10 +155,10 @@ def _compile_automaton(
 def _compile_allowed_texts(
     texts: tuple[str, ...], tokenizer: Tokenizer, model_config: T5Config
 ) -> tuple[Automaton, str, int]:
-    """Return the automaton, the text of most tokens, and their number, EOS included."""
+    """Return the automaton, the text with the most tokens, and its length, EOS included."""
     encoded = [tokenizer.encode(text) for text in texts]
     for text, ids in zip(texts, encoded, strict=True):
-        # Characters that the vocabulary lacks would not come back.
+        # Characters outside the vocabulary are lost.
         if tokenizer.decode(ids) != text:
             raise ValueError(
                 f"allowed_texts must be texts that the tokenizer can encode, got {text!r:.60}, "
@@ -183,13 +184,13 @@ def _compile_stop_strings(
 
 @functools.lru_cache(maxsize=2)
 def _pieces(tokenizer: Tokenizer) -> tuple[list[bytes], list[bytes]]:
-    """Return the bytes that every token adds to a text, and to an empty text."""
+    """Return the bytes that each token appends to a text, and to an empty text."""
     pieces = tokenizer.pieces()
     return pieces, [_first_piece(tokenizer, i, piece) for i, piece in enumerate(pieces)]
 
 
 def _first_piece(tokenizer: Tokenizer, token: int, piece: bytes) -> bytes:
-    """Return the bytes that a token adds to an empty text, where some tokenizers drop spaces."""
+    """Return the bytes that a token appends to an empty text; some tokenizers drop spaces."""
     if not piece.startswith(b" "):
         return piece
     text = tokenizer.decode([token])
@@ -198,7 +199,7 @@ def _first_piece(tokenizer: Tokenizer, token: int, piece: bytes) -> bytes:
 
 
 def _encode_bad_words(words: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
-    """Encode words that must have ids, and none that all unknown text shares."""
+    """Encode bad words, which must not contain the unknown token."""
     encoded = [tokenizer.encode(word) for word in words]
     for word, ids in zip(words, encoded, strict=True):
         if not ids or tokenizer.unk_id in ids:
@@ -211,7 +212,7 @@ def _encode_bad_words(words: Sequence[str], tokenizer: Tokenizer) -> list[list[i
 
 def _require(tokenizer: Tokenizer | None, name: str) -> Tokenizer:
     if tokenizer is None:
-        raise ValueError(f"{name} must come with a tokenizer, and this model has none; pass ids.")
+        raise ValueError(f"{name} must come with a tokenizer, got a model without one; pass ids.")
     return tokenizer
 
 
@@ -234,11 +235,11 @@ def _mask(tokens: Ids, vocab_size: int):
 
 
 def _right_aligned(words: list[list[int]]) -> np.ndarray:
-    """Stack sequences after a filler of -1; both sizes are powers of two, for few programs."""
+    """Stack sequences, padded on the left with -1, in sizes that are powers of two."""
     width = 1 << (max(map(len, words)) - 1).bit_length()
     rows = np.full((1 << (len(words) - 1).bit_length(), width), -1, np.int32)
     for row, ids in zip(rows, words, strict=False):
         row[width - len(ids) :] = ids
-    # Rows to spare repeat the first word, which changes nothing.
+    # Padding rows repeat the first word, which has no effect.
     rows[len(words) :] = rows[0]
     return rows

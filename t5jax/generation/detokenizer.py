@@ -1,23 +1,30 @@
-"""Text of generated ids, whole or while they grow."""
+"""Detokenization of generated ids, at once or streaming."""
 
 from collections.abc import Sequence
 
 from t5jax.tokenizers import Tokenizer
 
-# Tokenizers decode bytes that are no character, or not yet one, as this.
+# Tokenizers decode invalid or incomplete UTF-8 as this character.
 _INCOMPLETE = "\ufffd"
 
 
 class StreamingDetokenizer:
-    """Decodes a growing sequence into pieces of text; joined, they are the text of the whole.
+    """Detokenizer of a growing sequence; the returned pieces, joined, are its whole text.
 
-    A piece is returned when later tokens can no longer change it: a character waits for its last
-    byte, spaces for the next character, and a possible beginning of a stop string for its rest.
+    Text that later tokens may change is held back: partial UTF-8, trailing spaces and possible
+    beginnings of stop strings.
 
     Args:
-      tokenizer: decodes the ids.
-      stop_strings: the text ends before the first of them.
-      prefix_len: number of ids in which stop strings do not count.
+      tokenizer: tokenizer of the model.
+      stop_strings: strings; the text ends before the first one.
+      prefix_len: number of leading ids in which stop strings are ignored.
+
+    Example:
+      >>> ids = t5.tokenizer.encode("the baker counts")
+      >>> detokenizer = t5jax.generation.StreamingDetokenizer(t5.tokenizer)
+      >>> pieces = [detokenizer.grow(ids[:n], ended=n == len(ids)) for n in range(len(ids) + 1)]
+      >>> "".join(pieces)
+      'the baker counts'
     """
 
     def __init__(
@@ -29,11 +36,13 @@ class StreamingDetokenizer:
         self._num_returned = 0
 
     def grow(self, ids: Sequence[int], *, ended: bool) -> str:
-        """Return the next piece of text, which may be empty.
+        """Return the next piece of text.
 
         Args:
           ids: all ids so far.
-          ended: True if there will be no more.
+          ended: True if no more will follow.
+        Returns:
+          The text that is new and final; may be empty.
         """
         text = detokenize(
             self._tokenizer, ids, stop_strings=self._stop_strings, prefix_len=self._prefix_len
@@ -47,10 +56,10 @@ class StreamingDetokenizer:
         return piece
 
     def _certain(self, text: str, ids: Sequence[int]) -> str:
-        """Return the start of the text that one more byte cannot change.
+        """Return the beginning of the text that one more byte cannot change.
 
-        Some vocabularies decode a run of bytes as a whole or not at all, so that the first byte of
-        a character undoes the characters before it.
+        Some vocabularies decode a run of bytes all or nothing, so that the first byte of a
+        character invalidates the characters before it.
         """
         last = list(ids[-1:])
         if self._tokenizer.decode(last) != _INCOMPLETE:
@@ -67,15 +76,17 @@ def detokenize(
     """Decode ids up to the first stop string after the prefix.
 
     Args:
-      tokenizer: decodes the ids.
-      ids: ids with the prefix.
-      stop_strings: the text ends before the first of them.
-      prefix_len: number of ids in which stop strings do not count.
+      tokenizer: tokenizer of the model.
+      ids: generated ids, including the prefix.
+      stop_strings: strings; the text ends before the first one.
+      prefix_len: number of leading ids in which stop strings are ignored.
+    Returns:
+      The text, including the prefix.
     """
     text = tokenizer.decode(ids)
     if not stop_strings:
         return text
-    # The automaton sees the text of the ids after the prefix, whatever joins them.
+    # Search what the stop automaton sees: the text of the ids after the prefix alone.
     suffix = tokenizer.decode(ids[prefix_len:])
     places = [suffix.find(string) for string in stop_strings]
     first = min((place for place in places if place >= 0), default=len(suffix))
@@ -83,7 +94,7 @@ def detokenize(
 
 
 def _stop_string_overlap(text: str, stop_strings: Sequence[str]) -> int:
-    """Return the number of last characters that could begin a stop string."""
+    """Return the number of trailing characters that may begin a stop string."""
     return max(
         (
             size

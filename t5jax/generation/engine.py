@@ -1,4 +1,4 @@
-"""Generation from ids to ids: for each batch of inputs, prefill, then decode."""
+"""Generation from ids to ids: prefill, then decode, for each batch of inputs."""
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,14 +58,21 @@ _FINISH_REASONS: dict[int, FinishReason] = {
 
 
 class GeneratedSequence(NamedTuple):
-    """One sequence that a model has generated.
+    """Generated sequence of ids.
 
     Attributes:
-      ids: With the prefix, and with EOS if it was generated.
-      prefix_len: Number of ids of the prefix.
-      score: Log-probability divided by the penalty of the length; NaN without beams.
-      log_prob: Log-probability of the ids after the prefix, as logits processors have left it; NaN
-        without beams.
+      ids: ids including the prefix, and EOS if it was generated.
+      prefix_len: number of ids of the prefix.
+      finish_reason: as in `GenerationOutput`.
+      score: log-probability divided by the length penalty; NaN without beam search.
+      log_prob: log-probability of the ids after the prefix, in nats, after logits processors; NaN
+        without beam search.
+
+    Example:
+      >>> sequence = t5jax.generation.GeneratedSequence(
+      ...     [7, 5, 6, 1], prefix_len=1, finish_reason="eos", score=-0.4, log_prob=-1.2)
+      >>> sequence.ids[sequence.prefix_len :]
+      [5, 6, 1]
     """
 
     ids: list[int]
@@ -76,13 +83,19 @@ class GeneratedSequence(NamedTuple):
 
 
 class StreamedSequence(NamedTuple):
-    """A sequence that grows.
+    """Sequence in progress, yielded by `Engine.stream`.
 
     Attributes:
-      row: Position of the input.
-      ids: All ids so far, with the prefix.
-      prefix_len: Number of ids of the prefix.
-      finish_reason: None while the sequence grows.
+      row: position of the input.
+      ids: all ids so far, including the prefix.
+      prefix_len: number of ids of the prefix.
+      finish_reason: as in `GenerationOutput`, None while the sequence is growing.
+
+    Example:
+      >>> sequence = t5jax.generation.StreamedSequence(
+      ...     row=0, ids=[7, 5], prefix_len=1, finish_reason=None)
+      >>> sequence.ids[sequence.prefix_len :]
+      [5]
     """
 
     row: int
@@ -92,13 +105,20 @@ class StreamedSequence(NamedTuple):
 
 
 class Engine:
-    """Generates ids from ids.
+    """Generation engine, from ids to ids.
 
     Attributes:
-      model_config: config of the model.
+      model_config: architecture of the model.
       params: parameters of the model.
-      tokenizer: tokenizer of the model; constraints given as texts need one.
-      policy: how the model computes.
+      tokenizer: tokenizer of the model; required for constraints given as text.
+      policy: compute policy.
+
+    Example:
+      >>> engine = t5jax.generation.Engine(t5.config, t5.params, None, policy=t5.policy)
+      >>> automaton = t5jax.decoding.trie([[5, 6]], eos_id=1, vocab_size=97)
+      >>> [[sequence]] = engine.generate([[8, 9, 1]], t5jax.GenerationConfig(automaton=automaton))
+      >>> sequence.ids
+      [5, 6, 1]
     """
 
     def __init__(
@@ -116,7 +136,7 @@ class Engine:
 
     @functools.cached_property
     def decoder(self) -> IncrementalDecoder:
-        """The decoder's weights, laid out for decoding at the first use."""
+        """Decoder weights in the decoding layout, copied at first use."""
         return prepare_decoder(self.params, config=self.model_config, policy=self.policy)
 
     def generate(
@@ -130,14 +150,13 @@ class Engine:
 
         Args:
           inputs: ids of every input, with EOS.
-          config: options of the generation.
-          num_return_sequences: number of samples of an input, or of the best sequences of its beam
-            search, which may find fewer.
+          config: generation options.
+          num_return_sequences: number of samples per input, or maximum number of beams to return.
         Returns:
           The sequences of each input, best first, in the order of the inputs.
         Raises:
-          ValueError: constraints that do not fit the model or that no output fulfils, or logits
-            that are not finite.
+          ValueError: the constraints do not fit the model, no output satisfies them, or logits are
+            not finite.
         """
         sequences: list[list[GeneratedSequence]] = [[] for _ in inputs]
         for batch in self.generate_batches(
@@ -159,12 +178,12 @@ class Engine:
 
         Args:
           inputs: ids of every input, with EOS.
-          config: options of the generation.
+          config: generation options.
           num_return_sequences: as in `generate`.
-          row_ids: number of every input, which together with the seed determines its samples;
-            defaults to the position.
+          row_ids: number of every input, which with the seed determines its samples; defaults to
+            its position.
         Yields:
-          Position of an input -> its sequences, best first, for every input of a batch.
+          For each batch, position of an input -> its sequences, best first.
         Raises:
           ValueError: as in `generate`.
         """
@@ -187,7 +206,7 @@ class Engine:
                     step, state, rows, config, processors, max_steps=state.sequences.shape[1] - 1
                 )
                 sequences = _loop_sequences(state, rows, num_return_sequences)
-            # Rows that fill up the batch come last.
+            # Padding rows come last.
             yield dict(zip(batch.indices, sequences, strict=False))
 
     def stream(
@@ -197,11 +216,11 @@ class Engine:
 
         Args:
           inputs: ids of every input, with EOS.
-          config: options of the generation, without beams.
+          config: generation options, without beam search.
         Returns:
-          An iterator over the sequences of a batch in turns, batch by batch.
+          An iterator over the sequences, batch by batch, interleaved within a batch.
         Raises:
-          ValueError: as in `generate`; constraints are checked at once.
+          ValueError: as in `generate`; constraints are checked before the iteration.
         """
         return self._stream(inputs, config, *self._compile(config, len(inputs)))
 
@@ -292,7 +311,7 @@ class Engine:
             config.sampling_params,
             limit=np.int32(config.max_new_tokens),
             max_steps=np.int32(max_steps),
-            # Few programs for many values.
+            # A bucket, so that changing top_k rarely recompiles.
             max_k=length_bucket(config.top_k) if config.top_k else 0,
         )
         check_finite(state.failed)
@@ -372,18 +391,17 @@ def _dead_end(prefix_len: int) -> GeneratedSequence:
 
 
 def check_finite(failed: Any) -> None:
-    """Check that a loop has met no logits that are not finite.
+    """Check that all logits of a loop were finite.
 
     Args:
-      failed: first position with such logits, or -1.
+      failed: first position with non-finite logits, or -1.
     Raises:
-      ValueError: there is one.
+      ValueError: `failed` is not -1.
     """
     if int(failed) >= 0:
         raise ValueError(
             f"logits must be finite, got NaN or infinity at step {int(failed)} of the decoder; the "
-            "weights are damaged, or too large for their type: load them with dtype='float32' or "
-            "dtype='bfloat16'."
+            "weights are corrupt or overflow: load them with dtype='float32' or dtype='bfloat16'."
         )
 
 
@@ -391,7 +409,15 @@ def check_finite(failed: Any) -> None:
 def prepare_decoder(
     params: Params, *, config: T5Config, policy: ComputePolicy
 ) -> IncrementalDecoder:
-    """Lay the decoder's weights out for decoding, to be kept between calls."""
+    """Copy the decoder weights into the decoding layout.
+
+    Args:
+      params: parameters of the model.
+      config: architecture of the model.
+      policy: compute policy.
+    Returns:
+      The incremental decoder, to be reused between calls.
+    """
     return bind(config, params, policy=policy).incremental_decoder()
 
 
@@ -407,17 +433,17 @@ def prefill(
     max_len: int,
     num_beams: int,
 ) -> tuple[DecodeStep, DecoderCache]:
-    """Encode the inputs and precompute the cross-attention keys and values.
+    """Encode the inputs and precompute cross-attention keys and values.
 
     Args:
       params: parameters of the model.
       decoder: from `prepare_decoder`.
-      encoder_tokens: input ids.
-      encoder_mask: True on input ids that are not padding.
-      config: config of the model.
-      policy: how the model computes.
-      max_len: maximum number of tokens that will be fed.
-      num_beams: number of rows of the loop for each input.
+      encoder_tokens: [B, S] input ids.
+      encoder_mask: [B, S] True on ids that are not padding.
+      config: architecture of the model.
+      policy: compute policy.
+      max_len: cache capacity, in tokens.
+      num_beams: number of loop rows per input.
     Returns:
       The step of a decoding loop and its empty cache.
     """
@@ -435,14 +461,16 @@ def start_loop(
     config: T5Config,
     max_len: int,
 ) -> LoopState:
-    """Return the state of a decoding loop before its first step.
+    """Return the initial state of a decoding loop.
 
     Args:
       cache: from `prefill`.
-      row_ids: number of every row, negative in those that only fill up a batch.
-      prefix: start of every row, padded on the right.
-      config: config of the model.
-      max_len: room for tokens after the prefix.
+      row_ids: [B] number of every row's input; negative in padding rows.
+      prefix: [B, P] ids that every row starts with, padded on the right.
+      config: architecture of the model.
+      max_len: capacity after the prefix, in tokens.
+    Returns:
+      The state at position 0.
     """
     return init_loop(
         cache,
@@ -468,19 +496,19 @@ def advance_loop(
     max_steps: Int[Array, ""],
     max_k: int = 0,
 ) -> LoopState:
-    """Decode greedily or by sampling until all rows have ended, or for `max_steps` tokens.
+    """Decode greedily or by sampling until all rows have ended, at most `max_steps` tokens.
 
     Args:
       step: from `prefill`.
       state: from `start_loop` or `advance_loop`.
-      row_ids: number of every row's input, which together with the seed determines its samples.
-      sample_ids: number of every row among the samples of its input.
-      prefix_lens: number of tokens of every row's prefix.
+      row_ids: [B] number of every row's input, which with the seed determines its samples.
+      sample_ids: [B] number of every row among the samples of its input.
+      prefix_lens: [B] number of tokens in every row's prefix.
       processors: logits processors.
       sampling_params: `GenerationConfig.sampling_params`; empty for greedy decoding.
       limit: maximum number of tokens after the prefix.
-      max_steps: maximum number of tokens to decode in this call.
-      max_k: an upper bound of `sampling_params["top_k"]`, known when compiling.
+      max_steps: maximum number of tokens in this call.
+      max_k: static upper bound of `sampling_params["top_k"]`.
     Returns:
       The state after the last token.
     """
@@ -509,7 +537,7 @@ def advance_loop(
 
 
 def _truncate(logits: Float[Array, "B V"], *, params: Mapping[str, Array], max_k: int) -> Array:
-    # In the order of Hugging Face transformers.
+    # Same order as in Hugging Face transformers.
     if "top_k" in params:
         logits = top_k(logits, params["top_k"], max_k=max_k)
     if "top_p" in params:
@@ -545,18 +573,18 @@ def search_beams(
     Args:
       step: from `prefill`.
       cache: from `prefill`.
-      row_ids: number of every input, negative in those that only fill up a batch.
-      prefix: start of every sequence, padded on the right.
-      prefix_lens: number of tokens of every input's prefix.
+      row_ids: [B] number of every input; negative in padding rows.
+      prefix: [B, P] ids that every sequence starts with, padded on the right.
+      prefix_lens: [B] number of tokens in every input's prefix.
       processors: logits processors.
       limit: maximum number of tokens after the prefix.
-      length_penalty: exponent of the penalty.
-      max_len: room for tokens after the prefix.
-      num_beams: number of beams.
+      length_penalty: exponent of the length penalty.
+      max_len: capacity after the prefix, in tokens.
+      num_beams: beam width.
       penalty_form: as in `GenerationConfig`.
       early_stopping: as in `GenerationConfig`.
     Returns:
-      The best sequences of each input.
+      The best finished sequences of each input.
     """
     config = step.decoder.config
     penalties = {"power": power_penalty, "gnmt": gnmt_penalty}

@@ -1,4 +1,4 @@
-"""Generated sequences with their text, log-probabilities, alternatives and cross-attention."""
+"""Generation outputs: text, log-probabilities, alternatives and cross-attention."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,10 +14,16 @@ from t5jax.tokenizers import Tokenizer
 
 
 class TokenAlternative(NamedTuple):
-    """A token that could have been generated.
+    """One of the most likely tokens at a position.
 
     Attributes:
-      log_prob: In nats.
+      id: token id.
+      log_prob: log-probability in nats.
+
+    Example:
+      >>> alternative = t5jax.generation.TokenAlternative(id=5, log_prob=-0.6931)
+      >>> round(float(np.exp(alternative.log_prob)), 2)
+      0.5
     """
 
     id: int
@@ -28,18 +34,21 @@ class GenerationOutput(NamedTuple):
     """One output of `Text2Text.generate_outputs`.
 
     Attributes:
-      ids: With the prefix, and with EOS unless something else ended it.
-      finish_reason: Why it ended: "eos", the limit ("length"), a stop string or an automaton's end
-        ("stop"), or because constraints left no token to generate ("dead_end"), and then there is
-        no text.
-      score: Ranking key: `log_prob`, in a beam search divided by the penalty of the length.
-      log_prob: Log-probability of all ids after the prefix, in nats; in a beam search as penalties
-        for repetition and forced tokens have left it.
-      token_log_probs: Log-probability of each id, in nats, by the model alone: without temperature
-        and constraints.
-      alternatives: The most likely tokens in the place of each id, best first, if requested.
-      cross_attention: Attention of each id to each input token, in every layer and head, if
-        requested.
+      text: generated text, including the prefix and excluding the stop string.
+      ids: generated ids, including the prefix, and EOS if `finish_reason` is "eos".
+      finish_reason: "eos"; "length", the limit; "stop", a stop string or an end of the automaton;
+        "dead_end", the constraints ruled out every token, and there is no text.
+      score: ranking key: `log_prob`, divided by the length penalty in a beam search.
+      log_prob: log-probability of all ids after the prefix, in nats; in a beam search after the
+        logits processors (repetition penalty, forced tokens).
+      token_log_probs: log-probability of each id, in nats, without temperature and constraints.
+      alternatives: the most likely tokens at each position, best first, if requested.
+      cross_attention: attention of each id to each input token, per layer and head, if requested.
+
+    Example:
+      >>> [[output]] = t5.generate_outputs(["the baker"], allowed_texts=["Lisbon"])
+      >>> output.text, output.finish_reason
+      ('Lisbon', 'eos')
     """
 
     text: str
@@ -53,12 +62,18 @@ class GenerationOutput(NamedTuple):
 
 
 class StreamEvent(NamedTuple):
-    """A piece of an output that `Text2Text.stream` yields.
+    """Piece of an output, yielded by `Text2Text.stream`.
 
     Attributes:
-      row: Position of the input in `texts`.
-      text: The next piece of text; the last one may be empty.
-      finish_reason: Why the output ended, in its last piece.
+      row: position of the input in `texts`.
+      text: next piece of text; the last one may be empty.
+      finish_reason: as in `GenerationOutput` in the last piece, otherwise None.
+
+    Example:
+      >>> event = t5jax.StreamEvent
+      >>> events = [event(0, "Das", None), event(1, "Ja.", "eos"), event(0, " ist gut.", "eos")]
+      >>> "".join(event.text for event in events if event.row == 0)
+      'Das ist gut.'
     """
 
     row: int
@@ -67,11 +82,17 @@ class StreamEvent(NamedTuple):
 
 
 class RankedCandidate(NamedTuple):
-    """A candidate of `Text2Text.rank`.
+    """Candidate with its log-probability, returned by `Text2Text.rank`.
 
     Attributes:
-      place: Position in the list of candidates.
-      log_prob: Log-probability of all its tokens and EOS, in nats.
+      text: text of the candidate.
+      place: position in the list of candidates.
+      log_prob: log-probability of all its tokens and EOS, in nats.
+
+    Example:
+      >>> [ranked] = t5.rank(["the baker"], ["counts", "paints"])
+      >>> ranked[0].log_prob >= ranked[1].log_prob
+      True
     """
 
     text: str
@@ -89,16 +110,16 @@ def make_outputs(
     num_alternatives: int,
     cross_attention: bool,
 ) -> list[list[GenerationOutput]]:
-    """Score generated sequences, all tokens at once, and make outputs of them.
+    """Score generated sequences, all tokens at once, and build their outputs.
 
     Args:
       inputs: ids of every input.
       sequences: sequences generated for each input.
-      config: options of the generation.
-      scorer: of the model.
-      tokenizer: decodes the ids.
-      num_alternatives: number of most likely tokens to list in the place of each id.
-      cross_attention: compute attention weights.
+      config: generation options.
+      scorer: scorer of the model.
+      tokenizer: tokenizer of the model.
+      num_alternatives: number of most likely tokens to return for each position.
+      cross_attention: whether to return cross-attention weights.
     Returns:
       An output for every sequence.
     """

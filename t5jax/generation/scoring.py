@@ -1,4 +1,4 @@
-"""Forward passes over ids: encoder states, embeddings, and log-probabilities of targets."""
+"""Forward passes over ids: encoder states, embeddings, log-probabilities of targets."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -13,17 +13,17 @@ from t5jax.data import shift_right
 from t5jax.generation.batching import InputBatch, batch_bucket, batches_by_length, pad_batch
 from t5jax.models import ComputePolicy, Params, T5Config, bind
 
-# Number of positions whose logits are held at a time: all of them would be too large for a big
-# vocabulary.
+# Number of positions whose logits are in memory at once; all would not fit for a large vocabulary.
 _CHUNK = 8
 
 
 class TokenScores(NamedTuple):
-    """Log-probabilities of targets, token by token; of one target, without the axis R.
+    """Log-probabilities of the tokens of targets; for a single target, without axis R.
 
     Attributes:
-      log_probs: Log-probability of the target, in nats.
-      best: The most likely tokens, best first.
+      log_probs: log-probability of each target token, in nats.
+      best: the k most likely tokens at each position, best first.
+      best_log_probs: their log-probabilities, in nats.
     """
 
     log_probs: Float[Array, "*R T"]
@@ -32,12 +32,18 @@ class TokenScores(NamedTuple):
 
 
 class Scorer:
-    """Computes encoder states, embeddings and scores of ids, batch by batch.
+    """Encoder states, embeddings and scores of ids, computed batch by batch.
 
     Attributes:
-      config: config of the model.
+      config: architecture of the model.
       params: parameters of the model.
-      policy: how the model computes.
+      policy: compute policy.
+
+    Example:
+      >>> scorer = t5jax.generation.Scorer(config, params, policy=t5jax.ComputePolicy())
+      >>> states, mask = scorer.encode([[5, 6, 1], [7, 1]], batch_size=2)
+      >>> states.shape, mask.sum(axis=1).tolist()
+      ((2, 3, 16), [3, 2])
     """
 
     def __init__(self, config: T5Config, params: Params, *, policy: ComputePolicy):
@@ -48,11 +54,14 @@ class Scorer:
     def encode(
         self, inputs: Sequence[Sequence[int]], *, batch_size: int
     ) -> tuple[Float[np.ndarray, "B S D"], Bool[np.ndarray, "B S"]]:
-        """Return the final encoder states of every input, 0 after its end, and their mask.
+        """Return the final encoder states of every input, and their mask.
 
         Args:
           inputs: ids of every input.
-          batch_size: number of inputs computed at once.
+          batch_size: maximum number of inputs computed at once.
+        Returns:
+          [B, S, D] float32 states, 0 on padding, and a [B, S] mask that is True on ids; S is the
+          length of the longest input.
         """
         lengths = np.array([len(ids) for ids in inputs], np.int32)
         width = int(lengths.max(initial=0))
@@ -70,11 +79,13 @@ class Scorer:
     def embed(
         self, inputs: Sequence[Sequence[int]], *, batch_size: int
     ) -> Float[np.ndarray, "B E"]:
-        """Return the embedding of every input, a vector of length 1.
+        """Return the embedding of every input.
 
         Args:
           inputs: ids of every input.
-          batch_size: number of inputs computed at once.
+          batch_size: maximum number of inputs computed at once.
+        Returns:
+          [B, E] float32, rows of norm 1; E is `projection_dim`, or `d_model` without a projection.
         """
         width = self.config.projection_dim or self.config.d_model
         embeddings = np.zeros((len(inputs), width), np.float32)
@@ -92,12 +103,15 @@ class Scorer:
         *,
         batch_size: int,
     ) -> list[list[Float[np.ndarray, " T"]]]:
-        """Return the log-probability of every token of several targets for each input.
+        """Return the token log-probabilities of several targets per input.
 
         Args:
-          inputs: ids of every input, encoded once for all of its candidates.
-          candidates: ids of the targets of each input; their numbers may differ.
-          batch_size: number of pairs computed at once; those of an input are always together.
+          inputs: ids of every input, encoded once for all of its targets.
+          candidates: ids of the targets of each input; their number may differ between inputs.
+          batch_size: maximum number of pairs computed at once; the pairs of an input are never
+            split.
+        Returns:
+          For each target of each input, a [T] float32 array in nats.
         """
         most = max(map(len, candidates), default=0)
         scores: list[list[Float[np.ndarray, " T"]]] = [[] for _ in inputs]
@@ -126,13 +140,15 @@ class Scorer:
         batch_size: int,
         num_best: int,
     ) -> list[TokenScores]:
-        """Return the scores of one target for each input.
+        """Return the token log-probabilities of one target per input.
 
         Args:
           inputs: ids of every input.
           targets: ids of the target of each input.
-          batch_size: number of pairs computed at once.
-          num_best: number of most likely tokens to return.
+          batch_size: maximum number of pairs computed at once.
+          num_best: number of most likely tokens to return for each position.
+        Returns:
+          The scores of each target.
         """
         scores: dict[int, TokenScores] = {}
         for batch in self._batches(inputs, batch_size):
@@ -149,12 +165,14 @@ class Scorer:
         *,
         batch_size: int,
     ) -> list[Float[np.ndarray, "L N T S"]]:
-        """Return the cross-attention weights of one target for each input.
+        """Return the cross-attention weights of one target per input.
 
         Args:
           inputs: ids of every input.
           targets: ids of the target of each input.
-          batch_size: number of pairs computed at once.
+          batch_size: maximum number of pairs computed at once.
+        Returns:
+          For each input, an [L, N, T, S] float32 array; its rows sum to 1 over S.
         """
         weights: dict[int, Float[np.ndarray, "L N T S"]] = {}
         for batch in self._batches(inputs, batch_size):
@@ -218,10 +236,12 @@ def encode_batch(
 
     Args:
       params: parameters of the model.
-      encoder_tokens: input ids.
-      encoder_mask: True on input ids that are not padding.
-      config: config of the model.
-      policy: how the model computes.
+      encoder_tokens: [B, S] input ids.
+      encoder_mask: [B, S] True on ids that are not padding.
+      config: architecture of the model.
+      policy: compute policy.
+    Returns:
+      [B, S, D] in the dtype of the policy.
     """
     return bind(config, params, policy=policy).encode(encoder_tokens, encoder_mask=encoder_mask)
 
@@ -235,16 +255,16 @@ def embed_batch(
     config: T5Config,
     policy: ComputePolicy,
 ) -> Float[Array, "B E"]:
-    """Return the mean of the final encoder states, scaled to length 1.
-
-    It is projected first if the model has a projection.
+    """Return the normalized mean of the final encoder states, after the model's projection if any.
 
     Args:
       params: parameters of the model.
-      encoder_tokens: input ids.
-      encoder_mask: True on input ids that are not padding.
-      config: config of the model.
-      policy: how the model computes.
+      encoder_tokens: [B, S] input ids.
+      encoder_mask: [B, S] True on ids that are not padding.
+      config: architecture of the model; `projection_dim` enables the projection.
+      policy: compute policy.
+    Returns:
+      [B, E] float32.
     """
     model = bind(config, params, policy=policy)
     states = model.encode(encoder_tokens, encoder_mask=encoder_mask).astype(jnp.float32)
@@ -267,17 +287,19 @@ def score_tokens(
     policy: ComputePolicy,
     num_best: int = 0,
 ) -> TokenScores:
-    """Return the log-probabilities of targets, and of the most likely tokens in their place.
+    """Return the token log-probabilities of targets, and the most likely tokens.
 
     Args:
       params: parameters of the model.
-      encoder_tokens: input ids, each encoded once.
-      encoder_mask: True on input ids that are not padding.
-      decoder_tokens: targets, shifted right after the start id.
-      targets: R / B rows for each input, next to one another; a multiple of 8 wide.
-      config: config of the model.
-      policy: how the model computes.
-      num_best: number of most likely tokens to return.
+      encoder_tokens: [B, S] input ids, each row encoded once.
+      encoder_mask: [B, S] True on ids that are not padding.
+      decoder_tokens: [R, T] decoder input ids, the targets shifted right.
+      targets: [R, T] target ids, R / B adjacent rows per input; T is a multiple of 8.
+      config: architecture of the model.
+      policy: compute policy.
+      num_best: number of most likely tokens to return for each position.
+    Returns:
+      float32 log-probabilities in nats.
     """
     model = bind(config, params, policy=policy)
     encoded = model.encode(encoder_tokens, encoder_mask=encoder_mask)
@@ -314,11 +336,13 @@ def cross_attention_weights(
 
     Args:
       params: parameters of the model.
-      encoder_tokens: input ids.
-      encoder_mask: True on input ids that are not padding.
-      decoder_tokens: decoder input ids.
-      config: config of the model.
-      policy: how the model computes.
+      encoder_tokens: [B, S] input ids.
+      encoder_mask: [B, S] True on ids that are not padding.
+      decoder_tokens: [B, T] decoder input ids.
+      config: architecture of the model.
+      policy: compute policy.
+    Returns:
+      [L, B, N, T, S] weights, which sum to 1 over S.
     """
     return bind(config, params, policy=policy).cross_attention_weights(
         encoder_tokens, decoder_tokens, encoder_mask=encoder_mask

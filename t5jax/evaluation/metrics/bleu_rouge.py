@@ -1,7 +1,7 @@
-"""BLEU and chrF as sacrebleu computes them, ROUGE as rouge-score does, with bootstrap statistics.
+"""BLEU and chrF from sacrebleu and ROUGE from rouge-score, with per-example statistics.
 
-sacrebleu's corpus scores are functions of sums of n-gram counts.  The counts of each example are
-kept here, so that a resampled corpus is scored without counting n-grams again.
+sacrebleu's corpus scores are functions of summed n-gram counts.  Counts are stored per example, so
+that bootstrap resamples are scored without recounting n-grams.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ Rouge = Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
 _BLEU_ORDER = 4
 _CHAR_ORDER = 6
 _BETA = 2
-# ASCII punctuation, which chrF++ splits off words.
+# ASCII punctuation that chrF++ splits off words.
 _PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 
@@ -34,24 +34,24 @@ def bleu(
     tokenize: Tokenize = "13a",
     lowercase: bool = False,
 ) -> MetricResult:
-    """Compute sacrebleu's corpus BLEU, in [0, 100].  (arXiv:1804.08771)
+    """Compute sacrebleu's corpus BLEU, in [0, 100] (arXiv:1804.08771).
 
     Args:
-      predictions: texts.
-      references: one or more for each.
-      tokenize: sacrebleu's tokenizer; "none" for texts with spaces between their tokens.
-      lowercase: ignore case.
+      predictions: one text per example.
+      references: one or more texts per prediction.
+      tokenize: sacrebleu's tokenizer; "none" for text that is already tokenized, split at spaces.
+      lowercase: whether to ignore case.
     Returns:
-      The score; its detail is sacrebleu's signature, precisions and brevity penalty.
+      The score; `detail` holds sacrebleu's signature, precisions and brevity penalty.
     Raises:
       ValueError: sacrebleu is not installed.
     """
     sacrebleu = _import_library("sacrebleu")
     pairs = pair_references(predictions, references)
-    # `force` silences a warning that texts look tokenized: they may well be.
+    # `force` silences the warning about tokenized text, which is legitimate input.
     metric = sacrebleu.BLEU(tokenize=tokenize, lowercase=lowercase, force=True)
     signature = _signature(metric, pairs)
-    # Counts do not depend on effective_order; without it sacrebleu warns of sentences' scores.
+    # effective_order does not affect counts; without it sacrebleu warns about sentence scores.
     sentences = sacrebleu.BLEU(
         tokenize=tokenize, lowercase=lowercase, force=True, effective_order=True
     )
@@ -87,12 +87,12 @@ def chrf(
     (W15-3049; chrF++ is W17-4770)
 
     Args:
-      predictions: texts.
-      references: one or more for each.
-      word_order: longest word n-grams to count as well; 2 is chrF++.
-      lowercase: ignore case.
+      predictions: one text per example.
+      references: one or more texts per prediction.
+      word_order: maximum word n-gram order; 0 = characters only, 2 = chrF++.
+      lowercase: whether to ignore case.
     Returns:
-      The score; its detail is sacrebleu's signature.
+      The score; `detail` holds sacrebleu's signature.
     Raises:
       ValueError: sacrebleu is not installed.
     """
@@ -106,7 +106,7 @@ def chrf(
             prediction, texts = prediction.lower(), [text.lower() for text in texts]
         ngrams = _chrf_ngrams(prediction, word_order)
         counts = [_chrf_counts(ngrams, _chrf_ngrams(text, word_order)) for text in texts]
-        # The best reference alone, of equally good ones the first.
+        # Only the best reference counts; ties go to the first.
         rows.append(max(counts, key=_chrf_score) if len(counts) > 1 else counts[0])
 
     def score(rows: np.ndarray) -> float:
@@ -120,14 +120,16 @@ def chrf(
 def rouge(
     kind: Rouge, predictions: Sequence[str], references: References, *, use_stemmer: bool = False
 ) -> MetricResult:
-    """Compute rouge-score's F1, in percent: the mean over examples of the best reference's.
+    """Compute rouge-score's F1, in percent: the mean over examples of the best reference's F1.
 
     Args:
-      kind: n-grams of words, or the longest common subsequence; "rougeLsum" takes it sentence by
-        sentence, which line breaks separate.
-      predictions: texts; only ASCII letters and digits count.
-      references: one or more for each.
-      use_stemmer: let words with the same Porter stem match; English only.
+      kind: "rouge1" and "rouge2" match word n-grams, "rougeL" the longest common subsequence, and
+        "rougeLsum" the same sentence by sentence, split at line breaks.
+      predictions: one text per example; only ASCII letters and digits count.
+      references: one or more texts per prediction.
+      use_stemmer: whether to match words with the same Porter stem; English only.
+    Returns:
+      The score; `detail` holds kind, stemmer and version.
     Raises:
       ValueError: rouge-score is not installed.
     """
@@ -147,9 +149,9 @@ def rouge(
 
 
 def _signature(metric: Any, pairs: Sequence[tuple[str, list[str]]]) -> str:
-    """Return sacrebleu's signature of a metric of these examples."""
+    """Return sacrebleu's signature of a metric for these examples."""
     prediction, texts = pairs[0]
-    # sacrebleu has no signature before a metric was used.
+    # sacrebleu has no signature until the metric has been used.
     metric.corpus_score([prediction], [[text] for text in texts])
     signature = metric.get_signature()
     numbers = {len(texts) for _, texts in pairs}
@@ -158,7 +160,7 @@ def _signature(metric: Any, pairs: Sequence[tuple[str, list[str]]]) -> str:
 
 
 def _chrf_ngrams(text: str, word_order: int) -> list[Counter[str]]:
-    """Count the n-grams of characters, without white space, and of words, by their order."""
+    """Count n-grams of non-space characters, then of words, by order."""
     characters = "".join(text.split())
     ngrams = [
         Counter([characters[i : i + n] for i in range(len(characters) - n + 1)])
@@ -172,7 +174,7 @@ def _chrf_ngrams(text: str, word_order: int) -> list[Counter[str]]:
 
 
 def _split_punctuation(text: str) -> list[str]:
-    """Split words at white space, and one punctuation mark off either end, as chrF++.py does."""
+    """Split at white space, and one punctuation mark off either end of a word, as chrF++.py."""
     words = []
     for word in text.split():
         if len(word) > 1 and word[-1] in _PUNCTUATION:
@@ -187,18 +189,18 @@ def _split_punctuation(text: str) -> list[str]:
 def _chrf_counts(
     prediction: Sequence[Counter[str]], reference: Sequence[Counter[str]]
 ) -> list[int]:
-    """Count n-grams of the prediction, of the reference and of both, for each order in turn."""
+    """Count n-grams in the prediction, the reference and both, for each order."""
     counts = []
     for ours, theirs in zip(prediction, reference, strict=True):
-        # Not the intersection of counters, which is slower.
+        # Faster than the intersection of counters.
         matches = sum(min(count, theirs[ngram]) for ngram, count in ours.items() if ngram in theirs)
-        # An order without n-grams in the reference does not count.
+        # An order without reference n-grams does not count.
         counts += [ours.total() if theirs else 0, theirs.total(), matches]
     return counts
 
 
 def _chrf_score(counts: Sequence[int]) -> float:
-    """Compute chrF from counts: F_beta of mean precision and recall over orders that have any."""
+    """Compute chrF from counts: F_beta of precision and recall, averaged over non-empty orders."""
     precision, recall, orders = 0.0, 0.0, 0
     for i in range(0, len(counts), 3):
         in_prediction, in_reference, matches = counts[i : i + 3]
@@ -221,6 +223,6 @@ def _import_library(name: str) -> Any:
         if error.name != package:
             raise
         raise ValueError(
-            f"BLEU, chrF and ROUGE must have {package.replace('_', '-')} installed, got none; "
-            "pip install 't5jax[eval]'."
+            f"BLEU, chrF and ROUGE require {package.replace('_', '-')}, which is not installed; "
+            "run pip install 't5jax[eval]'."
         ) from None

@@ -1,4 +1,4 @@
-"""Metrics as statistics of each example, and bootstrap intervals of them."""
+"""Metric results with per-example statistics, and their bootstrap intervals."""
 
 import dataclasses
 import functools
@@ -13,12 +13,18 @@ from t5jax.errors import check_at_least
 
 @dataclasses.dataclass(frozen=True)
 class MetricResult:
-    """A metric over a set of examples, which can be computed for any resample of them.
+    """A metric over a set of examples, recomputable for any resample of them.
 
     Attributes:
-      rows: Sufficient statistics of each of n examples, such as counts.
-      combine: Function from such rows, of any number of examples, to the metric.
-      detail: Signature of the library that computed it, to compare it with others' numbers.
+      rows: [n, k] sufficient statistics of each example, such as counts.
+      combine: function from the rows of any number of examples to the metric.
+      detail: signature of the library that computed the metric; states its settings.
+
+    Example:
+      >>> metrics = t5jax.evaluation.metrics
+      >>> result = metrics.compute_metrics(["exact_match"], ["a", "b"], ["a", "c"])["exact_match"]
+      >>> result.score, result.combine(result.rows[:1])
+      (50.0, 100.0)
     """
 
     rows: Int[np.ndarray, "n k"] | Float[np.ndarray, "n k"]
@@ -27,24 +33,24 @@ class MetricResult:
 
     @functools.cached_property
     def score(self) -> float:
-        """The metric of all examples; NaN if undefined, such as a correlation with a constant."""
+        """Metric over all examples; NaN if undefined, such as a correlation with a constant."""
         return float(self.combine(self.rows))
 
 
 class Interval(NamedTuple):
-    """A confidence interval, in the unit of its metric."""
+    """Confidence interval, in the unit of its metric."""
 
     low: float
     high: float
 
 
 def mean_percent(values: np.ndarray) -> MetricResult:
-    """Make a metric of the mean over examples of numbers in [0, 1], in percent."""
+    """Return the mean over examples of numbers in [0, 1], in percent."""
     return MetricResult(np.asarray(values, np.float64)[:, None], _mean_percent)
 
 
 def ratio_percent(counts: np.ndarray, totals: np.ndarray) -> MetricResult:
-    """Make a metric of the sum of counts over the sum of totals, in percent."""
+    """Return the sum of counts divided by the sum of totals, in percent."""
     return MetricResult(np.stack([counts, totals], axis=1), _ratio_percent)
 
 
@@ -53,19 +59,27 @@ def bootstrap_interval(
 ) -> Interval:
     """Compute a percentile bootstrap interval.
 
-    Examples are drawn with replacement.  Metrics of the same number of examples get the same draws
-    from the same seed.  Draws in which the metric is undefined are left out.
+    Examples are resampled with replacement.  The same seed gives the same resamples for metrics
+    with the same number of examples.  Resamples with an undefined metric are ignored.
     (Efron and Tibshirani 1993, section 13.3)
 
     Args:
       result: a metric over n examples.
-      resamples: number of draws of n examples each, at least 1.
-      seed: random seed.
-      level: share of draws inside the interval, in (0, 1).
+      resamples: number of resamples of n examples, at least 1.
+      seed: random seed for resampling.
+      level: confidence level, in (0, 1).
     Returns:
-      The interval's ends, in the unit of the metric; NaN if it is undefined in all draws.
+      The ends of the interval, in the unit of the metric; NaN if the metric is undefined in every
+      resample.
     Raises:
       ValueError: an argument is outside its range.
+
+    Example:
+      >>> metrics = t5jax.evaluation.metrics
+      >>> texts = ["a", "b", "c", "d"]
+      >>> result = metrics.compute_metrics(["exact_match"], texts, texts)["exact_match"]
+      >>> metrics.bootstrap_interval(result, resamples=100)
+      Interval(low=100.0, high=100.0)
     """
     check_at_least(1, "1000 is usual", resamples=resamples)
     if not 0 < level < 1:

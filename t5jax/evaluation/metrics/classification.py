@@ -1,4 +1,4 @@
-"""Classification metrics: of classes predicted as text, or chosen by their score."""
+"""Classification metrics: classes predicted as text, or chosen by score."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ from t5jax.evaluation.metrics.references import References, pair_single_referenc
 
 
 def accuracy(predictions: Sequence[str], references: References) -> MetricResult:
-    """Compute the percentage of predictions that are the right class.
+    """Compute the percentage of correctly predicted classes.
 
-    White space at either end does not count.
+    Leading and trailing white space is ignored.
 
     Args:
-      predictions: texts.
-      references: one class for each.
+      predictions: one class per example, as text.
+      references: one class per prediction.
     """
     pairs = pair_single_reference(predictions, references)
     return bootstrap.mean_percent(np.array([predicted == right for predicted, right in pairs]))
@@ -27,17 +27,19 @@ def f1(predictions: Sequence[str], references: References, *, positive: str) -> 
     """Compute the F1 score of one class, in percent; 0 if it is never predicted correctly.
 
     Args:
-      predictions: texts; all that are not the class count as one other class.
-      references: one class for each.
-      positive: the class.
+      predictions: one class per example, as text; any other text counts as the negative class.
+      references: one class per prediction.
+      positive: the positive class.
+    Returns:
+      The score.
     Raises:
-      ValueError: the class is neither among the predictions nor among the references.
+      ValueError: `positive` is neither in the predictions nor in the references.
     """
     pairs = pair_single_reference(predictions, references)
     rows = np.array([[x == positive for x in both] for both in pairs])
     if not rows.any():
         raise ValueError(
-            f"positive must be a class of the data, got {positive!r}; classes are "
+            f"positive must be a class in the data, got {positive!r}; classes are "
             f"{', '.join(sorted({right for _, right in pairs})[:5])}."
         )
 
@@ -51,11 +53,12 @@ def f1(predictions: Sequence[str], references: References, *, positive: str) -> 
 def matthews(predictions: Sequence[str], references: References) -> MetricResult:
     """Compute the Matthews correlation of any number of classes, in percent.
 
-    It is 0 if one side is constant.  (Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006)
+    It is 0 if the predictions or the references are constant.
+    (Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006)
 
     Args:
-      predictions: texts.
-      references: one class for each.
+      predictions: one class per example, as text.
+      references: one class per prediction.
     """
     pairs = pair_single_reference(predictions, references)
     numbers = {label: i for i, label in enumerate(sorted({x for both in pairs for x in both}))}
@@ -72,11 +75,11 @@ def matthews(predictions: Sequence[str], references: References) -> MetricResult
 
 
 def best_choices(scores: Sequence[np.ndarray] | np.ndarray) -> Int[np.ndarray, "n"]:
-    """Find the choice of each example with the highest score; of equal ones the first.
+    """Return the highest-scoring choice of each example; ties go to the first.
 
     Args:
-      scores: scores of the choices of each example, as `Text2Text.score_candidates` returns them;
-        the number of choices may differ.
+      scores: scores of each example's choices, as returned by `Text2Text.score_candidates`; the
+        number of choices may differ between examples.
     Returns:
       [n] int64, positions of the choices, from 0.
     Raises:
@@ -91,15 +94,17 @@ def best_choices(scores: Sequence[np.ndarray] | np.ndarray) -> Int[np.ndarray, "
 def choice_accuracy(
     scores: Sequence[np.ndarray] | np.ndarray, answers: Sequence[int]
 ) -> MetricResult:
-    """Compute the accuracy of rank classification, in percent.  (arXiv:2110.08207, section 5)
+    """Compute the accuracy of rank classification, in percent (arXiv:2110.08207, section 5).
 
-    An example counts if its choice with the highest score is the right one.
+    An example is correct if its highest-scoring choice is the right one.
 
     Args:
-      scores: scores of the choices of each example, as `best_choices` takes them.
+      scores: scores of each example's choices, as taken by `best_choices`.
       answers: positions of the right choices, from 0.
+    Returns:
+      The accuracy.
     Raises:
-      ValueError: the lengths differ or are 0, an answer is not among the choices, an example has
+      ValueError: the lengths differ or are 0, an answer is not one of the choices, an example has
         no choices, or a score is NaN.
 
     Example:

@@ -11,11 +11,13 @@ from t5jax.evaluation.metrics.references import References, pair_single_referenc
 
 
 def pearson(predictions: Sequence[str], references: References) -> MetricResult:
-    """Compute the Pearson correlation of numbers, in percent; NaN if one side is constant.
+    """Compute the Pearson correlation, in percent; NaN if either side is constant.
 
     Args:
-      predictions: texts that are numbers.
-      references: one number for each, as text.
+      predictions: one number per example, as text.
+      references: one number per prediction, as text.
+    Returns:
+      The correlation.
     Raises:
       ValueError: a text is not a finite number, or an example has several references.
     """
@@ -23,13 +25,15 @@ def pearson(predictions: Sequence[str], references: References) -> MetricResult:
 
 
 def spearman(predictions: Sequence[str], references: References) -> MetricResult:
-    """Compute the Spearman rank correlation of numbers, in percent; NaN if one side is constant.
+    """Compute the Spearman rank correlation, in percent; NaN if either side is constant.
 
-    Equal numbers share the mean of their ranks.
+    Ties get their mean rank.
 
     Args:
-      predictions: texts that are numbers.
-      references: one number for each, as text.
+      predictions: one number per example, as text.
+      references: one number per prediction, as text.
+    Returns:
+      The correlation.
     Raises:
       ValueError: a text is not a finite number, or an example has several references.
     """
@@ -39,20 +43,23 @@ def spearman(predictions: Sequence[str], references: References) -> MetricResult
 def perplexity(
     log_probs: Float[np.ndarray, "n"], token_counts: Int[np.ndarray, "n"]
 ) -> MetricResult:
-    """Compute the perplexity: exp of the mean negative log-probability of a token.
+    """Compute the perplexity: exp of the mean negative log-probability per token.
 
-    The mean is over the tokens of all examples, so that long examples weigh more.
+    The mean is over the tokens of all examples, so long examples weigh more.
 
     Args:
-      log_probs: log-probability of each example's target, in nats, as `Text2Text.score` returns.
-      token_counts: number of tokens in each target, EOS included.
+      log_probs: [n] log-probability of each target, in nats, as returned by `Text2Text.score`.
+      token_counts: [n] number of tokens in each target, EOS included.
+    Returns:
+      The perplexity, at least 1.
     Raises:
       ValueError: the lengths differ or are 0, a log-probability is positive or NaN, or a count is
         below 1.
 
     Example:
-      >>> round(perplexity(np.array([-3.2, -4.8]), np.array([4, 6])).score, 2)
-      2.23
+      >>> log_probs = np.log([1 / 4, 1 / 16])
+      >>> round(t5jax.evaluation.metrics.perplexity(log_probs, np.array([1, 2])).score, 2)
+      4.0
     """
     if len(log_probs) != len(token_counts) or not len(log_probs):
         raise ValueError(
@@ -90,7 +97,7 @@ def _spearman(rows: Float[np.ndarray, "n 2"]) -> float:
 
 
 def _has_constant_column(rows: Float[np.ndarray, "n 2"]) -> bool:
-    # scipy warns of it, in every draw of a bootstrap, and refuses a single row.
+    # scipy warns about a constant, in every bootstrap resample, and rejects a single row.
     return bool((rows == rows[0]).all(axis=0).any())
 
 
@@ -105,8 +112,8 @@ def _parse(name: str, texts: Sequence[str]) -> Float[np.ndarray, "n"]:
     wrong = np.flatnonzero(~np.isfinite(values))
     if len(wrong):
         raise ValueError(
-            f"each {name} must be a number, got {texts[wrong[0]]!r:.60} for example {wrong[0]} and "
-            f"{len(wrong)} such in all."
+            f"each {name} must be a number, got {texts[wrong[0]]!r:.60} for example {wrong[0]} "
+            f"({len(wrong)} non-numbers in all)."
         )
     return values
 

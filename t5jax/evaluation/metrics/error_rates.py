@@ -1,4 +1,4 @@
-"""Error rates: edits between predictions and references, in percent of the references."""
+"""Error rates: edit distance from predictions to references, in percent of reference length."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,8 +12,8 @@ from t5jax.evaluation.metrics.references import References, pair_references
 def edit_distance(a: Sequence[object], b: Sequence[object]) -> int:
     """Compute the Levenshtein distance: insertions, deletions and substitutions from `a` to `b`.
 
-    The table of prefixes' distances is filled row by row; within a row, an insertion costs 1 more
-    than the entry before it, so a running minimum of (entry - column) does a whole row at once.
+    The table of prefix distances is filled row by row.  Within a row, an insertion costs 1 more
+    than the previous entry, so a running minimum of (entry - column) fills the whole row.
     (Levenshtein 1966)
     """
     numbers: dict[object, int] = {}
@@ -31,35 +31,35 @@ def edit_distance(a: Sequence[object], b: Sequence[object]) -> int:
 
 
 def word_error_rate(predictions: Sequence[str], references: References) -> MetricResult:
-    """Compute the word error rate: edits over words of the references, in percent.
+    """Compute the word error rate: word edits per reference word, in percent.
 
-    It can exceed 100.  White space separates words; case and punctuation count.  Of several
-    references, the nearest counts.
+    It can exceed 100.  Words are split at white space; case and punctuation count.  With several
+    references, the closest one is used.
     """
     return _error_rate(predictions, references, str.split)
 
 
 def character_error_rate(predictions: Sequence[str], references: References) -> MetricResult:
-    """Compute the character error rate: edits over characters of the references, in percent.
+    """Compute the character error rate: character edits per reference character, in percent.
 
-    Runs of white space are one space.  Of several references, the nearest counts.
+    Runs of white space count as one space.  With several references, the closest one is used.
     """
     return _error_rate(predictions, references, lambda text: list(" ".join(text.split())))
 
 
 def phoneme_error_rate(predictions: Sequence[str], references: References) -> MetricResult:
-    """Compute the phoneme error rate: edits over phonemes of the references, in percent.
+    """Compute the phoneme error rate: phoneme edits per reference phoneme, in percent.
 
-    White space separates phonemes.  Of several pronunciations, the nearest counts, and of equally
-    near ones the longest.
+    Phonemes are split at white space.  With several pronunciations, the closest one is used; ties
+    go to the longest.
     """
     return _error_rate(predictions, references, str.split)
 
 
 def pronunciation_error_rate(predictions: Sequence[str], references: References) -> MetricResult:
-    """Compute the percentage of words whose phonemes equal none of their pronunciations.
+    """Compute the percentage of words whose prediction matches none of their pronunciations.
 
-    This is the word error rate of papers on grapheme-to-phoneme conversion.
+    Papers on grapheme-to-phoneme conversion call this the word error rate.
     """
     pairs = pair_references(predictions, references)
     return bootstrap.mean_percent(

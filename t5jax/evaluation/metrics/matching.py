@@ -1,4 +1,4 @@
-"""Metrics of predictions that equal their references, as a whole or token by token."""
+"""Match metrics: predictions compared with references as a whole or token by token."""
 
 import collections
 import re
@@ -19,7 +19,7 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 def exact_match(predictions: Sequence[str], references: References) -> MetricResult:
     """Compute the percentage of predictions that equal a reference.
 
-    White space at either end does not count.
+    Leading and trailing white space is ignored.
     """
     pairs = pair_references(predictions, references)
     return bootstrap.mean_percent(
@@ -30,7 +30,7 @@ def exact_match(predictions: Sequence[str], references: References) -> MetricRes
 def sequence_accuracy(predictions: Sequence[str], references: References) -> MetricResult:
     """Compute the percentage of predictions with the same tokens as a reference.
 
-    White space separates tokens.
+    Tokens are split at white space.
     """
     pairs = pair_references(predictions, references)
     return bootstrap.mean_percent(
@@ -39,10 +39,10 @@ def sequence_accuracy(predictions: Sequence[str], references: References) -> Met
 
 
 def token_accuracy(predictions: Sequence[str], references: References) -> MetricResult:
-    """Compute the percentage of reference tokens at the same position in the prediction.
+    """Compute the percentage of reference tokens predicted at the same position.
 
-    White space separates tokens.  Of several references, the one with the largest share counts,
-    and of equal ones the longest.
+    Tokens are split at white space.  With several references, the one with the highest accuracy is
+    used; ties go to the longest.
     """
     rows = []
     for prediction, texts in pair_references(predictions, references):
@@ -68,7 +68,8 @@ def id_accuracy(
       targets: [B, T] correct ids.
       mask: [B, T] bool, True where a target counts.
     Returns:
-      Percentage of targets that are predicted, and of rows with targets whose targets all are.
+      Percentage of correct targets, and of rows whose targets are all correct; rows without
+      targets are ignored.
 
     Example:
       >>> ids, targets = np.array([[5, 6, 1]]), np.array([[5, 7, 1]])
@@ -86,10 +87,10 @@ def id_accuracy(
 
 
 def normalize_answer(text: str) -> str:
-    """Normalize a text as SQuAD does.  (arXiv:1606.05250, section 6.1)
+    """Normalize a text as SQuAD does (arXiv:1606.05250, section 6.1).
 
-    Lower-case it, drop ASCII punctuation, then the articles a, an and the, then extra white space.
-    In this order, so that "a-" is an article and "a.b" is not.
+    In this order: lowercase, drop ASCII punctuation, drop the articles a, an and the, and collapse
+    white space.  So "a-" is an article and "a.b" is not.
     """
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
@@ -103,9 +104,10 @@ def squad_exact_match(predictions: Sequence[str], references: References) -> Met
 
 
 def squad_f1(predictions: Sequence[str], references: References) -> MetricResult:
-    """Compute the mean over examples of the F1 score of words after `normalize_answer`.
+    """Compute the word F1 after `normalize_answer`, averaged over examples, in percent.
 
-    The best reference counts.  Two texts that are empty then are equal, as in SQuAD 2.0.
+    With several references, the best one counts.  Two empty normalized texts match, as in SQuAD
+    2.0.
     """
     pairs = pair_references(predictions, references)
     return bootstrap.mean_percent(

@@ -1,4 +1,4 @@
-"""Metrics of generated text by name, and their mean over tasks."""
+"""Metrics by name, and the mean score over tasks."""
 
 import dataclasses
 import functools
@@ -16,13 +16,17 @@ from t5jax.evaluation.metrics.references import References
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """Options of how metrics compare texts.
+    """Text comparison options of metrics.
 
     Attributes:
-      tokenize: sacrebleu's tokenizer for BLEU: 13a (as WMT), intl, zh, char, or none for tokenized
-        text.
-      lowercase: Ignore case in BLEU and chrF.
-      use_stemmer: Let words with the same stem match in ROUGE; English only.
+      tokenize: sacrebleu tokenizer for BLEU: 13a (as in WMT), intl, zh, char, or none for text that
+        is already tokenized.
+      lowercase: ignore case in BLEU and chrF.
+      use_stemmer: match words with the same stem in ROUGE; English only.
+
+    Example:
+      >>> t5jax.evaluation.metrics.TextOptions(tokenize="zh")
+      TextOptions(tokenize='zh', lowercase=False, use_stemmer=False)
     """
 
     tokenize: Tokenize = "13a"
@@ -42,10 +46,17 @@ class TextOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetricOptions(TextOptions):
-    """Options of the metrics of a task.
+    """Metric options of a task, including those of `TextOptions`.
 
     Attributes:
-      positive: Class to compute F1 of.
+      positive: positive class for F1.
+
+    Example:
+      >>> metrics = t5jax.evaluation.metrics
+      >>> options = metrics.MetricOptions(positive="spam")
+      >>> labels = ["spam", "ham", "spam"]
+      >>> metrics.compute_metrics(["f1"], labels, labels, options)["f1"].score
+      100.0
     """
 
     positive: str | None = None
@@ -53,17 +64,17 @@ class MetricOptions(TextOptions):
     def __post_init__(self):
         super().__post_init__()
         if not isinstance(self.positive, str | None):
-            raise ValueError(f"positive must be a text, got {self.positive!r:.60}.")
+            raise ValueError(f"positive must be a string, got {self.positive!r:.60}.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A metric by name.
+    """Metric function and its properties.
 
     Attributes:
-      function: Function of predictions, references and, by keyword, the options below.
-      options: Fields of `MetricOptions` that the function takes.
-      is_error: True if lower is better.
+      function: function of predictions, references and, by keyword, the options below.
+      options: fields of `MetricOptions` that the function takes.
+      is_error: whether lower is better.
     """
 
     function: Callable[..., MetricResult]
@@ -100,11 +111,11 @@ def check_metrics(names: Sequence[str], options: MetricOptions) -> None:
     """Check metrics and their options before anything is computed.
 
     Args:
-      names: metrics, keys of `METRICS`.
+      names: names of metrics, keys of `METRICS`.
       options: options of these metrics.
     Raises:
-      ValueError: there are no metrics, one is unknown, none of them takes an option that is set, or
-        an option that one of them needs is not set.
+      ValueError: there are no metrics, a metric is unknown, an option is set that none of them
+        takes, or a required option is not set.
     """
     if not names:
         raise ValueError(f"metrics must be some of {', '.join(METRICS)}, got none.")
@@ -120,11 +131,11 @@ def check_metrics(names: Sequence[str], options: MetricOptions) -> None:
                 f"{field.name} must go with one of {', '.join(users)}, got {', '.join(names)}."
             )
     if "f1" in names and options.positive is None:
-        raise ValueError("f1 must have its class in positive, got none; set positive.")
+        raise ValueError("f1 must have its positive class set, got none; set positive.")
 
 
 def used_options(names: Sequence[str], options: MetricOptions) -> MetricOptions:
-    """Return the options that one of these metrics takes, and defaults for the others."""
+    """Return the options that these metrics take, and defaults for the others."""
     used = {option for name in names for option in METRICS[name].options}
     return MetricOptions(**{option: getattr(options, option) for option in used})
 
@@ -138,19 +149,20 @@ def compute_metrics(
     """Compute metrics by name.
 
     Args:
-      names: metrics, keys of `METRICS`.
-      predictions: a text for each example.
-      references: a text for each example, or several that are equally correct.
-      options: options of the metrics that take any.
+      names: names of metrics, keys of `METRICS`.
+      predictions: one text per example.
+      references: one text per example, or several equally correct ones.
+      options: options for metrics that take any.
     Returns:
       Metrics by name, in the order of `names`, all in percent.
     Raises:
-      ValueError: names and options do not pass `check_metrics`, predictions and references differ
-        in length, or a metric cannot take a text.
+      ValueError: a metric is unknown, an option is unused or missing, predictions and references
+        differ in length, or a text is invalid for a metric.
 
     Example:
-      >>> results = compute_metrics(["squad_f1"], ["the cat", "dogs"], [["a cat", "cats"], "dog"])
-      >>> results["squad_f1"].score
+      >>> predictions, references = ["the cat", "dogs"], [["a cat", "cats"], "dog"]
+      >>> metrics = t5jax.evaluation.metrics
+      >>> metrics.compute_metrics(["squad_f1"], predictions, references)["squad_f1"].score
       50.0
     """
     options = options or MetricOptions()
@@ -164,22 +176,27 @@ def compute_metrics(
 
 
 def mean_score(scores: Mapping[str, Mapping[str, float]]) -> float:
-    """Compute the mean over tasks of the mean over their metrics, as GLUE and T5 average tasks.
+    """Average each task's metrics, then the tasks, as GLUE and T5 do.
 
     Higher is better: an error rate of x counts as 100 - x.  An undefined metric, such as the
     correlation with a constant, counts as 0.  (arXiv:1804.07461; arXiv:1910.10683, section 2.3)
 
     Args:
       scores: percent by task and metric; NaN where undefined.
+    Returns:
+      The mean score, in percent.
     Raises:
       ValueError: there are no tasks, or a task has no metrics.
 
     Example:
-      >>> mean_score({"mrpc": {"accuracy": 90.0, "f1": 80.0}, "g2p": {"wer": 25.0}})
+      >>> scores = {"mrpc": {"accuracy": 90.0, "f1": 80.0}, "g2p": {"wer": 25.0}}
+      >>> t5jax.evaluation.metrics.mean_score(scores)
       80.0
     """
     if not scores or not all(scores.values()):
-        raise ValueError(f"scores must have a task, each with a metric, got {dict(scores)!r:.60}.")
+        raise ValueError(
+            f"scores must have a task and each task a metric, got {dict(scores)!r:.60}."
+        )
 
     def benefit(name: str, score: float) -> float:
         if math.isnan(score):
