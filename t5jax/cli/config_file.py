@@ -8,6 +8,10 @@ from typing import Any
 
 from t5jax.errors import suggest
 
+# Groups of options that users set most, without a prefix on the command line: `--steps`, not
+# `--fit.steps`.
+UNPREFIXED = ("fit", "step")
+
 
 def expand_config(arguments: Sequence[str], config_class: type) -> list[str]:
     """Replace `--config FILE` by the options in the file, before all others.
@@ -75,7 +79,8 @@ def _arguments(source: str, values: Any, config_class: type, prefix: str) -> Ite
         if dataclasses.is_dataclass(types[name]):
             yield from _arguments(source, value, types[name], f"{prefix}{name}.")
         else:
-            yield from _option(f"{prefix}{name}", value)
+            group, _, rest = f"{prefix}{name}".partition(".")
+            yield from _option(rest if group in UNPREFIXED else f"{prefix}{name}", value)
 
 
 def _option(name: str, value: Any) -> Iterator[str]:

@@ -11,23 +11,21 @@ import os
 import sys
 import threading
 import traceback
-import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar
+from typing import Annotated, Any, NamedTuple, NoReturn
 
-from t5jax.cli.config_file import expand_config
+from t5jax.cli.config_file import UNPREFIXED, expand_config
 from t5jax.parallel import RunAborted
 
-Config = TypeVar("Config")
 _PACKAGE = Path(__file__).parents[1]
 # Held by the thread that ends the process.
 _ending = threading.Lock()
 
 
 def run_command(
-    config_class: type[Config] | types.UnionType,
-    function: Callable[[Config], object],
+    config_class: Any,
+    function: Callable[[Any], object],
     *,
     arguments: Sequence[str] | None = None,
     reads_config: bool = True,
@@ -139,10 +137,7 @@ def entry(*arguments: str) -> None:
 
 
 def _command_line(config_class: Any) -> Any:
-    """Return the class with the options of training steps and of their loop unprefixed.
-
-    These, `fit` and `step`, are the ones that users set most: `--steps`, not `--fit.steps`.
-    """
+    """Return the class with the options of `UNPREFIXED` groups unprefixed."""
     from tyro.conf import arg
 
     from t5jax.training import RunConfig
@@ -157,7 +152,7 @@ def _command_line(config_class: Any) -> Any:
             Annotated[fields[name].type, arg(name="")],
             dataclasses.field(default=fields[name].default),
         )
-        for name in ("fit", "step")
+        for name in UNPREFIXED
     ]
     return dataclasses.make_dataclass(
         config_class.__name__,

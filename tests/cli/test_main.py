@@ -131,7 +131,7 @@ def test_t5jax_runs_in_a_process_of_its_own():
 def test_t5jax_help_lists_its_commands(t5jax):
     status, out, err = t5jax("--help")
     assert (status, err) == (0, "")
-    assert out.startswith("usage: t5jax [-h] {generate,evaluate,convert,inspect,plan}")
+    assert out.startswith("usage: t5jax [-h] {pretrain,finetune,train-tokenizer,generate,evaluate,convert,inspect,plan}")
     assert "generate  Generate an output for every line or row of a file" in out
     assert "evaluate  Compare predictions with references" in out
     assert "convert   Write a checkpoint in another format" in out
