@@ -131,11 +131,20 @@ def test_t5jax_runs_in_a_process_of_its_own():
 def test_t5jax_help_lists_its_commands(t5jax):
     status, out, err = t5jax("--help")
     assert (status, err) == (0, "")
-    assert out.startswith("usage: t5jax [-h] {pretrain,finetune,train-tokenizer,generate,evaluate,convert,inspect,plan}")
-    assert "generate  Generate an output for every line or row of a file" in out
-    assert "evaluate  Compare predictions with references" in out
-    assert "convert   Write a checkpoint in another format" in out
-    assert "inspect   Say what a checkpoint is" in out
+    assert out.startswith("usage: t5jax [-h] {pretrain,finetune,train-tokenizer,generate,")
+    assert "generate         Generate an output for every line or row of a file" in out
+    assert "evaluate         Compare predictions with references" in out
+    assert "convert          Write a checkpoint in another format" in out
+
+
+def test_t5jax_suggests_the_command_that_was_meant(t5jax):
+    status, _, err = t5jax("pretrian")
+    assert status == 2
+    assert "pretrain" in err
+
+
+def test_t5jax_prints_its_version(t5jax):
+    assert t5jax("--version") == (0, f"t5jax {importlib.metadata.version('t5jax')}\n", "")
 
 
 @pytest.mark.parametrize("command", ["convert", "inspect"])
