@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import logging
 import os
 import shutil
 import sys
@@ -48,6 +49,12 @@ def drop_programs():
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def log_level(caplog):
+    """Leaves what the library logs from level INFO on to `caplog`."""
+    caplog.set_level(logging.INFO, logger="t5jax")
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ def convert(options: Convert) -> None:
     from tqdm import tqdm
 
     max_shard_bytes = parse_size(options.max_shard_size)
-    with tqdm(unit="B", unit_scale=True, desc="converting", delay=0.5) as bar:
+    with tqdm(unit="B", unit_scale=True, desc="converting", delay=0.5, disable=None) as bar:
 
         def progress(num_bytes: int, total: int) -> None:
             bar.total = total

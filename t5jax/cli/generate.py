@@ -68,12 +68,19 @@ def generate(options: Generate) -> None:
 
     enable_compilation_cache()
     bar: tqdm | None = None
+    finished = 0
 
     def progress(done: int, total: int) -> None:
-        nonlocal bar
+        nonlocal bar, finished
+        finished = done
         if bar is None:
             bar = tqdm(
-                total=total, initial=done, unit="text", desc="generating", dynamic_ncols=True
+                total=total,
+                initial=done,
+                unit="text",
+                desc="generating",
+                dynamic_ncols=True,
+                disable=None,
             )
         bar.update(done - bar.n)
 
@@ -93,14 +100,14 @@ def generate(options: Generate) -> None:
         )
     except KeyboardInterrupt:
         if bar is not None:
-            print(f"\n{bar.n} of {bar.total} answers are kept; the same command goes on.")
+            print(f"\nkept {finished} of {bar.total} outputs; the same command continues.")
         raise
     finally:
         if bar is not None:
             bar.close()
     if report.logit_error:
         print(f"int8 weights: {report.logit_error}")
-    before = f", {report.resumed} of them before" if report.resumed else ""
-    print(f"wrote {report.inputs} answers to {options.output}{before}")
+    before = f", {report.resumed} of them by an earlier run" if report.resumed else ""
+    print(f"wrote {report.inputs} outputs to {options.output}{before}")
     if report.dead_ends:
-        print(f"note: {report.dead_ends} are empty, since the constraints left nothing to write")
+        print(f"note: {report.dead_ends} are empty, as the constraints allowed no token")

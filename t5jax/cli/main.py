@@ -6,12 +6,13 @@ import errno
 import functools
 import importlib
 import importlib.metadata
+import logging
 import operator
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn
 
@@ -57,7 +58,8 @@ def run_command(
             arguments = expand_config(arguments, config_class)
         form = _command_line(config_class)
         config = tyro.cli(form, args=arguments, description=description, prog=name)
-        function(config)
+        with _console_log():
+            function(config)
     except RunAborted as error:
         _end(error)
     except KeyboardInterrupt:
@@ -70,6 +72,31 @@ def run_command(
         sys.exit(2)
     finally:
         threading.excepthook = previous_hook
+
+
+class _Console(logging.Handler):
+    """Prints what the library logs: warnings to stderr, above a progress bar if one is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        tqdm.write(self.format(record), file=stream)
+        stream.flush()
+
+
+@contextlib.contextmanager
+def _console_log() -> Iterator[None]:
+    """Print what the library logs from level INFO on."""
+    logger, handler = logging.getLogger("t5jax"), _Console()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level or logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 class _Command(NamedTuple):

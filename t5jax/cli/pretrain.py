@@ -3,7 +3,7 @@
 import dataclasses
 
 from t5jax.data import corpus_documents
-from t5jax.parallel import abort_together, barrier, is_main_process, print_once
+from t5jax.parallel import abort_together, barrier, is_main_process, log_once
 from t5jax.recipes import PretrainConfig, plain_sentences, pretrain, show_blanks
 from t5jax.runtime import keep_memory
 
@@ -32,9 +32,9 @@ def pretrain_and_show(config: PretrainConfig) -> None:
         return
     with abort_together():
         if is_main_process():
-            print_once("\nheld-out sentences, [what stood there -> what the model fills in]:")
+            log_once("held-out sentences, [what stood there -> what the model fills in]:")
             sentences = plain_sentences(corpus_documents(result.heldout), count=6)
             for line in show_blanks(result.t5, sentences, seed=config.seed):
-                print_once(f"  {line}")
-            print_once(f"\nuse it:  import t5jax; t5 = t5jax.load({str(config.folder)!r})")
+                log_once(f"  {line}")
+            log_once(f"use it:  import t5jax; t5 = t5jax.load({str(config.folder)!r})")
         barrier("the end of the sentences")

@@ -10,8 +10,8 @@ from .distributed import (
     gather_arrays as gather_arrays,
     initialize as initialize,
     is_main_process as is_main_process,
+    log_once as log_once,
     main_process_first as main_process_first,
-    print_once as print_once,
     process_count as process_count,
     process_index as process_index,
 )

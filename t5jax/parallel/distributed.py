@@ -14,6 +14,7 @@ import atexit
 import collections
 import contextlib
 import dataclasses
+import logging
 import os
 import socket
 import tempfile
@@ -28,6 +29,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from t5jax.parallel import rendezvous
 from t5jax.parallel.rendezvous import RunAborted
 
+_log = logging.getLogger("t5jax")
 # If a collective fails because another process died, wait this long for the news.
 _HEAR_SECONDS = 2.0
 # Process 0 may take hours to build a corpus; a dead process is noticed without a timeout.
@@ -176,10 +178,10 @@ def is_main_process() -> bool:
     return process_index() == 0
 
 
-def print_once(message: str) -> None:
-    """Print a line in process 0 only."""
+def log_once(message: str) -> None:
+    """Log a message of level INFO in process 0 only."""
     if is_main_process():
-        print(message, flush=True)
+        _log.info(message)
 
 
 @contextlib.contextmanager

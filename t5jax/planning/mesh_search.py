@@ -82,7 +82,9 @@ def rank_meshes(
         )
     rows: list[dict[str, Any]] = []
     budget = max_compilations
-    with tqdm.tqdm(total=min(len(candidates), budget), desc="compiling", unit="program") as bar:
+    with tqdm.tqdm(
+        total=min(len(candidates), budget), desc="compiling", unit="program", disable=None
+    ) as bar:
         for candidate in candidates:
             if budget == 0:
                 break

@@ -15,16 +15,16 @@ from t5jax.parallel import (
     gather_arrays,
     initialize,
     is_main_process,
+    log_once,
     main_process_first,
-    print_once,
 )
 from t5jax.pretrained import locate_checkpoint
 from t5jax.recipes.finetune_config import RESUMABLE, FinetuneConfig
 from t5jax.recipes.finetune_data import (
     data_digest,
+    log_mixture,
     mixing_shares,
     mixture_batches,
-    print_mixture,
     read_task_texts,
     recorded_task_options,
     tokenize_pairs,
@@ -48,13 +48,14 @@ from t5jax.training import (
     claim_run_dir,
     inference_params,
     init_state,
+    log_model,
     open_checkpoints,
-    print_model,
     ranking_keys,
     read_evaluations,
     recorded_options,
     restore_run,
     run_trainer,
+    save_options,
     setup_mesh,
 )
 
@@ -117,12 +118,12 @@ def _run(
         check_run_dir(config.folder, options, unrecorded={**UNRECORDED, **unrecorded})
         mesh = setup_mesh(config)
 
-        texts = read_task_texts(tasks, say=print_once)
+        texts = read_task_texts(tasks, say=log_once)
         path = None if config.checkpoint is None else locate_checkpoint(config.checkpoint)
         tokenizer = starting_tokenizer(config, path, texts.documents)
         model = starting_model(config, path, tokenizer, architecture)
         policy = config.compute_policy()
-        limits, say = config.limits, print_once
+        limits, say = config.limits, log_once
         pairs = tokenize_pairs(texts, tokenizer=tokenizer, limits=limits, say=say)
         shares = mixing_shares(tasks, pairs, size_limit=config.size_limit)
         splits = validation_splits(tasks, texts, tokenizer=tokenizer, limits=limits, say=say)
@@ -132,6 +133,7 @@ def _run(
         abstract = abstract_state(model, optimizer, mesh=mesh, options=config.step)
         digest = data_digest(pairs, splits)
         claim_run_dir(config.folder, options, digest, model=model, tokenizer=tokenizer)
+        save_options(config)
 
     batches = mixture_batches(config, model, pairs, shares, mesh)
     evaluator = TaskEvaluator(config, model, tokenizer, splits, policy=policy, mesh=mesh)
@@ -140,8 +142,8 @@ def _run(
     if state is None:
         init = functools.partial(init_state, model, optimizer, mesh=mesh, options=config.step)
         state = init(seed=config.seed, params=starting_params(config, mesh))
-    print_model(model, state.params, policy, mesh)
-    print_mixture(pairs, shares)
+    log_model(model, state.params, policy, mesh)
+    log_mixture(pairs, shares)
 
     result = run_trainer(
         config,
@@ -178,9 +180,9 @@ def _report(config: FinetuneConfig, t5: Text2Text, splits: Sequence[EvalSplit]) 
         generation = config.writing(config.final_num_beams)
         results[name] = score_splits(t5, of_name, generation, config.folder, label=name)
         if of_name:
-            print_once(f"{name}:")
+            log_once(f"{name}:")
         for line in results_table(results[name]):
-            print_once(f"  {line}")
-    print_once(f"\nuse it:  import t5jax; t5 = t5jax.load({str(config.folder / MODEL)!r})")
+            log_once(f"  {line}")
+    log_once(f"use it:  import t5jax; t5 = t5jax.load({str(config.folder / MODEL)!r})")
     barrier("the end of the run")
     return FinetuneResult(t5, results["validation"], results["test"])

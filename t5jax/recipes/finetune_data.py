@@ -24,7 +24,7 @@ from t5jax.data import (
     truncate_ids,
 )
 from t5jax.models import T5Config
-from t5jax.parallel import local_rows, print_once
+from t5jax.parallel import local_rows, log_once
 from t5jax.recipes.finetune_config import FinetuneConfig
 from t5jax.recipes.validation import EvalSplit
 from t5jax.tokenizers import Tokenizer, encode_with_eos
@@ -190,11 +190,11 @@ def mixture_batches(
     )
 
 
-def print_mixture(pairs: Mapping[str, Pairs], shares: Mapping[str, float]) -> None:
+def log_mixture(pairs: Mapping[str, Pairs], shares: Mapping[str, float]) -> None:
     """Print the size and the share of each task."""
     for name, examples in pairs.items():
         inputs, targets = examples.tokens
-        print_once(
+        log_once(
             f"task {name!r}: {len(examples)} examples, {inputs / len(examples):.1f} tokens an "
             f"input, {targets / len(examples):.1f} a target, share {shares[name]:.1%}"
         )

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from t5jax.checkpoint import average_checkpoints, choose_checkpoints, is_best
 from t5jax.models import Params, T5Config
-from t5jax.parallel import print_once
+from t5jax.parallel import log_once
 from t5jax.pretrained import CHECKPOINTS, find_tokenizer, load_pretrained, open_checkpoint
 from t5jax.recipes.finetune_config import FinetuneConfig
 from t5jax.tokenizers import Tokenizer
@@ -67,7 +67,7 @@ def starting_model(
         )
     check_vocabulary(model, str(config.checkpoint), tokenizer)
     if not model.dropout_rate and config.dropout_rate is None:
-        print_once(
+        log_once(
             "dropout is off, as the checkpoint has it; T5 is fine-tuned with --dropout-rate 0.1"
         )
     return model.replace(**config.model_changes)
@@ -97,11 +97,11 @@ def resulting_params(
     tree = "params" if abstract.ema_params is None else "average"
     params = average_checkpoints(folder, steps, tree, abstract.params)
     which = f"the {config.use} checkpoint" if len(steps) == 1 else f"the mean of {len(steps)}"
-    print_once(
+    log_once(
         f"\nthe result is {which} (step {', '.join(map(str, steps))}): {config.folder / MODEL}"
     )
     if config.use == "best" and not is_best(folder, steps[0], ranking_keys):
-        print_once(
+        log_once(
             f"warning: an evaluation was better than that of step {steps[0]}, and its "
             "checkpoint is not there; a run keeps it that has --use best from its start."
         )

@@ -28,8 +28,8 @@ from t5jax.parallel import (
     initialize,
     is_main_process,
     local_rows,
+    log_once,
     main_process_first,
-    print_once,
 )
 from t5jax.recipes.pretrain_config import RESUMABLE, UNRECORDED, PretrainConfig
 from t5jax.text2text import Text2Text
@@ -45,11 +45,12 @@ from t5jax.training import (
     count_targets,
     inference_params,
     init_state,
+    log_model,
     open_checkpoints,
-    print_model,
     recorded_options,
     restore_run,
     run_trainer,
+    save_options,
     setup_mesh,
     setup_model,
     setup_tokenizer,
@@ -64,7 +65,7 @@ class PretrainResult(NamedTuple):
 
     Attributes:
       t5: The model, also saved in the run's folder.
-      evaluation: Held-out `loss`, in nats a target token, and `accuracy`; None if the run was
+      evaluation: Held-out `loss`, in nats per target token, and `accuracy`; None if the run was
         interrupted.
       heldout: The held-out text, in the column `text`.
     """
@@ -115,6 +116,7 @@ def _run(config: PretrainConfig, trackers: Sequence[Tracker]) -> PretrainResult:
         abstract = abstract_state(model, optimizer, mesh=mesh, options=config.step)
         digest = corpus_digest(chunks)
         claim_run_dir(config.folder, options, digest, model=model, tokenizer=tokenizer)
+        save_options(config)
 
     size, seed, rows = config.batch_size, config.seed, local_rows(config.batch_size, mesh=mesh)
     batches = training_batches(chunks, objective.example, batch_size=size, seed=seed, rows=rows)
@@ -124,8 +126,8 @@ def _run(config: PretrainConfig, trackers: Sequence[Tracker]) -> PretrainResult:
     state = restore_run(config, checkpoints, abstract, batches)
     if state is None:
         state = init_state(model, optimizer, mesh=mesh, seed=seed, options=config.step)
-    print_model(model, state.params, policy, mesh)
-    _print_corpus(config, len(chunks), raw_length)
+    log_model(model, state.params, policy, mesh)
+    _log_corpus(config, len(chunks), raw_length)
 
     result = run_trainer(
         config,
@@ -149,7 +151,7 @@ def _run(config: PretrainConfig, trackers: Sequence[Tracker]) -> PretrainResult:
         if is_main_process():
             counts = count_targets(chunks, objective, model.vocab_size)
             baselines = baseline_losses(counts, list(_heldout_batches(config, heldout, objective)))
-            _print_losses(evaluation, *baselines)
+            _log_losses(evaluation, *baselines)
     barrier("the end of the run")
     return PretrainResult(t5, evaluation, heldout_text)
 
@@ -170,18 +172,17 @@ def _heldout_batches(
     )
 
 
-def _print_corpus(config: PretrainConfig, num_chunks: int, raw_length: int) -> None:
+def _log_corpus(config: PretrainConfig, num_chunks: int, raw_length: int) -> None:
     num_tokens = num_chunks * raw_length
     epochs = config.fit.steps * config.batch_size / num_chunks
-    print_once(
+    log_once(
         f"corpus: {num_tokens / 1e6:.1f} M tokens; {config.fit.steps} steps of "
         f"{config.batch_size} x {config.input_length} are {epochs:.1f} epochs"
     )
 
 
-def _print_losses(evaluation: Mapping[str, float], uniform: float, unigram: float) -> None:
-    print_once(
-        f"\nheld-out loss {evaluation['loss']:.3f} nats a target token, accuracy "
-        f"{evaluation['accuracy']:.1%}; by guessing at random {uniform:.3f}, "
-        f"by token frequency {unigram:.3f}"
+def _log_losses(evaluation: Mapping[str, float], uniform: float, unigram: float) -> None:
+    log_once(
+        f"held-out loss {evaluation['loss']:.3f} nats/token (uniform baseline {uniform:.3f}, "
+        f"unigram baseline {unigram:.3f}), accuracy {evaluation['accuracy']:.1%}"
     )

@@ -14,12 +14,13 @@ from .run import (
     claim_run_dir as claim_run_dir,
     corpus_digest as corpus_digest,
     recorded_options as recorded_options,
+    save_options as save_options,
 )
 from .setup import (
     check_files as check_files,
     check_vocabulary as check_vocabulary,
+    log_model as log_model,
     open_checkpoints as open_checkpoints,
-    print_model as print_model,
     restore_run as restore_run,
     run_trainer as run_trainer,
     setup_mesh as setup_mesh,

@@ -50,7 +50,7 @@ def evaluate_loss(
       batches: the rows of this process, see `local_rows`.
       mesh: of `eval_step`.
     Returns:
-      `loss`, in nats a target token, and `accuracy`, the share of targets with the highest logit.
+      `loss`, in nats per target token, and `accuracy`, the share of targets with the highest logit.
     """
     sums = [eval_step(params, shard_batch(batch, mesh=mesh)) for batch in batches]
     weight = max(sum(float(part.weight) for part in sums), 1.0)
@@ -102,7 +102,7 @@ def count_targets(
 def baseline_losses(
     counts: Int[np.ndarray, " V"], eval_batches: Sequence[Batch]
 ) -> tuple[float, float]:
-    """Return held-out losses of two baselines that read no inputs, in nats a target token.
+    """Return held-out losses of two baselines that read no inputs, in nats per target token.
 
     Args:
       counts: [V] how often each id is a target in the training data.

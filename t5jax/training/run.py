@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from t5jax.data import ExampleSource
 from t5jax.errors import check_at_least
 from t5jax.fileio import is_temporary, read_json_object, write_atomically
@@ -29,6 +31,7 @@ from t5jax.training.step import StepConfig
 from t5jax.training.trainer import FitConfig
 
 RUN_FILE = "run.json"
+OPTIONS_FILE = "options.yaml"
 
 # Options that were added later, with the values of runs that do not record them.
 UNRECORDED = {"optimizer.momentum": 0.95}
@@ -268,6 +271,23 @@ def claim_run_dir(
     # Written even if the record is there, since a run may have crashed in between.
     tokenizer.save(folder)
     write_atomically(folder / CONFIG_FILE, model.to_json())
+
+
+def save_options(config: RunConfig) -> None:
+    """Write the options of a run to its folder, as a file for `--config`; process 0 only.
+
+    Leaves out `output` and `hosts`, which belong to one run on one machine.
+
+    Args:
+      config: options of the run.
+    """
+    if not is_main_process():
+        return
+    options = dataclasses.asdict(config)
+    for name in ("output", "hosts"):
+        del options[name]
+    text = yaml.safe_dump(json.loads(json.dumps(options)), sort_keys=False)
+    write_atomically(config.folder / OPTIONS_FILE, text)
 
 
 def corpus_digest(chunks: ExampleSource) -> str:

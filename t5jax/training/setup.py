@@ -16,8 +16,8 @@ from t5jax.optim import learning_rate_schedule
 from t5jax.parallel import (
     check_batch_size,
     check_lengths,
+    log_once,
     make_mesh,
-    print_once,
     process_count,
 )
 from t5jax.pretrained import CHECKPOINTS
@@ -78,7 +78,7 @@ def setup_tokenizer(config: RunConfig, texts: Callable[[], Iterable[str]]) -> To
         tokenizer = load_tokenizer(config.tokenizer)
     if tokenizer is None:
         vocab_size = config.vocab_size or DEFAULT_VOCAB_SIZE
-        print_once(f"training a vocabulary of {vocab_size} pieces")
+        log_once(f"training a vocabulary of {vocab_size} pieces")
         tokenizer = train_tokenizer(texts(), vocab_size=vocab_size)
     if tokenizer.pad_id == tokenizer.unk_id:
         raise ValueError(
@@ -195,21 +195,19 @@ def restore_run(
     Raises:
       ValueError: no checkpoint can be read, or the run is beyond its last step.
     """
-    state = restore_state(checkpoints, abstract, batches, warn=print_once)
+    state = restore_state(checkpoints, abstract, batches, warn=log_once)
     if state is not None:
         check_steps(config.fit, int(state.step))
-        print_once(
-            f"continuing at step {int(state.step)} of {config.fit.steps} from {config.folder}"
-        )
+        log_once(f"continuing at step {int(state.step)} of {config.fit.steps} from {config.folder}")
     return state
 
 
-def print_model(model: T5Config, params: Params, policy: ComputePolicy, mesh: Mesh) -> None:
+def log_model(model: T5Config, params: Params, policy: ComputePolicy, mesh: Mesh) -> None:
     """Print the size of a model and the devices that it is trained on."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     devices = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     several = f", {process_count()} processes" if process_count() > 1 else ""
-    print_once(
+    log_once(
         f"model: {parameters / 1e6:.2f} M parameters, {model.num_encoder_layers} + "
         f"{model.num_decoder_layers} layers of width {model.d_model}, vocabulary "
         f"{model.vocab_size}, {policy.dtype}, on {jax.default_backend()} ({devices}{several})"
@@ -266,11 +264,9 @@ def run_trainer(
     checkpoints.close()
     last_step = int(result.state.step)
     if result.interrupted:
-        print_once(f"saved step {last_step} in {config.folder}; the same command continues it")
+        log_once(f"saved step {last_step} in {config.folder}; the same command continues it")
     elif last_step < config.fit.steps:
-        print_once(
-            f"stopped at step {last_step}: {config.fit.patience} evaluations without a better"
-        )
+        log_once(f"stopped at step {last_step}: {config.fit.patience} evaluations without a better")
     return result
 
 

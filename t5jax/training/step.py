@@ -201,7 +201,7 @@ def make_train_step(
       seed: of dropout.
     Returns:
       The step.  Metrics are float32 scalars: `loss` (with smoothed targets and z-loss) and
-      `cross_entropy` (without), in nats a target token, `accuracy`, `grad_norm`, `learning_rate`,
+      `cross_entropy` (without), in nats per target token, `accuracy`, `grad_norm`, `learning_rate`,
       and `skipped`, which is 1 if parameters and optimizer were left unchanged, and else 0.
     """
     shardings = jax.tree.map(

@@ -7,6 +7,7 @@ the others.
 
 import contextlib
 import json
+import logging
 import math
 import os
 import sys
@@ -19,6 +20,8 @@ from t5jax.fileio import write_atomically
 from t5jax.parallel import process_index
 
 METRICS_FILE = "metrics.jsonl"
+
+_log = logging.getLogger("t5jax")
 
 # Rates of wall time, for the progress bar; files have `speed/tokens_per_second`.
 TOKEN_RATE, NON_PAD_TOKEN_RATE = "speed/tok/s", "speed/non-pad tok/s"
@@ -173,24 +176,30 @@ class TensorBoard:
 
 
 class ProgressBar:
-    """Shows the step, the losses and the speed in the terminal."""
+    """Progress bar with the losses and the speed; off a terminal and a notebook, lines of a log."""
 
     def __init__(self, *, total_steps: int, start_step: int):
         """Show the bar at `start_step` of `total_steps`."""
         from tqdm.auto import tqdm
 
         self._bar = tqdm(
-            total=total_steps, initial=start_step, desc="training", unit="step", dynamic_ncols=True
+            total=total_steps,
+            initial=start_step,
+            desc="training",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not (sys.stderr.isatty() or "ipykernel" in sys.modules),
         )
+        self._total_steps = total_steps
         self._shown: dict[str, str] = {}
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Note the metrics of a training step, show those of all others; see `Tracker.log`."""
         if "skipped/steps" in metrics:
-            self._bar.write(
-                f"step {step} was skipped, its loss or gradient could not be trusted; "
-                f"chunks {metrics['skipped/chunks']}",
-                file=sys.stderr,
+            _log.warning(
+                "step %d was skipped, its loss or gradient could not be trusted; chunks %s",
+                step,
+                metrics["skipped/chunks"],
             )
             return
         for name, shown, form in (
@@ -203,7 +212,10 @@ class ProgressBar:
         ):
             if name in metrics:
                 self._shown[shown] = format(metrics[name], form)
-        if not _of_training_step(metrics):
+        if self._bar.disable and not _of_training_step(metrics):
+            values = ", ".join(f"{name} {value}" for name, value in self._shown.items())
+            _log.info("step %d of %d: %s", step, self._total_steps, values)
+        elif not _of_training_step(metrics):
             self._bar.set_postfix(self._shown, refresh=False)
             self._bar.n = step
             self._bar.refresh()

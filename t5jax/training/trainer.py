@@ -19,7 +19,7 @@ from t5jax.checkpoint import CheckpointManager
 from t5jax.data import Batch
 from t5jax.errors import check_at_least
 from t5jax.models import Params
-from t5jax.parallel import StopVote, global_batch_size, print_once, shard_batch
+from t5jax.parallel import StopVote, global_batch_size, log_once, shard_batch
 from t5jax.profiling import Profiler, StepTimer, peak_memory_bytes
 from t5jax.training.step import (
     Metrics,
@@ -445,7 +445,7 @@ def _saved_before_errors(checkpoints: CheckpointManager) -> Iterator[None]:
         try:
             checkpoints.wait()
         except OSError as error:  # the first error must not be hidden
-            print_once(str(error))
+            log_once(str(error))
         raise
 
 

@@ -1,5 +1,6 @@
 """`--config FILE`, parsed by the command line that it is for."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from t5jax.cli.config_file import expand_config
 from t5jax.cli.finetune import Finetune
 from t5jax.cli.main import run_command
 from t5jax.cli.pretrain import Pretrain
+from t5jax.training.run import save_options
 
 
 @pytest.fixture
@@ -45,6 +47,14 @@ def test_options_of_a_file_are_those_of_the_command_line(parse, tmp_path, dump):
     assert (config.step.ema_decay, config.step.frozen) == (0.5, ("encoder", "decoder/.*"))
     assert config.data.path == "a b.txt"
     assert (config.optimizer.name, config.optimizer.schedule.learning_rate) == ("adamw", 1e-4)
+
+
+def test_a_run_writes_a_file_that_repeats_it(parse, tmp_path):
+    arguments = ["--batch-size", "4", "--steps", "7", "--frozen", "encoder", "--model", "t5-small"]
+    config = parse(*arguments, "--output", str(tmp_path))
+    save_options(config)
+    again = parse("--config", str(tmp_path / "options.yaml"), "--output", str(tmp_path))
+    assert dataclasses.asdict(again) == dataclasses.asdict(config)
 
 
 def test_the_command_line_overrides_the_file(parse, tmp_path):

@@ -13,13 +13,13 @@ SENTENCE = (
 
 
 @pytest.fixture
-def run(t5, tmp_path, monkeypatch, capsys):
+def run(t5, tmp_path, monkeypatch, caplog):
     def run(evaluation):
         heldout = datasets.Dataset.from_dict({"text": ["a title", SENTENCE]})
         result = PretrainResult(t5, evaluation, heldout)
         monkeypatch.setattr(command, "pretrain", lambda config: result)
         command.pretrain_and_show(PretrainConfig(output=str(tmp_path / "run")))
-        return capsys.readouterr().out
+        return "\n".join(caplog.messages)
 
     return run
 

@@ -232,7 +232,7 @@ def test_finetune_says_early_that_references_cannot_be_measured(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_finetune_stops_without_patience_and_takes_the_best(tmp_path, monkeypatch, capsys):
+def test_finetune_stops_without_patience_and_takes_the_best(tmp_path, monkeypatch, caplog):
     scores = iter([10.0, 30.0, 20.0, 25.0, 90.0])
     monkeypatch.setattr(validation, "mean_score", lambda results: next(scores))
     given = FitConfig(steps=200, eval_every=5, checkpoint_every=200, patience=2)
@@ -244,14 +244,14 @@ def test_finetune_stops_without_patience_and_takes_the_best(tmp_path, monkeypatc
     # Stopped is stopped: the same command trains no further.
     run(tmp_path / "run", fit=given, use="best")
     assert complete_steps(tmp_path / "run" / "checkpoints")[-1] == 20
-    assert "its checkpoint is not there" not in capsys.readouterr().out
+    assert "its checkpoint is not there" not in caplog.text
 
 
-def test_finetune_averages_the_checkpoints_that_it_says(tmp_path, capsys, monkeypatch):
+def test_finetune_averages_the_checkpoints_that_it_says(tmp_path, caplog, monkeypatch):
     scores = iter([90.0, 10.0, 20.0])
     monkeypatch.setattr(validation, "mean_score", lambda results: next(scores))
     found = run(tmp_path / "run", steps=60, use="last", average=2)
-    assert "the mean of 2 (step 60, 40)" in capsys.readouterr().out
+    assert "the mean of 2 (step 60, 40)" in caplog.text
     checkpoints = tmp_path / "run" / "checkpoints"
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), found.t5.params
@@ -263,15 +263,15 @@ def test_finetune_averages_the_checkpoints_that_it_says(tmp_path, capsys, monkey
     for one, other in zip(jax.tree.leaves(mean), jax.tree.leaves(found.t5.params), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
     run(tmp_path / "run", steps=60, use="best")
-    assert "better than that of step 60, and its checkpoint is not there" in capsys.readouterr().out
+    assert "better than that of step 60, and its checkpoint is not there" in caplog.text
 
 
-def test_finetune_mixes_tasks_and_judges_each(tmp_path, capsys):
+def test_finetune_mixes_tasks_and_judges_each(tmp_path, caplog):
     same = task(name="same", input="same: {one}", target="{one}", metrics=("cer",), weight=3.0)
     step = StepConfig(label_smoothing=0.1)
     found = run(tmp_path / "run", task(weight=1.0), same, steps=20, step=step)
     assert set(found.validation) == {"up", "same"}
-    assert "share 75.0%" in capsys.readouterr().out
+    assert "share 75.0%" in caplog.text
     score = mean_score(found.validation)
     assert 0 < score < 100
     assert (
@@ -279,13 +279,13 @@ def test_finetune_mixes_tasks_and_judges_each(tmp_path, capsys):
     )
 
 
-def test_finetune_warns_of_what_training_has_seen(tmp_path, capsys):
+def test_finetune_warns_of_what_training_has_seen(tmp_path, caplog):
     seen = [{"one": "a", "two": "A"}, {"one": "zz", "two": "b"}]
     run(tmp_path / "run", task(validation=seen), steps=1)
-    assert "warning: 1 of 2 inputs in validation of task 'up'" in capsys.readouterr().out
+    assert "warning: 1 of 2 inputs in validation of task 'up'" in caplog.text
 
 
-def test_finetune_counts_what_it_drops(tmp_path, capsys):
+def test_finetune_counts_what_it_drops(tmp_path, caplog):
     more = [{"one": "x" * 40, "two": "X"}, {"one": "y", "two": ""}]
     run(
         tmp_path / "run",
@@ -294,7 +294,7 @@ def test_finetune_counts_what_it_drops(tmp_path, capsys):
         too_long="drop",
         empty_targets="drop",
     )
-    out = capsys.readouterr().out
+    out = caplog.text
     assert "task 'up': 1 inputs are too long, and dropped" in out
     assert "task 'up': 1 targets are empty, and dropped" in out
     assert "100 examples" in out

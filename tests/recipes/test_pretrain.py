@@ -1,10 +1,10 @@
 """A run from text to model; killed, stopped, damaged, it ends where an undisturbed run ends."""
 
-import contextlib
 import dataclasses
 import functools
 import io
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -45,11 +45,14 @@ def inputs(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def finished(inputs, tmp_path_factory) -> tuple[PretrainConfig, t5jax.Text2Text, str]:
-    """A complete run: its config, its model, and what it printed."""
+    """A complete run: its config, its model, and what it logged."""
     config = make_config(inputs, tmp_path_factory.mktemp("runs") / "run")
     shown = io.StringIO()
-    with contextlib.redirect_stdout(shown):
-        result = pretrain(config)
+    logger, handler = logging.getLogger("t5jax"), logging.StreamHandler(shown)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    result = pretrain(config)
+    logger.removeHandler(handler)
     assert set(result.evaluation) == {"loss", "accuracy"}
     return config, result.t5, shown.getvalue()
 
@@ -85,7 +88,7 @@ def test_run_ends_in_a_model_that_loads_and_generates(finished):
 
 
 @pytest.mark.slow
-def test_run_learns_more_than_token_frequencies(inputs, tmp_path, capsys):
+def test_run_learns_more_than_token_frequencies(inputs, tmp_path, caplog):
     """A vocabulary of ten words: bytes inside a word are nearly certain, their frequencies not."""
     config = make_config(
         inputs,
@@ -97,10 +100,10 @@ def test_run_learns_more_than_token_frequencies(inputs, tmp_path, capsys):
         ),
     )
     pretrain(config)
-    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("held-out loss"))
+    line = next(x for x in caplog.messages if x.startswith("held-out loss"))
     heldout, uniform, unigram = (
-        float(line.split(before)[1].split()[0].rstrip(","))
-        for before in ("held-out loss", "at random", "token frequency")
+        float(line.split(before)[1].split()[0].rstrip(",)"))
+        for before in ("held-out loss ", "uniform baseline ", "unigram baseline ")
     )
     assert uniform == pytest.approx(np.log(384), abs=1e-3)
     assert heldout < unigram - 0.3 < uniform
@@ -118,13 +121,13 @@ def test_run_trains_a_vocabulary_without_a_tokenizer(inputs, tmp_path):
     assert (tmp_path / "run" / "spiece.model").exists()
 
 
-def test_run_of_a_complete_run_only_shows_it_again(finished, capsys):
+def test_run_of_a_complete_run_only_shows_it_again(finished, caplog):
     config, _, shown = finished
     before = (Path(config.output) / "metrics.jsonl").read_text()
     pretrain(config)
-    again = capsys.readouterr().out
-    assert "continuing at step 6 of 6" in again
-    assert again.endswith(shown[shown.index("held-out loss") :])
+    assert any("continuing at step 6 of 6" in message for message in caplog.messages)
+    assert caplog.messages[-1] == shown.splitlines()[-1]
+    assert caplog.messages[-1].startswith("held-out loss")
     assert (Path(config.output) / "metrics.jsonl").read_text() == before
 
 

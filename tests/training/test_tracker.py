@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 
@@ -21,7 +22,8 @@ def log_steps(tracker: Tracker, start: int, stop: int) -> None:
     tracker.log(stop - 1, {TOKEN_RATE: 50.0, NON_PAD_TOKEN_RATE: 40.0})
 
 
-def test_trackers_writes_every_step_and_evaluation(tmp_path, capsys):
+def test_trackers_writes_every_step_and_evaluation(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with open_tracker(tmp_path, total_steps=3, start_step=0) as tracker:
         log_steps(tracker, 1, 4)
         tracker.log(3, {"eval/loss": 0.25, "eval/accuracy": 0.5, "eval/de/bleu": float("nan")})
@@ -77,7 +79,7 @@ def test_trackers_closes_when_nothing_was_logged(tmp_path):
     assert json.loads("[]") == read_metrics(tmp_path)
 
 
-def test_trackers_writes_speed_and_skipped_steps(tmp_path, capsys):
+def test_trackers_log_lines_off_a_terminal(tmp_path, capsys, caplog):
     with open_tracker(tmp_path, total_steps=2, start_step=0) as tracker:
         tracker.log(1, {"speed/goodput": 0.5, "speed/mfu": 0.25, TOKEN_RATE: 9.0})
         tracker.log(2, {"skipped/steps": 1, "skipped/chunks": [3, 4]})
@@ -85,9 +87,10 @@ def test_trackers_writes_speed_and_skipped_steps(tmp_path, capsys):
         {"step": 1, "goodput": 0.5, "mfu": 0.25},
         {"step": 2, "skipped_steps": 1, "skipped_chunks": [3, 4]},
     ]
-    shown = capsys.readouterr().err
-    assert "mfu=25.0%" in shown
-    assert "step 2 was skipped" in shown
+    assert capsys.readouterr() == ("", "")
+    progress, skipped = caplog.messages
+    assert progress == "step 1 of 2: mfu 25.0%, tok/s 9"
+    assert skipped.startswith("step 2 was skipped")
 
 
 def test_files_are_complete_after_all_but_training_steps(tmp_path):

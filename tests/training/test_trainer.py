@@ -178,7 +178,7 @@ def test_fit_does_not_save_after_a_loss_that_is_not_finite(tmp_path, monkeypatch
     assert CheckpointManager(tmp_path / "checkpoints", keep=9).steps() == [2, 4]
 
 
-def test_fit_lets_a_save_finish_before_it_says_what_is_wrong(tmp_path, monkeypatch, capsys):
+def test_fit_lets_a_save_finish_before_it_says_what_is_wrong(tmp_path, monkeypatch, caplog):
     def fail(checkpoints):
         raise OSError("the disk is full")
 
@@ -186,7 +186,7 @@ def test_fit_lets_a_save_finish_before_it_says_what_is_wrong(tmp_path, monkeypat
     monkeypatch.setattr(CheckpointManager, "wait", fail)
     with pytest.raises(ValueError, match="must be finite, got nan at step 5"):
         run(tmp_path, steps=9, checkpoint_every=2)
-    assert "the disk is full" in capsys.readouterr().out
+    assert "the disk is full" in caplog.text
 
 
 def test_fit_bears_skipped_steps_and_names_their_text(tmp_path, monkeypatch):
