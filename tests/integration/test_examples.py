@@ -270,8 +270,8 @@ def test_multi_task_learns_and_tells_each_task_apart(tmp_path):
 
 @pytest.fixture
 def g2p_cmudict(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    return importlib.import_module("g2p_cmudict")
+    monkeypatch.syspath_prepend(ROOT / "examples" / "g2p")
+    return importlib.import_module("train")
 
 
 def published(folder):
@@ -412,7 +412,7 @@ class Speller:
 
 @pytest.fixture
 def g2p_teach(g2p_cmudict):
-    return importlib.import_module("g2p_teach")
+    return importlib.import_module("teach")
 
 
 def test_g2p_teach_writes_the_likeliest_over_models_and_goes_on(g2p_teach, tmp_path, monkeypatch):
@@ -485,7 +485,7 @@ def test_g2p_learns_what_it_is_taught_but_no_held_out_word(g2p_cmudict, tmp_path
     word = alone.test[0]["word"]
     for content, message in (
         (f"{head}{more}\tB\n{word.lower()}\tB\n", "no words of validation or test, got 1, such as"),
-        (f"{more}\tB\n", "must be written by examples/g2p_teach.py with this --data, got"),
+        (f"{more}\tB\n", "must be written by examples/g2p/teach.py with this --data, got"),
         (f"{head}{more} B\n", "must have a word, a tab and phonemes without stress in a line, got"),
         (f"{head}{more}\tAH0\n", "in line 2"),
     ):
@@ -497,7 +497,7 @@ def test_g2p_learns_what_it_is_taught_but_no_held_out_word(g2p_cmudict, tmp_path
 
 
 @pytest.mark.parametrize("quick", [False, True])
-@pytest.mark.parametrize("name", ["g2p_cmudict", "translate_multi30k"])
+@pytest.mark.parametrize("name", ["g2p.train", "translate_multi30k"])
 def test_examples_from_scratch_take_a_checkpoint(monkeypatch, name, quick):
     monkeypatch.syspath_prepend(ROOT / "examples")
     example = importlib.import_module(name)
@@ -521,11 +521,11 @@ def test_g2p_says_what_is_missing(g2p_cmudict, tmp_path):
 @pytest.mark.slow
 def test_g2p_cmudict_learns(tmp_path):
     words = published(tmp_path)
-    shown, log = run_quickly("g2p_cmudict", tmp_path, "--data", str(tmp_path))
+    shown, log = run_quickly("g2p/train", tmp_path, "--data", str(tmp_path))
     assert learnt(log) > 1
     assert float(re.findall(r"g2p: per ([0-9.]+)", shown)[-1]) < 20
     assert float(re.findall(r"each word: per ([0-9.]+)", shown)[-1]) < 20
-    written = (tmp_path / "g2p_cmudict_quick" / "predictions.tsv").read_text().splitlines()
+    written = (tmp_path / "g2p" / "train_quick" / "predictions.tsv").read_text().splitlines()
     assert [line.partition("\t")[0] for line in written] == words[5999:6999]
 
 

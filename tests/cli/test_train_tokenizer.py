@@ -1,4 +1,3 @@
-import importlib.util
 import os
 import subprocess
 import sys
@@ -6,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from t5jax.cli.train_tokenizer import TrainTokenizer, train_and_save
 from t5jax.data.corpus import DataConfig
 from t5jax.tokenizers.load import load_tokenizer
 from t5jax.tokenizers.sentencepiece import train_tokenizer
@@ -26,20 +26,9 @@ def text_file(tmp_path):
     return path
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_tokenizer_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def config(script, text_file, output, **changes):
+def config(text_file, output, **changes):
     data = DataConfig(path=str(text_file))
-    return script.Config(data=data, output=output, **{"vocab_size": 50, **changes})
+    return TrainTokenizer(data=data, output=output, **{"vocab_size": 50, **changes})
 
 
 def run(*arguments):
@@ -53,9 +42,9 @@ def run(*arguments):
     )
 
 
-def test_script_trains_on_what_is_not_held_out(script, text_file, tmp_path, capsys):
+def test_command_trains_on_what_is_not_held_out(text_file, tmp_path, capsys):
     output = tmp_path / "new" / "vocabulary"
-    script.train(config(script, text_file, output, num_sentinels=7))
+    train_and_save(config(text_file, output, num_sentinels=7))
     loaded = load_tokenizer(output)
     assert loaded is not None
     assert loaded.vocab_size == 57
@@ -66,18 +55,18 @@ def test_script_trains_on_what_is_not_held_out(script, text_file, tmp_path, caps
     assert "57 ids, 7 of them sentinels" in capsys.readouterr().out
 
 
-def test_script_leaves_nothing_behind_when_it_fails(script, text_file, tmp_path):
+def test_command_leaves_nothing_behind_when_it_fails(text_file, tmp_path):
     with pytest.raises(ValueError, match="got 9999"):
-        script.train(config(script, text_file, tmp_path / "out", vocab_size=9999))
+        train_and_save(config(text_file, tmp_path / "out", vocab_size=9999))
     assert [path.name for path in tmp_path.iterdir()] == [text_file.name]
 
 
-def test_script_keeps_a_folder_that_has_content(script, text_file, tmp_path):
+def test_command_keeps_a_folder_that_has_content(text_file, tmp_path):
     output = tmp_path / "full"
     output.mkdir()
     (output / "notes").write_text("mine")
     with pytest.raises(FileExistsError, match="full"):
-        script.train(config(script, text_file, output))
+        train_and_save(config(text_file, output))
     assert [path.name for path in output.iterdir()] == ["notes"]
 
 

