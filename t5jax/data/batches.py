@@ -1,6 +1,6 @@
-"""The keys of a batch, and the batches of training and evaluation.
+"""Batches for training and evaluation.
 
-Example `i` of epoch `e` depends on (seed, e, i) alone, so a run can stop and resume anywhere.
+Example `i` of epoch `e` depends only on (seed, e, i), so a run can stop and resume anywhere.
 """
 
 import sys
@@ -14,20 +14,25 @@ if TYPE_CHECKING:
     import grain
 
 Batch = dict[str, np.ndarray]
-"""A batch, or without the axis B an example; names and meanings are T5X's.
+"""A batch, or an example if the axis B is missing; names and meanings are T5X's.
 
     encoder_input_tokens   [B, S] int32
     decoder_input_tokens   [B, T] int32, the targets shifted right after the start id
     decoder_target_tokens  [B, T] int32
     decoder_loss_weights   [B, T] float32, 0 on padding
-    encoder_segment_ids    [B, S] int32, only if packed: numbers of pairs, 0 on padding
+    encoder_segment_ids    [B, S] int32, only if packed: pair number from 1, 0 on padding
     decoder_segment_ids    [B, T] int32, only if packed
 """
 
 
 @runtime_checkable
 class ExampleSource(Protocol):
-    """Protocol of indexed raw examples, such as a list or `Chunks`."""
+    """Protocol of an indexed sequence of raw examples, such as a list or `Chunks`.
+
+    Example:
+      >>> isinstance(["one", "two"], t5jax.data.ExampleSource)
+      True
+    """
 
     def __len__(self) -> int: ...
 
@@ -40,10 +45,16 @@ def stack_examples(examples: Sequence[Batch]) -> Batch:
 
 
 def shift_right(targets: Int[np.ndarray, "*B T"], *, start_id: int) -> Int[np.ndarray, "*B T"]:
-    """Return the decoder's input for targets: the start id, then all targets but the last.
+    """Shift targets right to make the decoder inputs.
+
+    Args:
+      targets: [..., T] target ids.
+      start_id: decoder start id.
+    Returns:
+      [..., T] ids, the start id and then all targets except the last.
 
     Example:
-      >>> shift_right(np.array([5, 6, 1]), start_id=0).tolist()
+      >>> t5jax.data.shift_right(np.array([5, 6, 1]), start_id=0).tolist()
       [0, 5, 6]
     """
     shifted = np.roll(targets, 1, axis=-1)
@@ -61,15 +72,25 @@ def training_batches(
 ) -> "grain.DatasetIterator[Batch]":
     """Iterate over endless shuffled batches.
 
-    The iterator's `get_state` and `set_state` save its position.  It counts whole batches, so it is
-    the same in every process, however many there are.
+    The iterator's `get_state` and `set_state` save and restore its position, which counts global
+    batches and does not depend on the number of processes.
 
     Args:
       chunks: raw examples.
-      make_example: makes an example from a chunk and a random generator of its own.
+      make_example: function that makes an example from a chunk and a random generator.
       batch_size: global batch size.
-      seed: random seed of the order and of the examples.
-      rows: examples of each batch to make, those of this process; all if None.
+      seed: random seed for the order and the examples.
+      rows: rows of each global batch to make in this process; None makes all.
+    Returns:
+      A grain iterator over batches of `len(rows)` examples.
+
+    Example:
+      >>> def make_example(chunk, rng):
+      ...     return {"decoder_target_tokens": chunk}
+      >>> chunks = np.array([[5, 1], [6, 1]])
+      >>> batches = t5jax.data.training_batches(chunks, make_example, batch_size=2, seed=0)
+      >>> sorted(next(batches)["decoder_target_tokens"].tolist())
+      [[5, 1], [6, 1]]
     """
     import grain
 
@@ -87,7 +108,7 @@ def training_batches(
         return stack_examples([examples[number * batch_size + row] for row in rows])
 
     dataset = grain.MapDataset.range(sys.maxsize // batch_size).map(batch)
-    # One reading thread keeps ahead of the training step, which owns the other cores.
+    # One thread keeps ahead of the training step and leaves it the other cores.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
     return iter(dataset.to_iter_dataset(options))
 
@@ -97,9 +118,11 @@ def batch_chunks(count: int, number: int, *, batch_size: int, seed: int) -> list
 
     Args:
       count: number of chunks.
-      number: number of the batch, from 0.
+      number: index of the batch, from 0.
       batch_size: global batch size.
-      seed: random seed of the order.
+      seed: random seed for the order, as in `training_batches`.
+    Returns:
+      `batch_size` indices, each in [0, count).
     """
     import grain
 
@@ -116,17 +139,28 @@ def evaluation_batches(
     max_examples: int,
     rows: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """Iterate once over batches that are the same every time.
+    """Iterate once over the examples in order, with the same batches every time.
 
-    The last batch is filled up with copies of its first example whose loss weights are 0.
+    The last batch is padded with copies of its first example whose loss weights are 0.
 
     Args:
       chunks: raw examples.
-      make_example: makes an example from a chunk and a random generator of its own.
+      make_example: function that makes an example from a chunk and a random generator.
       batch_size: global batch size.
-      seed: random seed of the examples.
-      max_examples: maximum number of examples, from the beginning.
-      rows: examples of each batch to make, those of this process; all if None.
+      seed: random seed for the examples.
+      max_examples: maximum number of examples, counted from the first.
+      rows: rows of each global batch to make in this process; None makes all.
+    Yields:
+      Batches of `len(rows)` examples.
+
+    Example:
+      >>> def make_example(chunk, rng):
+      ...     return {"decoder_loss_weights": np.ones(1, np.float32)}
+      >>> batches = t5jax.data.evaluation_batches(
+      ...     [3, 4, 5], make_example, batch_size=2, seed=0, max_examples=100
+      ... )
+      >>> [batch["decoder_loss_weights"].tolist() for batch in batches]
+      [[[1.0], [1.0]], [[1.0], [0.0]]]
     """
     count = min(len(chunks), max_examples)
     rows = range(batch_size) if rows is None else [int(row) for row in rows]

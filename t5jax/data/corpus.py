@@ -1,7 +1,7 @@
-"""Corpora: files, folders, globs and hub data sets as documents on disk, and as chunks of ids.
+"""Corpora: documents from files, folders, globs and the Hugging Face Hub, and chunks of their ids.
 
-`datasets` keeps what is read here: Arrow files in its cache, memory-mapped, locked and written
-atomically, so that a second run, or a second process, starts at once.
+`datasets` caches what is read as Arrow files: memory-mapped, locked and written atomically, so a
+second run or process starts at once.
 """
 
 import functools
@@ -26,27 +26,31 @@ if TYPE_CHECKING:
     import datasets
 
 
-_QUIET_BYTES = 100_000_000  # files of this size are read in seconds, without a progress bar
+_QUIET_BYTES = 100_000_000  # smaller files are read in seconds and need no progress bar
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Source of the text.
+    """Source of the training and evaluation text.
 
-    Files hold one document per line (.txt), per object (.jsonl, .json), or per row (.csv, .tsv,
-    .parquet); all but .parquet may be compressed (.gz, .bz2, .xz, .zst).
+    Files hold one document per line (.txt), per object (.jsonl, .json) or per row (.csv, .tsv,
+    .parquet). All except .parquet may be compressed (.gz, .bz2, .xz, .zst).
 
     Attributes:
-      path: A file, a folder, a glob such as 'c4/*.jsonl.gz', or a data set on the Hugging Face
-        hub, 'owner/name'.  Without it: the Python documentation on this machine, about 8 MB.
-      name: Configuration of the hub data set, such as 'en'.
-      split: Split of the hub data set; slices such as 'train[:1%]' work.
-      column: Column or JSON key that holds the text; plain text files have the column 'text'.
-      holdout: Fraction of the documents, taken from the end, that is held out for evaluation.
-      eval_path: A separate source to evaluate on, in the form of `path`, which is then used as a
-        whole.
-      eval_split: Split of `eval_path`, if that is a hub data set; it shares `name` with `path`.
+      path: file, folder, glob such as 'c4/*.jsonl.gz', or Hugging Face Hub dataset 'owner/name';
+        defaults to the Python documentation on this machine, about 8 MB.
+      name: configuration of the Hub dataset, such as 'en'.
+      split: split of the Hub dataset; slices such as 'train[:1%]' work.
+      column: column or JSON key that holds the text; plain text files have the column 'text'.
+      holdout: fraction of the documents to hold out for evaluation, taken from the end.
+      eval_path: separate source to evaluate on, in the same forms as `path`; if set, all of `path`
+        is used for training.
+      eval_split: split of `eval_path` if it is a Hub dataset; its configuration is `name`.
+
+    Example:
+      >>> t5jax.data.DataConfig(path="allenai/c4", name="en", holdout=0.01).split
+      'train'
     """
 
     path: str | None = None
@@ -66,56 +70,61 @@ class DataConfig:
     def __post_init__(self):
         if not 0 < self.holdout < 1:
             raise ValueError(
-                f"holdout must be in (0, 1), got {self.holdout}; 0.05 keeps one document in "
-                "twenty for evaluation, eval_path names other documents instead."
+                f"holdout must be in (0, 1), got {self.holdout}; use 0.05 to hold out one document "
+                "in twenty, or set eval_path."
             )
         if self.eval_path is not None and self.holdout != type(self).holdout:
             raise ValueError(
-                f"holdout must be left out with eval_path, got {self.holdout}; nothing is held "
-                "out of path then."
+                f"holdout must be left out with eval_path, got {self.holdout}; eval_path replaces "
+                "the held-out documents."
             )
         for field in ("path", "name", "split", "column", "eval_path", "eval_split"):
             if getattr(self, field) == "":
-                raise ValueError(f"{field} must not be empty; leave it out to use its default.")
+                raise ValueError(f"{field} must not be empty; omit it to use its default.")
         same_split = self.eval_path == self.path and self.eval_split == self.split
         if self.eval_path is not None and same_split:
             raise ValueError(
-                f"eval_path must differ from path, got {self.path!r} twice; leave eval_path out "
-                "to hold out the end of path."
+                f"eval_path must differ from path, got {self.path!r} twice; omit eval_path to hold "
+                "out the end of path."
             )
 
 
 def read_corpus(config: DataConfig) -> "tuple[datasets.Dataset, datasets.Dataset]":
-    """Read a corpus, or its copy in the cache.
+    r"""Read a corpus, or open its cached copy.
 
-    Documents are in the order of file names, then of their position in the file; those without text
-    are left out.
+    Documents are ordered by file name, then by position in the file; blank ones are skipped.
 
     Args:
       config: source of the text.
     Returns:
-      (train, heldout), each with the one column "text".
+      (train, heldout), each with the single column "text".
     Raises:
-      FileNotFoundError: a source is neither on this machine nor on the hub, or the hub cannot be
+      FileNotFoundError: a source is neither on this machine nor on the Hub, or the Hub cannot be
         reached.
-      ValueError: a source cannot be read, has no such column or split, or has too few documents.
+      ValueError: a source cannot be read, lacks the column or split, or has too few documents.
+
+    Example:
+      >>> from pathlib import Path
+      >>> _ = Path("corpus.txt").write_text("One.\nTwo.\nThree.\n")
+      >>> train, heldout = t5jax.data.read_corpus(t5jax.data.DataConfig(path="corpus.txt"))
+      >>> list(train["text"]), list(heldout["text"])
+      (['One.', 'Two.'], ['Three.'])
     """
     files, eval_files = _find(config.path), _find(config.eval_path)
     _check_hub_options(config, files=files, eval_files=eval_files)
     shared = set(files) & set(eval_files)
     if shared:
         raise ValueError(
-            f"eval_path must name other files than path, got {min(shared)!r} in both; move the "
-            "documents to evaluate on to a folder of their own."
+            f"eval_path must not share files with path, got {min(shared)!r} in both; move the "
+            "evaluation documents to a separate folder."
         )
     train = _load(config.path, files, split=config.split, config=config)
     if config.eval_path is not None:
         return train, _load(config.eval_path, eval_files, split=config.eval_split, config=config)
     if len(train) < 2:
         raise CorpusError(
-            f"{config.path} must have 2 documents at least, one to train on and one to hold out, "
-            f"got {len(train)}; a .txt file has one document per line, eval_path names a second "
-            "source."
+            f"{config.path} must have at least 2 documents, one to train on and one to hold out, "
+            f"got {len(train)}; write one document per line in a .txt file, or set eval_path."
         )
     num_heldout = min(max(round(len(train) * config.holdout), 1), len(train) - 1)
     num_train = len(train) - num_heldout
@@ -123,13 +132,25 @@ def read_corpus(config: DataConfig) -> "tuple[datasets.Dataset, datasets.Dataset
 
 
 def corpus_documents(dataset: "datasets.Dataset") -> Iterator[str]:
-    """Iterate over the texts of a data set from `read_corpus`, read from disk in batches."""
+    """Iterate over the documents of a dataset from `read_corpus`.
+
+    Args:
+      dataset: dataset with the column "text".
+    Yields:
+      The text of each document, read from disk in batches of 1000.
+
+    Example:
+      >>> import datasets
+      >>> dataset = datasets.Dataset.from_dict({"text": ["One.", "Two."]})
+      >>> list(t5jax.data.corpus_documents(dataset))
+      ['One.', 'Two.']
+    """
     for batch in dataset.iter(batch_size=1000):
         yield from cast("dict[str, list[str]]", batch)["text"]
 
 
 def _find(path: str | None) -> list[str]:
-    """List the files of a source in order; the default corpus and a hub name have none."""
+    """List the files of a source in order; empty for the default corpus or a Hub name."""
     if path is None:
         return []
     local = os.path.abspath(os.path.expanduser(path))
@@ -144,26 +165,26 @@ def _find(path: str | None) -> list[str]:
         return []
     else:
         raise FileNotFoundError(
-            f"path must be a file, a folder, a glob or a hub name 'owner/name', got {path!r}, "
-            f"which does not exist in {os.getcwd()}; correct it."
+            f"path must be a file, a folder, a glob or a Hub name 'owner/name', got {path!r}, "
+            f"which does not exist in {os.getcwd()}; check the spelling."
         )
     if not files:
         raise FileNotFoundError(
             f"path must match a file of a known format, got {path!r}, which matches none; known "
-            f"are {text_files.KNOWN_ENDINGS}."
+            f"formats are {text_files.KNOWN_ENDINGS}."
         )
     for file in files:
         if not text_files.file_ending(file):
             raise ValueError(
-                f"files must have a known ending, got {file!r}; known are "
-                f"{text_files.KNOWN_ENDINGS}: rename it, or leave it out by a narrower glob."
+                f"files must have a known ending, got {file!r}; rename it, or exclude it with a "
+                f"narrower glob (known endings are {text_files.KNOWN_ENDINGS})."
             )
     counts = Counter(text_files.file_ending(file) for file in files)
     if not text_files.same_format(counts):
         raise ValueError(
             "files of one corpus must have one format, got "
             f"{', '.join(f'{count} {ending}' for ending, count in sorted(counts.items()))} in "
-            f"{path!r}; choose one by a glob such as 'folder/**/*.jsonl'."
+            f"{path!r}; select one with a glob such as 'folder/**/*.jsonl'."
         )
     return sorted(files)
 
@@ -179,8 +200,8 @@ def _check_hub_options(config: DataConfig, *, files: list[str], eval_files: list
         value = getattr(config, option)
         if not applies and value != unused:
             raise ValueError(
-                f"{option} must go with a data set on the hub, got {value!r} without one; leave "
-                f"{option} out, or give 'owner/name' instead of files."
+                f"{option} must be used with a Hub dataset, got {value!r} without one; omit "
+                f"{option}, or use a dataset 'owner/name' instead of files."
             )
 
 
@@ -196,7 +217,7 @@ def _load(
 
 def _load_pydocs(column: str) -> "datasets.Dataset":
     if column != "text":
-        raise text_files.missing_column_error("the documentation on this machine", column, ["text"])
+        raise text_files.missing_column_error("the default corpus", column, ["text"])
     sources = pydocs.sources(pydocs.roots())
     return _store(functools.partial(pydocs.documents, sources), key=pydocs.fingerprint(sources))
 
@@ -223,7 +244,7 @@ def _texts(path: str, files: list[str], column: str) -> Iterator[str]:
 
 
 def _store(texts: Callable[[], Iterator[str]], *, key: str) -> "datasets.Dataset":
-    """Write texts to the cache, or open what was written there under the same key."""
+    """Write texts to the cache, or open the cached copy with the same key."""
     import datasets
     from datasets.exceptions import DatasetGenerationError
 
@@ -240,7 +261,7 @@ def _store(texts: Callable[[], Iterator[str]], *, key: str) -> "datasets.Dataset
         return cast(datasets.Dataset, dataset)
     except DatasetGenerationError as error:
         cause = error.__cause__ or error
-    raise cause  # the error of the reader, without the one that `datasets` wraps it in
+    raise cause  # the reader's error, without the wrapper of `datasets`
 
 
 @contextmanager
@@ -263,15 +284,17 @@ def is_hub_name(text: str) -> bool:
 
 
 def hub_rows(path: str, name: str | None, *, split: str) -> "datasets.Dataset":
-    """Load a split of a data set on the Hugging Face hub, with all its columns.
+    """Load a split of a Hugging Face Hub dataset, with all its columns.
 
     Args:
-      path: name of the data set, 'owner/name'.
-      name: name of its configuration, if it has several.
-      split: name of the split, or a slice of it.
+      path: name of the dataset, 'owner/name'.
+      name: configuration of the dataset; None for its default.
+      split: name of the split, or a slice such as 'train[:1%]'.
+    Returns:
+      The split, in the cache of `datasets`.
     Raises:
-      FileNotFoundError: the data set does not exist, or the hub cannot be reached.
-      ValueError: it has no such configuration or split, or cannot be read.
+      FileNotFoundError: the dataset does not exist, or the Hub cannot be reached.
+      ValueError: the dataset lacks the configuration or split, or cannot be read.
     """
     import datasets
     from datasets.exceptions import DatasetNotFoundError
@@ -280,20 +303,19 @@ def hub_rows(path: str, name: str | None, *, split: str) -> "datasets.Dataset":
         return datasets.load_dataset(path, name, split=split)
     except ConnectionError as error:
         raise FileNotFoundError(
-            f"{path!r} is no file or folder here, and the Hugging Face hub cannot be reached to "
-            "look for a data set of that name; correct the path, or go online (is HF_HUB_OFFLINE "
-            "set?)."
+            f"{path!r} is not a local file or folder, and the Hugging Face Hub cannot be reached; "
+            "check the path and the network (is HF_HUB_OFFLINE set?)."
         ) from error
     except DatasetNotFoundError as error:
         raise FileNotFoundError(
-            f"{path!r} is no file or folder here, and no data set on the Hugging Face hub that "
-            "you may read; correct the name, or log in with `hf auth login` if it is private."
+            f"{path!r} is neither a local file or folder nor a Hugging Face Hub dataset that you "
+            "can access; check the name, or run `hf auth login` if the dataset is private."
         ) from error
-    except Exception as error:  # whatever a loader of the hub may raise
+    except Exception as error:  # dataset loaders raise all kinds of errors
         reason = " ".join(str(error.__cause__ or error).split())
         raise ValueError(
-            f"data set {path!r} (name {name!r}, split {split!r}) cannot be read from the hub: "
-            f"{reason}; choose a name and a split that it has."
+            f"dataset {path!r} (name {name!r}, split {split!r}) cannot be read from the Hub: "
+            f"{reason}; check its name and split."
         ) from error
 
 
@@ -302,11 +324,11 @@ def _load_hub(path: str, name: str | None, *, split: str, column: str) -> "datas
 
     dataset = hub_rows(path, name, split=split)
     if column not in dataset.column_names:
-        raise text_files.missing_column_error(f"data set {path!r}", column, dataset.column_names)
+        raise text_files.missing_column_error(f"dataset {path!r}", column, dataset.column_names)
     feature = dataset.features[column]
     if getattr(feature, "dtype", None) not in ("string", "large_string", "string_view"):
         raise CorpusError(
-            f"column {column!r} of data set {path!r} must hold text, got {feature}; choose one of "
+            f"column {column!r} of dataset {path!r} must hold text, got {feature}; choose one of "
             f"{', '.join(dataset.column_names)}."
         )
     dataset = dataset.select_columns([column])
@@ -315,11 +337,11 @@ def _load_hub(path: str, name: str | None, *, split: str, column: str) -> "datas
     if feature.dtype != "string":
         dataset = dataset.cast_column("text", datasets.Value("string"))
     filtered = dataset.filter(
-        _have_text, input_columns="text", batched=True, desc="leaving out empty documents"
+        _have_text, input_columns="text", batched=True, desc="skipping empty documents"
     )
     if not len(filtered):
-        raise _no_text(f"data set {path!r}")
-    # A filtered data set looks every row up in a table of indices: only if it is needed.
+        raise _no_text(f"dataset {path!r}")
+    # A filtered dataset adds an index lookup to every row; use it only if needed.
     return dataset if len(filtered) == len(dataset) else filtered
 
 
@@ -328,13 +350,25 @@ def _have_text(texts: list[str | None]) -> list[bool]:
 
 
 def _no_text(where: str) -> CorpusError:
-    return CorpusError(f"{where} must hold text, got nothing but empty documents; use other data.")
+    return CorpusError(f"{where} must hold text, got only empty documents; use other data.")
 
 
 def tokenize_dataset(documents: "datasets.Dataset", tokenizer: Tokenizer) -> "datasets.Dataset":
-    """Tokenize the column `text` to the column `ids`, with EOS at the end of each document.
+    """Tokenize the column "text" into the column "ids", with EOS after each document.
 
-    The result is memory-mapped from the cache of `datasets`, where the next call reads it again.
+    The result is memory-mapped from the cache of `datasets`, which later calls reuse.
+
+    Args:
+      documents: dataset with the column "text".
+      tokenizer: tokenizer; its fingerprint is part of the cache key.
+    Returns:
+      A dataset with the single column "ids", int32.
+
+    Example:
+      >>> import datasets
+      >>> documents = datasets.Dataset.from_dict({"text": ["a"]})
+      >>> t5jax.data.tokenize_dataset(documents, t5jax.tokenizers.ByteTokenizer())["ids"][0]
+      [100, 1]
     """
     import datasets
 
@@ -354,13 +388,20 @@ def tokenize_dataset(documents: "datasets.Dataset", tokenizer: Tokenizer) -> "da
 
 
 class TokenStream:
-    """The ids of all documents of a data set as one sequence, with EOS after each document.
+    """Ids of all documents of a dataset as one sequence, read from disk on demand.
 
-    They are read from disk as they are needed.
+    Args:
+      documents: dataset with the column "ids", from `tokenize_dataset`.
+
+    Example:
+      >>> import datasets
+      >>> documents = datasets.Dataset.from_dict({"ids": [[5, 6, 1], [7, 1]]})
+      >>> stream = t5jax.data.TokenStream(documents)
+      >>> len(stream), stream.slice(1, 4).tolist()
+      (5, [6, 1, 7])
     """
 
     def __init__(self, documents: "datasets.Dataset"):
-        """Create a stream of a data set with the column `ids`, as `tokenize_dataset` makes it."""
         column = documents.with_format("arrow").data.column("ids")
         # Arrow holds the ids of many documents in one buffer: these are views, not copies.
         self._buffers = [chunk.flatten().to_numpy() for chunk in column.chunks]
@@ -370,7 +411,14 @@ class TokenStream:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def slice(self, start: int, stop: int) -> Int[np.ndarray, " S"]:
-        """Return the ids at positions from `start` up to `stop`, int32."""
+        """Return the ids in [start, stop).
+
+        Args:
+          start: first position.
+          stop: position after the last.
+        Returns:
+          [stop - start] int32 ids, fewer at the end of the stream.
+        """
         parts = []
         for i in range(int(np.searchsorted(self._ends, start, side="right")), len(self._buffers)):
             begin = int(self._ends[i]) - len(self._buffers[i])
@@ -381,13 +429,28 @@ class TokenStream:
 
 
 class Chunks:
-    """Chunks of equal length of a token stream; an incomplete last chunk is left out."""
+    """Equal-length chunks of a token stream; an incomplete last chunk is dropped.
+
+    Args:
+      stream: token stream.
+      length: number of tokens in a chunk.
+      name: description of the text, for the error message.
+    Raises:
+      ValueError: the stream is shorter than one chunk.
+
+    Example:
+      >>> import datasets
+      >>> documents = datasets.Dataset.from_dict({"ids": [[5, 6, 1], [7, 1]]})
+      >>> chunks = t5jax.data.Chunks(t5jax.data.TokenStream(documents), 2)
+      >>> len(chunks), chunks[1].tolist()
+      (2, [1, 7])
+    """
 
     def __init__(self, stream: TokenStream, length: int, *, name: str = "text"):
         if len(stream) < length:
             raise ValueError(
                 f"the {name} must have at least one chunk of {length} tokens, got {len(stream)} "
-                "tokens in all; use more text or a shorter input length."
+                "tokens in total; use more text or a shorter input length."
             )
         self._stream = stream
         self._length = length

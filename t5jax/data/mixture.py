@@ -1,6 +1,6 @@
-"""Mixtures of tasks: pairs drawn from several tasks, in batches of fixed shape.
+"""Mixtures of tasks: pairs sampled from several tasks, in batches of fixed shape.
 
-Example `i` of a mixture depends on (seed, i) alone, so a run can stop and resume anywhere.
+Example `i` of a mixture depends only on (seed, i), so a run can stop and resume anywhere.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,22 +15,30 @@ from t5jax.data.packing import Pair, PairLimits, Pairs, pack_pairs, stack_rows
 def mixing_rates(
     sizes: Mapping[str, int], weights: Mapping[str, float | None], *, size_limit: int
 ) -> dict[str, float]:
-    """Compute the rates of tasks in a mixture, which add up to 1.
+    """Compute the mixing rate of each task; the rates sum to 1.
 
-    Without weights, a task's rate is proportional to its number of examples, at most `size_limit`,
-    so that large tasks do not crowd out small ones.  (arXiv:1910.10683, section 3.5.2)
+    With weights, rates are proportional to them. Without, they are proportional to
+    min(size, size_limit), so large tasks do not crowd out small ones (arXiv:1910.10683,
+    section 3.5.2).
 
     Args:
       sizes: number of examples of each task.
-      weights: weight of each task, or None for all.
+      weights: weight of each task; either all or none are None.
       size_limit: artificial limit on the size of a task, K in the paper.
+    Returns:
+      The rate of each task, by name.
     Raises:
-      ValueError: some tasks have a weight, but not all.
+      ValueError: only some tasks have a weight.
+
+    Example:
+      >>> t5jax.data.mixing_rates({"a": 300, "b": 900}, {"a": None, "b": None}, size_limit=700)
+      {'a': 0.3, 'b': 0.7}
     """
     if len({weight is None for weight in weights.values()}) > 1:
         without = [name for name, weight in weights.items() if weight is None]
         raise ValueError(
-            f"all tasks must have a weight, or none, got none for {', '.join(without)}."
+            f"all tasks must have a weight, or none, got no weight for {', '.join(without)}; set "
+            "theirs, or remove the others."
         )
     rates = {
         name: float(min(size, size_limit)) if weights[name] is None else float(weights[name] or 0)
@@ -41,16 +49,23 @@ def mixing_rates(
 
 
 def mixture_stream(tasks: Sequence[Pairs], rates: Sequence[float], *, seed: int) -> Any:
-    """Make the endless, indexed sequence of examples of a mixture.
+    """Create the endless, indexed sequence of examples of a mixture.
 
-    Each task is shuffled in another order in each of its epochs.
+    Each task is reshuffled every epoch.
 
     Args:
       tasks: pairs of each task.
-      rates: rate of each task, as `mixing_rates` returns them.
-      seed: random seed of the orders.
+      rates: mixing rate of each task, from `mixing_rates`.
+      seed: random seed for the order.
     Returns:
       A grain `MapDataset` of (index of the task, `Pair`).
+
+    Example:
+      >>> pairs = t5jax.data.Pairs([t5jax.data.Pair([5, 1], [6, 1])])
+      >>> stream = t5jax.data.mixture_stream([pairs], [1.0], seed=0)
+      >>> index, pair = stream[1000]
+      >>> index, pair.input.tolist()
+      (0, [5, 1])
     """
     import grain
 
@@ -62,11 +77,33 @@ def mixture_stream(tasks: Sequence[Pairs], rates: Sequence[float], *, seed: int)
 
 
 class MixtureBatches:
-    """An endless iterator of batches of a mixture, with a position to save and restore.
+    """Endless iterator over batches of a mixture, with a position to save and restore.
 
     Packed rows hold as many pairs as fit, numbered from 1 by `encoder_segment_ids` and
-    `decoder_segment_ids`; a batch ends with the first pair that fits in none of its rows.
-    The position counts examples, so that it is the same in every process.
+    `decoder_segment_ids`; a batch ends before the first pair that fits in none of its rows.
+    The position counts examples, so it is the same in every process.
+
+    Args:
+      examples: examples from `mixture_stream`.
+      batch_size: global batch size, in rows.
+      limits: maximum lengths of the input and target in a row.
+      pack: pack several pairs into a row.
+      pad_id: id of padding.
+      decoder_start_id: decoder start id.
+      rows: rows of each global batch to make in this process; None makes all.
+
+    Example:
+      >>> pairs = t5jax.data.Pairs([t5jax.data.Pair([5, 1], [6, 1])])
+      >>> batches = t5jax.data.MixtureBatches(
+      ...     t5jax.data.mixture_stream([pairs], [1.0], seed=0),
+      ...     batch_size=1,
+      ...     limits=t5jax.data.PairLimits(input_length=5, target_length=5),
+      ...     pack=True,
+      ...     pad_id=0,
+      ...     decoder_start_id=0,
+      ... )
+      >>> next(batches)["encoder_input_tokens"].tolist(), batches.get_state()
+      ([[5, 1, 5, 1, 0]], {'next_example': 2})
     """
 
     def __init__(
@@ -80,17 +117,6 @@ class MixtureBatches:
         decoder_start_id: int,
         rows: Sequence[int] | np.ndarray | None = None,
     ):
-        """Create an iterator at the start of a mixture.
-
-        Args:
-          examples: examples as `mixture_stream` makes them.
-          batch_size: rows in a batch.
-          limits: lengths of a row.
-          pack: put several pairs in a row.
-          pad_id: id of padding.
-          decoder_start_id: id that the decoder reads first.
-          rows: rows of each batch to make, those of this process; all if None.
-        """
         self._examples = examples
         self._batch_size = batch_size
         self._lengths = limits.lengths
@@ -125,11 +151,15 @@ class MixtureBatches:
             number += 1
 
     def get_state(self) -> dict[str, int]:
-        """Return the position of the next batch."""
+        """Return the position of the next batch, for `set_state`."""
         return {"next_example": self._next}
 
     def set_state(self, state: Mapping[str, int]) -> None:
-        """Move to a position that `get_state` returned."""
+        """Restore a position.
+
+        Args:
+          state: position from `get_state`.
+        """
         self._next = int(state["next_example"])
 
 
@@ -142,15 +172,17 @@ def heldout_batches(
     decoder_start_id: int,
     rows: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """Batch all pairs once, in order, the last batch filled up with padding.
+    """Iterate once over the pairs in order, one per row; the last batch is padded.
 
     Args:
-      pairs: the examples.
-      batch_size: rows in a batch, each with one pair.
-      lengths: lengths of the encoder's and of the decoder's rows.
+      pairs: examples.
+      batch_size: global batch size.
+      lengths: encoder and decoder length of a row, in tokens.
       pad_id: id of padding.
-      decoder_start_id: id that the decoder reads first.
-      rows: rows of each batch to make, those of this process; all if None.
+      decoder_start_id: decoder start id.
+      rows: rows of each global batch to make in this process; None makes all.
+    Yields:
+      Batches of `len(rows)` rows.
     """
     numbers = range(batch_size) if rows is None else [int(row) for row in rows]
     for start in range(0, len(pairs), batch_size):

@@ -1,8 +1,8 @@
-"""Pairs of input and target ids: limits on their lengths, packing into rows, and batches.
+"""Pairs of input and target ids: length limits, packing into rows, and batches.
 
-Packing is first fit.  Unlike with grain's `FirstFitPackIterDataset`, a batch ends with the first
-pair that fits in none of its rows: it is a run of consecutive examples, so that the position of a
-mixture is one count of examples.
+Packing is first fit. Unlike in grain's `FirstFitPackIterDataset`, a batch ends before the first
+pair that fits in none of its rows. A batch is thus a run of consecutive examples, and a position
+in a mixture is a single count of examples.
 """
 
 import dataclasses
@@ -23,13 +23,17 @@ Empty = Literal["error", "drop", "keep"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairLimits:
-    """Limits on pairs of ids, and policies for pairs that exceed them.
+    """Length limits for pairs of ids, and policies for pairs that break them.
 
     Attributes:
-      input_length: Maximum number of tokens of an input, EOS included.
-      target_length: Maximum number of tokens of a target, EOS included.
-      too_long: Policy for pairs with more tokens.
-      empty_targets: Policy for pairs whose target is EOS alone.
+      input_length: maximum number of input tokens, EOS included.
+      target_length: maximum number of target tokens, EOS included.
+      too_long: policy for pairs over a limit: "error", "drop" or "truncate".
+      empty_targets: policy for pairs whose target is only EOS: "error", "drop" or "keep".
+
+    Example:
+      >>> t5jax.data.PairLimits(input_length=512, target_length=114).lengths
+      (512, 114)
     """
 
     input_length: int
@@ -42,19 +46,37 @@ class PairLimits:
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Maximum numbers of tokens of an input and of a target."""
+        """Maximum number of input tokens and of target tokens."""
         return self.input_length, self.target_length
 
 
 class Pair(NamedTuple):
-    """An example as ids, EOS included."""
+    """Input and target ids of an example, EOS included.
+
+    Attributes:
+      input: [S] ids.
+      target: [T] ids.
+
+    Example:
+      >>> t5jax.data.Pair(input=[5, 6, 1], target=[7, 1]).target
+      [7, 1]
+    """
 
     input: Ids | Sequence[int]
     target: Ids | Sequence[int]
 
 
 class Pairs:
-    """A sequence of pairs that holds their ids in two arrays."""
+    """Sequence of pairs, stored as one int32 array of inputs and one of targets.
+
+    Args:
+      pairs: the pairs to copy.
+
+    Example:
+      >>> pairs = t5jax.data.Pairs([t5jax.data.Pair([5, 6, 1], [7, 1])])
+      >>> pairs[0].input.tolist(), pairs.tokens
+      ([5, 6, 1], (3, 2))
+    """
 
     def __init__(self, pairs: Sequence[Pair]):
         self._ids, self._ends = [], []
@@ -76,18 +98,22 @@ class Pairs:
         return Pair(*parts)
 
     def update(self, digest: Any) -> None:
-        """Update a hash with all ids and lengths."""
+        """Update a hash with all ids and lengths.
+
+        Args:
+          digest: hash object of `hashlib`.
+        """
         for array in (*self._ids, *self._ends):
             digest.update(np.ascontiguousarray(array).data)
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """Total numbers of tokens of the inputs and of the targets."""
+        """Total number of input tokens and of target tokens."""
         return len(self._ids[0]), len(self._ids[1])
 
 
 class LimitCounts(NamedTuple):
-    """Numbers of pairs beyond each limit, and of those that were dropped."""
+    """Number of pairs over each limit, and number of dropped pairs."""
 
     long_inputs: int
     long_targets: int
@@ -102,17 +128,17 @@ def apply_limits(
     limits: PairLimits,
     name: str,
 ) -> tuple[Pairs, LimitCounts]:
-    """Drop or truncate pairs beyond the limits.
+    """Drop or truncate pairs over the limits.
 
     Args:
-      inputs: ids of each input, EOS at the end.
-      targets: ids of each target, EOS at the end.
-      limits: limits on both.
-      name: name of the task, for messages.
+      inputs: ids of each input, ending in EOS.
+      targets: ids of each target, ending in EOS.
+      limits: limits and policies.
+      name: name of the task, for error messages.
     Returns:
-      Pairs within the limits, and the numbers of those that were not.
+      The pairs within the limits, and the number of pairs over each limit.
     Raises:
-      ValueError: a pair is beyond a limit whose policy is "error", or no pair remains.
+      ValueError: a pair breaks a limit whose policy is "error", or no pair remains.
     """
     max_lengths = limits.lengths
     lengths = ([len(ids) for ids in inputs], [len(ids) for ids in targets])
@@ -141,10 +167,10 @@ def apply_limits(
     counts = LimitCounts(*(int(x.sum()) for x in (*too_long, empty, dropped)))
     if dropped.all():
         raise ValueError(
-            f"task {name!r} must have an example within its limits, got {len(dropped)} examples, "
-            f"{counts.long_inputs} with too long inputs, {counts.long_targets} with too long "
-            f"targets, {counts.empty_targets} with empty targets; raise the lengths, or correct "
-            "the data."
+            f"task {name!r} must have an example within its limits, got {len(dropped)} examples: "
+            f"{counts.long_inputs} with inputs too long, {counts.long_targets} with targets too "
+            f"long, {counts.empty_targets} with empty targets; raise the lengths, or correct the "
+            "data."
         )
     pairs = [
         Pair(truncate_ids(inputs[i], max_lengths[0]), truncate_ids(targets[i], max_lengths[1]))
@@ -156,13 +182,13 @@ def apply_limits(
 def pack_pairs(
     pairs: Iterator[Pair], *, batch_size: int, lengths: tuple[int, int], max_pairs: int | None
 ) -> list[list[Pair]]:
-    """Pack pairs into rows, each into the first row where it fits, until one fits in none.
+    """Pack each pair into the first row with room for it, until a pair fits in no row.
 
     Args:
-      pairs: pairs that are at most as long as a row; the one that does not fit is consumed.
+      pairs: pairs, each no longer than a row; the pair that fits in no row is consumed.
       batch_size: number of rows.
-      lengths: numbers of tokens that a row has for inputs and for targets.
-      max_pairs: maximum number of pairs in a row; no limit if None.
+      lengths: number of input tokens and of target tokens that a row holds.
+      max_pairs: maximum number of pairs in a row; None for no limit.
     Returns:
       The pairs of each row.
     """
@@ -195,13 +221,13 @@ def stack_rows(
     """Stack rows of pairs into a batch.
 
     Args:
-      rows: pairs of each row; a row without pairs is padding with loss weight 0.
-      lengths: lengths of the encoder's and of the decoder's rows.
+      rows: pairs of each row; an empty row becomes padding with loss weight 0.
+      lengths: encoder and decoder length of a row, in tokens.
       pad_id: id of padding.
-      decoder_start_id: id that the decoder reads before the first token of each target.
-      packed: add the segment ids of both sides, which number the pairs of a row from 1.
+      decoder_start_id: decoder start id, placed before each target.
+      packed: add encoder and decoder segment ids, which number the pairs of a row from 1.
     Returns:
-      A batch with T5X's keys.
+      A batch with T5X's keys; see `Batch`.
     """
     size, (input_length, target_length) = len(rows), lengths
     inputs = np.full((size, input_length), pad_id, np.int32)
@@ -229,13 +255,13 @@ def stack_rows(
 
 
 def truncate_ids(ids: Sequence[int], length: int) -> Ids:
-    """Return at most `length` ids, int32, with EOS still the last."""
+    """Truncate ids to at most `length`, int32, keeping the last one, EOS."""
     truncated = ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
     return np.array(truncated, np.int32)
 
 
 def pairs_digest(tasks: Mapping[str, Pairs]) -> str:
-    """Return a SHA-256 digest of the training pairs of all tasks."""
+    """Return the SHA-256 digest of the training pairs of all tasks."""
     digest = hashlib.sha256()
     for name, pairs in tasks.items():
         digest.update(f"{name} {len(pairs)}\n".encode())

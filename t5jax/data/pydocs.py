@@ -1,8 +1,8 @@
 """Default corpus: the documentation of Python packages that are always installed with t5jax.
 
-The language topics of `pydoc` and the docstrings of the standard library, numpy, jax and pandas:
-about 8 MB of technical English.  Source files are parsed, never imported, so that reading them
-runs no code and starts no JAX backend.  Other installed packages can be read in the same way.
+It holds the language topics of `pydoc` and the docstrings of the standard library, numpy, jax and
+pandas: about 8 MB of technical English. Source files are parsed, never imported, so reading them
+runs no code and starts no JAX backend. Other installed packages can be read in the same way.
 """
 
 import ast
@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 PACKAGES = ("numpy", "jax", "pandas")
 DOCUMENT_CHARS = 2000  # about 500 tokens, the length of T5's own training examples
 MIN_WORDS = 5
-# Tests, copies of other packages, generated tables; site-packages holds everything else installed.
+# Tests, vendored packages, generated tables, and site-packages inside the standard library.
 _SKIPPED_FOLDERS = {
     "_vendor",
     "dist-packages",
@@ -36,16 +36,17 @@ _SKIPPED_FOLDERS = {
     "turtledemo",
 }
 _TOPICS = "python/pydoc_data/topics.py"
-_READER = 1  # part of the fingerprint: raise it when a change in this file changes the documents
+_READER = 1  # part of the fingerprint; bump it when a change in this file changes the documents
 Source = tuple[str, Path]
 
 
 class Documented(NamedTuple):
-    """A definition with its docstring.
+    """Definition with its docstring.
 
     Attributes:
-      name: The name after `class` or `def`; "" for a module.
-      text: The docstring, without indentation.
+      kind: kind of the definition.
+      name: name after `class` or `def`; "" for a module.
+      text: docstring, without indentation.
     """
 
     kind: Literal["module", "class", "function"]
@@ -54,10 +55,7 @@ class Documented(NamedTuple):
 
 
 def installed() -> list[str]:
-    """List the installed packages in alphabetical order, without the standard library.
-
-    These are the top-level folders and modules of all distributions.
-    """
+    """List the top-level packages and modules of all installed distributions, sorted by name."""
     return sorted(filter(str.isidentifier, importlib.metadata.packages_distributions()))
 
 
@@ -65,30 +63,30 @@ def roots(packages: Sequence[str] | None = None) -> dict[str, Path]:
     """Locate packages and the standard library.
 
     Args:
-      packages: top-level names; those of the default corpus if None.
+      packages: top-level names; defaults to those of the default corpus.
     Returns:
-      The folder of each package by name, "python" for the standard library; a package that is not
-      installed, or not a folder, is left out.
+      The folder of each package by name, "python" for the standard library. Packages that are not
+      installed, or are not folders, are skipped.
     """
     folders = {"python": Path(sysconfig.get_path("stdlib"))}
     for package in PACKAGES if packages is None else packages:
-        spec = importlib.util.find_spec(package)  # a name without a parent: imports nothing
+        spec = importlib.util.find_spec(package)  # a top-level name: imports nothing
         if spec is not None and spec.submodule_search_locations:
             folders[package] = Path(spec.submodule_search_locations[0])
     return folders
 
 
 def sources(roots: dict[str, Path]) -> list[Source]:
-    """List the modules to read, in an arbitrary order that is the same on every machine.
+    """List the modules to read, in a pseudo-random order that is the same on every machine.
 
-    They are ordered by the SHA-256 of their names.  Any stretch of the corpus is then a sample of
-    all packages, and the documents of one module stay together: cutting off the end separates
-    modules, which share less text than two halves of one page.
+    Modules are sorted by the SHA-256 of their names, so any stretch of the corpus samples all
+    packages. The documents of a module are contiguous: holding out the end separates whole modules,
+    which share less text than two halves of one page.
 
     Args:
-      roots: the folder of each package by name, as `roots()` returns it.
+      roots: folder of each package by name, from `roots()`.
     Returns:
-      (name, path) pairs, the name being "package/path/inside.py".
+      (name, path) pairs, with names of the form "package/path/inside.py".
     """
     modules = []
     for package, root in roots.items():
@@ -103,10 +101,10 @@ def sources(roots: dict[str, Path]) -> list[Source]:
 
 
 def fingerprint(sources: Iterable[Source]) -> str:
-    """Compute a key of the corpus of these sources from names and sizes, without reading files.
+    """Compute a cache key from the names and sizes of the sources, without reading them.
 
     Args:
-      sources: (name, path) pairs, as `sources()` returns them.
+      sources: (name, path) pairs, from `sources()`.
     Returns:
       16 hexadecimal digits, which change if a module is added, removed or edited to another size.
     """
@@ -117,16 +115,15 @@ def fingerprint(sources: Iterable[Source]) -> str:
 
 
 def documents(sources: Iterable[Source]) -> Iterator[str]:
-    """Read documents: runs of consecutive docstrings of one module, about `DOCUMENT_CHARS` long.
+    """Iterate over documents: consecutive docstrings of a module, about `DOCUMENT_CHARS` together.
 
-    A docstring of fewer than `MIN_WORDS` words is dropped, and so is one seen before, whatever its
-    spacing: numpy, jax and pandas repeat many, and a repetition would leak training text into a
-    held-out set.
+    Docstrings of fewer than `MIN_WORDS` words are dropped, and so are duplicates up to whitespace:
+    numpy, jax and pandas repeat many, which would leak training text into a held-out set.
 
     Args:
-      sources: (name, path) pairs, as `sources()` returns them.
+      sources: (name, path) pairs, from `sources()`.
     Yields:
-      documents in the order of the sources, an empty line between two docstrings.
+      Documents in the order of the sources, with an empty line between docstrings.
     """
     seen = set()
     for name, path in sources:
@@ -147,23 +144,23 @@ def documents(sources: Iterable[Source]) -> Iterator[str]:
 
 
 def docstrings(path: Path) -> Iterator[str]:
-    """Read the docstrings of a source file in their order.
+    """Iterate over the docstrings of a source file in order.
 
     Args:
-      path: a Python file; one that this Python cannot parse has no docstrings.
+      path: Python file; a file that this Python cannot parse has no docstrings.
     Yields:
-      docstrings of the module and of all classes and functions in it, without indentation.
+      Docstrings of the module and of all classes and functions in it, without indentation.
     """
     return (definition.text for definition in documented(path))
 
 
 def documented(path: Path) -> Iterator[Documented]:
-    """Read the definitions of a source file that have docstrings, in their order.
+    """Iterate over the definitions of a source file that have docstrings, in order.
 
     Args:
-      path: a Python file; one that this Python cannot parse defines nothing.
+      path: Python file; a file that this Python cannot parse has no definitions.
     Yields:
-      the module, and all classes and functions in it, wherever they are defined.
+      The module, and all classes and functions in it, including nested ones.
     """
     unvisited: list[ast.AST] = [_parse(path)]
     while unvisited:
@@ -173,7 +170,7 @@ def documented(path: Path) -> Iterator[Documented]:
             if text:
                 text = text.encode(errors="ignore").decode()  # a lone surrogate cannot be stored
                 yield Documented(_kind(node), getattr(node, "name", ""), text)
-        # Definitions are only below statements, and most of a tree is expressions.
+        # Only statements contain definitions; most of a tree is expressions.
         below = (ast.stmt, ast.excepthandler, ast.match_case)
         children = [child for child in ast.iter_child_nodes(node) if isinstance(child, below)]
         unvisited.extend(reversed(children))
@@ -193,7 +190,7 @@ def _topics(path: Path) -> Iterator[str]:
 
 
 def _parse(path: Path) -> ast.Module:
-    with warnings.catch_warnings(action="ignore"):  # invalid escapes in other people's strings
+    with warnings.catch_warnings(action="ignore"):  # invalid escapes in the files
         try:
             return ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):  # ValueError: null bytes, in older Pythons

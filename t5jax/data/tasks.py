@@ -1,4 +1,4 @@
-"""Tasks as pairs of texts: their sources, templates and metrics."""
+"""Text-to-text tasks: sources, templates and metrics."""
 
 import dataclasses
 import math
@@ -23,30 +23,38 @@ Source = str | Sequence[Row]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """A text-to-text task: its data, templates and metrics.
+    """Text-to-text task: data, templates and metrics.
 
-    A source is a list of rows, each a dict from column to text; or a .jsonl, .json, .csv, .tsv or
-    .parquet file; or a data set on the Hugging Face hub, 'owner/name' or 'owner/name:split'.
-    Numbers are written as text, true and false as True and False, and null is the empty text.
+    A source is a list of rows, each a dict from column to text; a .jsonl, .json, .csv, .tsv or
+    .parquet file; or a Hugging Face Hub dataset, 'owner/name' or 'owner/name:split'. Numbers are
+    converted to text, true and false to "True" and "False", and null to the empty string.
 
     Attributes:
-      name: Name in logs and of files; no two tasks of a run may share it.
-      train: Source of the training split.
-      validation: Source of the validation split, which is evaluated while training.
-      test: Source of the test split, which is evaluated once, at the end.
-      input: Template of the model's input over the columns, such as 'translate English to German:
-        {en}'.
-      target: Template of the target.  A column alone may hold a list of correct targets; training
-        takes the first.
-      metrics: Metrics, keys of `METRICS`.
-      metric_options: Options of the metrics that take any.
-      weight: Weight in a mixture, relative to other tasks; the number of examples by default.
-      several_targets: Treat rows of the same input as alternative targets: in validation and test
-        they become one example with several references.
-      subset: Configuration of the data set on the hub.
-      preprocess: Function from a row to the row that templates are filled with; None leaves the
-        row out.
-      postprocess: Function of predictions and references, before they are compared and written.
+      name: unique name, used in logs and file names.
+      train: source of the training split.
+      validation: source of the validation split, evaluated during training.
+      test: source of the test split, evaluated once at the end.
+      input: template of the model's input, such as 'translate English to German: {en}'.
+      target: template of the target; if it is a single column, that column may hold a list of
+        correct targets, and training uses the first.
+      metrics: names of the metrics, keys of `METRICS`.
+      metric_options: options for metrics that take any.
+      weight: relative weight in a mixture; defaults to the number of examples.
+      several_targets: merge validation and test rows with the same input into one example with
+        several references.
+      subset: configuration of the Hub dataset.
+      preprocess: function applied to each row before the templates; if it returns None, the row is
+        skipped.
+      postprocess: function applied to predictions and references before they are compared and
+        written.
+
+    Example:
+      >>> rows = [{"en": "yes", "de": "ja"}]
+      >>> task = t5jax.data.Task(
+      ...     name="ende", train=rows, validation=rows, input="translate: {en}", target="{de}"
+      ... )
+      >>> task.metrics
+      ('exact_match',)
     """
 
     name: str
@@ -66,7 +74,8 @@ class Task:
     def __post_init__(self):
         if not self.name or not set(self.name) <= set(_NAME):
             raise ValueError(
-                f"name must be letters, digits and -_., got {self.name!r}; it names files."
+                f"name must consist of letters, digits and -_., got {self.name!r}, as it is part "
+                "of file names."
             )
         if self.weight is not None and not 0 < self.weight < math.inf:
             raise ValueError(
@@ -77,12 +86,27 @@ class Task:
             _parts(template, task=self.name)
 
     def source(self, split: Split) -> Source | None:
-        """Return the source of a split, or None if the task has no such split."""
+        """Return the source of a split.
+
+        Args:
+          split: "train", "validation" or "test".
+        Returns:
+          The source, or None if the task has no such split.
+        """
         return getattr(self, split)
 
 
 class Example(NamedTuple):
-    """An input and its correct targets."""
+    """Input text and its correct targets.
+
+    Attributes:
+      input: text from the input template.
+      references: correct targets, at least one.
+
+    Example:
+      >>> t5jax.data.Example("translate: yes", ["ja"]).references
+      ['ja']
+    """
 
     input: str
     references: list[str]
@@ -91,11 +115,22 @@ class Example(NamedTuple):
 def load_tasks(path: str | Path) -> list[Task]:
     """Load tasks from a JSON file: a list of objects with the fields of `Task`, or one object.
 
-    Paths in it are relative to the file.
+    Relative paths in the file are resolved from its folder.
 
+    Args:
+      path: JSON file.
+    Returns:
+      The tasks in the order of the file.
     Raises:
       FileNotFoundError: the file does not exist.
-      ValueError: it does not hold tasks, or one has an unknown field.
+      ValueError: the file does not hold tasks, or a field is unknown or has the wrong type.
+
+    Example:
+      >>> import json, pathlib
+      >>> fields = {"name": "copy", "train": "train.tsv", "validation": "validation.tsv"}
+      >>> _ = pathlib.Path("tasks.json").write_text(json.dumps(fields))
+      >>> [task.name for task in t5jax.data.load_tasks("tasks.json")]
+      ['copy']
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -108,11 +143,24 @@ def load_tasks(path: str | Path) -> list[Task]:
 
 
 def read_split(task: Task, split: Split) -> list[Example]:
-    """Read the examples of a split; none if the task has no such split.
+    """Read the examples of a split.
 
+    Args:
+      task: task with sources and templates.
+      split: "train", "validation" or "test".
+    Returns:
+      The examples in the order of the source; empty if the task has no such split.
     Raises:
-      FileNotFoundError: a source is neither on this machine nor on the hub.
-      ValueError: a source cannot be read or is empty, or has no column that a template names.
+      FileNotFoundError: the source is neither on this machine nor on the Hub.
+      ValueError: the source cannot be read or is empty, or lacks a column used in a template.
+
+    Example:
+      >>> rows = [{"en": "yes", "de": "ja"}]
+      >>> task = t5jax.data.Task(
+      ...     name="ende", train=rows, validation=rows, input="translate: {en}", target="{de}"
+      ... )
+      >>> t5jax.data.read_split(task, "train")
+      [Example(input='translate: yes', references=['ja'])]
     """
     source = task.source(split)
     if source is None:
@@ -132,8 +180,8 @@ class Overlap(NamedTuple):
     """Overlap of a held-out split with the training data.
 
     Attributes:
-      inputs: Number of examples whose input is in the training data.
-      pairs: Number of examples whose input is there with one of the same targets.
+      inputs: number of examples whose input is in the training data.
+      pairs: number of examples whose input and one of whose targets are paired there.
     """
 
     inputs: int
@@ -159,10 +207,10 @@ def check_task_names(tasks: Sequence[Task]) -> None:
     names = [task.name for task in tasks]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"tasks must have names of their own, got {name!r} twice.")
+            raise ValueError(f"tasks must have names of their own, got {name!r} twice; rename one.")
 
 
-# Fields of a task that JSON may hold, with their types.
+# Fields allowed in JSON, with their types.
 _KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "name": ("text", (str,)),
     "train": ("text or a list of rows", (str, list)),
@@ -206,7 +254,7 @@ def _task(path: Path, number: int, fields: Any) -> Task:
 
 
 def _float(value: int | float) -> float:
-    """Convert a number of JSON; an integer larger than any float becomes infinite."""
+    """Convert a JSON number to a float; integers out of range become infinite."""
     try:
         return float(value)
     except OverflowError:
@@ -214,7 +262,7 @@ def _float(value: int | float) -> float:
 
 
 def _resolve_source(path: Path, source: Source | None) -> Source | None:
-    """Resolve a source in a file of tasks, whose paths are relative to that file."""
+    """Resolve a source relative to the task file."""
     if not isinstance(source, str):
         return source
     resolved = path.parent / Path(source).expanduser()
@@ -225,7 +273,7 @@ def _resolve_source(path: Path, source: Source | None) -> Source | None:
 def _check_fields(where: str, fields: Iterable[str], known: Collection[str]) -> None:
     for name in fields:
         if name not in known:
-            hint = suggest(name, known, f"there are {', '.join(known)}.")
+            hint = suggest(name, known, f"fields are {', '.join(known)}.")
             raise ValueError(f"{where} has an unknown field {name!r}; {hint}")
 
 
@@ -244,18 +292,18 @@ def _examples(task: Task, split: Split, source: Source) -> Iterator[Example]:
             several: Any = row[alone]
             references = [_text(value, alone, where) for value in several]
             if not references:
-                raise ValueError(f"{where} must have a target, got an empty list; leave it out.")
+                raise ValueError(f"{where} must have a target, got an empty list; remove the row.")
         else:
             references = [_fill(writes, row, where)]
         yield Example(_fill(reads, row, where), references)
 
 
 def _preprocess(task: Task, row: Any, where: str, columns: Sequence[str]) -> Row | None:
-    """Preprocess a row, and check that it has all columns; None if `preprocess` leaves it out."""
+    """Preprocess a row and check that it has all columns; return None to skip it."""
     if not isinstance(row, Mapping):
         raise ValueError(f"{where} must be a dict from column to text, got {row!r:.60}.")
     if task.preprocess is not None:
-        row = task.preprocess(dict(row))  # a copy, which it may write to
+        row = task.preprocess(dict(row))  # a copy, as it may modify the row
         if row is None:
             return None
         if not isinstance(row, Mapping):
@@ -268,7 +316,7 @@ def _preprocess(task: Task, row: Any, where: str, columns: Sequence[str]) -> Row
 
 
 def _rows(task: Task, split: Split, source: Source, columns: list[str] | None) -> Iterator[Any]:
-    """Read the rows of a source; of a file or data set these columns alone, or all if None."""
+    """Read the rows of a source; from a file or dataset, only these columns, or all if None."""
     if not isinstance(source, str):
         yield from source
         return
@@ -279,12 +327,12 @@ def _rows(task: Task, split: Split, source: Source, columns: list[str] | None) -
     name, _, wanted = source.partition(":")
     if not corpus.is_hub_name(name):
         raise FileNotFoundError(
-            f"{split} of task {task.name!r} must be a file or a hub name 'owner/name', got "
-            f"{source!r}, and there is no file {Path(path).absolute()}; correct it."
+            f"{split} of task {task.name!r} must be a file or a Hub name 'owner/name', got "
+            f"{source!r}; the file {Path(path).absolute()} does not exist."
         )
     data = corpus.hub_rows(name, task.subset, split=wanted or split)
     if columns is not None:
-        _check_columns(f"data set {source!r}", columns, dict.fromkeys(data.column_names))
+        _check_columns(f"dataset {source!r}", columns, dict.fromkeys(data.column_names))
         data = data.select_columns(columns)
     features = data.features or {}
     labels = {name: getattr(feature, "names", None) for name, feature in features.items()}
@@ -294,7 +342,7 @@ def _rows(task: Task, split: Split, source: Source, columns: list[str] | None) -
 
 
 def _class_name(value: Any, names: Sequence[str] | None) -> Any:
-    """Return the name of a class that is stored as a number; -1 is no class."""
+    """Return the name of a class stored as an integer; None for -1, no class."""
     if names is None or not isinstance(value, int):
         return value
     return names[value] if 0 <= value < len(names) else None
@@ -303,8 +351,7 @@ def _class_name(value: Any, names: Sequence[str] | None) -> Any:
 def _file_rows(path: str, columns: list[str] | None) -> Iterator[Row]:
     if not text_files.file_ending(path) or text_files.file_ending(path) == ".txt":
         raise ValueError(
-            f"{path} must have columns, as .jsonl, .json, .csv, .tsv and .parquet files have; "
-            "write it in one of these."
+            f"{path} must have columns; convert it to .jsonl, .json, .csv, .tsv or .parquet."
         )
     yield from text_files.read_records(path, columns)
 
@@ -314,19 +361,19 @@ def _check_columns(where: str, columns: Sequence[str], row: Mapping[str, Any]) -
         if column not in row:
             hint = suggest(column, row, "correct the template or the data.")
             raise ValueError(
-                f"{where} must have the column {column!r}, which a template names, got "
+                f"{where} must have the column {column!r} used in a template, got "
                 f"{', '.join(row)}; {hint}"
             )
 
 
 def _parts(template: str, *, task: str) -> list[tuple[str, str | None]]:
-    """Split a template into literal texts, each with the column after it, or None at the end."""
+    """Split a template into literals, each with the column that follows; None at the end."""
     try:
         fields = list(string.Formatter().parse(template))
     except ValueError as error:
         raise ValueError(
             f"a template of task {task!r} must have its columns in braces, got {template!r}: "
-            f"{error}; write {{{{ and }}}} for braces themselves."
+            f"{error}; write {{{{ and }}}} for literal braces."
         ) from None
     if not any(name for _, name, _, _ in fields):
         raise ValueError(
@@ -337,7 +384,7 @@ def _parts(template: str, *, task: str) -> list[tuple[str, str | None]]:
         if name == "" or form or conversion:
             raise ValueError(
                 f"a template of task {task!r} must have plain names of columns in braces, got "
-                f"{template!r}."
+                f"{template!r}; remove positions, formats and conversions."
             )
     return [(literal, name) for literal, name, _, _ in fields]
 
@@ -354,23 +401,23 @@ def _fill(parts: Sequence[tuple[str, str | None]], row: Row, where: str) -> str:
 
 
 def _text(value: object, column: str, where: str) -> str:
-    """Convert a text, a number or a truth value to text."""
+    """Convert a string, number or boolean to text."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, str):
         return value
     if isinstance(value, list | tuple | np.ndarray):
         raise ValueError(
-            f"column {column!r} must hold one text, got {value!r:.60} in {where}; a list can be "
-            "all of the target, but neither a part of it nor of the input."
+            f"column {column!r} must hold one text, got {value!r:.60} in {where}; only a target "
+            "that is a single column may be a list."
         )
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(
-            f"column {column!r} must hold text or numbers, got {value!r:.60} in {where}; write it "
-            "as text."
+            f"column {column!r} must hold text or numbers, got {value!r:.60} in {where}; convert "
+            "it to text."
         )
     if isinstance(value, float):
-        # 2.6 stored in 32 bits, as scores often are, is 2.5999999046325684 in 64.
+        # 2.6 stored as float32, as scores often are, is 2.5999999046325684 as float64.
         with np.errstate(over="ignore"):
             short = np.float32(value)
         return str(float(str(short)) if float(short) == value else value)

@@ -1,8 +1,8 @@
-"""Readers of text files in the usual formats, plain or compressed, row by row.
+"""Row-by-row readers of text files in common formats, plain or compressed.
 
-Not the loaders of `datasets`: those guess the types of all columns from the first 10 MB, and fail
-on a later row with another key or type, even in columns that are not read; and their errors name
-neither the file nor the line.  These read only the columns that are asked for, as fast.
+The loaders of `datasets` infer the types of all columns from the first 10 MB and fail on a later
+row with another key or type, even in unused columns, and their errors name neither file nor line.
+These readers read only the requested columns, equally fast.
 """
 
 import bz2
@@ -18,18 +18,18 @@ from typing import Any
 
 from t5jax.errors import suggest
 
-Record = dict[str, Any] | None  # None is a blank line, which is no record
+Record = dict[str, Any] | None  # None for a blank line
 Reader = Callable[[str, Sequence[str] | None], Iterator[Record]]
-_BLANK = object()  # a blank line among the values of JSON, which include None
-VERSION = 1  # part of the keys of caches; raise it when a change here changes what is read
+_BLANK = object()  # a blank line among JSON values, which include None
+VERSION = 1  # part of cache keys; bump it when a change here changes what is read
 
 
 class CorpusError(ValueError):
-    """A source of text exists, but its content cannot be used."""
+    """Error for a text source that exists but cannot be used."""
 
 
 def file_suffix(file: str) -> str:
-    """Return the suffix of a file's name in lower case, without that of a compression.
+    """Return the lower-case suffix of a file name, ignoring a compression suffix.
 
     Example:
       >>> file_suffix("answers.TSV.gz")
@@ -40,10 +40,10 @@ def file_suffix(file: str) -> str:
 
 
 def file_ending(file: str) -> str:
-    """Return the suffix that names the format of a file.
+    """Return the suffix that determines the format of a file.
 
     Returns:
-      The suffix without that of a compression, such as ".jsonl"; "" if it is not a known one.
+      The suffix, ignoring a compression suffix, such as ".jsonl"; "" for an unknown format.
     """
     suffix = file_suffix(file)
     # Parquet files are compressed inside.
@@ -52,20 +52,20 @@ def file_ending(file: str) -> str:
 
 
 def same_format(endings: Iterable[str]) -> bool:
-    """Return True if files with these endings are read in the same way, as .json and .jsonl are."""
+    """Return True if one reader reads all these endings, as for .json and .jsonl."""
     return len({_FORMATS[ending] for ending in endings}) <= 1
 
 
 def read_texts(file: str, column: str) -> Iterator[str]:
-    """Read the documents of a file: the rows of `read_rows` that have any text."""
+    """Iterate over the documents of a file: the non-blank rows of `read_rows`."""
     return (text for text in read_rows(file, column) if text.strip())
 
 
 def read_lines(file: str) -> Iterator[str]:
-    """Read a file of any suffix line by line; compression is told by the suffix.
+    """Iterate over the lines of a file with any suffix, decompressed according to it.
 
     Yields:
-      Each line without its end, "" for a blank one.
+      Each line without its line ending.
     Raises:
       CorpusError: the file is damaged or not UTF-8.
     """
@@ -74,14 +74,14 @@ def read_lines(file: str) -> Iterator[str]:
 
 
 def read_rows(file: str, column: str) -> Iterator[str]:
-    """Read the texts of a file row by row.
+    """Iterate over the text of each row of a file.
 
     Args:
       file: path with a known ending.
       column: column or key that holds the text; a .txt file has the column "text".
     Yields:
-      The text of each line (.txt), object (.jsonl, .json) or row (.csv, .tsv, .parquet), "" where
-      it has none; blank lines count in a .txt file only.
+      The text of each line (.txt), object (.jsonl, .json) or row (.csv, .tsv, .parquet), or "" if
+      it has none. Blank lines are skipped, except in .txt files.
     Raises:
       CorpusError: the file is damaged or in another format, or the column is missing or not text.
     """
@@ -96,14 +96,14 @@ def read_rows(file: str, column: str) -> Iterator[str]:
 
 
 def read_records(file: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Read several columns of a file row by row, whatever they hold.
+    """Iterate over the rows of a file, with values of any type.
 
     Args:
       file: path with a known ending.
-      columns: columns to read, which every row must have; all that a row has if None.
+      columns: columns to read, required in every row; None reads all.
     Yields:
-      A dict from column to text, or to None where there is none; from .jsonl, .json and .parquet
-      also to numbers, lists and all else that they can hold.
+      A dict from column to text or None; values from .jsonl, .json and .parquet may have any type
+      of these formats.
     Raises:
       CorpusError: the file is damaged or in another format, or a row lacks a column.
     """
@@ -112,7 +112,7 @@ def read_records(file: str, columns: Sequence[str] | None = None) -> Iterator[di
             if column not in record:
                 raise CorpusError(
                     f"row {row} of {file} must have the column {column!r}, got "
-                    f"{', '.join(record) or 'none'}; write null where there is no text."
+                    f"{', '.join(record) or 'none'}; write null for a missing text."
                 )
         yield record if columns is None else {column: record[column] for column in columns}
 
@@ -120,13 +120,13 @@ def read_records(file: str, columns: Sequence[str] | None = None) -> Iterator[di
 def numbered_records(
     file: str, columns: Sequence[str] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read several columns of a file, with the number of each row, for messages.
+    """Iterate over the rows of a file with their numbers, for error messages.
 
     Args:
       file: path with a known ending.
-      columns: columns to read, which the first row must have; all if None.
+      columns: columns to read, required in the first row; None reads all.
     Yields:
-      The number of a row, from 1, and the record in it; blank lines are numbered but left out.
+      (row number from 1, record); blank lines are numbered but skipped.
     Raises:
       CorpusError: the file is damaged or in another format, or the first row lacks a column.
     """
@@ -146,29 +146,37 @@ def _numbered(
             yield row, record
     except CorpusError:
         raise
-    except Exception as error:  # every decoder and parser has errors of its own
+    except Exception as error:  # decoders and parsers raise different types
         if isinstance(error, OSError) and error.errno:
-            raise  # permission or hardware: the system's message names the file
+            raise  # permissions or I/O: the system's message names the file
         line, reason = row + 1, str(error).rstrip(".")
-        if isinstance(error, json.JSONDecodeError):  # an array is one record of many lines
+        if isinstance(error, json.JSONDecodeError):  # an array spans many lines
             line, reason = row + error.lineno, f"{error.msg} at column {error.colno}"
-        elif isinstance(error, UnicodeEncodeError):  # of a row that was read
+        elif isinstance(error, UnicodeEncodeError):  # raised after the row was read
             line = row
         raise CorpusError(
             f"{file} must be a complete {file_ending(file) or 'text'} file in UTF-8, got an error "
-            f"in row {line}: {reason}; repair the file or take it away."
+            f"in row {line}: {reason}; repair or remove the file."
         ) from error
 
 
 def _check_text(value: object) -> None:
-    """Raise UnicodeEncodeError for a lone surrogate, which JSON can write, Arrow cannot."""
+    """Raise UnicodeEncodeError for a lone surrogate, which JSON allows but Arrow does not."""
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str):
             text.encode()
 
 
 def missing_column_error(where: str, column: str, columns: Iterable[str]) -> CorpusError:
-    """Make the error for a missing column; it lists the columns that exist."""
+    """Create the error for a missing column, which lists the existing ones.
+
+    Args:
+      where: file or dataset, as the subject of the message.
+      column: name of the missing column.
+      columns: names of the existing columns.
+    Returns:
+      The error to raise.
+    """
     columns = list(columns)
     hint = suggest(column, columns, "choose one of these.")
     return CorpusError(f"{where} must have a column {column!r}, got {', '.join(columns)}; {hint}")
@@ -190,7 +198,7 @@ def _read_lines(file: str, columns: Sequence[str] | None) -> Iterator[Record]:
 def _read_json(file: str, columns: Sequence[str] | None) -> Iterator[Record]:
     """Read one object per line, or one array of objects.
 
-    The first object that has keys must have the columns, later ones may lack them.
+    The first non-empty object must have the columns; later ones may lack them.
     """
     with _open(file) as stream:
         if stream.peek(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
@@ -215,7 +223,7 @@ def _read_json(file: str, columns: Sequence[str] | None) -> Iterator[Record]:
 
 
 def _read_csv(file: str, columns: Sequence[str] | None, *, delimiter: str) -> Iterator[Record]:
-    csv.field_size_limit(2**31 - 1)  # the default, 128 kB, is less than a long document
+    csv.field_size_limit(2**31 - 1)  # the default of 128 kB is too small for a long document
     with _open(file) as stream:
         lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         rows = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -225,8 +233,8 @@ def _read_csv(file: str, columns: Sequence[str] | None, *, delimiter: str) -> It
         for row in rows:
             if row and len(row) != len(header):
                 raise CorpusError(
-                    f"{file} must have {len(header)} fields in a row, as the header has, got "
-                    f"{len(row)} in line {rows.line_num}; put text with {delimiter!r} in quotes."
+                    f"{file} must have {len(header)} fields in a row, like its header, got "
+                    f"{len(row)} in line {rows.line_num}; quote text that contains {delimiter!r}."
                 )
             yield {column: row[place] for column, place in places} if row else None
 
@@ -239,7 +247,7 @@ def _read_parquet(file: str, columns: Sequence[str] | None) -> Iterator[Record]:
         _check_columns(file, columns, names)
         columns = list(columns or dict.fromkeys(names))
         for batch in table.iter_batches(batch_size=1000, columns=columns):
-            order = batch.schema.names  # that of the file, whatever was asked for
+            order = batch.schema.names  # the order of the file, not of the request
             arrays = [batch.column(order.index(column)).to_pylist() for column in columns]
             for values in zip(*arrays, strict=True):
                 yield dict(zip(columns, values, strict=True))
@@ -251,7 +259,7 @@ def _open(file: str) -> io.BufferedReader:
 
 
 def _open_zstd(file: str) -> Any:
-    import pyarrow  # unlike the package zstandard, it reads all frames and notices a missing end
+    import pyarrow  # unlike the package zstandard, it reads all frames and detects truncation
 
     return pyarrow.input_stream(file, compression="zstd")
 
@@ -270,4 +278,4 @@ _COMPRESSIONS: dict[str, Callable[[str], Any]] = {
     ".xz": lzma.open,
     ".zst": _open_zstd,
 }
-KNOWN_ENDINGS = f"{', '.join(_FORMATS)}, and {', '.join(_COMPRESSIONS)} after all but .parquet"
+KNOWN_ENDINGS = f"{', '.join(_FORMATS)}, and {', '.join(_COMPRESSIONS)} after all except .parquet"

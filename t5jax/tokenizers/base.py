@@ -1,4 +1,4 @@
-"""The protocol of tokenizers, and what several of them share."""
+"""Tokenizer protocol, and helpers for its implementations."""
 
 import json
 from collections.abc import Sequence
@@ -15,15 +15,19 @@ MAX_SENTINELS = 100_000
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """A tokenizer: text to ids and back.
+    """Protocol of a tokenizer, which converts text to ids and back.
 
     Attributes:
       vocab_size: number of ids, sentinels included; a model's embedding table may be larger.
       pad_id: id of padding.
-      eos_id: id of the end of a sequence.
-      unk_id: id of text without any other id.
-      num_sentinels: number of sentinels, and so of masked spans in one example.
-      fingerprint: equal for tokenizers that give equal ids; a key for caches of ids.
+      eos_id: id of the end of a sequence (EOS).
+      unk_id: id of unknown text.
+      num_sentinels: number of sentinels, the maximum number of masked spans in an example.
+      fingerprint: cache key, equal for tokenizers that return equal ids.
+
+    Example:
+      >>> isinstance(t5.tokenizer, t5jax.tokenizers.Tokenizer)
+      True
     """
 
     vocab_size: int
@@ -34,52 +38,80 @@ class Tokenizer(Protocol):
     fingerprint: str
 
     def sentinel_id(self, k: int) -> int:
-        """Return the id of `<extra_id_k>`, which marks the k-th masked span; k = 0 is highest."""
+        """Return the id of `<extra_id_k>`, which marks the k-th masked span.
+
+        Args:
+          k: number of the span, in [0, num_sentinels); 0 has the highest id.
+        Returns:
+          The id of the sentinel.
+        Raises:
+          ValueError: `k` is out of range.
+        """
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Convert a text to ids, without end of sequence and padding; it may spell sentinels."""
+        """Convert text to ids, without EOS and padding.
+
+        Args:
+          text: text, which may contain sentinels such as `<extra_id_0>`.
+        Returns:
+          The ids.
+        """
         ...
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Convert one row of ids to text, up to its first `eos_id` and without padding.
+        """Convert one row of ids to text, up to the first EOS and without padding.
 
         Args:
-          ids: integers; one outside of the vocabulary counts as `unk_id`.
+          ids: [T] integers; ids outside the vocabulary are decoded as `unk_id`.
+        Returns:
+          The text.
+        Raises:
+          ValueError: `ids` is not one row of integers.
         """
         ...
 
     def pieces(self) -> list[bytes]:
-        """Return the UTF-8 bytes that each id adds to a decoded text, by id.
+        """Return the UTF-8 bytes that each id adds to decoded text.
 
-        An id may add part of a character, or nothing.  The first id of a text may lose its leading
-        spaces.
+        Returns:
+          [vocab_size] bytes, possibly part of a character or empty. The first id of a text may
+          lose its leading spaces.
         """
         ...
 
     def save(self, folder: StrPath) -> None:
-        """Write the files that `load_tokenizer` and transformers read; creates the folder."""
+        """Write the files that `load_tokenizer` and transformers read.
+
+        Args:
+          folder: output folder, created if missing.
+        """
 
 
 def encode_with_eos(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Encode a text, with EOS at the end, as every input and target of a T5 model has it.
+    """Encode text and append EOS, as T5 expects of every input and target.
+
+    Args:
+      tokenizer: tokenizer.
+      text: text to encode.
+    Returns:
+      The ids, ending in EOS.
 
     Example:
-      >>> from t5jax.tokenizers import ByteTokenizer
-      >>> encode_with_eos(ByteTokenizer(), "a")
+      >>> t5jax.tokenizers.encode_with_eos(t5jax.tokenizers.ByteTokenizer(), "a")
       [100, 1]
     """
     return [*tokenizer.encode(text), tokenizer.eos_id]
 
 
 def checked_sentinel(k: int, count: int) -> int:
-    """Return the number of a sentinel.
+    """Check the number of a sentinel, and return it.
 
     Raises:
       ValueError: `k` is not in [0, count).
     """
     if not 0 <= k < count:
-        raise ValueError(f"sentinel k must be in [0, {count}), got {k}; hide fewer, longer spans.")
+        raise ValueError(f"sentinel k must be in [0, {count}), got {k}; mask fewer, longer spans.")
     return k
 
 
@@ -99,15 +131,15 @@ def content_ids(ids: Sequence[int] | np.ndarray, eos_id: int) -> list[int]:
 def save_config(
     folder: StrPath, kind: str, *, extra_ids: int, pad: str, eos: str, unk: str
 ) -> None:
-    """Write a tokenizer_config.json that transformers reads; creates the folder.
+    """Write a tokenizer_config.json for transformers.
 
     Args:
-      folder: to write to.
-      kind: class of the tokenizer in transformers.
-      extra_ids: number of sentinels that it appends to the vocabulary.
-      pad: piece that pads.
-      eos: piece that ends a sequence.
-      unk: piece of unknown text.
+      folder: output folder, created if missing.
+      kind: tokenizer class in transformers.
+      extra_ids: number of sentinels that the class appends to the vocabulary.
+      pad: padding piece.
+      eos: EOS piece.
+      unk: piece for unknown text.
     """
     config = {"tokenizer_class": kind, "extra_ids": extra_ids, "legacy": False}
     config |= {"pad_token": pad, "eos_token": eos, "unk_token": unk}

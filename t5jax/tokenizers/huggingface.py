@@ -1,6 +1,6 @@
-"""Tokenizers of the tokenizers library, for checkpoints without a SentencePiece model.
+"""Tokenizers of Hugging Face's tokenizers library, for checkpoints without a SentencePiece model.
 
-CodeT5 and checkpoints saved by transformers 5 have a `tokenizer.json`; older repositories of CodeT5
+CodeT5 and checkpoints saved by transformers 5 have a `tokenizer.json`; older CodeT5 repositories
 have a byte-level BPE in `vocab.json` and `merges.txt`.
 """
 
@@ -23,7 +23,7 @@ _TOKENIZER, _VOCAB, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 _CONFIG, _SPECIAL, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 _FILES = (_TOKENIZER, _VOCAB, _MERGES, _CONFIG, _SPECIAL, _ADDED)
 
-# RoBERTa's special tokens, in the order in which its tokenizer adds them to a vocabulary.
+# RoBERTa's special tokens, in the order in which its tokenizer adds them.
 _SPECIAL_TOKENS = {
     "bos_token": "<s>",
     "eos_token": "</s>",
@@ -34,7 +34,7 @@ _SPECIAL_TOKENS = {
     "mask_token": "<mask>",
 }
 
-# GPT-2's spelling of bytes: printable ones as themselves, the others as characters from 256 on.
+# GPT-2's spelling of bytes: printable bytes as themselves, others as characters from 256.
 _PRINTABLE = {chr(byte): byte for byte in (*range(33, 127), *range(161, 173), *range(174, 256))}
 _OTHERS = sorted(set(range(256)) - set(_PRINTABLE.values()))
 _BYTE_OF = _PRINTABLE | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
@@ -42,19 +42,21 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def holds_tokenizer(folder: StrPath) -> bool:
-    """Return whether `HuggingFaceTokenizer.from_folder` reads a folder."""
+    """Return True if `HuggingFaceTokenizer.from_folder` can read a folder."""
     has = {name: (Path(folder) / name).is_file() for name in _FILES}
     return has[_TOKENIZER] or (has[_VOCAB] and has[_MERGES])
 
 
 def added_tokens(folder: StrPath, *, first: int) -> list[str]:
-    """List the tokens that were added to a vocabulary.
+    """List the tokens added to a vocabulary.
 
     Args:
-      folder: with files that list them.
-      first: least id of the tokens to return.
+      folder: folder of the tokenizer's files.
+      first: lowest id to include.
+    Returns:
+      The text of each added token.
     Raises:
-      ValueError: one of the files is damaged.
+      ValueError: a file is damaged.
     """
     added: dict[str, Any] = {}
     for name in (_CONFIG, _ADDED):
@@ -71,16 +73,23 @@ def added_tokens(folder: StrPath, *, first: int) -> list[str]:
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer of the tokenizers library; implements `Tokenizer`.
+    """Tokenizer of Hugging Face's tokenizers library; implements `Tokenizer`.
 
-    Ids are the library's, with the start of sequence that the file's template asks for (CodeT5's
-    `<s>`) and without the end.  Text that spells a special token, even "</s>", is that token.
+    Ids are the library's, including the start token of the file's template (CodeT5's `<s>`), but
+    without EOS. Text that spells a special token, even "</s>", is encoded as that token.
 
     Args:
-      contents: content of each file, by its name.
-      folder: of the files, for messages.
+      contents: content of each file, by file name.
+      folder: folder of the files, for error messages.
     Raises:
-      ValueError: a file is damaged, or the vocabulary has no end; the message names the file.
+      ValueError: a file is damaged, or the vocabulary has no EOS; the message names the file.
+
+    Example:
+      >>> import tokenizers
+      >>> model = tokenizers.models.WordLevel({"</s>": 0, "hello": 1}, unk_token="</s>")
+      >>> tokenizers.Tokenizer(model).save("tokenizer.json")
+      >>> t5jax.tokenizers.HuggingFaceTokenizer.from_folder(".").encode("hello")
+      [1]
     """
 
     def __init__(self, contents: Mapping[str, bytes], *, folder: StrPath = "."):
@@ -109,7 +118,7 @@ class HuggingFaceTokenizer:
                 f"{name!r:.60}; name it as eos_token in {_CONFIG}."
             )
         self.eos_id = ids[name]
-        # As in Google's pipeline, a vocabulary without padding is padded with 0.
+        # As in Google's pipeline, a vocabulary without a padding token pads with 0.
         self.pad_id = ids.get(self._special_name("pad_token", config, special), 0)
         self.unk_id = ids.get(self._special_name("unk_token", config, special), self.pad_id)
         self._sentinels = _sentinels(ids)
@@ -123,7 +132,7 @@ class HuggingFaceTokenizer:
         template = self._encoding("").ids
         if not self._known.issuperset(template):
             raise ValueError(
-                f"{self._file} must put ids of its own around a text, got {template[:8]}; "
+                f"{self._file} must have a template of known ids, got {template[:8]}; "
                 "download it again."
             )
         self._dropped = {self.pad_id, *template}
@@ -135,7 +144,9 @@ class HuggingFaceTokenizer:
         """Read a tokenizer's files.
 
         Args:
-          folder: of the files.
+          folder: folder of the files.
+        Returns:
+          The tokenizer.
         Raises:
           ValueError: a file is damaged or missing; the message names it.
         """
@@ -148,26 +159,50 @@ class HuggingFaceTokenizer:
         return cls({path.name: _content(path) for path in paths if path.is_file()}, folder=folder)
 
     def sentinel_id(self, k: int) -> int:
-        """Return the id of `<extra_id_k>`."""
+        """Return the id of `<extra_id_k>`.
+
+        Args:
+          k: number of the span, in [0, num_sentinels).
+        Returns:
+          The id of the sentinel.
+        Raises:
+          ValueError: `k` is out of range.
+        """
         return self._sentinels[checked_sentinel(k, self.num_sentinels)]
 
     def encode(self, text: str) -> list[int]:
-        """Convert a text to ids, with the template's start, without end and padding."""
-        # JSON can spell half of a surrogate pair, UTF-8 cannot: it is read as "?".
+        """Convert text to ids, with the template's start token, without EOS and padding.
+
+        Args:
+          text: text, which may contain special tokens.
+        Returns:
+          The ids.
+        Raises:
+          ValueError: the tokenizer has no ids for the text.
+        """
+        # JSON allows a lone surrogate but UTF-8 does not; it becomes "?".
         encoding = self._encoding(text.encode("utf-8", "replace").decode())
         ids = encoding.ids
-        # The mask tells the template's end from one that the text spells.
+        # The mask distinguishes the template's EOS from one spelled in the text.
         if ids and ids[-1] == self.eos_id and encoding.special_tokens_mask[-1]:
             ids.pop()
         return ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Convert one row of ids to text, up to its first `eos_id`, without padding and start."""
+        """Convert one row of ids to text, up to the first EOS, without padding and start token.
+
+        Args:
+          ids: [T] integers; ids outside the vocabulary are decoded as `unk_id`.
+        Returns:
+          The text.
+        Raises:
+          ValueError: `ids` is not one row of integers, or the library cannot decode them.
+        """
         values = [i if i in self._known else self.unk_id for i in content_ids(ids, self.eos_id)]
         return self._decode([i for i in values if i not in self._dropped])
 
     def pieces(self) -> list[bytes]:
-        """Return the UTF-8 bytes that each id adds to a decoded text, by id."""
+        """Return the UTF-8 bytes that each id adds to decoded text, by id."""
         from tokenizers import decoders
 
         ids = sorted(self._known - self._dropped - {self.eos_id})
@@ -176,13 +211,13 @@ class HuggingFaceTokenizer:
             pieces = dict(zip(ids, map(_bytes_of, names), strict=True))
         else:
             pieces = dict(zip(ids, map(_piece, names, self._after_a_letter(ids)), strict=True))
-        # As in decoding, an id without a token is unknown.
+        # As in decoding, ids without a token are unknown.
         unknown = pieces.get(self.unk_id, b"")
         foreign = set(range(self.vocab_size)) - self._known
         return [unknown if i in foreign else pieces.get(i, b"") for i in range(self.vocab_size)]
 
     def _after_a_letter(self, ids: Sequence[int]) -> list[str]:
-        """Return the text that each id adds after an id of one or more letters."""
+        """Return the text that each id adds when it follows an id of letters."""
         alone = [self._decode([i]) for i in ids]
         letters = (i for i, text in zip(ids, alone, strict=True) if text.isalpha())
         anchor = next(letters, None)
@@ -193,12 +228,16 @@ class HuggingFaceTokenizer:
         return [text[len(start) :] if text.startswith(start) else text for text in both]
 
     def _decode(self, ids: Sequence[int]) -> str:
-        failure = f"{self._file} must decode its own ids, got some that it fails at"
+        failure = f"{self._file} must decode its own ids, got an error from the library"
         with _in_our_words(f"{failure}; download it again."):
             return self._library.decode(ids, skip_special_tokens=False)
 
     def save(self, folder: StrPath) -> None:
-        """Write the files that the tokenizer was read from, unchanged; creates the folder."""
+        """Write the files that the tokenizer was read from, unchanged.
+
+        Args:
+          folder: output folder, created if missing.
+        """
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, content in self._contents.items():
             write_atomically(Path(folder) / name, content)
@@ -209,7 +248,7 @@ class HuggingFaceTokenizer:
             return self._library.encode(text)
 
     def _json(self, name: str) -> dict[str, Any]:
-        """Parse the object in a JSON file; return an empty one if there is no such file."""
+        """Parse the object in a JSON file; a missing file counts as empty."""
         return parse_json_object(self._contents.get(name, b"{}"), source=self._folder / name)
 
     def _special_name(self, role: str, config: dict, special: dict) -> str:
@@ -236,7 +275,7 @@ class HuggingFaceTokenizer:
             library = tokenizers.Tokenizer.from_str(content.decode())
         library.no_truncation()
         library.no_padding()
-        # A training setting that makes ids random; only BPE has it.
+        # BPE dropout, a training setting, would make ids random.
         if getattr(library.model, "dropout", None) is not None:
             library.model.dropout = None
         return library
@@ -247,8 +286,9 @@ class HuggingFaceTokenizer:
 
         vocab = self._json(_VOCAB)
         with _in_our_words(
-            f"{self._file} must give pieces their ids and {_MERGES} pair them, "
-            f"got {_kind(self._contents[_MERGES])} of pairs that do not fit; download both again."
+            f"{self._file} must map pieces to ids and {_MERGES} list pairs of them, "
+            f"got {_kind(self._contents[_MERGES])} of merges that do not match; download both "
+            "again."
         ):
             lines = self._contents[_MERGES].decode().removesuffix("\n").split("\n")
             lines = [line.removesuffix("\r") for line in lines if not line.startswith("#version")]
@@ -261,15 +301,15 @@ class HuggingFaceTokenizer:
         added = self._json(_ADDED)
         with _in_our_words(
             f"{self._folder / _CONFIG}, {_SPECIAL} and {_ADDED} must list added tokens by their "
-            "spelling, with ids in the last; download them again."
+            f"spelling, with ids in {_ADDED}; download them again."
         ):
             flags, stated = _added_tokens(config, special, added)
             library.add_tokens([AddedToken(name, special=True, **flags[name]) for name in flags])
         for name, index in stated.items():
             if library.token_to_id(name) != index:
                 raise ValueError(
-                    f"{self._folder / _ADDED} must number its tokens on from {_VOCAB}, where "
-                    f"{name[:40]!r} is {library.token_to_id(name)}, got {index!r:.20}; "
+                    f"{self._folder / _ADDED} must number its tokens after those of {_VOCAB}, so "
+                    f"that {name[:40]!r} is {library.token_to_id(name)}, got {index!r:.20}; "
                     "download both again."
                 )
         ids = library.get_vocab()
@@ -281,11 +321,11 @@ class HuggingFaceTokenizer:
 
 @contextlib.contextmanager
 def _in_our_words(message: str) -> Iterator[None]:
-    """Turn any failure of the library into a ValueError with this message."""
+    """Convert any failure of the library to a ValueError with this message."""
     try:
         yield
     except BaseException as error:
-        # The library's panics are no Exception, and it exports no name for their class.
+        # The library's panics are not of type Exception, and their class is not exported.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise ValueError(message) from error
         raise
@@ -305,13 +345,13 @@ def _kind(content: bytes) -> str:
 
 
 def _spelling(token: Any) -> str | None:
-    """Return the text of a token, which files state alone or with flags."""
+    """Return the text of a token, stored as a string or as an object with flags."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 
 
 def _bytes_of(name: str) -> bytes:
-    """Return the bytes of a byte-level token, or the spelling of another."""
+    """Return the bytes of a byte-level token, or the UTF-8 bytes of any other token."""
     try:
         return bytes(map(_BYTE_OF.__getitem__, name))
     except KeyError:
@@ -319,17 +359,17 @@ def _bytes_of(name: str) -> bytes:
 
 
 def _piece(name: str, text: str) -> bytes:
-    """Return the bytes that a token adds to a text; it may be one byte that is no text alone."""
+    """Return the bytes that a token adds to a text, possibly a single byte of a character."""
     byte = _BYTE_PIECE.fullmatch(name) if text == "\N{REPLACEMENT CHARACTER}" else None
     return bytes.fromhex(byte[1]) if byte else text.encode()
 
 
 def _sentinels(ids: Mapping[str, int]) -> list[int]:
-    """Return the ids of `<extra_id_0>`, `<extra_id_1>`, ... as far as there are any."""
+    """Return the ids of `<extra_id_0>`, `<extra_id_1>`, ... up to the first missing one."""
     sentinels = []
     while True:
         spelling = f"<extra_id_{len(sentinels)}>"
-        index = ids.get(spelling, ids.get(f"▁{spelling}"))  # mT5's are pieces with a space
+        index = ids.get(spelling, ids.get(f"▁{spelling}"))  # mT5's pieces include a space
         if index is None:
             return sentinels
         sentinels.append(index)
@@ -338,7 +378,7 @@ def _sentinels(ids: Mapping[str, int]) -> list[int]:
 def _added_tokens(
     config: dict[str, Any], special: dict[str, Any], added: dict[str, Any]
 ) -> tuple[dict[str, dict[str, bool]], dict[str, int]]:
-    """Return the flags of the tokens to add to a vocabulary, in order, and the ids in files."""
+    """Return the flags of the tokens to add to a vocabulary, in order, and their ids in files."""
     detailed = config.get("added_tokens_decoder") or {}
     ids = {name: int(index) for name, index in added.items()}
     ids |= {token["content"]: int(index) for index, token in detailed.items()}
@@ -348,7 +388,7 @@ def _added_tokens(
     more = [token for x in (special, config) for token in x.get("additional_special_tokens") or ()]
     names = [*sorted(ids, key=ids.__getitem__), *map(_spelling, [*named, *more])]
     if not all(isinstance(name, str) for name in names):
-        raise ValueError("an added token must have a spelling, got none; name it as a text.")
+        raise ValueError("an added token must have a spelling, got none; add it as a string.")
     flags: dict[Any, dict[str, bool]] = {name: {} for name in names}
     for token in (*config.values(), *special.values(), *more, *detailed.values()):
         if isinstance(token, dict) and token.get("content") in flags:

@@ -1,4 +1,4 @@
-"""Load the tokenizer of a folder, of whichever kind."""
+"""Load the tokenizer of a checkpoint folder, whatever its kind."""
 
 import warnings
 from pathlib import Path
@@ -14,16 +14,21 @@ from t5jax.tokenizers.sentencepiece import MODEL_FILES, SentencePieceTokenizer
 def load_tokenizer(folder: StrPath) -> Tokenizer | None:
     """Load the tokenizer of a checkpoint folder, ours or Hugging Face's.
 
-    Only the tokenizer's own files count: the `config.json` of mT5 and ByT5 names the wrong class.
-    A SentencePiece model comes first, since its ids are Google's own where those of other files
-    nearly are, unless tokens were added to it.
+    Only the tokenizer's files are used: the `config.json` of mT5 and ByT5 names the wrong class.
+    A SentencePiece model takes precedence unless tokens were added to it, because its ids are
+    exactly Google's, while those of other files can differ.
 
     Args:
-      folder: of the checkpoint.
+      folder: checkpoint folder.
     Returns:
       The tokenizer; None if the folder has none.
     Raises:
       ValueError: a file is damaged; the message names it.
+
+    Example:
+      >>> t5jax.tokenizers.ByteTokenizer().save("byt5")
+      >>> t5jax.tokenizers.load_tokenizer("byt5").vocab_size
+      259
     """
     path = Path(folder) / CONFIG_FILE
     config = read_json_object(path) if path.is_file() else {}
@@ -38,9 +43,9 @@ def load_tokenizer(folder: StrPath) -> Tokenizer | None:
                 break
             if added:
                 warnings.warn(
-                    f"{folder}: {len(added)} tokens that were added to {path.name} are not known, "
-                    f"such as {added[0]!r:.40}; they need tokenizer.json, which transformers' "
-                    "save_pretrained writes.",
+                    f"{folder}: {len(added)} tokens that were added to {path.name} are ignored, "
+                    f"such as {added[0]!r:.40}; to use them, add the tokenizer.json that "
+                    "transformers' save_pretrained writes.",
                     stacklevel=2,
                 )
             return tokenizer

@@ -1,4 +1,4 @@
-"""T5's tokenizer: SentencePiece with sentinels; and training a vocabulary."""
+"""T5's tokenizer, SentencePiece with sentinels, and vocabulary training."""
 
 import hashlib
 import io
@@ -19,17 +19,22 @@ _UNSPACED_SENTINEL = re.compile(r"(?<=\S)<extra_id_(0|[1-9][0-9]{0,4})>")
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model with T5's sentinels.
+    """SentencePiece model with T5's sentinels.
 
-    As in Google's pipeline, `<extra_id_k>` is a piece spelled with the space before it, so "Hello
-    <extra_id_0> world" has three ids.  A sentinel that lacks the space is read as if it had one.
+    As in Google's pipeline, the piece `<extra_id_k>` includes the space before it, so
+    "Hello <extra_id_0> world" has three ids. A sentinel without the space is read as if it had one.
 
     Args:
       model: content of a SentencePiece model file.
-      num_sentinels: number to append, `<extra_id_0>` last; if the model already has sentinels
-        (mT5), none is appended and these keep their ids.
+      num_sentinels: number of sentinels to append, `<extra_id_0>` last; ignored if the model
+        already has sentinels (mT5).
     Raises:
-      ValueError: the model is not a complete SentencePiece model, or lacks an end piece.
+      ValueError: the model is not a complete SentencePiece model, or has no EOS piece.
+
+    Example:
+      >>> tokenizer = t5jax.tokenizers.SentencePieceTokenizer(t5.tokenizer.model, num_sentinels=100)
+      >>> tokenizer.vocab_size - tokenizer.sentinel_id(0)
+      1
     """
 
     def __init__(self, model: bytes, *, num_sentinels: int = 100):
@@ -45,7 +50,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = self._processor.get_piece_size()
         self.unk_id = self._processor.unk_id()
         self.eos_id = self._processor.eos_id()
-        # A model may declare no padding (MADLAD); Google's pipeline then pads with 0 all the same.
+        # Google's pipeline pads with 0 even if the model declares no padding (MADLAD).
         self.pad_id = max(self._processor.pad_id(), 0)
         self.fingerprint = hashlib.sha256(model + b"%d" % self.num_appended).hexdigest()
         if self.eos_id < 0:
@@ -56,10 +61,12 @@ class SentencePieceTokenizer(Tokenizer):
         """Read a model file.
 
         Args:
-          path: of the file.
-          num_sentinels: see the class.
+          path: SentencePiece model file.
+          num_sentinels: number of sentinels to append, as for the class.
+        Returns:
+          The tokenizer.
         Raises:
-          ValueError: the file is not a complete SentencePiece model, or lacks an end piece.
+          ValueError: the file is not a complete SentencePiece model, or has no EOS piece.
         """
         try:
             return cls(Path(path).read_bytes(), num_sentinels=num_sentinels)
@@ -67,23 +74,45 @@ class SentencePieceTokenizer(Tokenizer):
             raise ValueError(f"{os.fspath(path)}: {error}") from error
 
     def sentinel_id(self, k: int) -> int:
-        """Return the id of `<extra_id_k>`."""
+        """Return the id of `<extra_id_k>`.
+
+        Args:
+          k: number of the span, in [0, num_sentinels).
+        Returns:
+          The id of the sentinel.
+        Raises:
+          ValueError: `k` is out of range.
+        """
         return self._sentinels[checked_sentinel(k, self.num_sentinels)]
 
     def encode(self, text: str) -> list[int]:
-        """Convert a text to ids, without end of sequence and padding; it may spell sentinels."""
+        """Convert text to ids, without EOS and padding.
+
+        Args:
+          text: text, which may contain sentinels such as `<extra_id_0>`.
+        Returns:
+          The ids.
+        """
         text = _UNSPACED_SENTINEL.sub(lambda m: " " * (int(m[1]) < self.num_sentinels) + m[0], text)
-        # JSON can spell half of a surrogate pair, UTF-8 cannot: it is read as "?".
+        # JSON allows a lone surrogate but UTF-8 does not; it becomes "?".
         return self._processor.encode(text.encode("utf-8", "replace"))
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Convert one row of ids to text, up to its first `eos_id` and without padding."""
+        """Convert one row of ids to text, up to the first EOS and without padding.
+
+        Args:
+          ids: [T] integers; ids outside the vocabulary are decoded as `unk_id`.
+        Returns:
+          The text.
+        Raises:
+          ValueError: `ids` is not one row of integers.
+        """
         ids = [i for i in content_ids(ids, self.eos_id) if i != self.pad_id]
         known = range(self.vocab_size)
         return self._processor.decode([i if i in known else self.unk_id for i in ids])
 
     def pieces(self) -> list[bytes]:
-        """Return the UTF-8 bytes that each id adds to a decoded text, by id."""
+        """Return the UTF-8 bytes that each id adds to decoded text, by id."""
         return [self._piece(i) for i in range(self.vocab_size)]
 
     def _piece(self, index: int) -> bytes:
@@ -97,7 +126,11 @@ class SentencePieceTokenizer(Tokenizer):
         return spelling.replace("▁", " ").encode()
 
     def save(self, folder: StrPath) -> None:
-        """Write spiece.model, unchanged, and tokenizer_config.json; creates the folder."""
+        """Write spiece.model, unchanged, and tokenizer_config.json.
+
+        Args:
+          folder: output folder, created if missing.
+        """
         pad, eos, unk = map(self._processor.id_to_piece, (self.pad_id, self.eos_id, self.unk_id))
         save_config(folder, "T5Tokenizer", extra_ids=self.num_appended, pad=pad, eos=eos, unk=unk)
         write_atomically(Path(folder) / MODEL_FILES[0], self.model)
@@ -111,25 +144,36 @@ def train_tokenizer(
     character_coverage: float = 0.99995,
     max_lines: int = 1_000_000,
 ) -> SentencePieceTokenizer:
-    """Train a vocabulary as T5's was: unigram pieces of NFKC-normalised text, no start of sequence.
+    """Train a vocabulary like T5's: unigram pieces of NFKC-normalised text, no start token.
 
-    The result depends on the texts alone, not on the machine or its number of cores.
+    The result does not depend on the machine or its number of cores.
 
     Args:
-      texts: documents; each of their lines counts as a sentence.
-      vocab_size: number of pieces, without the sentinels; T5 has 32000.
+      texts: documents; each line counts as a sentence.
+      vocab_size: number of pieces, without sentinels; T5 has 32000.
       num_sentinels: number of sentinels to append.
-      character_coverage: share of the text's characters that get an id, in (0, 1]; T5 used 0.9995,
-        which left its vocabulary without "{", "}", "<" and "~".
-      max_lines: maximal number of lines to learn from; of more, evenly spaced ones are used.
+      character_coverage: fraction of the text's characters to cover, in (0, 1]; T5 used 0.9995,
+        which excluded "{", "}", "<" and "~".
+      max_lines: maximum number of lines to train on, sampled at even spacing.
+    Returns:
+      The tokenizer, with `vocab_size` pieces and the sentinels.
     Raises:
       ValueError: there is no text, or `vocab_size` is too large or too small for it.
+
+    Example:
+      >>> tokenizer = t5jax.tokenizers.train_tokenizer(
+      ...     ["the cat sat on the mat"], vocab_size=14, num_sentinels=4
+      ... )
+      >>> tokenizer.vocab_size, tokenizer.decode(tokenizer.encode("the mat"))
+      (18, 'the mat')
     """
     if vocab_size <= 3:
-        raise ValueError(f"vocab_size must exceed 3, the special ids, got {vocab_size}; try 32000.")
+        raise ValueError(
+            f"vocab_size must exceed 3, the number of special ids, got {vocab_size}; try 32000."
+        )
     lines = _sample(texts, max_lines)
     if not lines:
-        raise ValueError("texts must hold some text to learn from, got none; check where they lie.")
+        raise ValueError("texts must hold some text to train on, got none; check their source.")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -143,7 +187,7 @@ def train_tokenizer(
             eos_id=1,
             unk_id=2,
             bos_id=-1,
-            num_threads=16,  # sums floats per thread, so another number gives other pieces
+            num_threads=16,  # the pieces depend on it, through the order of float sums
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -156,10 +200,10 @@ def load_processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
     """Load a SentencePiece model.
 
     Raises:
-      ValueError: it is damaged or incomplete.
+      ValueError: the model is damaged or incomplete.
     """
-    # A file cut between two pieces loads, as a smaller vocabulary.  The normalizer, protobuf field
-    # 3, follows the pieces in every model; a field is a tag, a varint length and its content.
+    # A file truncated between two pieces loads as a smaller vocabulary. The normalizer, protobuf
+    # field 3, follows the pieces in every model; a field is a tag, a varint length and its content.
     tags, position = set(), 0
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -174,7 +218,7 @@ def load_processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
             return processor
     except (RuntimeError, IndexError):
         pass
-    content, remedy = f"{len(model)} bytes that are not", "download or copy the file again"
+    content, remedy = f"{len(model)} other bytes", "download or copy the file again"
     if model.startswith(b"version https://git-lfs"):
         content, remedy = "a git-lfs pointer to one", "fetch it with `git lfs pull`"
     raise ValueError(f"must be a complete SentencePiece model, got {content}; {remedy}.")
@@ -182,7 +226,7 @@ def load_processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
 
 def _sentinel_pieces(count: int) -> bytes:
     """Encode USER_DEFINED pieces as protobuf bytes that extend a model when appended to it."""
-    # By hand, since the protobuf classes of SentencePiece and transformers exclude each other.
+    # By hand, because the protobuf classes of SentencePiece and transformers conflict.
     pieces = bytearray()
     for name in (f"▁<extra_id_{k}>".encode() for k in reversed(range(count))):
         piece = b"\x0a" + bytes([len(name)]) + name + b"\x15" + struct.pack("<f", 0) + b"\x18\x04"
@@ -191,7 +235,7 @@ def _sentinel_pieces(count: int) -> bytes:
 
 
 def _sentinel_ids(processor: sentencepiece.SentencePieceProcessor) -> list[int]:
-    """Return the ids of `<extra_id_0>`, `<extra_id_1>`, ... as far as the model has them."""
+    """Return the ids of `<extra_id_0>`, `<extra_id_1>`, ... up to the first missing one."""
     ids, unk = [], processor.unk_id()
     while True:
         spellings = f"▁<extra_id_{len(ids)}>", f"<extra_id_{len(ids)}>"
@@ -202,7 +246,7 @@ def _sentinel_ids(processor: sentencepiece.SentencePieceProcessor) -> list[int]:
 
 
 def _sample(texts: Iterable[str], max_lines: int) -> list[bytes]:
-    """Sample at most `max_lines` lines, evenly spaced, cut to fit the trainer's 4192 bytes."""
+    """Sample at most `max_lines` evenly spaced lines, split to fit the trainer's 4192 bytes."""
     lines = (line for text in texts for line in text.splitlines() if line.strip())
     pieces = (line[i : i + 1000] for line in lines for i in range(0, len(line), 1000))
     sample, stride = [], 1

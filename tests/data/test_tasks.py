@@ -228,7 +228,7 @@ def test_read_finds_files_in_the_home_folder(tmp_path, monkeypatch):
 def test_read_refuses_what_is_neither_file_nor_hub_name(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     message = refusal(read_split, make(name), "train", kind=FileNotFoundError)
-    assert "train of task 't' must be a file or a hub name 'owner/name'" in message
+    assert "train of task 't' must be a file or a Hub name 'owner/name'" in message
     assert str(tmp_path / name) in message
 
 
@@ -508,7 +508,7 @@ def test_load_finds_paths_beside_the_file(load, tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"tran": ROWS}, "task 2 has an unknown field 'tran'; did you mean 'train'?"),
-        ({"zzz": 1}, "task 2 has an unknown field 'zzz'; there are name, train"),
+        ({"zzz": 1}, "task 2 has an unknown field 'zzz'; fields are name, train"),
         ({"postprocess": "lower"}, "unknown field 'postprocess'"),
         ({"preprocess": "lower"}, "unknown field 'preprocess'"),
         ({"name": 5}, "task 2 must have text as 'name', got 5."),
@@ -625,7 +625,7 @@ def test_read_takes_splits_of_the_hub(hub):
     answers = dataclasses.replace(task, target="{answers}")
     assert [one.references for one in read_split(answers, "train")] == columns["answers"]
     message = refusal(read_split, dataclasses.replace(task, target="{lable}"), "train")
-    assert "data set 'o/n' must have the column 'lable'" in message
+    assert "dataset 'o/n' must have the column 'lable'" in message
     assert message.endswith("did you mean 'label'?")
     train, dev = ("o/n", "sst2", "train"), ("o/n", "sst2", "dev[:2]")
     assert asked == [train, dev, train, train]

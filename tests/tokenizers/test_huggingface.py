@@ -658,7 +658,7 @@ def test_load_names_a_config_that_is_no_json_object(json_folder, content):
 def test_vocabulary_and_merges_that_do_not_fit_are_named(pair_folder, change):
     for name, content in change.items():
         (pair_folder / name).write_text(content)
-    expected = r"vocab\.json must give pieces their ids and merges\.txt pair them, got"
+    expected = r"vocab\.json must map pieces to ids and merges\.txt list pairs"
     with pytest.raises(ValueError, match=expected) as error:
         HuggingFaceTokenizer.from_folder(pair_folder)
     check_message(error, pair_folder)
@@ -732,8 +732,8 @@ CHARSMAP = base64.b64encode(b"\xff" * 9).decode()
         ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "ids for every text"),
         ({"model": bpe(vocab={"a": 0, "</s>": 4294967295})}, "1 to 10000000 ids"),
         ({"model": bpe(vocab={})}, "1 to 10000000 ids"),
-        ({"post_processor": template(2, 77)}, "put ids of its own"),
-        ({"post_processor": template(4294967295, 0)}, "put ids of its own"),
+        ({"post_processor": template(2, 77)}, "template of known ids"),
+        ({"post_processor": template(4294967295, 0)}, "template of known ids"),
     ],
 )
 def test_hostile_tokenizer_is_refused(tmp_path, part, reason):

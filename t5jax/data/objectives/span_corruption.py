@@ -1,6 +1,6 @@
-"""Span corruption: hide random spans of a text and predict them.
+"""Span corruption: mask random spans of a text and predict them.
 
-Numpy on token ids, random only through the generator that is passed in.
+Implemented in numpy; the generator passed in is the only source of randomness.
 """
 
 import dataclasses
@@ -15,11 +15,15 @@ from t5jax.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpanCorruptionConfig:
-    """Options of span corruption.  (arXiv:1910.10683, section 3.1.4)
+    """Options of span corruption (arXiv:1910.10683, section 3.1.4).
 
     Attributes:
-      density: Fraction of tokens hidden, in (0, 1).
-      mean_span: Mean length of a hidden span, in tokens, at least 1.
+      density: fraction of tokens to mask, in (0, 1).
+      mean_span: mean length of a masked span, in tokens, >= 1.
+
+    Example:
+      >>> t5jax.data.objectives.SpanCorruptionConfig(density=0.15, mean_span=3.0).counts(512)
+      (77, 26)
     """
 
     density: float = 0.15
@@ -32,32 +36,38 @@ class SpanCorruptionConfig:
             raise ValueError(f"mean_span must be at least 1, got {self.mean_span}; T5 uses 3.0.")
 
     def counts(self, length: int) -> tuple[int, int]:
-        """Return the numbers of hidden tokens and of spans in a text.
+        """Return the number of masked tokens and of masked spans in a text.
 
         Args:
-          length: tokens in the text, at least 2.
+          length: number of tokens in the text, >= 2.
+        Returns:
+          (masked tokens, masked spans), at least 1 each.
         Raises:
           ValueError: `length` is below 2.
         """
         if length < 2:
             raise ValueError(f"length must be at least 2 tokens, got {length}; join short texts.")
         hidden = min(max(round(length * self.density), 1), length - 1)
-        # Every hidden span needs a kept token before it.
+        # Every masked span needs a kept token before it.
         spans = min(max(round(hidden / self.mean_span), 1), length - hidden)
         return hidden, spans
 
     def lengths(self, input_length: int) -> ExampleLengths:
         """Return the lengths of the longest example whose inputs fit in `input_length` tokens.
 
-        Such as 568 tokens of text for inputs of 512 tokens, with 114 targets.
+        With the defaults, 568 tokens of text give 512 inputs and 114 targets.
 
+        Args:
+          input_length: maximum number of encoder tokens.
+        Returns:
+          Lengths of the text, inputs and targets.
         Raises:
-          ValueError: not even two tokens of text fit.
+          ValueError: `input_length` is too small for two tokens of text.
         """
         lengths = self._lengths_of(2)
         if lengths.inputs > input_length:
             raise ValueError(f"input_length must be at least {lengths.inputs}, got {input_length}.")
-        # Inputs grow with the text, and have at most one token more than it: start from there.
+        # Inputs grow with the text and exceed it by at most one token: start from there.
         longer = self._lengths_of(max(input_length - 1, 2))
         while longer.inputs <= input_length:
             lengths, longer = longer, self._lengths_of(longer.raw + 1)
@@ -69,28 +79,27 @@ class SpanCorruptionConfig:
 
 
 class SpanCorruption:
-    """T5's objective: random spans of a text are replaced by sentinels, the targets list them.
+    """T5's objective: sentinels replace random spans in the inputs, and the targets list the spans.
+
+    Args:
+      config: density and length of the spans.
+      tokenizer: provides the sentinels and EOS.
+      decoder_start_id: decoder start id.
 
     Example:
-      >>> from t5jax.tokenizers import ByteTokenizer
-      >>> tokenizer = ByteTokenizer()
-      >>> objective = SpanCorruption(
-      ...     SpanCorruptionConfig(), tokenizer=tokenizer, decoder_start_id=tokenizer.pad_id
+      >>> objective = t5jax.data.objectives.SpanCorruption(
+      ...     t5jax.data.objectives.SpanCorruptionConfig(),
+      ...     tokenizer=t5jax.tokenizers.ByteTokenizer(),
+      ...     decoder_start_id=0,
       ... )
-      >>> objective.lengths(512)
-      ExampleLengths(raw=568, inputs=512, targets=114)
+      >>> example = objective.example(np.arange(3, 571), np.random.default_rng(0))
+      >>> example["encoder_input_tokens"].shape, example["decoder_target_tokens"].shape
+      ((512,), (114,))
     """
 
     def __init__(
         self, config: SpanCorruptionConfig, *, tokenizer: Tokenizer, decoder_start_id: int
     ):
-        """Bind the options to a vocabulary.
-
-        Args:
-          config: density and length of the spans.
-          tokenizer: the source of sentinels and EOS.
-          decoder_start_id: the id that the decoder reads first.
-        """
         self._config = config
         self._sentinels = np.array(
             [tokenizer.sentinel_id(k) for k in range(tokenizer.num_sentinels)]
@@ -99,16 +108,28 @@ class SpanCorruption:
         self._decoder_start_id = decoder_start_id
 
     def lengths(self, input_length: int) -> ExampleLengths:
-        """Return `SpanCorruptionConfig.lengths`."""
+        """Return the lengths of the examples; see `SpanCorruptionConfig.lengths`.
+
+        Args:
+          input_length: maximum number of encoder tokens.
+        Returns:
+          Lengths of the text, inputs and targets.
+        """
         return self._config.lengths(input_length)
 
     def check(self, input_length: int) -> None:
-        """Raise ValueError if examples have more spans than the tokenizer has sentinels."""
+        """Check that the tokenizer has a sentinel for every span.
+
+        Args:
+          input_length: maximum number of encoder tokens.
+        Raises:
+          ValueError: examples have more spans than the tokenizer has sentinels.
+        """
         _, spans = self._config.counts(self.lengths(input_length).raw)
         if spans > len(self._sentinels):
             raise ValueError(
                 f"an input of {input_length} tokens must hide at most {len(self._sentinels)} "
-                f"spans, one for each sentinel of the tokenizer, got {spans}; lower input_length "
+                f"spans, one per sentinel of the tokenizer, got {spans}; lower input_length "
                 "or corruption.density, or raise corruption.mean_span."
             )
 
@@ -116,10 +137,10 @@ class SpanCorruption:
         """Corrupt one chunk.
 
         Args:
-          tokens: [S] ids of text, at least 2.
-          rng: source of the spans.
+          tokens: [S] ids of text, S >= 2.
+          rng: random generator for the spans.
         Returns:
-          Inputs [I] and targets [T] under T5X's names, without a batch axis.
+          Inputs [I] and targets [T], named as in `Batch`, without a batch axis.
         """
         mask = noise_mask(len(tokens), config=self._config, rng=rng)
         inputs, targets = corrupt_spans(
@@ -138,16 +159,16 @@ def noise_mask(
 ) -> Bool[np.ndarray, " S"]:
     """Sample a random-spans noise mask.
 
-    Spans alternate kept, hidden, kept, hidden, ...; the first token is always kept and the last
-    always hidden.  All ways to divide the tokens into that many spans are equally likely.
-    (arXiv:1910.10683, section 3.1.4)
+    Spans alternate between kept and masked; the first token is always kept and the last always
+    masked. All ways to divide the tokens into these spans are equally likely (arXiv:1910.10683,
+    section 3.1.4).
 
     Args:
-      length: tokens in the text, at least 2.
+      length: number of tokens in the text, >= 2.
       config: density and mean length of the spans.
-      rng: source of the spans.
+      rng: random generator for the spans.
     Returns:
-      [S] bool, True where hidden.
+      [S] bool, True where masked.
     Raises:
       ValueError: `length` is below 2.
     """
@@ -165,39 +186,40 @@ def corrupt_spans(
     sentinels: Int[np.ndarray, " K"],
     eos_id: int,
 ) -> tuple[Int[np.ndarray, " I"], Int[np.ndarray, " T"]]:
-    """Replace each hidden span by a sentinel; the targets list the spans after their sentinels.
+    """Replace each masked span by a sentinel, and list the spans with their sentinels as targets.
 
         tokens   Thank you for inviting me to your party last week
         inputs   Thank you <0> me to your party <1> week </s>
         targets  <0> for inviting <1> last </s>
 
     Args:
-      tokens: ids of the text.
-      mask: True where hidden.
-      sentinels: ids of the first, second, ... span's sentinel.
-      eos_id: appended to both.
+      tokens: [S] ids of the text.
+      mask: [S] bool, True where masked.
+      sentinels: [K] ids of the sentinels for the first, second, ... span.
+      eos_id: id appended to inputs and targets.
     Returns:
-      Inputs and targets, int32.
+      Inputs [I] and targets [T], int32.
     Raises:
-      ValueError: more spans than sentinels.
+      ValueError: there are more spans than sentinels.
     """
     starts = mask & ~np.concatenate([[False], mask[:-1]])
     num_spans = int(starts.sum())
     if num_spans > len(sentinels):
         raise ValueError(
-            f"the text has {num_spans} hidden spans but the tokenizer has only {len(sentinels)} "
-            "sentinels; use a shorter input length, a lower density or longer spans."
+            f"the text must have one sentinel per masked span, got {num_spans} spans and "
+            f"{len(sentinels)} sentinels; use a shorter input length, a lower density or longer "
+            "spans."
         )
     inputs = tokens.astype(np.int32)
     inputs[starts] = sentinels[:num_spans]
     inputs = inputs[~mask | starts]
-    # Index of the first token of each span among the hidden tokens.
+    # Index of the first token of each span among the masked tokens.
     begins = (np.cumsum(mask) - 1)[starts]
     targets = np.insert(tokens[mask].astype(np.int32), begins, sentinels[:num_spans])
     return np.append(inputs, np.int32(eos_id)), np.append(targets, np.int32(eos_id))
 
 
 def _partition(total: int, parts: int, rng: np.random.Generator) -> Int[np.ndarray, " parts"]:
-    """Divide `total` into `parts` positive summands, all divisions equally likely."""
+    """Split `total` into `parts` positive integers, all splits equally likely."""
     cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
     return np.diff(cuts, prepend=0, append=total)

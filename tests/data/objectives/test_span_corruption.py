@@ -165,7 +165,7 @@ def test_corrupt_of_noise_mask_has_the_promised_lengths(length, corruption, seed
 def test_corrupt_refuses_more_spans_than_sentinels():
     tokens, mask = np.arange(2, 8), np.array([False, True] * 3)
     assert len(corrupt_spans(tokens, mask, sentinels=SENTINELS[:3], eos_id=EOS)[0]) == 7
-    with pytest.raises(ValueError, match=r"3 hidden spans .* only 2 sentinels; use a shorter"):
+    with pytest.raises(ValueError, match="got 3 spans and 2 sentinels"):
         corrupt_spans(tokens, mask, sentinels=SENTINELS[:2], eos_id=EOS)
 
 
