@@ -11,6 +11,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 StrPath = str | os.PathLike[str]
+JsonObject = dict[str, Any]
 
 _SUFFIX = ".writing"
 
@@ -125,7 +126,7 @@ def read_json(path: Path) -> Any:
     return parse_json(content, source=path)
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> JsonObject:
     """Read a JSON file that holds an object.
 
     Raises:
@@ -152,7 +153,7 @@ def parse_json(content: bytes | str, *, source: object) -> Any:
         raise ValueError(f"{source} must be JSON: {error}.") from error
 
 
-def parse_json_object(content: bytes | str, *, source: object) -> dict[str, Any]:
+def parse_json_object(content: bytes | str, *, source: object) -> JsonObject:
     """Parse a JSON object.
 
     Args:
@@ -164,12 +165,12 @@ def parse_json_object(content: bytes | str, *, source: object) -> dict[str, Any]
     return _check_object(parse_json(content, source=source), source)
 
 
-def _check_object(value: Any, source: object) -> dict[str, Any]:
+def _check_object(value: object, source: object) -> JsonObject:
     if not isinstance(value, dict):
         raise ValueError(f"{source} must be a JSON object, got {type(value).__name__}.")
     return value
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a value as indented JSON with sorted keys."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -120,7 +120,7 @@ def test_dir_shows_the_public_names_and_each_can_be_imported(package):
         getattr(module, name)
 
 
-@pytest.mark.parametrize(("package", "name"), public_names(), ids=".".join)
+@pytest.mark.parametrize(("package", "name"), public_names())
 def test_public_name_is_documented(package, name):
     value = getattr(importlib.import_module(package), name)
     check = class_faults(value) if inspect.isclass(value) else function_faults(value, example=True)

@@ -4,7 +4,6 @@ import dataclasses
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from t5jax.errors import suggest
 
@@ -66,7 +65,7 @@ def read_arguments(path: str, config_class: type) -> list[str]:
     return list(_arguments(path, {} if values is None else values, config_class, ""))
 
 
-def _arguments(source: str, values: Any, config_class: type, prefix: str) -> Iterator[str]:
+def _arguments(source: str, values: object, config_class: type, prefix: str) -> Iterator[str]:
     if not isinstance(values, dict):
         what = prefix.rstrip(".") or "the file"
         raise ValueError(f"{source}: {what} must hold options by name, got {values!r:.80}.")
@@ -83,7 +82,7 @@ def _arguments(source: str, values: Any, config_class: type, prefix: str) -> Ite
             yield from _option(rest if group in UNPREFIXED else f"{prefix}{name}", value)
 
 
-def _option(name: str, value: Any) -> Iterator[str]:
+def _option(name: str, value: object) -> Iterator[str]:
     """Yield an option and its values; `True` is `--option` and `False` `--no-option`."""
     path, _, last = name.replace("_", "-").rpartition(".")
     dotted = f"{path}." if path else ""

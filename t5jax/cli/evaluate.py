@@ -4,13 +4,13 @@ import dataclasses
 import json as jsons
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
 
 from t5jax.evaluation import EvalTask, evaluate_files
 from t5jax.evaluation.metrics import MetricOptions, TextOptions, check_metrics, used_options
-from t5jax.fileio import write_atomically
+from t5jax.fileio import JsonObject, write_atomically
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def evaluate(options: Evaluate) -> None:
         write_atomically(options.json, jsons.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
-def _print_task(name: str, report: dict[str, Any]) -> None:
+def _print_task(name: str, report: JsonObject) -> None:
     print(f"{name}: {report['examples']} examples, {report['references']} references")
     width = max(map(len, report["metrics"]))
     for metric, values in report["metrics"].items():

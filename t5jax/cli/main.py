@@ -87,16 +87,18 @@ class _Console(logging.Handler):
 
 @contextlib.contextmanager
 def _console_log() -> Iterator[None]:
-    """Print what the library logs from level INFO on."""
+    """Print what the library logs from level INFO on; other loggers are left as they are."""
     logger, handler = logging.getLogger("t5jax"), _Console()
-    level = logger.level
+    level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
+    logger.propagate = False  # another library may have given the root logger a handler
     logger.setLevel(level or logging.INFO)
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        logger.propagate = propagate
 
 
 class _Command(NamedTuple):

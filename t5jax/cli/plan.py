@@ -3,11 +3,12 @@
 import dataclasses
 import json as jsons
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff, arg
 
 from t5jax.errors import check_at_least
+from t5jax.fileio import JsonObject
 from t5jax.models import AttentionKind, ComputeDtype, ComputePolicy, Remat, T5Config
 from t5jax.optim import OptimizerName
 from t5jax.parallel import MeshConfig
@@ -100,7 +101,7 @@ def plan(options: Plan) -> None:
         accumulate=options.accumulate,
         decode=options.decode,
     )
-    report: dict[str, Any] = {
+    report: JsonObject = {
         "model": options.model,
         "topology": options.topology,
         "devices": len(devices),

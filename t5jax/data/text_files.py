@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from t5jax.errors import suggest
+from t5jax.fileio import JsonObject
 
-Record = dict[str, Any] | None  # None for a blank line
+Record = JsonObject | None  # None for a blank line
 Reader = Callable[[str, Sequence[str] | None], Iterator[Record]]
 _BLANK = object()  # a blank line among JSON values, which include None
 VERSION = 1  # part of cache keys; bump it when a change here changes what is read
@@ -95,7 +96,7 @@ def read_rows(file: str, column: str) -> Iterator[str]:
         yield value or ""
 
 
-def read_records(file: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+def read_records(file: str, columns: Sequence[str] | None = None) -> Iterator[JsonObject]:
     """Iterate over the rows of a file, with values of any type.
 
     Args:
@@ -119,7 +120,7 @@ def read_records(file: str, columns: Sequence[str] | None = None) -> Iterator[di
 
 def numbered_records(
     file: str, columns: Sequence[str] | None = None
-) -> Iterator[tuple[int, dict[str, Any]]]:
+) -> Iterator[tuple[int, JsonObject]]:
     """Iterate over the rows of a file with their numbers, for error messages.
 
     Args:
@@ -135,7 +136,7 @@ def numbered_records(
 
 def _numbered(
     read: Reader, file: str, columns: Sequence[str] | None
-) -> Iterator[tuple[int, dict[str, Any]]]:
+) -> Iterator[tuple[int, JsonObject]]:
     row = 0
     try:
         for row, record in enumerate(read(file, columns), start=1):

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from t5jax.errors import check_at_least
 from t5jax.evaluation.metrics import (
@@ -16,6 +15,7 @@ from t5jax.evaluation.metrics import (
     mean_score,
 )
 from t5jax.evaluation.predictions import read_predictions
+from t5jax.fileio import JsonObject
 
 _LEVEL = 0.95
 
@@ -48,7 +48,7 @@ class EvalTask:
 
 def evaluate_files(
     tasks: Mapping[str, EvalTask], *, bootstrap: int = 0, seed: int = 0
-) -> dict[str, Any]:
+) -> JsonObject:
     """Compute the metrics of predictions in files.
 
     Args:
@@ -80,7 +80,7 @@ def evaluate_files(
         name: read_predictions(task.predictions, task.references, keyed=task.keyed)
         for name, task in tasks.items()
     }
-    reports: dict[str, Any] = {}
+    reports: JsonObject = {}
     scores: dict[str, dict[str, float]] = {}
     for name, task in tasks.items():
         predictions, references = examples[name]
@@ -93,7 +93,7 @@ def evaluate_files(
                 metric: _report(result, bootstrap, seed) for metric, result in results.items()
             },
         }
-    report: dict[str, Any] = {"tasks": reports}
+    report: JsonObject = {"tasks": reports}
     if len(tasks) > 1:
         report["average"] = mean_score(scores)
     if bootstrap:
@@ -101,8 +101,8 @@ def evaluate_files(
     return report
 
 
-def _report(result: MetricResult, bootstrap: int, seed: int) -> dict[str, Any]:
-    report: dict[str, Any] = {"score": _none_if_nan(result.score)}
+def _report(result: MetricResult, bootstrap: int, seed: int) -> JsonObject:
+    report: JsonObject = {"score": _none_if_nan(result.score)}
     if bootstrap:
         interval = bootstrap_interval(result, resamples=bootstrap, seed=seed, level=_LEVEL)
         report["interval"] = [_none_if_nan(end) for end in interval]

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from t5jax.data import file_suffix, numbered_records, read_lines
+from t5jax.fileio import JsonObject
 
 # The suffix that numbers additional references of a key, such as "read(2)".
 _VARIANT = re.compile(r"\(\d+\)$")
 _OTHER_FORMATS = (".json", ".csv", ".parquet")
 # Row number and content.
-_Records = list[tuple[int, dict[str, Any]]]
+_Records = list[tuple[int, JsonObject]]
 
 
 class Predictions(NamedTuple):

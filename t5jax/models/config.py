@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from t5jax.errors import suggest
-from t5jax.fileio import parse_json_object
+from t5jax.fileio import JsonObject, parse_json_object
 from t5jax.models.presets import preset_fields
 
 Activation = Literal["relu", "gelu_tanh", "gelu_erf", "silu"]
@@ -243,7 +243,7 @@ class ComputePolicy:
 _COMPUTE_FIELDS = tuple(field.name for field in dataclasses.fields(ComputePolicy))
 
 
-def read_compute_fields(path: str | os.PathLike) -> dict[str, str]:
+def read_compute_fields(path: str | os.PathLike) -> JsonObject:
     """Read the fields of `ComputePolicy` from a config file of an older version.
 
     Args:

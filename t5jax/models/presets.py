@@ -1,9 +1,9 @@
 """Config fields of published T5 models."""
 
-from typing import Any
+from t5jax.fileio import JsonObject
 
 
-def preset_fields() -> dict[str, dict[str, Any]]:
+def preset_fields() -> dict[str, JsonObject]:
     """Return the config fields of published T5, mT5, ByT5, umT5 and UL2 models, by Hub name.
 
     Sizes are those of the released checkpoints (arXiv:1910.10683, 2010.11934, 2105.13626,
@@ -58,7 +58,7 @@ _RELU_TIED = {
     "scale_logits": True,
     "dropout_rate": 0.1,
 }
-_PRESETS: dict[str, dict[str, Any]] = {
+_PRESETS: dict[str, JsonObject] = {
     **{f"t5-{s}": {**v, "vocab_size": 32128, **_RELU_TIED} for s, v in _V1_0.items()},
     **{f"t5-v1_1-{s}": {**v, "vocab_size": 32128} for s, v in _V1_1.items()},
     **{f"t5-{s}-lm-adapt": {**v, "vocab_size": 32128} for s, v in _V1_1.items()},

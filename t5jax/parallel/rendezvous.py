@@ -19,7 +19,8 @@ import json
 import socket
 import threading
 import time
-from typing import Any
+
+from t5jax.fileio import JsonObject
 
 # A machine that vanishes closes no connection: probe after 15 s of silence, give up 15 s later.
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
@@ -50,12 +51,12 @@ class Link:
         self._connection = connection
         self._lines = connection.makefile("rb")
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: JsonObject) -> None:
         """Send a message; does nothing if the peer is gone."""
         with contextlib.suppress(OSError):
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
-    def receive(self, timeout: float | None) -> dict[str, Any] | None:
+    def receive(self, timeout: float | None) -> JsonObject | None:
         """Return the next message; None if the peer is gone, silent or not a t5jax process."""
         try:
             self._connection.settimeout(timeout)
@@ -139,7 +140,7 @@ class Group:
         self._failed.set()
         raise RunAborted(self._reason)
 
-    def _tell(self, message: dict[str, Any], but: int | None = None) -> None:
+    def _tell(self, message: JsonObject, but: int | None = None) -> None:
         for index, link in self._links.items():
             if index != but:
                 link.send(message)

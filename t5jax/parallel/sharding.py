@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec as P
-from jaxtyping import Int
+from jaxtyping import Int, PyTree
 
 from t5jax.parallel.mesh import AXES
 
@@ -22,7 +22,7 @@ BATCH_SPEC = P(BATCH_AXES)
 ACTIVATION_SPEC = P(BATCH_AXES, "sequence")
 
 
-def with_shardings(shapes: Any, where: Any) -> Any:
+def with_shardings(shapes: PyTree, where: PyTree) -> PyTree:
     """Add a tree of shardings to a tree of shapes."""
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, where
@@ -118,7 +118,7 @@ def matches_path(pattern: str, path: str) -> bool:
     return re.search(f"(?:^|/)(?:{pattern})(?:/|$)", path) is not None
 
 
-def infer_shardings(tree: Any, *, mesh: Mesh, rules: PartitionRules) -> Any:
+def infer_shardings(tree: PyTree, *, mesh: Mesh, rules: PartitionRules) -> PyTree:
     """Infer the sharding of every leaf from the first rule that matches its path.
 
     A pattern is a regular expression that matches whole '/'-separated parts of the path, so

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from t5jax.fileio import JsonObject
 from t5jax.planning import hlo
 from t5jax.planning.workload import Lowered, Workload
 from t5jax.profiling import GIB, Chip
@@ -221,7 +222,7 @@ def _estimate(
     )
 
 
-def estimate_to_json(estimate: Estimate) -> dict[str, Any]:
+def estimate_to_json(estimate: Estimate) -> JsonObject:
     """Convert an estimate to a JSON object, including derived amounts."""
     return {
         **dataclasses.asdict(estimate),

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import tqdm
 
+from t5jax.fileio import JsonObject
 from t5jax.models import Remat
 from t5jax.parallel import MeshConfig
 from t5jax.planning import cost_model, workload
@@ -47,7 +48,7 @@ def mesh_candidates(task: Workload, count: int) -> Iterator[Workload]:
 
 def rank_meshes(
     task: Workload, devices: Sequence[Any], *, chip: Chip, max_compilations: int
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Compile a step for candidate meshes and remat policies, and rank the results.
 
     Args:
@@ -80,7 +81,7 @@ def rank_meshes(
             f"whose tensor axis divides {task.config.num_heads} heads, got {task.batch_size}; try "
             f"{len(devices)}."
         )
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     budget = max_compilations
     with tqdm.tqdm(
         total=min(len(candidates), budget), desc="compiling", unit="program", disable=None
@@ -96,7 +97,7 @@ def rank_meshes(
     return sorted(rows, key=lambda row: (not row["fits"], row["step_time"] or row["total_bytes"]))
 
 
-def mesh_table(rows: Sequence[dict[str, Any]]) -> str:
+def mesh_table(rows: Sequence[JsonObject]) -> str:
     """Format the rows of `rank_meshes` as a table."""
     lines = [f"{'mesh':34}{'remat':8}{'memory':>12}{'time':>12}  bound by"]
     for row in rows:
@@ -110,8 +111,8 @@ def mesh_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _try(candidate: Workload, devices: Sequence[Any], chip: Chip) -> dict[str, Any]:
-    row: dict[str, Any] = {
+def _try(candidate: Workload, devices: Sequence[Any], chip: Chip) -> JsonObject:
+    row: JsonObject = {
         "mesh": dataclasses.asdict(candidate.mesh),
         "remat": candidate.policy.remat,
     }
@@ -129,7 +130,7 @@ def _try(candidate: Workload, devices: Sequence[Any], chip: Chip) -> dict[str, A
     return {**row, "fits": True, **cost_model.estimate_to_json(estimate)}
 
 
-def _is_hopeless(candidate: Workload, rows: Sequence[dict[str, Any]]) -> bool:
+def _is_hopeless(candidate: Workload, rows: Sequence[JsonObject]) -> bool:
     """Return True if a program that needs at most the candidate's memory did not fit."""
     order = get_args(Remat)
     for row in rows:

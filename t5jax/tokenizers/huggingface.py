@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from t5jax.fileio import StrPath, parse_json_object, read_json_object, write_atomically
+from t5jax.fileio import JsonObject, StrPath, parse_json_object, read_json_object, write_atomically
 from t5jax.tokenizers.base import checked_sentinel, content_ids
 
 MAX_BYTES = 64 << 20
@@ -58,7 +58,7 @@ def added_tokens(folder: StrPath, *, first: int) -> list[str]:
     Raises:
       ValueError: a file is damaged.
     """
-    added: dict[str, Any] = {}
+    added: JsonObject = {}
     for name in (_CONFIG, _ADDED):
         path = Path(folder) / name
         listed: Any = read_json_object(path) if path.is_file() else {}
@@ -247,7 +247,7 @@ class HuggingFaceTokenizer:
         with _in_our_words(f"{failure}; download it again."):
             return self._library.encode(text)
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def _json(self, name: str) -> JsonObject:
         """Parse the object in a JSON file; a missing file counts as empty."""
         return parse_json_object(self._contents.get(name, b"{}"), source=self._folder / name)
 
@@ -376,7 +376,7 @@ def _sentinels(ids: Mapping[str, int]) -> list[int]:
 
 
 def _added_tokens(
-    config: dict[str, Any], special: dict[str, Any], added: dict[str, Any]
+    config: JsonObject, special: JsonObject, added: JsonObject
 ) -> tuple[dict[str, dict[str, bool]], dict[str, int]]:
     """Return the flags of the tokens to add to a vocabulary, in order, and their ids in files."""
     detailed = config.get("added_tokens_decoder") or {}
