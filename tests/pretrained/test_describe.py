@@ -212,7 +212,7 @@ def test_run_says_what_a_folder_holds(folder):
         "bytes": 2 * narrow + 4 * wide,
         "types": {"float32": wide, "bfloat16": narrow},
         "activation": "relu",
-        "output": "the embedding, scaled",
+        "output": "tied to the embedding, scaled",
         "tokenizer": {"kind": "SentencePieceTokenizer", "ids": 15, "sentinels": 5},
         "special ids": {"padding": 0, "end": 1, "decoder start": 0, "unknown": 2},
         "ignored": ["lm_head.weight: same as shared.weight"],

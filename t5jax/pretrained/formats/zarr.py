@@ -251,8 +251,8 @@ def _check_held(
     count, size = held
     if count < expected:
         raise ValueError(
-            f"{where} must have all {expected} chunks of an array of {list(shape)!s:.80}, got "
-            f"{count}; it is incomplete. Copy it again."
+            f"{where} must have all chunks of an array of {list(shape)!s:.80}, got {count}; it is "
+            "incomplete. Copy it again."
         )
     num_bytes = math.prod(shape) * dtype.itemsize
     if num_bytes > max(size * _MAX_COMPRESSION, _READ_BYTES):

@@ -353,7 +353,7 @@ def test_missing_chunk_is_an_error_not_zeros(tmp_path):
     folder = t5x_folders.write_zarr(tmp_path / "x", values, chunks=7)
     own = folder / "target.encoder.layers_0.mlp.wo.kernel"
     (own / "2.1").unlink()
-    assert error_of(folder).startswith(f"{own} must have all ")
+    assert error_of(folder).startswith(f"{own} must have all chunks of an array of [24, 16], got")
 
 
 def test_damaged_chunk_is_an_error(tmp_path):
