@@ -83,7 +83,7 @@ def convert_checkpoint(
       ['shared.weight']
     """
     if scan_layers and to != "t5x":
-        raise ValueError(f"scan_layers must be left out for {to}; it only applies to T5X.")
+        raise ValueError(f"scan_layers must not be set for {to}; it only applies to T5X.")
     path = open.locate_checkpoint(str(source), revision=revision, subfolder=subfolder)
     checkpoint = open.open_checkpoint(path, encoder_only=encoder_only)
     _check_apart(path, checkpoint, Path(destination).expanduser())

@@ -327,7 +327,7 @@ def test_run_prints_nothing_and_reports_its_progress(tmp_path, sources, capsys):
 
 @pytest.mark.parametrize("to", ["hf", "t5jax"])
 def test_options_refuse_scanned_layers_but_for_t5x(to):
-    with pytest.raises(ValueError, match=f"scan_layers must be left out for {to}"):
+    with pytest.raises(ValueError, match=f"scan_layers must not be set for {to}"):
         run("a", "b", to=to, scan_layers=True)
 
 
