@@ -183,7 +183,7 @@ def test_evaluate_prints_sacrebleu_s_signature(evaluate):
             "--predictions de.txt --references de.ref --metrics a=wer",
             "but no task has a name; write --predictions a=FILE.",
         ),
-        ("--predictions de.jsonl --metrics wer --keyed", "leave out --keyed."),
+        ("--predictions de.jsonl --metrics wer --keyed", "drop --keyed."),
         (
             "--predictions de.txt --references de.ref --metrics wer --seed -1",
             "seed must be at least 0, got -1.",

@@ -187,7 +187,7 @@ def test_t5jax_refuses_what_is_no_command(t5jax, arguments):
         (["--to", "onnx"], "'onnx'"),
         ([], "--to"),
         (["--to", "hf", "--dtype", "float16"], "'float16'"),
-        (["--to", "hf", "--scan-layers"], "scan_layers must be left out for hf"),
+        (["--to", "hf", "--scan-layers"], "scan_layers must not be set for hf"),
         (["--to", "hf", "--max-shard-size", "0"], "max_shard_size must be a size such as 5GB"),
     ],
 )
