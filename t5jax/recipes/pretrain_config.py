@@ -30,7 +30,7 @@ class PretrainConfig(RunConfig):
       input_length: number of encoder tokens per example; T5 used 512.
       batch_size: number of examples per step, over all devices; T5 used 128, later 2048.
       eval_examples: maximum number of held-out examples per evaluation.
-      optimizer: optimizer and learning rate schedule; T5's by default, with a shorter warmup.
+      optimizer: optimizer and learning rate schedule; defaults to Adafactor with rsqrt decay.
 
     Example:
       >>> config = t5jax.recipes.PretrainConfig(input_length=512, batch_size=128)
