@@ -70,7 +70,8 @@ class FinetuneResult(NamedTuple):
 
     Example:
       >>> scores = {"translate": {"bleu": 27.5, "chrf": 54.0}}
-      >>> t5jax.FinetuneResult(t5, validation=scores, test={}).validation["translate"]["bleu"]
+      >>> result = t5jax.recipes.FinetuneResult(t5, validation=scores, test={})
+      >>> result.validation["translate"]["bleu"]
       27.5
     """
 

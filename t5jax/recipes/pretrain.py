@@ -100,8 +100,8 @@ def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> Pre
       >>> data = t5jax.data.DataConfig(path="corpus.txt")
       >>> config = t5jax.recipes.PretrainConfig(output="runs/corpus", data=data)
       >>> result = t5jax.recipes.pretrain(config)  # doctest: +SKIP
-      >>> result.t5.generate(["The <extra_id_0> sleeps."])  # doctest: +SKIP
-      ['<extra_id_0> cat']
+      >>> t5jax.recipes.fill_blanks(result.t5, ["The <extra_id_0> sleeps."])  # doctest: +SKIP
+      [['cat']]
     """
     initialize(config.hosts)
     with abort_together():
