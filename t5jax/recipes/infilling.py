@@ -92,7 +92,7 @@ def fill_blanks(
     """
     tokenizer = t5.tokenizer
     if tokenizer is None:
-        raise ValueError("t5 must have a tokenizer to fill in text, got None; load the model with one.")
+        raise ValueError("t5 must have a tokenizer, got None; load the model with one.")
     inputs = [encode_with_eos(tokenizer, text) for text in texts]
     tokens, mask = pad_batch(inputs, pad_id=tokenizer.pad_id)
     written = t5.generate_ids(tokens, encoder_mask=mask, max_new_tokens=max_new_tokens)

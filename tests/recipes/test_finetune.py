@@ -295,8 +295,8 @@ def test_finetune_counts_what_it_drops(tmp_path, caplog):
         empty_targets="drop",
     )
     out = caplog.text
-    assert "task 'up': 1 inputs are too long, and dropped" in out
-    assert "task 'up': 1 targets are empty, and dropped" in out
+    assert "task 'up': dropped 1 inputs with more than 24 tokens" in out
+    assert "task 'up': dropped 1 empty targets" in out
     assert "100 examples" in out
 
 
