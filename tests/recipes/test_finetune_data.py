@@ -26,7 +26,7 @@ def test_read_tells_of_what_is_in_training_too_and_how_much():
     texts = read_task_texts([task(validation=heldout, test=heldout[:1])], say=said.append)
     assert len(said) == 2
     assert said[0].startswith(
-        "warning: 2 of 3 inputs in validation of task 'x' are in its training data too, 1 of them "
+        "warning: 2 of 3 inputs in validation of task 'x' are also in its training data, 1 with "
     )
     assert said[1].startswith("warning: 1 of 1 inputs in test of task 'x'")
     assert set(texts.heldout) == {("x", "validation"), ("x", "test")}
@@ -73,7 +73,7 @@ def test_pairs_end_with_eos_and_are_counted():
 def test_trials_keep_references_whole_and_cut_inputs_if_they_may():
     long = task(validation=rows(("too long an input", "and a long target")))
     texts = read_task_texts([long], say=pytest.fail)
-    with pytest.raises(ValueError, match="inputs in validation of task 'x' .*input_length=6"):
+    with pytest.raises(ValueError, match=r"inputs in validation of task 'x' .*input_length=6"):
         validation_splits([long], texts, tokenizer=BYTES, limits=LIMITS, say=pytest.fail)
     said = []
     limits = PairLimits(input_length=6, target_length=4, too_long="drop")
@@ -120,7 +120,7 @@ def test_trials_tell_of_empty_references_and_refuse_a_split_of_nothing_else():
     trials(some, said.append)
     assert said == ["test of task 'x': 2 of 3 references are empty"]
     none = task(test=rows(("a", ""), ("d", "")))
-    with pytest.raises(ValueError, match="test of task 'x' .* 2 references .* empty"):
+    with pytest.raises(ValueError, match=r"test of task 'x' .* 2 references .* empty"):
         trials(none, pytest.fail)
     said = []
     trials(none, said.append, empty_targets="drop")
