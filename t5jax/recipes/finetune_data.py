@@ -285,17 +285,11 @@ def _check_references(
 def _account(counts: LimitCounts, limits: PairLimits) -> Iterator[str]:
     """Yield the number of examples over each limit, and how they were handled."""
     done = {"drop": "dropped", "truncate": "truncated", "keep": "kept", "error": "rejected"}
+    long_inputs = f"inputs with more than {limits.input_length} tokens"
+    long_targets = f"targets with more than {limits.target_length} tokens"
     for count, what, policy in (
-        (
-            counts.long_inputs,
-            f"inputs with more than {limits.input_length} tokens",
-            limits.too_long,
-        ),
-        (
-            counts.long_targets,
-            f"targets with more than {limits.target_length} tokens",
-            limits.too_long,
-        ),
+        (counts.long_inputs, long_inputs, limits.too_long),
+        (counts.long_targets, long_targets, limits.too_long),
         (counts.empty_targets, "empty targets", limits.empty_targets),
     ):
         if count:
