@@ -1,4 +1,4 @@
-"""The protocol of tokenizers, and what several of them share."""
+"""Tokenizer protocol and shared helpers."""
 
 import json
 from collections.abc import Sequence
@@ -15,15 +15,20 @@ MAX_SENTINELS = 100_000
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """A tokenizer: text to ids and back.
+    """Protocol of a tokenizer, which converts text to ids and back.
 
     Attributes:
-      vocab_size: number of ids, sentinels included; a model's embedding table may be larger.
-      pad_id: id of padding.
-      eos_id: id of the end of a sequence.
-      unk_id: id of text without any other id.
-      num_sentinels: number of sentinels, and so of masked spans in one example.
-      fingerprint: equal for tokenizers that give equal ids; a key for caches of ids.
+      vocab_size: number of ids, including sentinels; a model's embedding table may be larger.
+      pad_id: id of the padding token.
+      eos_id: id of the end-of-sequence (EOS) token.
+      unk_id: id of unknown text.
+      num_sentinels: number of sentinels, which limits the masked spans per example.
+      fingerprint: cache key; equal for tokenizers that produce equal ids.
+
+    Example:
+      >>> from t5jax.tokenizers import ByteTokenizer, Tokenizer
+      >>> isinstance(ByteTokenizer(), Tokenizer)
+      True
     """
 
     vocab_size: int
@@ -34,35 +39,60 @@ class Tokenizer(Protocol):
     fingerprint: str
 
     def sentinel_id(self, k: int) -> int:
-        """Return the id of `<extra_id_k>`, which marks the k-th masked span; k = 0 is highest."""
+        """Return the id of a sentinel.
+
+        Args:
+          k: index of the masked span, in [0, num_sentinels).
+        Returns:
+          The id of `<extra_id_k>`.
+        """
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Convert a text to ids, without end of sequence and padding; it may spell sentinels."""
+        """Encode a text.
+
+        Args:
+          text: any text; `<extra_id_k>` in it becomes a sentinel.
+        Returns:
+          The ids, without EOS and padding.
+        """
         ...
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Convert one row of ids to text, up to its first `eos_id` and without padding.
+        """Decode one sequence, up to its first `eos_id`.
 
         Args:
-          ids: integers; one outside of the vocabulary counts as `unk_id`.
+          ids: [S] integers; ids outside the vocabulary count as `unk_id`, padding is skipped.
+        Returns:
+          The text.
         """
         ...
 
     def pieces(self) -> list[bytes]:
-        """Return the UTF-8 bytes that each id adds to a decoded text, by id.
+        """Return the UTF-8 bytes that each id adds to a decoded text.
 
-        An id may add part of a character, or nothing.  The first id of a text may lose its leading
-        spaces.
+        Returns:
+          A list indexed by id.  An entry may be empty or part of a character; `decode` may strip
+          the leading spaces of the first id.
         """
         ...
 
     def save(self, folder: StrPath) -> None:
-        """Write the files that `load_tokenizer` and transformers read; creates the folder."""
+        """Save the files that `load_tokenizer` and transformers read.
+
+        Args:
+          folder: destination, created if missing.
+        """
 
 
 def encode_with_eos(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Encode a text, with EOS at the end, as every input and target of a T5 model has it.
+    """Encode a text and append EOS, which ends every input and target of a T5 model.
+
+    Args:
+      tokenizer: tokenizer to encode with.
+      text: text to encode.
+    Returns:
+      The ids, ending with `tokenizer.eos_id`.
 
     Example:
       >>> from t5jax.tokenizers import ByteTokenizer
@@ -73,25 +103,25 @@ def encode_with_eos(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def checked_sentinel(k: int, count: int) -> int:
-    """Return the number of a sentinel.
+    """Return `k` if it is the index of a sentinel.
 
     Raises:
       ValueError: `k` is not in [0, count).
     """
     if not 0 <= k < count:
-        raise ValueError(f"sentinel k must be in [0, {count}), got {k}; hide fewer, longer spans.")
+        raise ValueError(f"sentinel k must be in [0, {count}), got {k}; mask fewer, longer spans.")
     return k
 
 
 def content_ids(ids: Sequence[int] | np.ndarray, eos_id: int) -> list[int]:
-    """Return the ids before the first `eos_id`, as a list.
+    """Return the ids before the first `eos_id` as a list.
 
     Raises:
-      ValueError: `ids` is not one row of integers.
+      ValueError: `ids` is not a 1D sequence of integers.
     """
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ValueError(f"ids must be one row of integers, got {array.dtype}{[*array.shape]}.")
+        raise ValueError(f"ids must be a 1D sequence of integers, got {array.dtype}{[*array.shape]}.")
     values = array.tolist()
     return values[: values.index(eos_id)] if eos_id in values else values
 
@@ -99,15 +129,15 @@ def content_ids(ids: Sequence[int] | np.ndarray, eos_id: int) -> list[int]:
 def save_config(
     folder: StrPath, kind: str, *, extra_ids: int, pad: str, eos: str, unk: str
 ) -> None:
-    """Write a tokenizer_config.json that transformers reads; creates the folder.
+    """Write a tokenizer_config.json that transformers reads.
 
     Args:
-      folder: to write to.
-      kind: class of the tokenizer in transformers.
-      extra_ids: number of sentinels that it appends to the vocabulary.
-      pad: piece that pads.
-      eos: piece that ends a sequence.
-      unk: piece of unknown text.
+      folder: destination, created if missing.
+      kind: tokenizer class in transformers.
+      extra_ids: number of sentinels that the class appends to the vocabulary.
+      pad: padding token.
+      eos: EOS token.
+      unk: unknown token.
     """
     config = {"tokenizer_class": kind, "extra_ids": extra_ids, "legacy": False}
     config |= {"pad_token": pad, "eos_token": eos, "unk_token": unk}
