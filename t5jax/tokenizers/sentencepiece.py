@@ -1,4 +1,4 @@
-"""T5's tokenizer: SentencePiece with sentinels; and training a vocabulary."""
+"""T5 tokenizer: SentencePiece with sentinels; vocabulary training."""
 
 import hashlib
 import io
@@ -19,17 +19,26 @@ _UNSPACED_SENTINEL = re.compile(r"(?<=\S)<extra_id_(0|[1-9][0-9]{0,4})>")
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model with T5's sentinels.
+    """SentencePiece tokenizer with T5's sentinels.
 
-    As in Google's pipeline, `<extra_id_k>` is a piece spelled with the space before it, so "Hello
-    <extra_id_0> world" has three ids.  A sentinel that lacks the space is read as if it had one.
+    As in Google's pipeline, the piece of `<extra_id_k>` includes the preceding space, so "Hello
+    <extra_id_0> world" can have three ids.  A missing space is added before encoding.
 
     Args:
       model: content of a SentencePiece model file.
-      num_sentinels: number to append, `<extra_id_0>` last; if the model already has sentinels
-        (mT5), none is appended and these keep their ids.
+      num_sentinels: number of sentinels to append, `<extra_id_0>` last; ignored if the model
+        already has sentinels (mT5), which keep their ids.
     Raises:
-      ValueError: the model is not a complete SentencePiece model, or lacks an end piece.
+      ValueError: the model is incomplete or has no EOS piece, or `num_sentinels` is negative.
+
+    Example:
+      >>> from t5jax.tokenizers import SentencePieceTokenizer, train_tokenizer
+      >>> model = train_tokenizer(["to be or not to be"] * 9, vocab_size=11).model
+      >>> tokenizer = SentencePieceTokenizer(model, num_sentinels=3)
+      >>> tokenizer.vocab_size, tokenizer.sentinel_id(0)
+      (14, 13)
+      >>> tokenizer.decode(tokenizer.encode("not to be"))
+      'not to be'
     """
 
     def __init__(self, model: bytes, *, num_sentinels: int = 100):
@@ -45,21 +54,24 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = self._processor.get_piece_size()
         self.unk_id = self._processor.unk_id()
         self.eos_id = self._processor.eos_id()
-        # A model may declare no padding (MADLAD); Google's pipeline then pads with 0 all the same.
+        # MADLAD declares no padding; Google's pipeline pads with 0 regardless.
         self.pad_id = max(self._processor.pad_id(), 0)
         self.fingerprint = hashlib.sha256(model + b"%d" % self.num_appended).hexdigest()
         if self.eos_id < 0:
-            raise ValueError("a model must have an end piece, got none; train it with eos_id=1.")
+            raise ValueError("a model must have an EOS piece, got none; train it with eos_id=1.")
 
     @classmethod
     def from_file(cls, path: StrPath, *, num_sentinels: int = 100) -> "SentencePieceTokenizer":
-        """Read a model file.
+        """Load a model file.
 
         Args:
-          path: of the file.
-          num_sentinels: see the class.
+          path: SentencePiece model file.
+          num_sentinels: number of sentinels to append if the model has none.
+        Returns:
+          The tokenizer.
         Raises:
-          ValueError: the file is not a complete SentencePiece model, or lacks an end piece.
+          ValueError: the model is incomplete or has no EOS piece.
+          OSError: the file cannot be read.
         """
         try:
             return cls(Path(path).read_bytes(), num_sentinels=num_sentinels)
@@ -67,23 +79,45 @@ class SentencePieceTokenizer(Tokenizer):
             raise ValueError(f"{os.fspath(path)}: {error}") from error
 
     def sentinel_id(self, k: int) -> int:
-        """Return the id of `<extra_id_k>`."""
+        """Return the id of `<extra_id_k>`.
+
+        Args:
+          k: index of the sentinel, in [0, num_sentinels).
+        Returns:
+          The id.
+        Raises:
+          ValueError: `k` is out of range.
+        """
         return self._sentinels[checked_sentinel(k, self.num_sentinels)]
 
     def encode(self, text: str) -> list[int]:
-        """Convert a text to ids, without end of sequence and padding; it may spell sentinels."""
+        """Encode a text.
+
+        Args:
+          text: any text; `<extra_id_k>` in it becomes a sentinel.
+        Returns:
+          The ids, without EOS and padding.
+        """
         text = _UNSPACED_SENTINEL.sub(lambda m: " " * (int(m[1]) < self.num_sentinels) + m[0], text)
-        # JSON can spell half of a surrogate pair, UTF-8 cannot: it is read as "?".
+        # JSON allows lone surrogates, UTF-8 does not: replace them by "?".
         return self._processor.encode(text.encode("utf-8", "replace"))
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Convert one row of ids to text, up to its first `eos_id` and without padding."""
+        """Decode one sequence, up to its first `eos_id`.
+
+        Args:
+          ids: [S] integers; ids outside the vocabulary count as `unk_id`, padding is skipped.
+        Returns:
+          The text.
+        Raises:
+          ValueError: `ids` is not a 1D sequence of integers.
+        """
         ids = [i for i in content_ids(ids, self.eos_id) if i != self.pad_id]
         known = range(self.vocab_size)
         return self._processor.decode([i if i in known else self.unk_id for i in ids])
 
     def pieces(self) -> list[bytes]:
-        """Return the UTF-8 bytes that each id adds to a decoded text, by id."""
+        """Return the UTF-8 bytes that each id adds to a decoded text, indexed by id."""
         return [self._piece(i) for i in range(self.vocab_size)]
 
     def _piece(self, index: int) -> bytes:
@@ -97,7 +131,11 @@ class SentencePieceTokenizer(Tokenizer):
         return spelling.replace("▁", " ").encode()
 
     def save(self, folder: StrPath) -> None:
-        """Write spiece.model, unchanged, and tokenizer_config.json; creates the folder."""
+        """Save spiece.model, unchanged, and tokenizer_config.json.
+
+        Args:
+          folder: destination, created if missing.
+        """
         pad, eos, unk = map(self._processor.id_to_piece, (self.pad_id, self.eos_id, self.unk_id))
         save_config(folder, "T5Tokenizer", extra_ids=self.num_appended, pad=pad, eos=eos, unk=unk)
         write_atomically(Path(folder) / MODEL_FILES[0], self.model)
@@ -111,25 +149,33 @@ def train_tokenizer(
     character_coverage: float = 0.99995,
     max_lines: int = 1_000_000,
 ) -> SentencePieceTokenizer:
-    """Train a vocabulary as T5's was: unigram pieces of NFKC-normalised text, no start of sequence.
+    """Train a SentencePiece tokenizer with T5's settings: unigram, NFKC normalization, no BOS.
 
-    The result depends on the texts alone, not on the machine or its number of cores.
+    The result is deterministic and does not depend on the number of CPU cores.
 
     Args:
-      texts: documents; each of their lines counts as a sentence.
-      vocab_size: number of pieces, without the sentinels; T5 has 32000.
+      texts: documents; each line counts as a sentence.
+      vocab_size: number of pieces, excluding sentinels; T5 has 32000.
       num_sentinels: number of sentinels to append.
-      character_coverage: share of the text's characters that get an id, in (0, 1]; T5 used 0.9995,
-        which left its vocabulary without "{", "}", "<" and "~".
-      max_lines: maximal number of lines to learn from; of more, evenly spaced ones are used.
+      character_coverage: fraction of the characters in the texts that get an id, in (0, 1]; T5 used
+        0.9995, which left its vocabulary without "{", "}", "<" and "~".
+      max_lines: maximum number of lines to train on, evenly spaced.
+    Returns:
+      The tokenizer.
     Raises:
-      ValueError: there is no text, or `vocab_size` is too large or too small for it.
+      ValueError: the texts are empty, or `vocab_size` is too large or too small for them.
+
+    Example:
+      >>> from t5jax.tokenizers import train_tokenizer
+      >>> tokenizer = train_tokenizer(["to be or not to be"] * 9, vocab_size=11, num_sentinels=3)
+      >>> tokenizer.vocab_size
+      14
     """
     if vocab_size <= 3:
-        raise ValueError(f"vocab_size must exceed 3, the special ids, got {vocab_size}; try 32000.")
+        raise ValueError(f"vocab_size must exceed 3, the number of special ids, got {vocab_size}; try 32000.")
     lines = _sample(texts, max_lines)
     if not lines:
-        raise ValueError("texts must hold some text to learn from, got none; check where they lie.")
+        raise ValueError("texts must contain text to train on, got none; check the path.")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -143,7 +189,7 @@ def train_tokenizer(
             eos_id=1,
             unk_id=2,
             bos_id=-1,
-            num_threads=16,  # sums floats per thread, so another number gives other pieces
+            num_threads=16,  # the pieces depend on it: floats are summed per thread
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -156,10 +202,11 @@ def load_processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
     """Load a SentencePiece model.
 
     Raises:
-      ValueError: it is damaged or incomplete.
+      ValueError: the model is damaged or incomplete.
     """
-    # A file cut between two pieces loads, as a smaller vocabulary.  The normalizer, protobuf field
-    # 3, follows the pieces in every model; a field is a tag, a varint length and its content.
+    # SentencePiece loads a file truncated between two pieces as a smaller vocabulary.  Every
+    # complete model has the normalizer, protobuf field 3, after the pieces.  A field is a tag, a
+    # varint length and the content.
     tags, position = set(), 0
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -181,8 +228,8 @@ def load_processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
 
 
 def _sentinel_pieces(count: int) -> bytes:
-    """Encode USER_DEFINED pieces as protobuf bytes that extend a model when appended to it."""
-    # By hand, since the protobuf classes of SentencePiece and transformers exclude each other.
+    """Return protobuf bytes that add USER_DEFINED pieces when appended to a model."""
+    # Encoded by hand: the protobuf classes of SentencePiece and transformers conflict.
     pieces = bytearray()
     for name in (f"▁<extra_id_{k}>".encode() for k in reversed(range(count))):
         piece = b"\x0a" + bytes([len(name)]) + name + b"\x15" + struct.pack("<f", 0) + b"\x18\x04"
@@ -191,7 +238,7 @@ def _sentinel_pieces(count: int) -> bytes:
 
 
 def _sentinel_ids(processor: sentencepiece.SentencePieceProcessor) -> list[int]:
-    """Return the ids of `<extra_id_0>`, `<extra_id_1>`, ... as far as the model has them."""
+    """Return the ids of `<extra_id_0>`, `<extra_id_1>`, ... up to the first missing one."""
     ids, unk = [], processor.unk_id()
     while True:
         spellings = f"▁<extra_id_{len(ids)}>", f"<extra_id_{len(ids)}>"
@@ -202,7 +249,7 @@ def _sentinel_ids(processor: sentencepiece.SentencePieceProcessor) -> list[int]:
 
 
 def _sample(texts: Iterable[str], max_lines: int) -> list[bytes]:
-    """Sample at most `max_lines` lines, evenly spaced, cut to fit the trainer's 4192 bytes."""
+    """Sample at most `max_lines` evenly spaced lines, split to fit the trainer's 4192 bytes."""
     lines = (line for text in texts for line in text.splitlines() if line.strip())
     pieces = (line[i : i + 1000] for line in lines for i in range(0, len(line), 1000))
     sample, stride = [], 1

@@ -347,7 +347,7 @@ def test_decode_reads_ids_outside_the_vocabulary_as_unknown(code, foreign):
 
 @pytest.mark.parametrize("ids", [np.array([[3, 4], [5, 6]]), np.array([3.0, 4.0]), np.array(3)])
 def test_decode_refuses_what_is_not_one_row_of_integers(code, ids):
-    with pytest.raises(ValueError, match="one row of integers"):
+    with pytest.raises(ValueError, match="ids must be a 1D"):
         code.decode(ids)
 
 

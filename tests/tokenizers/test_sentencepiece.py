@@ -130,7 +130,7 @@ def test_decode_reads_ids_outside_the_vocabulary_as_unknown(tiny, foreign):
 
 @pytest.mark.parametrize("ids", [np.array([[3, 4], [5, 6]]), np.array([3.0, 4.0]), np.array(3)])
 def test_decode_refuses_what_is_not_one_row_of_integers(tiny, ids):
-    with pytest.raises(ValueError, match="one row of integers"):
+    with pytest.raises(ValueError, match="ids must be a 1D"):
         tiny.decode(ids)
 
 
@@ -169,7 +169,7 @@ def test_model_without_padding_pads_with_0_as_seqio_does():
 
 
 def test_model_without_end_is_refused():
-    with pytest.raises(ValueError, match="end piece"):
+    with pytest.raises(ValueError, match="EOS piece"):
         SentencePieceTokenizer(spm_model(eos_id=-1))
 
 
@@ -237,7 +237,7 @@ def test_number_of_sentinels_must_be_a_count(tiny):
 def test_no_sentinels_are_possible(tiny):
     bare = SentencePieceTokenizer(tiny.model, num_sentinels=0)
     assert (bare.vocab_size, bare.num_sentinels) == (70, 0)
-    with pytest.raises(ValueError, match="hide fewer"):
+    with pytest.raises(ValueError, match="fewer, longer spans"):
         bare.sentinel_id(0)
 
 
@@ -344,7 +344,7 @@ def test_train_keeps_characters_that_t5_lost():
 
 @pytest.mark.parametrize("texts", [[], [""], ["  \n\t ", "\n"]])
 def test_train_needs_text(texts):
-    with pytest.raises(ValueError, match="must hold some text"):
+    with pytest.raises(ValueError, match="texts must .* got none"):
         train_tokenizer(texts, vocab_size=100)
 
 
