@@ -1,6 +1,6 @@
-"""Tokenizers of the tokenizers library, for checkpoints without a SentencePiece model.
+"""Tokenizers backed by the tokenizers library, for checkpoints without a SentencePiece model.
 
-CodeT5 and checkpoints saved by transformers 5 have a `tokenizer.json`; older repositories of CodeT5
+CodeT5 and checkpoints saved by transformers 5 have a `tokenizer.json`; older CodeT5 repositories
 have a byte-level BPE in `vocab.json` and `merges.txt`.
 """
 
@@ -23,7 +23,7 @@ _TOKENIZER, _VOCAB, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 _CONFIG, _SPECIAL, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 _FILES = (_TOKENIZER, _VOCAB, _MERGES, _CONFIG, _SPECIAL, _ADDED)
 
-# RoBERTa's special tokens, in the order in which its tokenizer adds them to a vocabulary.
+# RoBERTa's special tokens, in the order in which its tokenizer adds them.
 _SPECIAL_TOKENS = {
     "bos_token": "<s>",
     "eos_token": "</s>",
@@ -34,7 +34,7 @@ _SPECIAL_TOKENS = {
     "mask_token": "<mask>",
 }
 
-# GPT-2's spelling of bytes: printable ones as themselves, the others as characters from 256 on.
+# GPT-2's byte-to-character table: printable bytes map to themselves, the others to 256 and up.
 _PRINTABLE = {chr(byte): byte for byte in (*range(33, 127), *range(161, 173), *range(174, 256))}
 _OTHERS = sorted(set(range(256)) - set(_PRINTABLE.values()))
 _BYTE_OF = _PRINTABLE | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
@@ -42,19 +42,21 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def holds_tokenizer(folder: StrPath) -> bool:
-    """Return whether `HuggingFaceTokenizer.from_folder` reads a folder."""
+    """Return True if `HuggingFaceTokenizer.from_folder` can read a folder."""
     has = {name: (Path(folder) / name).is_file() for name in _FILES}
     return has[_TOKENIZER] or (has[_VOCAB] and has[_MERGES])
 
 
 def added_tokens(folder: StrPath, *, first: int) -> list[str]:
-    """List the tokens that were added to a vocabulary.
+    """List the tokens added to a vocabulary.
 
     Args:
-      folder: with files that list them.
-      first: least id of the tokens to return.
+      folder: tokenizer folder.
+      first: smallest id to include.
+    Returns:
+      The added tokens.
     Raises:
-      ValueError: one of the files is damaged.
+      ValueError: a file is damaged.
     """
     added: dict[str, Any] = {}
     for name in (_CONFIG, _ADDED):
@@ -66,21 +68,29 @@ def added_tokens(folder: StrPath, *, first: int) -> list[str]:
                 listed = {str(_spelling(token)): int(index) for index, token in decoder.items()}
             added |= {token: index for token, index in listed.items() if index >= first}
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} must list tokens and their ids; copy it again.") from error
+            raise ValueError(f"{path} must map tokens to ids; copy it again.") from error
     return list(added)
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer of the tokenizers library; implements `Tokenizer`.
+    """Tokenizer backed by the tokenizers library; implements `Tokenizer`.
 
-    Ids are the library's, with the start of sequence that the file's template asks for (CodeT5's
-    `<s>`) and without the end.  Text that spells a special token, even "</s>", is that token.
+    Ids are the library's, including the BOS that the post-processor adds (CodeT5's `<s>`),
+    excluding EOS.  Special tokens are recognized in text, even "</s>".
 
     Args:
-      contents: content of each file, by its name.
-      folder: of the files, for messages.
+      contents: file contents by file name.
+      folder: folder of the files, used in error messages.
     Raises:
-      ValueError: a file is damaged, or the vocabulary has no end; the message names the file.
+      ValueError: a file is damaged, or the vocabulary has no EOS; the message names the file.
+
+    Example:
+      >>> import tokenizers
+      >>> from t5jax.tokenizers import HuggingFaceTokenizer
+      >>> vocab = {"<unk>": 0, "</s>": 1, "a": 2, "b": 3}
+      >>> bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
+      >>> HuggingFaceTokenizer({"tokenizer.json": bpe.to_str().encode()}).encode("abba")
+      [2, 3, 3, 2]
     """
 
     def __init__(self, contents: Mapping[str, bytes], *, folder: StrPath = "."):
@@ -105,11 +115,11 @@ class HuggingFaceTokenizer:
         name = self._special_name("eos_token", config, special)
         if name not in ids:
             raise ValueError(
-                f"{self._file} must have an id for the end of a sequence, got none for "
-                f"{name!r:.60}; name it as eos_token in {_CONFIG}."
+                f"{self._file} must have an EOS id, got none for {name!r:.60}; set eos_token "
+                f"in {_CONFIG}."
             )
         self.eos_id = ids[name]
-        # As in Google's pipeline, a vocabulary without padding is padded with 0.
+        # As in Google's pipeline, padding is 0 if the vocabulary has none.
         self.pad_id = ids.get(self._special_name("pad_token", config, special), 0)
         self.unk_id = ids.get(self._special_name("unk_token", config, special), self.pad_id)
         self._sentinels = _sentinels(ids)
@@ -123,8 +133,8 @@ class HuggingFaceTokenizer:
         template = self._encoding("").ids
         if not self._known.issuperset(template):
             raise ValueError(
-                f"{self._file} must put ids of its own around a text, got {template[:8]}; "
-                "download it again."
+                f"{self._file}: special tokens added around a text must be in the vocabulary, got "
+                f"ids {template[:8]}; download it again."
             )
         self._dropped = {self.pad_id, *template}
         if (start := _spelling(bos)) in ids:
@@ -132,42 +142,69 @@ class HuggingFaceTokenizer:
 
     @classmethod
     def from_folder(cls, folder: StrPath) -> "HuggingFaceTokenizer":
-        """Read a tokenizer's files.
+        """Load the tokenizer of a folder.
 
         Args:
-          folder: of the files.
+          folder: folder with tokenizer.json, or with vocab.json and merges.txt.
+        Returns:
+          The tokenizer.
         Raises:
           ValueError: a file is damaged or missing; the message names it.
         """
         if not holds_tokenizer(folder):
             raise ValueError(
-                f"{os.fspath(folder)} must hold {_TOKENIZER}, or {_VOCAB} and {_MERGES}, got "
-                "neither; download it again."
+                f"{os.fspath(folder)} must contain {_TOKENIZER}, or {_VOCAB} and {_MERGES}, "
+                "got neither; download it again."
             )
         paths = (Path(folder) / name for name in _FILES)
         return cls({path.name: _content(path) for path in paths if path.is_file()}, folder=folder)
 
     def sentinel_id(self, k: int) -> int:
-        """Return the id of `<extra_id_k>`."""
+        """Return the id of `<extra_id_k>`.
+
+        Args:
+          k: index of the sentinel, in [0, num_sentinels).
+        Returns:
+          The id.
+        Raises:
+          ValueError: `k` is out of range.
+        """
         return self._sentinels[checked_sentinel(k, self.num_sentinels)]
 
     def encode(self, text: str) -> list[int]:
-        """Convert a text to ids, with the template's start, without end and padding."""
-        # JSON can spell half of a surrogate pair, UTF-8 cannot: it is read as "?".
+        """Encode a text.
+
+        Args:
+          text: any text; special tokens in it are recognized.
+        Returns:
+          The ids, with the post-processor's BOS, if any, and without EOS and padding.
+        Raises:
+          ValueError: the library fails.
+        """
+        # JSON allows lone surrogates, UTF-8 does not: replace them by "?".
         encoding = self._encoding(text.encode("utf-8", "replace").decode())
         ids = encoding.ids
-        # The mask tells the template's end from one that the text spells.
+        # The mask distinguishes the post-processor's EOS from one in the text.
         if ids and ids[-1] == self.eos_id and encoding.special_tokens_mask[-1]:
             ids.pop()
         return ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Convert one row of ids to text, up to its first `eos_id`, without padding and start."""
+        """Decode one sequence, up to its first `eos_id`.
+
+        Args:
+          ids: [S] integers; ids outside the vocabulary count as `unk_id`, padding and the
+            post-processor's BOS are skipped.
+        Returns:
+          The text.
+        Raises:
+          ValueError: `ids` is not a 1D sequence of integers, or the library fails.
+        """
         values = [i if i in self._known else self.unk_id for i in content_ids(ids, self.eos_id)]
         return self._decode([i for i in values if i not in self._dropped])
 
     def pieces(self) -> list[bytes]:
-        """Return the UTF-8 bytes that each id adds to a decoded text, by id."""
+        """Return the UTF-8 bytes that each id adds to a decoded text, indexed by id."""
         from tokenizers import decoders
 
         ids = sorted(self._known - self._dropped - {self.eos_id})
@@ -176,7 +213,7 @@ class HuggingFaceTokenizer:
             pieces = dict(zip(ids, map(_bytes_of, names), strict=True))
         else:
             pieces = dict(zip(ids, map(_piece, names, self._after_a_letter(ids)), strict=True))
-        # As in decoding, an id without a token is unknown.
+        # As in `decode`, ids without a token count as unknown.
         unknown = pieces.get(self.unk_id, b"")
         foreign = set(range(self.vocab_size)) - self._known
         return [unknown if i in foreign else pieces.get(i, b"") for i in range(self.vocab_size)]
@@ -193,23 +230,27 @@ class HuggingFaceTokenizer:
         return [text[len(start) :] if text.startswith(start) else text for text in both]
 
     def _decode(self, ids: Sequence[int]) -> str:
-        failure = f"{self._file} must decode its own ids, got some that it fails at"
+        failure = f"{self._file} must decode its own ids, but the library failed"
         with _in_our_words(f"{failure}; download it again."):
             return self._library.decode(ids, skip_special_tokens=False)
 
     def save(self, folder: StrPath) -> None:
-        """Write the files that the tokenizer was read from, unchanged; creates the folder."""
+        """Save the original files, unchanged.
+
+        Args:
+          folder: destination, created if missing.
+        """
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, content in self._contents.items():
             write_atomically(Path(folder) / name, content)
 
     def _encoding(self, text: str) -> Any:
-        failure = f"{self._file} must have ids for every text, got none for {text[:40]!r}"
+        failure = f"{self._file} must encode any text, but the library failed on {text[:40]!r}"
         with _in_our_words(f"{failure}; download it again."):
             return self._library.encode(text)
 
     def _json(self, name: str) -> dict[str, Any]:
-        """Parse the object in a JSON file; return an empty one if there is no such file."""
+        """Return the object in a JSON file, or an empty one if the file is missing."""
         return parse_json_object(self._contents.get(name, b"{}"), source=self._folder / name)
 
     def _special_name(self, role: str, config: dict, special: dict) -> str:
@@ -217,7 +258,7 @@ class HuggingFaceTokenizer:
         name = _spelling(token)
         if name is None:
             raise ValueError(
-                f"{self._folder / _CONFIG} and {_SPECIAL} must spell the {role}, got a "
+                f"{self._folder / _CONFIG} and {_SPECIAL} must define {role} as a string, got a "
                 f"{type(token).__name__}; download them again."
             )
         return name
@@ -227,16 +268,16 @@ class HuggingFaceTokenizer:
 
         content = self._contents[_TOKENIZER]
         failure = (
-            f"{self._file} must be a tokenizer that tokenizers {tokenizers.__version__} reads, "
-            f"got {_kind(content)}; "
+            f"{self._file} must be readable by tokenizers {tokenizers.__version__}, got "
+            f"{_kind(content)}; "
         )
         pointer = content.startswith(b"version https://git-lfs")
-        remedy = "fetch it with `git lfs pull`." if pointer else "download it again, or update it."
+        remedy = "fetch it with `git lfs pull`." if pointer else "download it again, or update tokenizers."
         with _in_our_words(failure + remedy):
             library = tokenizers.Tokenizer.from_str(content.decode())
         library.no_truncation()
         library.no_padding()
-        # A training setting that makes ids random; only BPE has it.
+        # BPE dropout is a training option that makes ids random.
         if getattr(library.model, "dropout", None) is not None:
             library.model.dropout = None
         return library
@@ -247,8 +288,8 @@ class HuggingFaceTokenizer:
 
         vocab = self._json(_VOCAB)
         with _in_our_words(
-            f"{self._file} must give pieces their ids and {_MERGES} pair them, "
-            f"got {_kind(self._contents[_MERGES])} of pairs that do not fit; download both again."
+            f"{self._file} must map pieces to ids and {_MERGES} must list pairs of these pieces, "
+            f"got {_kind(self._contents[_MERGES])} of inconsistent merges; download both again."
         ):
             lines = self._contents[_MERGES].decode().removesuffix("\n").split("\n")
             lines = [line.removesuffix("\r") for line in lines if not line.startswith("#version")]
@@ -260,16 +301,16 @@ class HuggingFaceTokenizer:
 
         added = self._json(_ADDED)
         with _in_our_words(
-            f"{self._folder / _CONFIG}, {_SPECIAL} and {_ADDED} must list added tokens by their "
-            "spelling, with ids in the last; download them again."
+            f"{self._folder / _CONFIG}, {_SPECIAL} and {_ADDED} must list added tokens as "
+            f"strings, with integer ids in {_ADDED}; download them again."
         ):
             flags, stated = _added_tokens(config, special, added)
             library.add_tokens([AddedToken(name, special=True, **flags[name]) for name in flags])
         for name, index in stated.items():
             if library.token_to_id(name) != index:
                 raise ValueError(
-                    f"{self._folder / _ADDED} must number its tokens on from {_VOCAB}, where "
-                    f"{name[:40]!r} is {library.token_to_id(name)}, got {index!r:.20}; "
+                    f"{self._folder / _ADDED} must continue the ids of {_VOCAB}: "
+                    f"{name[:40]!r} must be {library.token_to_id(name)}, got {index!r:.20}; "
                     "download both again."
                 )
         ids = library.get_vocab()
@@ -281,11 +322,11 @@ class HuggingFaceTokenizer:
 
 @contextlib.contextmanager
 def _in_our_words(message: str) -> Iterator[None]:
-    """Turn any failure of the library into a ValueError with this message."""
+    """Convert any failure of the library to a ValueError with this message."""
     try:
         yield
     except BaseException as error:
-        # The library's panics are no Exception, and it exports no name for their class.
+        # The library's panics do not derive from Exception, and their class is not exported.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise ValueError(message) from error
         raise
@@ -295,7 +336,7 @@ def _content(path: Path) -> bytes:
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise ValueError(f"{path} must have at most {MAX_BYTES >> 20} MiB, got more; replace it.")
+        raise ValueError(f"{path} must have at most {MAX_BYTES >> 20} MiB, got more; download it again.")
     return content
 
 
@@ -305,13 +346,13 @@ def _kind(content: bytes) -> str:
 
 
 def _spelling(token: Any) -> str | None:
-    """Return the text of a token, which files state alone or with flags."""
+    """Return the text of a token, stored as a string or as an object with flags."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 
 
 def _bytes_of(name: str) -> bytes:
-    """Return the bytes of a byte-level token, or the spelling of another."""
+    """Return the bytes of a byte-level token, or the UTF-8 text of any other token."""
     try:
         return bytes(map(_BYTE_OF.__getitem__, name))
     except KeyError:
@@ -319,17 +360,17 @@ def _bytes_of(name: str) -> bytes:
 
 
 def _piece(name: str, text: str) -> bytes:
-    """Return the bytes that a token adds to a text; it may be one byte that is no text alone."""
+    """Return the bytes that a token adds to a text, possibly a single byte of a character."""
     byte = _BYTE_PIECE.fullmatch(name) if text == "\N{REPLACEMENT CHARACTER}" else None
     return bytes.fromhex(byte[1]) if byte else text.encode()
 
 
 def _sentinels(ids: Mapping[str, int]) -> list[int]:
-    """Return the ids of `<extra_id_0>`, `<extra_id_1>`, ... as far as there are any."""
+    """Return the ids of `<extra_id_0>`, `<extra_id_1>`, ... up to the first missing one."""
     sentinels = []
     while True:
         spelling = f"<extra_id_{len(sentinels)}>"
-        index = ids.get(spelling, ids.get(f"▁{spelling}"))  # mT5's are pieces with a space
+        index = ids.get(spelling, ids.get(f"▁{spelling}"))  # mT5: pieces with a space
         if index is None:
             return sentinels
         sentinels.append(index)
@@ -338,7 +379,7 @@ def _sentinels(ids: Mapping[str, int]) -> list[int]:
 def _added_tokens(
     config: dict[str, Any], special: dict[str, Any], added: dict[str, Any]
 ) -> tuple[dict[str, dict[str, bool]], dict[str, int]]:
-    """Return the flags of the tokens to add to a vocabulary, in order, and the ids in files."""
+    """Return the flags of the tokens to add, in order, and the ids stated in the files."""
     detailed = config.get("added_tokens_decoder") or {}
     ids = {name: int(index) for name, index in added.items()}
     ids |= {token["content"]: int(index) for index, token in detailed.items()}
@@ -348,7 +389,7 @@ def _added_tokens(
     more = [token for x in (special, config) for token in x.get("additional_special_tokens") or ()]
     names = [*sorted(ids, key=ids.__getitem__), *map(_spelling, [*named, *more])]
     if not all(isinstance(name, str) for name in names):
-        raise ValueError("an added token must have a spelling, got none; name it as a text.")
+        raise ValueError("an added token must be a string, got none.")
     flags: dict[Any, dict[str, bool]] = {name: {} for name in names}
     for token in (*config.values(), *special.values(), *more, *detailed.values()):
         if isinstance(token, dict) and token.get("content") in flags:

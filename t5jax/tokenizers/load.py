@@ -1,4 +1,4 @@
-"""Load the tokenizer of a folder, of whichever kind."""
+"""Tokenizer loading."""
 
 import warnings
 from pathlib import Path
@@ -12,18 +12,24 @@ from t5jax.tokenizers.sentencepiece import MODEL_FILES, SentencePieceTokenizer
 
 
 def load_tokenizer(folder: StrPath) -> Tokenizer | None:
-    """Load the tokenizer of a checkpoint folder, ours or Hugging Face's.
+    """Load the tokenizer of a checkpoint folder, saved by t5jax or Hugging Face.
 
-    Only the tokenizer's own files count: the `config.json` of mT5 and ByT5 names the wrong class.
-    A SentencePiece model comes first, since its ids are Google's own where those of other files
-    nearly are, unless tokens were added to it.
+    A SentencePiece model takes precedence over tokenizer.json unless tokens were added to it: its
+    ids are exactly Google's, those of a conversion may differ.  `config.json` is ignored, as it
+    names the wrong class for mT5 and ByT5.
 
     Args:
-      folder: of the checkpoint.
+      folder: checkpoint folder.
     Returns:
-      The tokenizer; None if the folder has none.
+      The tokenizer, or None if the folder has none.
     Raises:
       ValueError: a file is damaged; the message names it.
+
+    Example:
+      >>> from t5jax.tokenizers import ByteTokenizer, load_tokenizer
+      >>> ByteTokenizer().save("model")
+      >>> load_tokenizer("model").encode("T5")
+      [87, 56]
     """
     path = Path(folder) / CONFIG_FILE
     config = read_json_object(path) if path.is_file() else {}
@@ -38,9 +44,9 @@ def load_tokenizer(folder: StrPath) -> Tokenizer | None:
                 break
             if added:
                 warnings.warn(
-                    f"{folder}: {len(added)} tokens that were added to {path.name} are not known, "
-                    f"such as {added[0]!r:.40}; they need tokenizer.json, which transformers' "
-                    "save_pretrained writes.",
+                    f"{folder}: ignoring {len(added)} tokens added to {path.name}, such as "
+                    f"{added[0]!r:.40}; save tokenizer.json with transformers' save_pretrained "
+                    "to use them.",
                     stacklevel=2,
                 )
             return tokenizer
@@ -56,7 +62,7 @@ def _num_sentinels(path: Path, value: Any) -> int:
         number = -1
     if not 0 <= number <= MAX_SENTINELS:
         raise ValueError(
-            f"{path}: extra_ids must be a number in [0, {MAX_SENTINELS}], got {value!r:.40}; "
+            f"{path}: extra_ids must be an integer in [0, {MAX_SENTINELS}], got {value!r:.40}; "
             "copy the file again."
         )
     return number

@@ -391,16 +391,16 @@ def test_padding_falls_back_to_0_and_unknown_to_padding(tmp_path):
 
 
 def test_vocabulary_without_an_end_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"tokenizer\.json must have an id for the end") as error:
+    with pytest.raises(ValueError, match=r"tokenizer\.json must have an EOS id") as error:
         load_unigram(tmp_path, "<unk>", "a")
     check_message(error, tmp_path)
-    with pytest.raises(ValueError, match=r"got none for '\[E\]'; name it as eos_token"):
+    with pytest.raises(ValueError, match=r"got none for '\[E\]'; set eos_token"):
         load_unigram(tmp_path, "<unk>", "a", "</s>", config={"eos_token": "[E]"})
 
 
 @pytest.mark.parametrize("token", [5, ["</s>"], {"content": 5}, {"text": "</s>"}])
 def test_special_token_that_is_no_text_is_refused(tmp_path, token):
-    with pytest.raises(ValueError, match="must spell the eos_token, got a ") as error:
+    with pytest.raises(ValueError, match="must define eos_token .*got a ") as error:
         load_unigram(tmp_path, "<unk>", "</s>", config={"eos_token": token})
     check_message(error, tmp_path)
 
@@ -541,7 +541,7 @@ def test_load_says_which_added_tokens_are_not_known(tmp_path, kind):
     if kind == "tokenizer_config.json":
         listed = {"added_tokens_decoder": {str(i): {"content": t} for t, i in listed.items()}}
     write_json(tmp_path / kind, listed)
-    with pytest.warns(UserWarning, match="1 tokens that were added .* such as '<fold2AA>'"):
+    with pytest.warns(UserWarning, match="ignoring 1 tokens .* such as '<fold2AA>'"):
         found = load_tokenizer(tmp_path)
     assert isinstance(found, SentencePieceTokenizer)
 
@@ -558,7 +558,7 @@ def test_load_refuses_a_damaged_list_of_added_tokens(tmp_path, content):
 def test_half_a_pair_of_files_is_no_tokenizer(pair_folder, name):
     (pair_folder / name).unlink()
     assert load_tokenizer(pair_folder) is None
-    with pytest.raises(ValueError, match=r"must hold tokenizer\.json, or vocab\.json"):
+    with pytest.raises(ValueError, match=r"must contain tokenizer\.json, or vocab\.json"):
         HuggingFaceTokenizer.from_folder(pair_folder)
 
 
@@ -658,7 +658,7 @@ def test_load_names_a_config_that_is_no_json_object(json_folder, content):
 def test_vocabulary_and_merges_that_do_not_fit_are_named(pair_folder, change):
     for name, content in change.items():
         (pair_folder / name).write_text(content)
-    expected = r"vocab\.json must give pieces their ids and merges\.txt pair them, got"
+    expected = r"vocab\.json must .*merges\.txt must .*got"
     with pytest.raises(ValueError, match=expected) as error:
         HuggingFaceTokenizer.from_folder(pair_folder)
     check_message(error, pair_folder)
@@ -671,7 +671,7 @@ def test_vocabulary_and_merges_that_do_not_fit_are_named(pair_folder, change):
 def test_added_tokens_with_other_ids_than_they_get_are_refused(pair_folder, added):
     write_json(pair_folder / "added_tokens.json", added)
     (pair_folder / "special_tokens_map.json").unlink()
-    with pytest.raises(ValueError, match=r"added_tokens\.json must number its tokens") as error:
+    with pytest.raises(ValueError, match=r"added_tokens\.json must .*got") as error:
         HuggingFaceTokenizer.from_folder(pair_folder)
     check_message(error, pair_folder)
 
@@ -692,7 +692,7 @@ def test_added_tokens_with_other_ids_than_they_get_are_refused(pair_folder, adde
 )
 def test_added_tokens_in_no_known_form_are_refused(pair_folder, name, content):
     write_json(pair_folder / name, content)
-    with pytest.raises(ValueError, match="must list added tokens by their spelling") as error:
+    with pytest.raises(ValueError, match="must list added tokens as strings") as error:
         HuggingFaceTokenizer.from_folder(pair_folder)
     check_message(error, pair_folder)
 
@@ -728,25 +728,25 @@ CHARSMAP = base64.b64encode(b"\xff" * 9).decode()
     ("part", "reason"),
     [
         # The library itself panics at these: the first when it reads them, the second in use.
-        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}}, "reads, got"),
-        ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "ids for every text"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}}, "readable by .*got"),
+        ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "encode any text"),
         ({"model": bpe(vocab={"a": 0, "</s>": 4294967295})}, "1 to 10000000 ids"),
         ({"model": bpe(vocab={})}, "1 to 10000000 ids"),
-        ({"post_processor": template(2, 77)}, "put ids of its own"),
-        ({"post_processor": template(4294967295, 0)}, "put ids of its own"),
+        ({"post_processor": template(2, 77)}, "in the vocabulary, got"),
+        ({"post_processor": template(4294967295, 0)}, "in the vocabulary, got"),
     ],
 )
 def test_hostile_tokenizer_is_refused(tmp_path, part, reason):
     content = {"version": "1.0", "added_tokens": [], "model": bpe(), **part}
     write_json(tmp_path / "tokenizer.json", content)
-    with pytest.raises(ValueError, match=f"tokenizer.json must .*{reason}") as error:
+    with pytest.raises(ValueError, match=rf"tokenizer\.json.* must .*{reason}") as error:
         load_tokenizer(tmp_path).encode("ab")  # pyright: ignore[reportOptionalMemberAccess]
     check_message(error, tmp_path)
 
 
 def test_text_that_the_library_fails_at_is_a_value_error(tmp_path):
     found = load_unigram(tmp_path, "</s>", "a", unk_id=None)
-    with pytest.raises(ValueError, match="must have ids for every text, got none for 'é") as error:
+    with pytest.raises(ValueError, match="must encode any text.*'é") as error:
         found.encode("é\n" * 1000)
     check_message(error, tmp_path)
 
