@@ -121,7 +121,9 @@ def content_ids(ids: Sequence[int] | np.ndarray, eos_id: int) -> list[int]:
     """
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ValueError(f"ids must be a 1D sequence of integers, got {array.dtype}{[*array.shape]}.")
+        raise ValueError(
+            f"ids must be a 1D sequence of integers, got {array.dtype}{[*array.shape]}."
+        )
     values = array.tolist()
     return values[: values.index(eos_id)] if eos_id in values else values
 

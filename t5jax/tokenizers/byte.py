@@ -60,7 +60,7 @@ class ByteTokenizer(Tokenizer):
         """Decode one sequence, up to its first `eos_id`.
 
         Args:
-          ids: [S] integers; ids outside the vocabulary and invalid UTF-8 are omitted, padding is skipped.
+          ids: [S] integers; padding, ids outside the vocabulary and invalid UTF-8 are skipped.
         Returns:
           The text.
         Raises:

@@ -272,7 +272,11 @@ class HuggingFaceTokenizer:
             f"{_kind(content)}; "
         )
         pointer = content.startswith(b"version https://git-lfs")
-        remedy = "fetch it with `git lfs pull`." if pointer else "download it again, or update tokenizers."
+        remedy = (
+            "fetch it with `git lfs pull`."
+            if pointer
+            else "download it again, or update tokenizers."
+        )
         with _in_our_words(failure + remedy):
             library = tokenizers.Tokenizer.from_str(content.decode())
         library.no_truncation()
@@ -336,7 +340,9 @@ def _content(path: Path) -> bytes:
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise ValueError(f"{path} must have at most {MAX_BYTES >> 20} MiB, got more; download it again.")
+        raise ValueError(
+            f"{path} must have at most {MAX_BYTES >> 20} MiB, got more; download it again."
+        )
     return content
 
 

@@ -172,7 +172,7 @@ def train_tokenizer(
       14
     """
     if vocab_size <= 3:
-        raise ValueError(f"vocab_size must exceed 3, the number of special ids, got {vocab_size}; try 32000.")
+        raise ValueError(f"vocab_size must exceed 3 (special ids), got {vocab_size}; try 32000.")
     lines = _sample(texts, max_lines)
     if not lines:
         raise ValueError("texts must contain text to train on, got none; check the path.")

@@ -400,7 +400,7 @@ def test_vocabulary_without_an_end_is_refused(tmp_path):
 
 @pytest.mark.parametrize("token", [5, ["</s>"], {"content": 5}, {"text": "</s>"}])
 def test_special_token_that_is_no_text_is_refused(tmp_path, token):
-    with pytest.raises(ValueError, match="must define eos_token .*got a ") as error:
+    with pytest.raises(ValueError, match=r"must define eos_token .*got a ") as error:
         load_unigram(tmp_path, "<unk>", "</s>", config={"eos_token": token})
     check_message(error, tmp_path)
 
@@ -728,7 +728,10 @@ CHARSMAP = base64.b64encode(b"\xff" * 9).decode()
     ("part", "reason"),
     [
         # The library itself panics at these: the first when it reads them, the second in use.
-        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}}, "readable by .*got"),
+        (
+            {"normalizer": {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}},
+            "readable by",
+        ),
         ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "encode any text"),
         ({"model": bpe(vocab={"a": 0, "</s>": 4294967295})}, "1 to 10000000 ids"),
         ({"model": bpe(vocab={})}, "1 to 10000000 ids"),
@@ -746,7 +749,7 @@ def test_hostile_tokenizer_is_refused(tmp_path, part, reason):
 
 def test_text_that_the_library_fails_at_is_a_value_error(tmp_path):
     found = load_unigram(tmp_path, "</s>", "a", unk_id=None)
-    with pytest.raises(ValueError, match="must encode any text.*'é") as error:
+    with pytest.raises(ValueError, match=r"must encode any text.*'é") as error:
         found.encode("é\n" * 1000)
     check_message(error, tmp_path)
 

@@ -344,7 +344,7 @@ def test_train_keeps_characters_that_t5_lost():
 
 @pytest.mark.parametrize("texts", [[], [""], ["  \n\t ", "\n"]])
 def test_train_needs_text(texts):
-    with pytest.raises(ValueError, match="texts must .* got none"):
+    with pytest.raises(ValueError, match=r"texts must .* got none"):
         train_tokenizer(texts, vocab_size=100)
 
 
