@@ -202,8 +202,7 @@ def _check_name(name: str, tasks: Collection[str], what: str) -> None:
         return
     if "" in tasks:
         raise ValueError(
-            f"{what} names task {name!r}, but the task is unnamed; write --predictions "
-            f"{name}=FILE."
+            f"{what} names task {name!r}, but the task is unnamed; write --predictions {name}=FILE."
         )
     raise ValueError(
         f"{what} must name a known task, got {name!r}; tasks are {', '.join(map(repr, tasks))}."
