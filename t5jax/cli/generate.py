@@ -111,6 +111,4 @@ def generate(options: Generate) -> None:
     before = f", {report.resumed} of them from an earlier run" if report.resumed else ""
     print(f"wrote {report.inputs} outputs to {options.output}{before}")
     if report.dead_ends:
-        print(
-            f"note: {report.dead_ends} outputs are empty because the constraints allowed no token"
-        )
+        print(f"note: {report.dead_ends} outputs are empty: the constraints allowed no token")

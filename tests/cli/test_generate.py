@@ -64,7 +64,7 @@ def test_generate_says_what_constraints_and_rounding_did(generate, t5, texts):
     assert lines[0].startswith("int8 weights: ")
     assert lines[1:] == [
         f"wrote {len(texts)} outputs to out.txt",
-        f"note: {len(texts)} outputs are empty because the constraints allowed no token",
+        f"note: {len(texts)} outputs are empty: the constraints allowed no token",
     ]
 
 
