@@ -38,7 +38,7 @@ class Plan:
       mesh: sharding of the step.
       batch_size: global batch size; defaults to two sequences per device.
       input_length: input length in tokens.
-      target_length: target length in tokens; with --decode, the size of the KV cache.
+      target_length: target length in tokens; with --decode, the KV cache length.
       dtype: dtype of activations and matmuls.
       remat: activations to recompute in the backward pass: none, dots (all except matmul outputs),
         full (whole blocks).
