@@ -57,7 +57,7 @@ def test_main_tells_what_to_do_about_a_full_disk(monkeypatch, capsys):
             file.write("text")
 
     assert run(monkeypatch, [], write) == 2
-    assert "make room and run the same command again" in capsys.readouterr().err
+    assert "free disk space and run the same command again" in capsys.readouterr().err
 
 
 def test_main_keeps_the_traceback_of_errors_that_are_not_ours(monkeypatch):
