@@ -528,7 +528,7 @@ def test_load_finds_paths_beside_the_file(load, tmp_path, monkeypatch):
             {"metric_options": {"use_stemmer": 1}},
             "task 2: use_stemmer must be true or false, got 1",
         ),
-        ({"metric_options": {"positive": 1}}, "task 2: positive must be a text, got 1"),
+        ({"metric_options": {"positive": 1}}, "task 2: positive must be a string, got 1"),
         ({"weight": "2"}, "must have a number as 'weight', got '2'."),
         ({"weight": True}, "must have a number as 'weight', got True."),
         ({"weight": -1}, "task 2: weight of task 't' must be > 0"),
