@@ -11,6 +11,7 @@ import textwrap
 import typing
 from collections.abc import Iterator
 
+import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,6 +131,7 @@ def test_public_name_is_documented(package, name):
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_run(module, t5, tiny_config, tiny_params, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     names = {"t5jax": t5jax, "jax": jax, "jnp": jnp, "np": np}
     names |= {"t5": t5, "config": tiny_config, "params": tiny_params}
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

@@ -1,4 +1,4 @@
-"""`--config FILE`: options from a YAML or JSON file, as arguments of the command line."""
+"""`--config FILE`: read options from a YAML or JSON file."""
 
 import dataclasses
 import typing
@@ -7,31 +7,30 @@ from pathlib import Path
 
 from t5jax.errors import suggest
 
-# Groups of options that users set most, without a prefix on the command line: `--steps`, not
-# `--fit.steps`.
+# Groups of the most common options, unprefixed on the command line: `--steps`, not `--fit.steps`.
 UNPREFIXED = ("fit", "step")
 
 
 def expand_config(arguments: Sequence[str], config_class: type) -> list[str]:
-    """Replace `--config FILE` by the options in the file, before all others.
+    """Replace `--config FILE` with the options in the file.
 
-    The file holds options by name, nested as the fields of the config: `data: {path: text.txt}` is
-    `--data.path text.txt`.  Options of the command line come later, and so override the file.
+    The file maps names to values, nested like the config: `data: {path: text.txt}` is `--data.path
+    text.txt`.  File options come first, so those on the command line override them.
 
     Args:
-      arguments: the command line, without the name of the command.
-      config_class: the dataclass that the command line is parsed into.
+      arguments: command-line arguments, without the name of the command.
+      config_class: dataclass that the arguments are parsed into.
     Returns:
-      The command line without `--config`.
+      The arguments without `--config`.
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: no file is named, or it holds something else than options of the command.
+      FileNotFoundError: the file does not exist.
+      ValueError: `--config` has no value, or the file is invalid or has unknown options.
     """
     rest, from_file = list(arguments), []
     for place, argument in enumerate(rest):
         if argument == "--config":
             if place + 1 == len(rest):
-                raise ValueError("--config must be followed by a file, got nothing.")
+                raise ValueError("--config must be followed by a file, got none.")
             from_file, rest[place : place + 2] = read_arguments(rest[place + 1], config_class), []
             break
         if argument.startswith("--config="):
@@ -42,21 +41,21 @@ def expand_config(arguments: Sequence[str], config_class: type) -> list[str]:
 
 
 def read_arguments(path: str, config_class: type) -> list[str]:
-    """Return the options in a YAML or JSON file as arguments of the command line.
+    """Convert the options in a YAML or JSON file to command-line arguments.
 
     Args:
-      path: the file.
-      config_class: dataclass that has the options as fields.
+      path: YAML or JSON file.
+      config_class: dataclass with the options as fields.
     Returns:
       Option names, each followed by its values.
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file holds something else than options of the class.
+      FileNotFoundError: the file does not exist.
+      ValueError: the file is invalid or has unknown options.
     """
     import yaml
 
     if not Path(path).is_file():
-        raise FileNotFoundError(f"config must be a YAML or JSON file, got {path}, which is none.")
+        raise FileNotFoundError(f"config must be an existing YAML or JSON file, got {path}.")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -68,12 +67,12 @@ def read_arguments(path: str, config_class: type) -> list[str]:
 def _arguments(source: str, values: object, config_class: type, prefix: str) -> Iterator[str]:
     if not isinstance(values, dict):
         what = prefix.rstrip(".") or "the file"
-        raise ValueError(f"{source}: {what} must hold options by name, got {values!r:.80}.")
+        raise ValueError(f"{source}: {what} must map option names to values, got {values!r:.80}.")
     types = typing.get_type_hints(config_class)
     names = [field.name for field in dataclasses.fields(config_class)]
     for name, value in values.items():
         if name not in names:
-            hint = suggest(str(name), names, f"there are {', '.join(names)}.")
+            hint = suggest(str(name), names, f"choose one of {', '.join(names)}.")
             raise ValueError(f"{source}: unknown option {prefix}{name}; {hint}")
         if dataclasses.is_dataclass(types[name]):
             yield from _arguments(source, value, types[name], f"{prefix}{name}.")
@@ -83,7 +82,7 @@ def _arguments(source: str, values: object, config_class: type, prefix: str) -> 
 
 
 def _option(name: str, value: object) -> Iterator[str]:
-    """Yield an option and its values; `True` is `--option` and `False` `--no-option`."""
+    """Yield an option and its values; True becomes `--option`, False `--no-option`."""
     path, _, last = name.replace("_", "-").rpartition(".")
     dotted = f"{path}." if path else ""
     if value is False:

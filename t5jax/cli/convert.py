@@ -1,4 +1,4 @@
-"""`t5jax convert`: from one checkpoint format to another."""
+"""`t5jax convert`: convert a checkpoint to another format."""
 
 import dataclasses
 import re
@@ -13,20 +13,19 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Write a checkpoint in another format, bit for bit unless --dtype says otherwise.
+    """Write a checkpoint in another format, bit for bit unless --dtype is set.
 
     Attributes:
-      source: Folder, file or hub id of any format that t5jax loads.
-      destination: New folder, written completely or not at all.
-      to: Hugging Face safetensors, T5X, or t5jax's own format.
-      dtype: Type to write; "keep" leaves every tensor as it is.
-      encoder_only: Leave out the decoder.
-      scan_layers: For T5X: one array for all layers of a stack, for models that scan over layers.
-      max_shard_size: For Hugging Face: size above which weights are split into several files and
-        an index.
-      revision: Branch, tag or commit on the hub.
-      subfolder: Folder of the model in a folder or repository of several.
-      overwrite: Replace a model at the destination.
+      source: file, folder or Hugging Face Hub id, in any format that t5jax loads.
+      destination: new folder, written atomically.
+      to: output format: hf (Hugging Face safetensors), t5x or t5jax.
+      dtype: dtype of the output; keep = dtype of each source tensor.
+      encoder_only: omit the decoder.
+      scan_layers: T5X only: stack the layers into one array, for models that scan over layers.
+      max_shard_size: Hugging Face only: maximum size of a weight file; larger weights are sharded.
+      revision: branch, tag or commit on the Hub.
+      subfolder: subfolder of the model in a folder or repository.
+      overwrite: replace a model at the destination.
     """
 
     source: Positional[Annotated[str, arg(metavar="SOURCE")]]
@@ -42,12 +41,14 @@ class Convert:
 
 
 def convert(options: Convert) -> None:
-    """Convert a checkpoint, and print a summary.
+    """Convert a checkpoint and print a summary.
 
+    Args:
+      options: options of the command.
     Raises:
-      ValueError: the source cannot be read or is at the destination, or the destination's format
-        cannot hold it.
-      FileExistsError: the destination exists, and is not a model or must not be replaced.
+      ValueError: the source is unreadable or the same as the destination, or the output format
+        cannot represent it.
+      FileExistsError: the destination exists, and is not a model or `overwrite` is not set.
     """
     from tqdm import tqdm
 
@@ -75,10 +76,10 @@ def convert(options: Convert) -> None:
 
 
 def parse_size(text: str) -> int:
-    """Return the number of bytes in a size such as "5GB", by powers of 1000.
+    """Parse a size such as "5GB" to bytes, in powers of 1000.
 
     Raises:
-      ValueError: the text is not a size, or is 0.
+      ValueError: the text is not a positive size.
     """
     matched = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)b?", text.strip().lower())
     size = 0 if matched is None else int(float(matched[1]) * _UNITS[matched[2]])

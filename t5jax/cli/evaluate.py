@@ -1,4 +1,4 @@
-"""`t5jax evaluate`: metrics of predictions in files, with intervals, for one task or several."""
+"""`t5jax evaluate`: compute metrics of prediction files for one or more tasks."""
 
 import dataclasses
 import json as jsons
@@ -17,23 +17,24 @@ from t5jax.fileio import JsonObject, write_atomically
 class Evaluate:
     """Compare predictions with references.
 
-    Files have a line for each example, or are .jsonl with a prediction and its references or
-    target, or .tsv with a key, a tab and a text, further references of a key in further lines.
-    They may be compressed: .gz, .bz2, .xz or .zst.
+    Supported files: text with one example per line; .jsonl with a prediction and its references or
+    target; .tsv with a key and a text, one line per reference.  They may be compressed: .gz, .bz2,
+    .xz or .zst.
 
-    Several tasks are written NAME=FILE, a metric of only one of them NAME=METRIC, and a class of
-    only one NAME=CLASS.
+    For several tasks, write NAME=FILE; NAME=METRIC and NAME=CLASS apply to one task only.
 
     Attributes:
-      predictions: A file of predictions, or one for each task.
-      references: Files of references, each with one for every prediction; needless for a .jsonl
-        with both.
-      metrics: Such as bleu, chrf, rougeL, squad_f1, accuracy, wer; an unknown name lists all.
-      keyed: Read files of other endings as .tsv.
-      positive: Class to compute F1 of.
-      bootstrap: Bootstrap resamples of the examples, for 95 % intervals; 1000 is usual.
-      seed: Random seed of the resamples.
-      json: Write all numbers here, too.
+      predictions: prediction file, one per task.
+      references: reference files, each with one reference per prediction; not needed for .jsonl
+        files that contain both.
+      metrics: metrics such as bleu, chrf, rougeL, squad_f1, accuracy or wer; an unknown name lists
+        all.
+      keyed: read files with any other extension as .tsv.
+      text: options of text metrics.
+      positive: positive class for F1.
+      bootstrap: number of bootstrap resamples for 95% intervals; 1000 is usual, 0 disables them.
+      seed: random seed for resampling.
+      json: JSON file to write the results to.
     """
 
     predictions: Annotated[tuple[str, ...], arg(metavar="[NAME=]FILE ...")]
@@ -50,6 +51,8 @@ class Evaluate:
 def evaluate(options: Evaluate) -> None:
     """Print the metrics of each task.
 
+    Args:
+      options: options of the command.
     Raises:
       ValueError: names, files or metrics do not match, or a library is missing.
       OSError: a file cannot be read or written.
@@ -65,7 +68,7 @@ def evaluate(options: Evaluate) -> None:
         if None in scores:
             print("undefined metrics count as 0 in the average")
     if options.bootstrap:
-        print(f"intervals: {options.bootstrap} draws of examples, seed {options.seed}")
+        print(f"intervals: {options.bootstrap} bootstrap resamples, seed {options.seed}")
     if options.json:
         write_atomically(options.json, jsons.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
@@ -88,12 +91,14 @@ def _print_task(name: str, report: JsonObject) -> None:
 
 
 def parse_tasks(options: Evaluate) -> dict[str, EvalTask]:
-    """Parse [NAME=]FILE, [NAME=]METRIC and [NAME=]CLASS to tasks by name.
+    """Parse [NAME=]FILE, [NAME=]METRIC and [NAME=]CLASS into tasks.
 
+    Args:
+      options: options of the command.
     Returns:
-      Tasks by name; a single task without a name has that of its file of predictions.
+      Tasks by name; an unnamed task is named after its prediction file.
     Raises:
-      ValueError: names do not match, or metrics and options do not.
+      ValueError: names, or metrics and options, do not match.
     """
     files = _files_by_name(options.predictions)
     references = _files_by_name(options.references)
@@ -103,7 +108,7 @@ def parse_tasks(options: Evaluate) -> dict[str, EvalTask]:
         if name:
             _check_name(name, files, f"metric {metric!r}")
     classes = _classes_by_name(options.positive, files)
-    # An option is right if the metrics of one task take it.
+    # An option is valid if any task has a metric that takes it.
     check_metrics(
         [metric for _, metric in metrics],
         _metric_options(options, options.positive[0] if options.positive else None),
@@ -115,13 +120,13 @@ def parse_tasks(options: Evaluate) -> dict[str, EvalTask]:
             raise ValueError(f"task {name!r} must have a metric, got none; write {name}=METRIC.")
         if name and name in classes and "f1" not in names:
             raise ValueError(
-                f"the class of task {name!r} must go with f1, got {', '.join(names)}; write "
-                f"--metrics {name}=f1, too."
+                f"the class of task {name!r} requires metric f1, got {', '.join(names)}; add "
+                f"--metrics {name}=f1."
             )
         positive = classes.get(name, classes.get(""))
         if "f1" in names and positive is None:
             raise ValueError(
-                f"f1 of task {name!r} must have its class, got none; write --positive {name}=CLASS."
+                f"f1 of task {name!r} requires a class, got none; add --positive {name}=CLASS."
             )
         tasks[name or file] = EvalTask(
             predictions=Path(file),
@@ -138,11 +143,11 @@ def _metric_options(options: Evaluate, positive: str | None) -> MetricOptions:
 
 
 def _files_by_name(texts: tuple[str, ...]) -> dict[str, list[str]]:
-    """Group files by the name of their task; files without a name by ""."""
+    """Group files by task name; "" for files without one."""
     files: dict[str, list[str]] = {}
     for text in texts:
         name, equals, file = text.partition("=")
-        # A path may hold "=", too.
+        # A path may contain "=".
         if not equals or "/" in name or Path(text).exists():
             name, file = "", text
         files.setdefault(name, []).append(file)
@@ -166,7 +171,7 @@ def _check_files(
             )
     if "" in references and "" not in predictions:
         raise ValueError(
-            f"references must be written NAME=FILE, as predictions are, got "
+            f"references must be written NAME=FILE like the predictions, got "
             f"{' '.join(references[''])}."
         )
     for name in references:
@@ -174,18 +179,18 @@ def _check_files(
 
 
 def _classes_by_name(texts: tuple[str, ...], tasks: Collection[str]) -> dict[str, str]:
-    """Return the class of each task by its name; that of all other tasks by ""."""
+    """Map task names to classes; "" stands for all other tasks."""
     classes: dict[str, str] = {}
     for text in texts:
         name, equals, label = text.partition("=")
-        # A class may hold "=", too, and there is no name where no task has one.
+        # A class may contain "="; if the task is unnamed, the text has no name.
         if not equals or "" in tasks:
             name, label = "", text
         if name:
             _check_name(name, tasks, f"class {label!r}")
         if name in classes:
             raise ValueError(
-                f"positive must be one class for a task, got {classes[name]!r} and {label!r}; "
+                f"positive must be one class per task, got {classes[name]!r} and {label!r}; "
                 "write NAME=CLASS for several tasks."
             )
         classes[name] = label
@@ -197,9 +202,8 @@ def _check_name(name: str, tasks: Collection[str], what: str) -> None:
         return
     if "" in tasks:
         raise ValueError(
-            f"{what} of {name!r} must be of a task with that name, but no task has a name; write "
-            f"--predictions {name}=FILE."
+            f"{what} names task {name!r}, but the task is unnamed; write --predictions {name}=FILE."
         )
     raise ValueError(
-        f"{what} must be of a task, got {name!r}; tasks are {', '.join(map(repr, tasks))}."
+        f"{what} must name a known task, got {name!r}; tasks are {', '.join(map(repr, tasks))}."
     )

@@ -1,4 +1,4 @@
-"""`t5jax generate`: outputs for every row of a file."""
+"""`t5jax generate`: generate an output for every row of a file."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from t5jax.runtime import enable_compilation_cache
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Options(GenerationConfig):
-    """A GenerationConfig with the types that a command line can express."""
+    """GenerationConfig restricted to types that the command line supports."""
 
     decoder_prefix: str | None = None
     bad_words_ids: Suppress[Sequence[Ids]] = ()
@@ -26,22 +26,21 @@ class _Options(GenerationConfig):
 class Generate:
     """Generate an output for every line or row of a file.
 
-    Inputs are computed by length, outputs come in their order.  Finished outputs are kept in
-    OUTPUT.partial: after a crash or Ctrl-C, the same command continues from there.
+    Inputs are batched by length; outputs keep the input order.  Finished outputs are saved in
+    OUTPUT.partial: after a crash or Ctrl-C, the same command resumes from there.
 
     Attributes:
-      model: Folder, file or hub id of any format that t5jax loads.
-      input: .txt, .jsonl, .json, .csv, .tsv or .parquet, compressed or not.
-      output: .txt with a line for each output, or .jsonl with objects of input, output and
+      model: file, folder or Hugging Face Hub id, in any format that t5jax loads.
+      input: .txt, .jsonl, .json, .csv, .tsv or .parquet file, optionally compressed.
+      output: .txt with one output per line, or .jsonl with the keys input, output and
         finish_reason.
-      column: Column or key of the input that contains the text.
-      dtype: Type of the weights and of the computation.
-      weights: int8 rounds weights, which is fastest on a CPU, and reports the change of the
-        logits.
-      revision: Branch, tag or commit on the hub.
-      subfolder: Folder of the model in a folder or repository of several.
-      overwrite: Replace the output, and the partial output of another command.
-      generation: Options of the generation.
+      column: input column or key that contains the text.
+      dtype: dtype of the weights and the computation.
+      weights: int8 quantizes the weights, fastest on CPU, and reports the error of the logits.
+      revision: branch, tag or commit on the Hub.
+      subfolder: subfolder of the model in a folder or repository.
+      overwrite: replace an existing output, and the partial output of another command.
+      generation: generation options.
     """
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
@@ -57,12 +56,14 @@ class Generate:
 
 
 def generate(options: Generate) -> None:
-    """Generate an output for every row of a file, and print a summary.
+    """Generate an output for every row of a file and print a summary.
 
+    Args:
+      options: options of the command.
     Raises:
-      ValueError: an input is too long, a file has another format, or the partial output is of
+      ValueError: an input is too long, a file format is unsupported, or the partial output is from
         another command.
-      FileExistsError: the output exists, or another process writes it.
+      FileExistsError: the output exists, or another process is writing it.
     """
     from tqdm import tqdm
 
@@ -100,14 +101,14 @@ def generate(options: Generate) -> None:
         )
     except KeyboardInterrupt:
         if bar is not None:
-            print(f"\nkept {finished} of {bar.total} outputs; the same command continues.")
+            print(f"\nkept {finished} of {bar.total} outputs; rerun the same command to resume.")
         raise
     finally:
         if bar is not None:
             bar.close()
     if report.logit_error:
         print(f"int8 weights: {report.logit_error}")
-    before = f", {report.resumed} of them by an earlier run" if report.resumed else ""
+    before = f", {report.resumed} of them from an earlier run" if report.resumed else ""
     print(f"wrote {report.inputs} outputs to {options.output}{before}")
     if report.dead_ends:
-        print(f"note: {report.dead_ends} are empty, as the constraints allowed no token")
+        print(f"note: {report.dead_ends} outputs are empty: the constraints allowed no token")

@@ -1,4 +1,4 @@
-"""`t5jax inspect`: a description of a checkpoint."""
+"""`t5jax inspect`: describe a checkpoint."""
 
 import dataclasses
 import json
@@ -11,13 +11,13 @@ from t5jax.pretrained import describe_checkpoint
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """Say what a checkpoint is, without reading its weights.
+    """Describe a checkpoint without loading its weights.
 
     Attributes:
-      source: Folder, file or hub id, which is downloaded, of any format that t5jax loads.
-      revision: Branch, tag or commit on the hub.
-      subfolder: Folder of the model in a folder or repository of several.
-      json: Print JSON instead of aligned lines.
+      source: file, folder or Hugging Face Hub id, in any format that t5jax loads.
+      revision: branch, tag or commit on the Hub.
+      subfolder: subfolder of the model in a folder or repository.
+      json: print JSON.
     """
 
     source: Positional[Annotated[str, arg(metavar="SOURCE")]]
@@ -29,6 +29,8 @@ class Inspect:
 def inspect(options: Inspect) -> None:
     """Print a description of a checkpoint.
 
+    Args:
+      options: options of the command.
     Raises:
       ValueError: the checkpoint cannot be read.
     """
@@ -47,7 +49,7 @@ def _lines(name: str, value: Any) -> list[str]:
     if isinstance(value, list):
         return value
     if isinstance(value, dict):
-        # Counts are read, sizes and ids are copied.
+        # No separators in sizes and ids, which users copy.
         form = "," if name == "types" else ""
         return [", ".join(f"{key} {item:{form}}" for key, item in value.items())]
     return [f"{value:,}" if isinstance(value, int) else value]

@@ -1,4 +1,4 @@
-"""Command lines from dataclasses, and errors that read as one sentence."""
+"""Command-line parsing into dataclasses, and one-line errors."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from t5jax.cli.config_file import UNPREFIXED, expand_config
 from t5jax.parallel import RunAborted
 
 _PACKAGE = Path(__file__).parents[1]
-# Held by the thread that ends the process.
+# Held by the thread that terminates the process.
 _ending = threading.Lock()
 
 
@@ -33,21 +33,23 @@ def run_command(
     description: str | None = None,
     name: str | None = None,
 ) -> None:
-    """Parse the command line into a config, call the function, and exit.
+    """Parse the command line into a config and call a function with it.
 
-    The exit status is 0, 2 after an error that the user can mend, 130 after a Ctrl-C that the
-    function did not handle itself (a training run saves, and ends with 0), 1 after the failure of
-    any process of several that run together. A ValueError raised by t5jax itself, or any OSError,
-    prints as one sentence; anything else keeps its traceback, and T5JAX_TRACEBACK=1 keeps all.
+    The exit status is 0 on success, 2 after a user error, 130 after a Ctrl-C that the function does
+    not handle (a training run saves and exits with 0), and 1 if any process of a multi-process run
+    fails.  A ValueError raised by t5jax, or any OSError, is printed as one line; other errors keep
+    their traceback.  T5JAX_TRACEBACK=1 prints all tracebacks.
 
     Args:
-      config_class: a dataclass, whose fields become options and their docstrings the help; or a
-        union of several, each a subcommand.
-      function: the command.
-      arguments: the command line, by default that of the program.
-      reads_config: whether `--config FILE` adds the options in a YAML or JSON file.
+      config_class: dataclass whose fields become options and whose docstring becomes the help, or a
+        union of dataclasses, one per subcommand.
+      function: function to call with the config.
+      arguments: command-line arguments; default to `sys.argv[1:]`.
+      reads_config: whether to accept `--config FILE`, a YAML or JSON file of options.
       description: first paragraph of the help.
-      name: name of the command in its help, by default that of the program.
+      name: name of the command in the help; defaults to that of the program.
+    Raises:
+      SystemExit: the command line is invalid, or the function failed or was interrupted.
     """
     import tyro
 
@@ -75,7 +77,7 @@ def run_command(
 
 
 class _Console(logging.Handler):
-    """Prints what the library logs: warnings to stderr, above a progress bar if one is shown."""
+    """Log handler that prints above progress bars: warnings to stderr, the rest to stdout."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
@@ -108,7 +110,7 @@ class _Command(NamedTuple):
     reads_config: bool = False
 
     def load(self) -> tuple[type, Callable[[Any], object]]:
-        """Import the dataclass of the options, and the function that takes one."""
+        """Import the options dataclass and the function that takes one."""
         module = importlib.import_module(f"t5jax.cli.{self.module}")
         return getattr(module, self.options), getattr(module, self.function)
 
@@ -128,10 +130,10 @@ _COMMANDS = {
 
 
 def entry(*arguments: str) -> None:
-    """Run the command `t5jax`.
+    """Run the `t5jax` command.
 
     Args:
-      arguments: name of a subcommand and its options; default to those of the program.
+      *arguments: a subcommand and its options; default to `sys.argv[1:]`.
     """
     from tyro.conf import subcommand
 
@@ -151,7 +153,7 @@ def entry(*arguments: str) -> None:
             name=f"t5jax {name}",
         )
         return
-    # The help of all, or an error that suggests one.
+    # Print the help of all subcommands, or an error that suggests one.
     forms = [
         Annotated[_command_line(command.load()[0]), subcommand(name)]
         for name, command in _COMMANDS.items()
@@ -166,7 +168,7 @@ def entry(*arguments: str) -> None:
 
 
 def _command_line(config_class: Any) -> Any:
-    """Return the class with the options of `UNPREFIXED` groups unprefixed."""
+    """Return a subclass with the options of `UNPREFIXED` groups unprefixed."""
     from tyro.conf import arg
 
     from t5jax.training import RunConfig
@@ -194,13 +196,13 @@ def _command_line(config_class: Any) -> Any:
 
 
 def _end(aborted: RunAborted) -> NoReturn:
-    """Say why the processes of a run end, and end this one at once with exit status 1.
+    """Print the reason and exit immediately with status 1.
 
-    Not `sys.exit`: in its exit handlers JAX waits for processes that are gone, and then aborts.
+    `sys.exit` would run JAX's exit handlers, which wait for dead processes and then abort.
     """
-    _ending.acquire()  # never released: the main thread and one that watches may both come here
+    _ending.acquire()  # never released: main and watcher threads may both get here
     error = aborted.__cause__ or aborted
-    with contextlib.suppress(OSError, ValueError):  # the reader of a pipe may be gone
+    with contextlib.suppress(OSError, ValueError):  # the pipe may be closed
         if error is aborted or _is_expected(error):
             print(f"\n{_sentence(error)}", file=sys.stderr)
         else:
@@ -211,7 +213,7 @@ def _end(aborted: RunAborted) -> NoReturn:
 
 
 def _end_if_aborted(failure: threading.ExceptHookArgs) -> None:
-    """Handle the error of a thread: the main one may be waiting for a process that is gone."""
+    """End the process on an aborted run: the main thread may be waiting for a dead process."""
     if isinstance(failure.exc_value, RunAborted):
         _end(failure.exc_value)
     threading.__excepthook__(failure)
@@ -219,18 +221,18 @@ def _end_if_aborted(failure: threading.ExceptHookArgs) -> None:
 
 def _sentence(error: BaseException) -> str:
     full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    return f"error: {error}" + ("; make room and run the same command again" if full else "")
+    return f"error: {error}" + ("; free disk space and run the same command again" if full else "")
 
 
 def _is_expected(error: BaseException) -> bool:
-    """Return True for an error that its sentence explains, without a traceback."""
+    """Return True if an error is printed as one line, without a traceback."""
     if os.environ.get("T5JAX_TRACEBACK"):
         return False
     return isinstance(error, OSError) or (isinstance(error, ValueError) and _raised_here(error))
 
 
 def _raised_here(error: BaseException) -> bool:
-    """Return True if the package raised an error, or a file in the folder of the program."""
+    """Return True if t5jax or a file in the folder of the program raised an error."""
     program = getattr(sys.modules["__main__"], "__file__", None)
     ours = {_PACKAGE} if program is None else {_PACKAGE, Path(program).resolve().parent}
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""`t5jax plan`: memory, operations and time of a step on TPUs, on a machine without any."""
+"""`t5jax plan`: estimate memory, FLOPs and time of a step on TPUs, on a machine without any."""
 
 import dataclasses
 import json as jsons
@@ -26,31 +26,31 @@ from t5jax.profiling import chip_of_topology
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Say what a training step will need on TPUs, without any: memory, operations, time.
+    """Estimate memory, FLOPs and time of a training step on TPUs, on a machine without any.
 
-    The real step is compiled by the TPUs' own compiler, which `pip install libtpu` brings.  Times
-    are what the chip's data sheet allows at best: the longest of operations by its highest rate,
-    memory traffic by bandwidth, and what is sent by all links together.
+    Compiles the real step with the TPU compiler (`pip install libtpu`).  The time is a lower bound
+    from the chip's data sheet: the maximum of FLOPs / peak FLOP/s, memory traffic / bandwidth, and
+    communication / total link bandwidth.
 
     Attributes:
-      model: A published size, such as 't5-v1_1-xxl', or a JSON file with the fields of T5Config.
-      topology: Chip and shape of the slice, such as v5e:16x16, v5p:8x8x4, v6e:16x16 or
+      model: published size such as 't5-v1_1-xxl', or a JSON file with the fields of T5Config.
+      topology: chip and shape of the slice, such as v5e:16x16, v5p:8x8x4, v6e:16x16 or
         tpu7x:4x4x4.
-      mesh: Sharding of the step.
-      batch_size: Global batch size; two sequences on each device by default.
-      input_length: Tokens that the encoder reads.
-      target_length: Tokens that the decoder reads, or with --decode has room to write.
-      dtype: Type of activations and matrix products.
-      remat: Activations to recompute instead of keeping: none, dots (all but products), full
-        (whole blocks).
-      attention: Attention over all pairs of positions at once (plain), or in blocks (blockwise, or
-        pallas as a kernel); auto chooses by the length.
-      optimizer: Optimizer of the training step.
-      accumulate: Parts that a batch is computed in, one after the other.
-      decode: Plan the decoding of one more token for every row, instead of training.
-      search: Try meshes and remat, and rank those that fit by time.
-      max_compilations: Maximum number of programs to compile with --search.
-      json: Write the plan here, too.
+      mesh: sharding of the step.
+      batch_size: global batch size; defaults to two sequences per device.
+      input_length: input length in tokens.
+      target_length: target length in tokens; with --decode, the KV cache length.
+      dtype: dtype of activations and matmuls.
+      remat: activations to recompute in the backward pass: none, dots (all except matmul outputs),
+        full (whole blocks).
+      attention: plain (full score matrix), blockwise, or pallas (blockwise kernel); auto chooses by
+        length.
+      optimizer: optimizer of the training step.
+      accumulate: number of gradient accumulation steps.
+      decode: estimate one decoding step (one token per row) instead of a training step.
+      search: search over meshes and remat, and rank those that fit by time.
+      max_compilations: maximum number of programs to compile with --search.
+      json: JSON file to write the plan to.
     """
 
     model: str = "t5-v1_1-base"
@@ -81,11 +81,13 @@ class Plan:
 
 
 def plan(options: Plan) -> None:
-    """Print the plan of a step, or a ranking of meshes.
+    """Print the estimate of a step, or a ranking of meshes.
 
+    Args:
+      options: options of the command.
     Raises:
-      ValueError: the model or slice is unknown, devices do not divide the work, libtpu is missing,
-        or the step does not fit.
+      ValueError: the model or slice is unknown, the mesh does not divide the model or batch, libtpu
+        is missing, or the step does not fit.
     """
     chip = chip_of_topology(options.topology)
     config = _read_config(options)
@@ -122,9 +124,9 @@ def plan(options: Plan) -> None:
         estimate = plan_step(task, devices, chip=chip)
         report |= estimate_to_json(estimate)
         print(
-            f"{options.model}: {report['step']} step of {task.batch_size} sequences of "
-            f"{task.input_length} and {task.target_length} tokens, for each of {len(devices)} "
-            f"devices of {options.topology}"
+            f"{options.model}: {report['step']} step, {task.batch_size} sequences of "
+            f"{task.input_length} + {task.target_length} tokens; per device, {len(devices)} "
+            f"devices ({options.topology})"
         )
         num_read = 1 if task.decode else task.input_length + task.target_length
         for name, amount in estimate_lines(estimate, num_tokens=task.batch_size * num_read):

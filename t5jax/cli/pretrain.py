@@ -1,4 +1,4 @@
-"""`t5jax pretrain`: pre-train a model, and show what it fills in."""
+"""`t5jax pretrain`: pre-train a model and print predictions for masked spans."""
 
 import dataclasses
 
@@ -12,19 +12,19 @@ from t5jax.runtime import keep_memory
 class Pretrain(PretrainConfig):
     """Pre-train a T5 by span corruption.
 
-    Without options: a tiny model on the docstrings of the installed packages, in minutes.  After
-    Ctrl-C, SIGTERM or a crash, the same command continues.  `--config FILE` reads options from a
-    YAML or JSON file, such as the `options.yaml` of another run.
+    The defaults train a tiny model on the docstrings of installed packages, in minutes.  After
+    Ctrl-C, SIGTERM or a crash, the same command resumes the run.  `--config FILE` reads options
+    from a YAML or JSON file, such as the `options.yaml` of another run.
     """
 
 
 def pretrain_and_show(config: PretrainConfig) -> None:
-    """Pre-train a model, then print held-out sentences with blanks that it fills in.
+    """Pre-train a model, then print its predictions for masked spans of held-out sentences.
 
     Args:
       config: options of the run.
     Raises:
-      ValueError, OSError, RunAborted: as in `pretrain`.
+      ValueError, OSError, RunAborted: see `pretrain`.
     """
     keep_memory()
     result = pretrain(config)
@@ -32,7 +32,7 @@ def pretrain_and_show(config: PretrainConfig) -> None:
         return
     with abort_together():
         if is_main_process():
-            log_once("held-out sentences, [what stood there -> what the model fills in]:")
+            log_once("held-out sentences, [original -> prediction]:")
             sentences = plain_sentences(corpus_documents(result.heldout), count=6)
             for line in show_blanks(result.t5, sentences, seed=config.seed):
                 log_once(f"  {line}")

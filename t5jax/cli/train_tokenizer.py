@@ -1,4 +1,4 @@
-"""`t5jax train-tokenizer`: a SentencePiece vocabulary with T5's settings."""
+"""`t5jax train-tokenizer`: train a SentencePiece tokenizer with T5's settings."""
 
 import dataclasses
 import itertools
@@ -14,18 +14,18 @@ from t5jax.tokenizers import train_tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainTokenizer:
-    """Train a SentencePiece vocabulary and save it where `t5jax.load` finds it.
+    """Train a SentencePiece tokenizer with T5's settings.
 
     `--config FILE` reads options from a YAML or JSON file.
 
     Attributes:
-      output: Folder to write spiece.model and tokenizer_config.json to; must be new or empty.
-      data: Text to train on, without its held-out part.
-      vocab_size: Number of pieces, not counting sentinels.
-      num_sentinels: Number of sentinels, the most spans that one example can mask.
-      character_coverage: Fraction of the characters in the text that get a piece; the rest is
-        unknown to the model.
-      max_lines: Maximum number of lines to train on, evenly spaced.
+      output: new or empty folder for spiece.model and tokenizer_config.json.
+      data: training text; its held-out part is excluded.
+      vocab_size: number of pieces, excluding sentinels.
+      num_sentinels: number of sentinels; limits the masked spans per example.
+      character_coverage: fraction of the characters in the text that get a piece; the others become
+        unknown.
+      max_lines: maximum number of lines to train on, evenly spaced.
     """
 
     output: Annotated[Path, arg(metavar="FOLDER")]
@@ -37,13 +37,13 @@ class TrainTokenizer:
 
 
 def train_and_save(config: TrainTokenizer) -> None:
-    """Train and save a vocabulary, and print how well it fits held-out text.
+    """Train and save a tokenizer, and print its statistics on held-out text.
 
     Args:
       config: options of the command.
     Raises:
-      FileExistsError: the folder holds something.
-      ValueError, OSError: bad options or text.
+      FileExistsError: the folder is not empty.
+      ValueError, OSError: the options or the text are invalid.
     """
     with atomic_folder(config.output) as output:
         seen, heldout = read_corpus(config.data)

@@ -65,8 +65,7 @@ def read_predictions(
     suffixes = {_suffix(file) for file in (predictions, *references)}
     if keyed and suffixes == {".jsonl"}:
         raise ValueError(
-            f"keyed requires files with keys, got {predictions}, and .jsonl has none; leave out "
-            "--keyed."
+            f"keyed requires files with keys, got {predictions}, and .jsonl has none; drop --keyed."
         )
     if keyed or suffixes & {".tsv", ".dict"}:
         if ".jsonl" in suffixes:

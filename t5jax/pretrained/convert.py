@@ -22,11 +22,17 @@ REPORT_FILE = "conversion.json"
 
 
 class Conversion(NamedTuple):
-    """A checkpoint that was converted.
+    """Result of `convert_checkpoint`.
 
     Attributes:
-      source: Source checkpoint.
-      report: Content of `conversion.json`: every tensor, written, renamed or ignored.
+      source: source checkpoint.
+      report: content of `conversion.json`: every tensor written, renamed or ignored.
+
+    Example:
+      >>> t5jax.pretrained.save_pretrained("model", config, params, None)
+      >>> source, report = t5jax.pretrained.convert_checkpoint("model", "hf", to="hf")
+      >>> source.format, report["to"]
+      ('t5jax', 'hf')
     """
 
     source: CheckpointSource
@@ -47,29 +53,37 @@ def convert_checkpoint(
     overwrite: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> Conversion:
-    """Write a checkpoint in another format, bit for bit unless `dtype` says otherwise.
+    """Convert a checkpoint to another format, bit for bit if `dtype` is "keep".
 
     A report of every tensor is written to `conversion.json` in the destination.
 
     Args:
-      source: folder, file or hub id of any format that `load` reads.
-      destination: new folder, written completely or not at all.
-      to: Hugging Face safetensors, T5X, or t5jax's own format.
-      dtype: type to write; "keep" leaves every tensor as it is.
-      encoder_only: leave out the decoder.
-      scan_layers: write one array for all layers of a stack, for T5X models that scan over layers.
-      max_shard_bytes: size above which Hugging Face weights are split into several files.
+      source: folder, file or hub id, in any format that `load` reads.
+      destination: folder to write, atomically.
+      to: "hf" (Hugging Face safetensors), "t5x" or "t5jax".
+      dtype: dtype to write; "keep" keeps the dtype of every tensor.
+      encoder_only: whether to omit the decoder.
+      scan_layers: whether to stack the layers into one array, for T5X models that scan over layers.
+      max_shard_bytes: maximum size of a Hugging Face weights file; larger models are split.
       revision: branch, tag or commit on the hub.
-      subfolder: folder of the model in a folder or repository of several.
-      overwrite: replace a model at the destination.
-      progress: called with the number of bytes that were just read, and that of the whole source.
+      subfolder: the model's subfolder, in a folder or repository with several models.
+      overwrite: whether to replace a model at the destination.
+      progress: called with the number of bytes just read, and the total.
+    Returns:
+      The source checkpoint and the report.
     Raises:
-      ValueError: the source cannot be read or is at the destination, or the destination's format
-        cannot hold it.
-      FileExistsError: the destination exists, and is not a model or must not be replaced.
+      ValueError: the source cannot be read, the destination contains it, or the target format
+        cannot represent it.
+      FileExistsError: the destination exists and is not a model, or `overwrite` is False.
+
+    Example:
+      >>> t5jax.pretrained.save_pretrained("tiny-t5", config, params, None)
+      >>> report = t5jax.pretrained.convert_checkpoint("tiny-t5", "tiny-t5-hf", to="hf").report
+      >>> [x["name"] for x in report["tensors"] if x["path"] == "token_embedder/embedding"]
+      ['shared.weight']
     """
     if scan_layers and to != "t5x":
-        raise ValueError(f"scan_layers must be left out for {to}; it is of T5X alone.")
+        raise ValueError(f"scan_layers must not be set for {to}; it only applies to T5X.")
     path = open.locate_checkpoint(str(source), revision=revision, subfolder=subfolder)
     checkpoint = open.open_checkpoint(path, encoder_only=encoder_only)
     _check_apart(path, checkpoint, Path(destination).expanduser())
@@ -118,27 +132,27 @@ def convert_checkpoint(
 
 
 def _check_apart(path: Path, source: CheckpointSource, destination: Path) -> None:
-    """Refuse to replace what is read, even to overwrite: the copy may hold less of it."""
+    """Reject a destination that contains the source, since the copy may be less complete."""
     destination = destination.resolve()
     read = [path, source.path, *{array.file for array in source.arrays.values()}]
-    # The place of a file, and that of a link to it.
+    # Both a symlink and its target.
     read = [p for file in read for p in (file.resolve(), file.parent.resolve() / file.name)]
     if any(file.is_relative_to(destination) for file in read):
         raise ValueError(
-            f"the destination must not hold the source, got {destination} for {path}; write to "
+            f"the destination must not contain the source, got {destination} for {path}; write to "
             "another folder."
         )
 
 
 def _lazy_weights(source: CheckpointSource, dtype: np.dtype | None, progress: Progress) -> Weights:
-    """Return weights to read one by one, or all at once if a checksum of all must be right."""
+    """Return lazy weights, or weights in memory if the source has a checksum to verify."""
     if source.check is None:
         return source.weights(dtype=dtype, progress=progress)
     return Weights.from_params(_read_params(source, dtype, progress))
 
 
 def _read_params(source: CheckpointSource, dtype: np.dtype | None, progress: Progress) -> Params:
-    # A checksum is of the parameters as they are in the files.
+    # Checksums cover the parameters as stored, before the dtype changes.
     if source.check is None or dtype is None:
         return source.load_params(dtype=dtype, progress=progress)
     params = source.load_params(progress=progress)

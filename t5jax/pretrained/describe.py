@@ -1,4 +1,4 @@
-"""Describe a checkpoint without reading its weights."""
+"""Checkpoint descriptions."""
 
 import dataclasses
 from pathlib import Path
@@ -18,13 +18,19 @@ def describe_checkpoint(
     """Describe a checkpoint without reading its weights.
 
     Args:
-      source: folder, file or hub id of any format that `load` reads; a hub id is downloaded.
+      source: folder, file or hub id, in any format that `load` reads; a hub id is downloaded.
       revision: branch, tag or commit on the hub.
-      subfolder: folder of the model in a folder or repository of several.
+      subfolder: the model's subfolder, in a folder or repository with several models.
     Returns:
-      Facts by name, the most important first, that JSON can hold.
+      A JSON-serializable dict of facts, the most important first.
     Raises:
       ValueError: the source cannot be read.
+
+    Example:
+      >>> t5jax.pretrained.save_pretrained("model", config, params, None)
+      >>> facts = t5jax.pretrained.describe_checkpoint("model")
+      >>> facts["format"], facts["sizes"]["vocab_size"], facts["types"].keys()
+      ('t5jax', 97, dict_keys(['float32']))
     """
     path = open.locate_checkpoint(str(source), revision=revision, subfolder=subfolder)
     return _describe(open.open_checkpoint(path), open.find_tokenizer(path))
@@ -57,8 +63,8 @@ def _describe(source: CheckpointSource, tokenizer: Tokenizer | None) -> dict[str
         "bytes": sum(source.num_bytes(path) for path in source.layout),
         "types": types,
         "activation": f"{'gated ' if config.gated_ff else ''}{config.activation}",
-        "output": ("the embedding" if config.tie_embeddings else "a layer of its own")
-        + (", scaled" if config.scale_logits else ", not scaled"),
+        "output": ("tied to the embedding" if config.tie_embeddings else "untied output layer")
+        + (", scaled" if config.scale_logits else ", unscaled"),
         "tokenizer": vocabulary,
         "special ids": {
             "padding": config.pad_id,
@@ -72,7 +78,7 @@ def _describe(source: CheckpointSource, tokenizer: Tokenizer | None) -> dict[str
 
 
 def matching_presets(config: T5Config) -> str:
-    """Return the published models of this shape, or the models with this kind of layers."""
+    """Return the published models with this config, or the family of its layers."""
     shape = dataclasses.asdict(config)
     names = [
         name
@@ -90,4 +96,4 @@ def matching_presets(config: T5Config) -> str:
         kind = "umT5"
     elif config.gated_ff and config.activation == "silu":
         kind = "UL2"
-    return f"{kind}, {'encoder only' if not config.num_decoder_layers else 'a size of its own'}"
+    return f"{kind}, {'encoder only' if not config.num_decoder_layers else 'custom size'}"

@@ -1,4 +1,4 @@
-"""Configs of T5X and Mesh TensorFlow checkpoints, which keep none but, at most, a gin file."""
+"""Configs of T5X and Mesh TensorFlow checkpoints, whose only config file, if any, is gin."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -25,16 +25,18 @@ def read_gin_config(
     source: Path,
     notes: list[str],
 ) -> T5Config:
-    """Read the config of a checkpoint, inferring what no file states.
+    """Read the config of a checkpoint, inferring missing fields.
 
-    Sizes follow from the parameters and the activation from a gin file; a `config.json`, ours or
-    Hugging Face's, takes precedence over both.
+    Sizes are inferred from the parameters, and the activation is read from a gin file.  A
+    `config.json`, t5jax's or Hugging Face's, takes precedence.
 
     Args:
-      folders: to search for these files, best first.
-      shapes: of the parameters, by our path.
-      source: name of the checkpoint in an error.
-      notes: list that a sentence is appended to for everything assumed or taken from elsewhere.
+      folders: folders to search for config files, in order of priority.
+      shapes: shapes of the parameters, by t5jax path.
+      source: checkpoint name for error messages.
+      notes: list to append a note to for each assumption or external config file.
+    Returns:
+      The config.
     Raises:
       ValueError: a config.json is damaged, or the parameters are not those of a T5.
     """
@@ -43,12 +45,12 @@ def read_gin_config(
             continue
         keys = read_json_object(file)
         if "model_type" in keys:
-            notes.append(f"the config is that of {file}.")
+            notes.append(f"the config was read from {file}.")
             return read_hf_config(file, shapes, notes=notes)
         if "d_model" in keys:
             return T5Config.from_file(file)
     fields = infer_fields(shapes, source=source)
-    notes.append("sizes follow from the arrays, padding is 0 and the end 1.")
+    notes.append("sizes were inferred from the arrays; pad_id is assumed to be 0 and eos_id 1.")
     for file in (folder / name for folder in folders for name in _GIN_FILES):
         if file.is_file():
             text = file.read_text(encoding="utf-8", errors="replace")
@@ -57,6 +59,6 @@ def read_gin_config(
             if known:
                 return T5Config(**{**fields, "activation": known[-1]})
     notes.append(
-        f"the activation is assumed to be {fields['activation']}, for no gin file tells it."
+        f"the activation is assumed to be {fields['activation']}, since no gin file states it."
     )
     return T5Config(**fields)

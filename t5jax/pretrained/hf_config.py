@@ -1,4 +1,4 @@
-"""Hugging Face's `config.json` to ours and back; where tensors disagree with it, they count."""
+"""Conversion between Hugging Face's `config.json` and `T5Config`; tensor shapes take precedence."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,25 +11,25 @@ from t5jax.pretrained.model_folder import CONFIG_FILE
 
 GENERATION_FILE = "generation_config.json"
 
-# Every model_type of T5, and its activation if the config leaves that out.
+# Supported model_types and their default activations.
 _FAMILIES = {"t5": "relu", "mt5": "gated-gelu", "umt5": "gated-gelu"}
 
-# Other architectures that use T5's name or its tensors' names.
+# Unsupported architectures with T5's name or tensor names.
 _RELATIVES = {
-    "longt5": "its encoder attends locally",
+    "longt5": "its encoder uses local attention",
     "switch_transformers": "its feed-forward layers are mixtures of experts",
-    "t5gemma": "it is made of two Gemmas",
-    "t5gemma2": "it is made of two Gemmas",
+    "t5gemma": "it combines two Gemma models",
+    "t5gemma2": "it combines two Gemma models",
     "udop": "it reads images and layouts",
     "pix2struct": "it reads images",
     "pix2struct_text_model": "it reads images",
-    "pop2piano": "it reads sound",
+    "pop2piano": "it reads audio",
     "codet5p": "it runs code from its repository",
     "codet5p_embedding": "it runs code from its repository",
     "codet5p_bimodal": "it runs code from its repository",
 }
 
-# Names of activations there and here; plain "gelu" is the exact one.
+# Hugging Face's activation names and ours; their plain "gelu" is the exact GELU.
 _ACTIVATIONS = {
     "relu": "relu",
     "gelu": "gelu_erf",
@@ -39,7 +39,7 @@ _ACTIVATIONS = {
     "swish": "silu",
 }
 
-# Our fields, their keys, and the value of an absent key; a key without a default is required.
+# Our fields, their keys and defaults; a key without a default is required.
 _FIELDS: dict[str, tuple[Any, ...]] = {
     "vocab_size": ("vocab_size",),
     "d_model": ("d_model",),
@@ -72,8 +72,8 @@ def _family(path: Path, raw: Mapping[str, Any]) -> str:
     if not isinstance(family, str) or family not in _FAMILIES:
         why = _RELATIVES.get(str(family))
         raise ValueError(
-            f"{path}: model_type must be one of {', '.join(_FAMILIES)}, got {family!r}, which is "
-            f"another architecture{f': {why}' if why else ''}."
+            f"{path}: model_type must be one of {', '.join(_FAMILIES)}, got {family!r}, a "
+            f"different architecture{f': {why}' if why else ''}."
         )
     return family
 
@@ -84,25 +84,26 @@ def read_hf_config(
     """Read the config of a model.
 
     Args:
-      path: of config.json.
-      shapes: of the model's parameters, by our path; they decide on the size of the vocabulary,
-        gating, tying, a bias in every layer, and whether there is a decoder.
-      notes: list that a sentence is appended to for every value that had to be corrected.
+      path: path of config.json.
+      shapes: shapes of the parameters, by t5jax path; they determine the vocabulary size, gating,
+        tying, per-layer biases and the presence of a decoder.
+      notes: list to append a note to for each corrected value.
+    Returns:
+      The config.
     Raises:
-      ValueError: the file is not JSON, the architecture is not T5's, or a value is one that T5
-        does not have.
+      ValueError: the file is not JSON, the architecture is not T5's, or a value is invalid for T5.
     """
     raw = read_json_object(path)
     family = _family(path, raw)
     missing = [key for key, *default in _FIELDS.values() if not default and key not in raw]
     if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; every T5 config has them.")
+        raise ValueError(f"{path} must have {', '.join(missing)}, which every T5 config has.")
     fields = {ours: raw.get(key, *default) for ours, (key, *default) in _FIELDS.items()}
     switches = infer_switches(shapes)
     if switches["vocab_size"] != fields["vocab_size"]:
         notes.append(
-            f"vocab_size is {fields['vocab_size']} in config.json, and the embedding has "
-            f"{switches['vocab_size']} rows, which count."
+            f"vocab_size is {fields['vocab_size']} in config.json, but the embedding has "
+            f"{switches['vocab_size']} rows; using the latter."
         )
     if "decoder/final_norm/scale" not in shapes:
         fields["num_decoder_layers"] = 0
@@ -119,11 +120,11 @@ def read_hf_config(
         scale = tie is not False
         if family == "t5" and tie and not switches["tie_embeddings"]:
             notes.append(
-                "config.json says that the output layer is the embedding, and the tensors have one "
-                "of their own, which counts; logits are scaled, as transformers 5 does."
+                "config.json ties the output layer to the embedding, but the checkpoint has an "
+                "untied output layer; using it, with scaled logits as in transformers 5."
             )
         if family != "t5" and not switches["tie_embeddings"]:
-            # transformers 5 writes that these families are tied, whatever they are.
+            # transformers 5 always writes that these families are tied.
             scale = False
     activation = _activation(path, raw, family, gated=switches["gated_ff"], notes=notes)
     try:
@@ -143,19 +144,19 @@ def _activation(
     project, name = raw.get("feed_forward_proj"), raw.get("dense_act_fn")
     if gated and name == "gelu":
         notes.append(
-            f"dense_act_fn is 'gelu' in {path.name}, the exact GELU, where T5 was trained with "
+            f"dense_act_fn is 'gelu' in {path.name}, the exact GELU, but T5 was trained with "
             "'gelu_new'."
         )
     if name is None:
         project = _FAMILIES[family] if project is None else str(project)
-        # Their own shorthand: gated "gelu" means the tanh approximation.
+        # In transformers, "gated-gelu" means the tanh approximation.
         name = "gelu_new" if project == "gated-gelu" else project.removeprefix("gated-")
     says_gated = raw.get("is_gated_act") is True or str(project).startswith("gated-")
     if gated and name == "relu" and not says_gated:
-        # The first umT5 configs; no published T5 has a gated ReLU.
+        # As in the first umT5 configs; no published T5 has a gated ReLU.
         notes.append(
-            f"the feed-forward layers are gated, though {path.name} says otherwise; their "
-            "activation is taken to be gelu_tanh."
+            f"the feed-forward layers are gated, though {path.name} says otherwise; the activation "
+            "is assumed to be gelu_tanh."
         )
         return "gelu_tanh"
     if str(name) not in _ACTIVATIONS:
@@ -188,7 +189,7 @@ def _to_hf(config: T5Config) -> dict[str, Any]:
     activation = {"gelu_tanh": "gelu_new", "gelu_erf": "gelu"}.get(
         config.activation, config.activation
     )
-    # Readers derive the activation from feed_forward_proj, then let the explicit keys override it.
+    # transformers takes the activation from feed_forward_proj; the explicit keys override it.
     name = "gelu" if config.activation.startswith("gelu") else activation
     family = "umt5" if config.relative_bias_per_layer else "t5"
     kind = "ForConditionalGeneration" if config.num_decoder_layers else "EncoderModel"

@@ -1,4 +1,4 @@
-"""Infer the config of a T5 from the shapes of its parameters."""
+"""Config inference from parameter shapes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,13 +15,13 @@ def infer_shapes(
     """Infer the shapes of our parameters from the first layer of each.
 
     Args:
-      layout: the arrays of each parameter, by our path.
-      arrays: by their names.
+      layout: the arrays of each parameter, by t5jax path.
+      arrays: arrays by name.
     """
     shapes = {}
     for ours, leaf in layout.items():
         shape = arrays[leaf.names[0]].shape
-        # An array with another number of axes keeps its shape, and is an error later.
+        # An array of the wrong rank keeps its shape, which is rejected later.
         if not leaf.axes or len(leaf.axes) == len(shape):
             layers = (len(leaf.names),) if leaf.per_layer else ()
             shapes[ours] = (*layers, *leaf.to_ours(shape))
@@ -31,11 +31,11 @@ def infer_shapes(
 
 
 def mark_shared_bias(layout: dict[str, Leaf], *, keep: bool) -> None:
-    """Move a bias table that a stack shares out of its first layer, where most formats keep it.
+    """Move a stack's shared bias table out of its first layer, where most formats store it.
 
     Args:
-      layout: the arrays of each parameter, by our path; changed in place.
-      keep: leave tables in place even where only the first layer has one.
+      layout: the arrays of each parameter, by t5jax path; modified in place.
+      keep: whether to treat tables as per-layer even if only the first layer has one.
     """
     paths = [f"{stack}/layers/relative_bias/embedding" for stack in ("encoder", "decoder")]
     tables = {path: layout[path] for path in paths if path in layout}
@@ -47,16 +47,16 @@ def mark_shared_bias(layout: dict[str, Leaf], *, keep: bool) -> None:
 
 
 def drop_decoder(layout: dict[str, Leaf], ignored: dict[str, str]) -> None:
-    """Move the arrays that only a decoder needs from `layout` to `ignored`."""
+    """Move the arrays that only the decoder uses from `layout` to `ignored`."""
     for path in [path for path in layout if path.startswith(("decoder/", "output/"))]:
-        ignored |= dict.fromkeys(layout.pop(path).names, "not of the encoder")
+        ignored |= dict.fromkeys(layout.pop(path).names, "decoder only")
 
 
 def infer_switches(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Infer the fields of `T5Config` that decide which parameters there are.
+    """Infer the fields of `T5Config` that determine which parameters exist.
 
     Args:
-      shapes: of the parameters, by our path.
+      shapes: shapes of the parameters, by t5jax path.
     """
     return {
         "vocab_size": _size(shapes, EMBEDDING_PATH, 0),
@@ -68,17 +68,19 @@ def infer_switches(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def infer_fields(shapes: Mapping[str, tuple[int, ...]], *, source: object) -> dict[str, Any]:
-    """Infer all fields of `T5Config` that follow from the parameters, for files without a config.
+    """Infer the fields of `T5Config` that follow from the parameters, for files without a config.
 
-    A T5 with an output layer of its own does not scale its logits, and one without does; a gated
-    feed-forward layer has the tanh GELU, and another one ReLU: so it is in every published T5 but
-    UL2, whose gate is a SiLU.
+    Logits are scaled if and only if the output layer is tied to the embedding.  Gated feed-forward
+    layers use tanh GELU, others ReLU.  This holds for every published T5 except UL2, which is gated
+    with SiLU.
 
     Args:
-      shapes: of the parameters, by our path.
-      source: name of the file in an error.
+      shapes: shapes of the parameters, by t5jax path.
+      source: file name for error messages.
+    Returns:
+      Field values by name.
     Raises:
-      ValueError: a parameter from which a size follows is missing or has an impossible shape.
+      ValueError: a parameter that determines a size is missing or has an invalid shape.
     """
     switches = infer_switches(shapes)
     per_layer = switches["relative_bias_per_layer"]
@@ -92,15 +94,15 @@ def infer_fields(shapes: Mapping[str, tuple[int, ...]], *, source: object) -> di
     for path, rank in ranks.items():
         if len(shapes.get(path, ())) != rank:
             raise ValueError(
-                f"{source} must hold the parameters of a T5 encoder to tell its sizes, but "
-                f"{path} has shape {shapes.get(path, 'none')}."
+                f"{source} must contain a T5 encoder to infer sizes from, but {path} has shape "
+                f"{shapes.get(path, 'none')}."
             )
     num_layers, d_model, joined = shapes["encoder/layers/attention/query"]
     buckets, num_heads = shapes[bias][-2:]
     if not num_heads or joined % num_heads:
         raise ValueError(
-            f"{source} must have attention kernels that {num_heads} heads, of its relative bias, "
-            f"divide; they are {joined} wide."
+            f"{source} must have attention kernels whose width is a multiple of the {num_heads} "
+            f"heads of its relative bias, got {joined}."
         )
     return {
         **switches,
@@ -117,6 +119,6 @@ def infer_fields(shapes: Mapping[str, tuple[int, ...]], *, source: object) -> di
 
 
 def _size(shapes: Mapping[str, tuple[int, ...]], path: str, axis: int) -> int:
-    """Return the size of an axis, or 0, which means none or is no valid size, without it."""
+    """Return the size of an axis, or 0 (none, or invalid) if the parameter is missing."""
     shape = shapes.get(path, ())
     return shape[axis] if shape else 0

@@ -1,7 +1,7 @@
-"""Mesh TensorFlow's checkpoints, in which Google first published T5.
+"""Mesh TensorFlow checkpoints, the format in which Google first published T5.
 
 (https://github.com/google-research/text-to-text-transfer-transformer)  Kernels are [in, out], bias
-tables [N, R]; every layer has variables of its own.
+tables [N, R]; every layer has separate variables.
 """
 
 import re
@@ -25,7 +25,7 @@ _OPTIMIZER = re.compile(r".*_slot_(v|vr|vc|m)|global_step|.*/Adam(_1)?|beta[12]_
 
 
 def mesh_tf_name_map() -> NameMap:
-    """Return the names of all parameters; a norm has one of two, by the age of the program."""
+    """Return the names of all parameters; norms are named differently by old and new versions."""
     return NameMap(_rules(), digits=3)
 
 
@@ -60,7 +60,7 @@ def find_mesh_tf(path: Path) -> Path | None:
     Args:
       path: the prefix itself, one of the files, or their folder.
     Returns:
-      The prefix, of the newest checkpoint in a folder; None if there is no checkpoint.
+      The prefix, or that of the newest checkpoint in a folder; None if there is no checkpoint.
     """
     if path.is_dir():
         return newest_prefix(path)
@@ -69,25 +69,25 @@ def find_mesh_tf(path: Path) -> Path | None:
 
 
 def open_mesh_tf(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
-    """Open the checkpoint with a prefix, without reading its arrays.
+    """Open a checkpoint without reading its arrays.
 
     Args:
-      path: the prefix that `find_mesh_tf` returned.
-      encoder_only: leave out the decoder.
+      path: prefix returned by `find_mesh_tf`.
+      encoder_only: whether to omit the decoder.
     Raises:
-      ValueError: the checkpoint is damaged, or not a T5's.
+      ValueError: the checkpoint is damaged or not a T5.
     """
     arrays = open_tf_bundle(path)
     file = Path(f"{path}.index")
-    ignored = {name: "not of the model" for name in arrays if _OPTIMIZER.fullmatch(name)}
+    ignored = {name: "not a model parameter" for name in arrays if _OPTIMIZER.fullmatch(name)}
     old_bias = "decoder/block_000/layer_001/EncDecAttention/relative_attention_bias"
     if old_bias in arrays:
-        ignored[old_bias] = "of a bias that cross-attention does not have"
+        ignored[old_bias] = "unused cross-attention bias"
     name_map = mesh_tf_name_map()
     layout, unknown = name_map.match([n for n in arrays if n not in ignored], source=file)
     if EMBEDDING_PATH not in layout:
         raise ValueError(
-            f"{file} must hold shared/embedding, which every encoder-decoder T5 has; it holds "
+            f"{file} must contain shared/embedding, as every encoder-decoder T5 does; got "
             f"{len(arrays)} variables, first {min(arrays, default='none')!r:.80}."
         )
     mark_shared_bias(layout, keep=False)

@@ -1,4 +1,4 @@
-"""Name maps: from our parameters to the arrays of other programs, and back."""
+"""Name maps between t5jax's parameters and the arrays of other formats."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-# Paths of our parameters that several formats treat in a way of their own.
+# Paths of parameters that several formats treat specially.
 EMBEDDING_PATH = "token_embedder/embedding"
 OUTPUT_PATH = "output/kernel"
 PROJECTION_PATH = "projection/kernel"
@@ -15,7 +15,7 @@ LAYER = "{}"
 
 T = TypeVar("T")
 
-# Mesh TensorFlow's names of attentions and their kernels, which Hugging Face took over.
+# Mesh TensorFlow's names of attention layers and their kernels, also used by Hugging Face.
 ATTENTIONS = {
     "encoder": {"attention": "SelfAttention"},
     "decoder": {"self_attention": "SelfAttention", "cross_attention": "EncDecAttention"},
@@ -29,8 +29,8 @@ class NameRule(NamedTuple):
 
     Attributes:
       ours: '/'-joined path; parameters below `layers` are stacked on a leading axis.
-      theirs: name of the array, with "{}" for the number of the layer if every layer has one.
-      axes: the axis of theirs that each axis of ours is; empty if they are the same.
+      theirs: name of the array, with "{}" for the layer number if every layer has one.
+      axes: for each of our axes, the corresponding axis of theirs; empty if they are the same.
     """
 
     ours: str
@@ -39,12 +39,12 @@ class NameRule(NamedTuple):
 
 
 class Leaf(NamedTuple):
-    """The arrays that make one of our parameters.
+    """Arrays that make up one of our parameters.
 
     Attributes:
-      names: of one array, or of one for each layer.
+      names: name of one array, or one name per layer.
       axes: as in `NameRule`.
-      per_layer: whether each name is a layer, and so an entry of our leading axis.
+      per_layer: whether each name is one layer, an entry of our leading axis.
     """
 
     names: tuple[str, ...]
@@ -52,30 +52,30 @@ class Leaf(NamedTuple):
     per_layer: bool
 
     def to_ours(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Convert the shape of one of their arrays to that of our parameter or a layer of it."""
+        """Convert the shape of one of their arrays to that of our parameter, or of one layer."""
         return tuple(shape[axis] for axis in self.axes or range(len(shape)))
 
     def to_theirs(self, shape: Sequence[T]) -> tuple[T, ...]:
-        """Invert `to_ours`, for shapes and all else that has an entry for each axis."""
+        """Invert `to_ours`, for any sequence with one entry per axis."""
         return tuple(shape[i] for i in self.inverse(len(shape)))
 
     def split(self, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield their arrays, by name, that the values of our parameter become."""
+        """Split the values of our parameter into their arrays, as (name, values)."""
         for name, row in zip(self.names, values if self.per_layer else [values], strict=True):
             yield name, row.transpose(self.inverse(row.ndim))
 
     def inverse(self, ndim: int) -> tuple[int, ...]:
-        """Return the axis of ours that each of their `ndim` axes is."""
+        """Return our axis for each of their `ndim` axes."""
         axes = self.axes or tuple(range(ndim))
         return tuple(axes.index(axis) for axis in range(ndim))
 
 
 class NameMap:
-    """The names of one format, in both directions.
+    """Bidirectional name map of one format.
 
     Args:
-      rules: names of parameters; of several for one parameter, the first is written.
-      digits: minimal width of a layer's number, padded with zeros.
+      rules: names of parameters; if a parameter has several, the first is written.
+      digits: minimum width of a layer number, padded with zeros.
     """
 
     def __init__(self, rules: Iterable[NameRule], *, digits: int = 1):
@@ -91,12 +91,12 @@ class NameMap:
         """Match the names in a file with our parameters.
 
         Args:
-          names: of all arrays in the file.
-          source: name of the file in an error.
+          names: names of all arrays in the file.
+          source: file name for error messages.
         Returns:
-          Our parameters by path, and the names that match none.
+          Our parameters by path, and the unmatched names.
         Raises:
-          ValueError: a layer is missing between others, or present twice.
+          ValueError: a layer is missing or duplicated.
         """
         matches: dict[str, tuple[NameRule, dict[int, str]]] = {}
         unknown = []
@@ -107,7 +107,8 @@ class NameMap:
                     layer = int(matched[1]) if LAYER in rule.theirs else 0
                     if layer in layers:
                         raise ValueError(
-                            f"{source} must hold {layers[layer]} once, got {name} too."
+                            f"{source} must have one name for each array, got {layers[layer]} and "
+                            f"{name}."
                         )
                     layers[layer] = name
                     break
@@ -118,7 +119,7 @@ class NameMap:
             for i in range(len(layers)):
                 if i not in layers:
                     raise ValueError(
-                        f"{source} must hold {self._spell(rule, i)}, since it holds "
+                        f"{source} must contain {self._spell(rule, i)}, since it contains "
                         f"{layers[max(layers)]}; it is incomplete. Download it again."
                     )
             ordered = tuple(layers[i] for i in range(len(layers)))
@@ -129,7 +130,7 @@ class NameMap:
         """Name the arrays to write for one of our parameters.
 
         Args:
-          path: of the parameter.
+          path: path of the parameter.
           num_layers: number of layers in its stack.
         """
         rule = self._rules[path]

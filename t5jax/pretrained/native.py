@@ -1,4 +1,4 @@
-"""t5jax's own folders: a saved model's `params/`, or a run's `checkpoints/<step>/`."""
+"""t5jax's own format: `params/` of a saved model, or `checkpoints/<step>/` of a run."""
 
 import functools
 import warnings
@@ -34,7 +34,7 @@ _AVERAGE = "average"
 
 
 def holds_native_model(path: Path) -> bool:
-    """Return whether a folder is one that `load_native` reads."""
+    """Return whether `load_native` reads a folder."""
     return (path / CONFIG_FILE).is_file() and (
         (path / PARAMS).is_dir() or (path / CHECKPOINTS).is_dir()
     )
@@ -48,18 +48,18 @@ def load_native(
     encoder_only: bool,
     progress: Progress | None,
 ) -> tuple[T5Config, Params]:
-    """Load a saved model, or the newest checkpoint of a run that can be read whole.
+    """Load a saved model, or the newest undamaged checkpoint of a run.
 
     Args:
-      path: of the model or the run.
-      dtype: of the loaded parameters; None keeps every one as it was saved.
-      mesh: to shard the parameters over; None puts them on one device.
-      encoder_only: leave out the decoder.
-      progress: called with the number of bytes read.
+      path: folder of the model or run.
+      dtype: dtype of the loaded parameters; None keeps the stored dtypes.
+      mesh: mesh to shard the parameters over; None puts them on one device.
+      encoder_only: whether to omit the decoder.
+      progress: called with the number of bytes just read.
     Returns:
       Config and parameters.
     Raises:
-      ValueError: the run has no checkpoint yet, or the files are damaged or do not fit together.
+      ValueError: the run has no checkpoint yet, or the files are damaged or inconsistent.
     """
     failure: ValueError | None = None
     for params in params_folders(path):
@@ -71,14 +71,14 @@ def load_native(
         except ValueError as error:
             if params.parent == path:
                 raise
-            warnings.warn(f"{error} Trying the checkpoint before it.", stacklevel=4)
+            warnings.warn(f"{error} Trying the previous checkpoint.", stacklevel=4)
             failure = failure or error
-    assert failure is not None  # for there is at least one folder
+    assert failure is not None  # params_folders returns at least one
     raise failure
 
 
 def params_folders(path: Path) -> list[Path]:
-    """List the folders with parameters of a saved model (one) or of a run, newest first.
+    """List the parameter folders of a saved model (one) or a run (newest first).
 
     Raises:
       ValueError: the run has no checkpoint yet.
@@ -88,29 +88,29 @@ def params_folders(path: Path) -> list[Path]:
     steps = complete_steps(path / CHECKPOINTS)
     if not steps:
         raise ValueError(
-            f"{path / CHECKPOINTS} must hold a checkpoint, but the run has not saved one yet."
+            f"{path / CHECKPOINTS} must contain a checkpoint, but the run has not saved one yet."
         )
     folders = [path / CHECKPOINTS / str(step) for step in reversed(steps)]
-    # A run that averages its parameters evaluates the average, and means it to be used.
+    # A run that averages its parameters evaluates the average, so that is the model to load.
     return [folder / (_AVERAGE if (folder / _AVERAGE).is_dir() else PARAMS) for folder in folders]
 
 
 def open_native(path: Path, *, params: Path, encoder_only: bool = False) -> CheckpointSource:
-    """Open a saved model or a checkpoint of a run, without reading its arrays.
+    """Open a saved model or a checkpoint of a run without reading its arrays.
 
     Args:
-      path: of the model or the run.
+      path: folder of the model or run.
       params: one of its `params_folders`.
-      encoder_only: leave out the decoder.
+      encoder_only: whether to omit the decoder.
     Raises:
       ValueError: the files are damaged.
-      ArrayMismatch: the arrays are not those of the config.
+      ArrayMismatch: the arrays do not match the config.
     """
     config = T5Config.from_file(path / CONFIG_FILE)
     arrays = open_zarr_folder(params) if params.is_dir() else {}
     if not arrays:
         raise ValueError(
-            f"{params} must be a folder of arrays written by t5jax; it holds none. Load another."
+            f"{params} must be a folder of arrays written by t5jax, got none; choose another."
         )
     shapes = {name: array.shape for name, array in arrays.items()}
     check_shapes(params, shapes, shapes_by_path(abstract_params(config)))
@@ -153,13 +153,13 @@ def save_native(
     """Write a folder that `load_native` reads.
 
     Args:
-      path: appears whole or not at all.
-      config: of the model.
-      params: its parameters.
-      tokenizer: saved next to them, if there is one.
-      overwrite: replace a saved model there.
+      path: folder to write, atomically.
+      config: model config.
+      params: model parameters.
+      tokenizer: tokenizer to save with them, or None.
+      overwrite: whether to replace a saved model at `path`.
     Raises:
-      FileExistsError: there are files at `path` that must not be replaced.
+      FileExistsError: `path` contains files that must not be replaced.
     """
     with write_model_folder(path, overwrite=overwrite) as folder:
         (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
@@ -170,6 +170,6 @@ def save_native(
 
 
 def _checksum(params: Params) -> str:
-    # Of float32 values, since parameters may be loaded in another type than they were saved in.
+    # Computed in float32, since parameters may be loaded in another dtype than they were saved in.
     wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     return str(int(checksum(wide)))

@@ -25,22 +25,28 @@ def load_pretrained(
     mesh: Mesh | None = None,
     progress: Progress | None = None,
 ) -> tuple[T5Config, Params, Tokenizer | None]:
-    """Load a checkpoint of any known format, downloaded from the hub if necessary.
+    """Load a checkpoint in any supported format, downloading it from the hub if needed.
 
     Args:
-      name_or_path: a hub id, or the path of a file or folder or the prefix of several files.
+      name_or_path: hub id, or path of a file, a folder or a prefix of several files.
       revision: branch, tag or commit on the hub.
-      subfolder: of the model, in a folder or repository of several.
-      encoder_only: leave out the decoder, which is not even read.
-      dtype: of the loaded parameters; None keeps every one as it is stored.
-      mesh: to shard the parameters over; None puts them on one device.
-      progress: called with the number of bytes read.
+      subfolder: the model's subfolder, in a folder or repository with several models.
+      encoder_only: whether to omit the decoder; its arrays are not read.
+      dtype: dtype of the loaded parameters; None keeps the stored dtypes.
+      mesh: mesh to shard the parameters over; None puts them on one device.
+      progress: called with the number of bytes just read.
     Returns:
-      Config, parameters, and the tokenizer if the checkpoint has one.
+      Config, parameters, and the tokenizer or None.
     Raises:
       FileNotFoundError: there is no such file, folder or hub id.
       ConnectionError: the hub cannot be reached.
-      ValueError: the checkpoint is damaged, or not a T5's.
+      ValueError: the checkpoint is damaged or not a T5.
+
+    Example:
+      >>> t5jax.pretrained.save_pretrained("tiny-t5", config, params, None)
+      >>> loaded_config, loaded, tokenizer = t5jax.pretrained.load_pretrained("tiny-t5")
+      >>> loaded_config == config, tokenizer
+      (True, None)
     """
     path = locate_checkpoint(name_or_path, revision=revision, subfolder=subfolder)
     if native.holds_native_model(path):
@@ -61,12 +67,14 @@ def load_pretrained(
 def locate_checkpoint(
     name_or_path: StrPath, *, revision: str | None = None, subfolder: str | None = None
 ) -> Path:
-    """Find the file or folder of a checkpoint, downloading it if it is on the hub.
+    """Find the file or folder of a checkpoint, downloading it if it is a hub id.
 
     Args:
-      name_or_path: a hub id, or the path of a file or folder or the prefix of several files.
+      name_or_path: hub id, or path of a file, a folder or a prefix of several files.
       revision: branch, tag or commit on the hub.
-      subfolder: of the model, in a folder or repository of several.
+      subfolder: the model's subfolder, in a folder or repository with several models.
+    Returns:
+      The path.
     Raises:
       FileNotFoundError: there is no such file, folder or hub id.
       ConnectionError: the hub cannot be reached.
@@ -77,18 +85,27 @@ def locate_checkpoint(
     if not is_local:
         path = download_snapshot(str(name_or_path), revision=revision, subfolder=subfolder)
     elif revision is not None:
-        raise ValueError(f"revision must be absent for a folder, got {revision!r} for {path}.")
+        raise ValueError(f"revision must not be set for a local path, got {revision!r} for {path}.")
     return path / subfolder if subfolder else path
 
 
 def open_checkpoint(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
-    """Open a checkpoint of any known format, without reading its arrays.
+    """Open a checkpoint in any supported format without reading its arrays.
 
     Args:
-      path: that `locate_checkpoint` returned.
-      encoder_only: leave out the decoder.
+      path: file, folder or prefix of the checkpoint.
+      encoder_only: whether to omit the decoder.
+    Returns:
+      The opened checkpoint: its config, and its parameters as lazy arrays.
     Raises:
-      ValueError: the checkpoint is damaged, or not a T5's.
+      ValueError: the checkpoint is damaged or not a T5.
+
+    Example:
+      >>> from pathlib import Path
+      >>> t5jax.pretrained.save_pretrained("encoder", config, params, None)
+      >>> source = t5jax.pretrained.open_checkpoint(Path("encoder"), encoder_only=True)
+      >>> source.format, source.shapes["token_embedder/embedding"]
+      ('t5jax', (97, 16))
     """
     if native.holds_native_model(path):
         newest = native.params_folders(path)[0]
@@ -101,26 +118,26 @@ def open_checkpoint(path: Path, *, encoder_only: bool = False) -> CheckpointSour
         return mesh_tf.open_mesh_tf(prefix, encoder_only=encoder_only)
     if not path.is_dir():
         raise ValueError(
-            f"{path} must be a folder with a model, a .safetensors file, a T5X checkpoint or a "
-            "Mesh TensorFlow checkpoint's prefix; it is none of them."
+            f"{path} must be a folder with a model, a .safetensors file, a T5X checkpoint or the "
+            "prefix of a Mesh TensorFlow checkpoint; it is none of them."
         )
     names = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
     raise ValueError(
-        f"{path} must hold a model: config.json beside model.safetensors, pytorch_model.bin or "
+        f"{path} must contain a model: config.json and model.safetensors, pytorch_model.bin or "
         "flax_model.msgpack (Hugging Face), params/ (t5jax), checkpoints/ (a t5jax run), "
-        f"checkpoint_<step>/ (T5X) or model.ckpt-<step>.index (Mesh TensorFlow); it holds {names}."
+        f"checkpoint_<step>/ (T5X) or model.ckpt-<step>.index (Mesh TensorFlow); got {names}."
     )
 
 
 def find_tokenizer(path: Path) -> Tokenizer | None:
-    """Load the tokenizer in a model's folder, or in the run's folder of a checkpoint.
+    """Load the tokenizer in a model's folder, or in the run folder that contains a checkpoint.
 
     Args:
-      path: that `locate_checkpoint` returned.
+      path: path returned by `locate_checkpoint`.
     Returns:
-      The tokenizer; None if there is none.
+      The tokenizer, or None.
     Raises:
-      ValueError: a file of the tokenizer is damaged.
+      ValueError: a tokenizer file is damaged.
     """
     for folder in dict.fromkeys((path, transformer_folder(path))):
         if folder.is_dir() and (tokenizer := load_tokenizer(folder)) is not None:
@@ -140,12 +157,18 @@ def save_pretrained(
     """Save a model in t5jax's own format.
 
     Args:
-      path: appears whole or not at all.
-      config: of the model.
-      params: its parameters.
-      tokenizer: saved next to them, if there is one.
-      overwrite: replace a saved model there.
+      path: folder to write, atomically.
+      config: model config.
+      params: model parameters.
+      tokenizer: tokenizer to save with them, or None.
+      overwrite: whether to replace a saved model at `path`.
     Raises:
-      FileExistsError: there are files at `path` that must not be replaced.
+      FileExistsError: `path` contains files that must not be replaced.
+
+    Example:
+      >>> from pathlib import Path
+      >>> t5jax.pretrained.save_pretrained("model", config, params, None)
+      >>> sorted(path.name for path in Path("model").iterdir())
+      ['config.json', 'params', 'params.checksum']
     """
     native.save_native(path, config, params, tokenizer, overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""Opened checkpoints of any format, whose weights are still in their files."""
+"""Opened checkpoints in any format, with weights still in their files."""
 
 import concurrent.futures
 import dataclasses
@@ -27,21 +27,28 @@ from t5jax.pretrained.formats import (
 from t5jax.pretrained.name_map import Leaf, NameMap
 
 Progress = Callable[[int], object]
-"""Callback for the number of bytes that were read since its last call."""
+"""Callback with the number of bytes read since its last call."""
 
-# Transposed writes touch whole cache lines at once.
+# Transposed writes fill whole cache lines.
 _CACHE_LINE = 64
 _ALIGNMENT = 64
 _THREADS = min(8, os.cpu_count() or 1)
 
 
 class Weights(NamedTuple):
-    """Parameters to write, in memory or still in files.
+    """Parameters to write, in memory or read lazily from files.
 
     Attributes:
-      shapes: by '/'-joined path.
-      dtypes: by path.
-      read: reads one parameter, by its path.
+      shapes: parameter shapes, by '/'-joined path.
+      dtypes: parameter dtypes, by path.
+      read: function that reads a parameter, by path.
+
+    Example:
+      >>> weights = t5jax.pretrained.Weights.from_params(params)
+      >>> weights.shapes["token_embedder/embedding"]
+      (97, 16)
+      >>> weights.read("decoder/final_norm/scale").shape
+      (16,)
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -50,7 +57,13 @@ class Weights(NamedTuple):
 
     @classmethod
     def from_params(cls, params: Params) -> "Weights":
-        """Wrap parameters in memory."""
+        """Wrap parameters in memory.
+
+        Args:
+          params: model parameters.
+        Returns:
+          Weights that read these parameters.
+        """
         leaves = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
         return cls(
             {path: leaf.shape for path, leaf in leaves.items()},
@@ -60,14 +73,14 @@ class Weights(NamedTuple):
 
 
 class WrittenArray(NamedTuple):
-    """One array of a checkpoint that was written.
+    """Array written to a checkpoint.
 
     Attributes:
-      name: of the array.
-      path: of our parameter that it is, or is a layer of.
-      shape: of the array.
-      dtype: of its elements.
-      sha256: of its elements, first axis outermost, little-endian.
+      name: name of the array.
+      path: path of our parameter that the array is, or is a layer of.
+      shape: shape of the array.
+      dtype: dtype name.
+      sha256: SHA-256 of the elements, in row-major order, little-endian.
     """
 
     name: str
@@ -81,9 +94,9 @@ class WrittenArray(NamedTuple):
         """Describe an array by its values.
 
         Args:
-          name: of the array.
-          path: of our parameter that it is, or is a layer of.
-          values: of the array.
+          name: name of the array.
+          path: path of our parameter that the array is, or is a layer of.
+          values: values of the array.
         """
         contiguous = np.ascontiguousarray(values)
         digest = hashlib.sha256(contiguous.reshape(-1).view(np.uint8).data).hexdigest()
@@ -92,17 +105,17 @@ class WrittenArray(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointSource:
-    """An opened checkpoint: arrays in files, and the parameter that each of them is.
+    """Opened checkpoint: lazy arrays, and the parameter that each belongs to.
 
     Attributes:
-      path: the file or folder of its weights.
-      format: in words.
-      config: of the model.
-      arrays: all arrays in its files, by their names.
-      layout: the arrays of each parameter of `config`, by our path.
-      ignored: arrays that are not read, each with the reason.
-      notes: sentences on what was assumed or corrected.
-      check: raises ValueError if loaded parameters are not those that were saved.
+      path: file or folder of the weights.
+      format: human-readable format name.
+      config: model config.
+      arrays: all arrays in the files, by name.
+      layout: the arrays of each parameter of `config`, by t5jax path.
+      ignored: arrays that are not read, with the reason.
+      notes: notes on assumed or corrected values.
+      check: function that raises ValueError if loaded parameters differ from the saved ones.
     """
 
     path: Path
@@ -120,7 +133,7 @@ class CheckpointSource:
         return shapes_by_path(abstract_params(self.config))
 
     def ignored_lines(self) -> list[str]:
-        """Summarize the arrays that are not read, one line for each reason."""
+        """Summarize the arrays that are not read, one line per reason."""
         lines = []
         for why in dict.fromkeys(self.ignored.values()):
             names = [name for name, reason in self.ignored.items() if reason == why]
@@ -129,7 +142,7 @@ class CheckpointSource:
         return lines
 
     def dtype(self, path: str) -> np.dtype:
-        """Return the stored type of one of our parameters; float32 if its layers differ."""
+        """Return the stored dtype of one of our parameters; float32 if its layers differ."""
         dtypes = {self.arrays[name].dtype for name in self.layout[path].names}
         return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
@@ -142,9 +155,9 @@ class CheckpointSource:
         """Read one of our parameters into host memory.
 
         Args:
-          path: of the parameter.
-          dtype: to return it in.
-          progress: called with the number of bytes read.
+          path: path of the parameter.
+          dtype: dtype to return.
+          progress: called with the number of bytes just read.
         """
         return self._part(path, full_index(self.shapes[path]), dtype, progress)
 
@@ -154,8 +167,8 @@ class CheckpointSource:
         """Return all parameters as weights that are read one by one.
 
         Args:
-          dtype: to return them in; None keeps every one as it is stored.
-          progress: called with the number of bytes read.
+          dtype: dtype to return; None keeps the stored dtypes.
+          progress: called with the number of bytes just read.
         """
         dtypes = {path: self.dtype(path) if dtype is None else dtype for path in self.shapes}
         return Weights(
@@ -171,16 +184,18 @@ class CheckpointSource:
         mesh: Mesh | None = None,
         progress: Progress | None = None,
     ) -> Params:
-        """Load all parameters, each block to its place on the devices.
+        """Load all parameters onto devices, block by block.
 
-        In addition to the result, host memory holds a few blocks of `BLOCK_BYTES`; or, on a mesh
-        or if the devices have memory of their own, this host's part of one parameter.
+        Besides the result, host memory holds a few blocks of `BLOCK_BYTES`; on a mesh, or if the
+        devices have separate memory, it holds this host's shard of one parameter.
 
         Args:
-          dtype: of the loaded parameters; None keeps every one as it is stored.
-          mesh: to shard the parameters over, by the rules of their family; None puts them on one
-            device.
-          progress: called with the number of bytes read.
+          dtype: dtype of the loaded parameters; None keeps the stored dtypes.
+          mesh: mesh to shard the parameters over, by the rules of their family; None puts them on
+            one device.
+          progress: called with the number of bytes just read.
+        Returns:
+          The parameters.
         Raises:
           ValueError: a file is damaged.
         """
@@ -198,7 +213,7 @@ class CheckpointSource:
             kind = self.dtype(path) if dtype is None else dtype
 
             if mesh is None:
-                # Aligned memory of the host is a CPU device's, without a copy.
+                # A CPU device uses aligned host memory without a copy.
                 return jax.device_put(
                     self._part(path, full_index(leaf.shape), kind, progress), sharding
                 )
@@ -207,7 +222,7 @@ class CheckpointSource:
                 pairs = zip(index, leaf.shape, strict=True)
                 return tuple(slice(*part.indices(size)[:2]) for part, size in pairs)
 
-            # The part that the devices of this host need, read once.
+            # Read the union of this host's shards once.
             parts = map(bounds, sharding.addressable_devices_indices_map(leaf.shape).values())
             box = tuple(
                 slice(min(s.start for s in axis), max(s.stop for s in axis))
@@ -226,7 +241,7 @@ class CheckpointSource:
     def _part(
         self, path: str, index: Index, dtype: np.dtype, progress: Progress | None
     ) -> np.ndarray:
-        """Read the values of a parameter at an index of ours."""
+        """Read the values of a parameter at an index into our layout."""
         leaf = self.layout[path]
         out = _aligned([s.stop - s.start for s in index], dtype)
         tasks: list[tuple[LazyArray, Index, np.ndarray]] = []
@@ -253,21 +268,21 @@ class CheckpointSource:
 def checked_source(
     source: CheckpointSource, name_map: NameMap, *, unknown: Sequence[str]
 ) -> CheckpointSource:
-    """Check that the arrays of a checkpoint are those of its config.
+    """Check that the arrays of a checkpoint match its config.
 
     Args:
-      source: to check.
-      name_map: of its format, to name a missing array.
+      source: checkpoint to check.
+      name_map: name map of its format, to name missing arrays.
       unknown: names of arrays that are neither parameters nor `ignored`.
     Returns:
       The source.
     Raises:
-      ValueError: a tensor is missing, unknown, of another shape, or of a type that is not read.
+      ValueError: a tensor is missing or unknown, or has the wrong shape or an unsupported dtype.
     """
     config, path = source.config, source.path
     expected = source.shapes
     surplus: list[str] = []
-    # In the order in which a T5 computes, so that the first error is the cause of the others.
+    # In the order of computation, so that the first error is the most likely cause of the others.
     for ours, shape in sorted(expected.items(), key=lambda item: _computing_order(item[0])):
         leaf = source.layout.get(ours)
         layers = num_layers(config, ours)
@@ -278,22 +293,22 @@ def checked_source(
             _check_array(source.arrays[name], name, theirs)
         if leaf is None or (leaf.per_layer and len(leaf.names) < layers):
             raise ValueError(
-                f"{path} must hold {wanted.names[-1]} of shape {theirs}; it lacks it, so its "
-                "config belongs to another model or it is incomplete."
+                f"{path} must contain {wanted.names[-1]} of shape {theirs}, got none; it is "
+                "incomplete, or its config belongs to another model."
             )
         surplus += leaf.names[layers:] if leaf.per_layer else ()
     unused = [source.layout[ours].names[0] for ours in source.layout if ours not in expected]
     unused = sorted([*unused, *surplus, *unknown])
     if unused:
         raise ValueError(
-            f"{path} holds {len(unused)} tensors that a T5 of its config has no use for, first "
-            f"{repr(unused[0])[1:-1]:.200}; it is another architecture or another size."
+            f"{path} contains {len(unused)} tensors that a T5 of its config does not use, first "
+            f"{repr(unused[0])[1:-1]:.200}; it has another architecture or size."
         )
     return source
 
 
 def num_layers(config: T5Config, path: str) -> int:
-    """Return the number of layers in the stack of a parameter of ours; 1 outside of stacks."""
+    """Return the number of layers in a parameter's stack; 1 outside of stacks."""
     return getattr(config, f"num_{path.split('/')[0]}_layers", 1)
 
 
@@ -306,13 +321,13 @@ def _computing_order(path: str) -> tuple[int, str]:
 def _check_array(array: LazyArray, name: str, shape: tuple[int, ...]) -> None:
     if array.dtype not in DTYPES.values():
         raise ValueError(
-            f"{array.file}: {name} must be of type {', '.join(DTYPES)}, got {array.dtype.name}; "
-            "quantized files cannot be read."
+            f"{array.file}: {name} must have dtype {', '.join(DTYPES)}, got {array.dtype.name}; "
+            "quantized files are not supported."
         )
     if tuple(array.shape) != shape:
         raise ValueError(
-            f"{array.file}: {name} must have shape {shape} for its config, got "
-            f"{tuple(array.shape)}; the two belong to different models."
+            f"{array.file}: {name} must have shape {shape} to match its config, got "
+            f"{tuple(array.shape)}; they belong to different models."
         )
 
 
@@ -326,9 +341,9 @@ def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
 def _split(
     array: LazyArray, leaf: Leaf, index: Index, out: np.ndarray
 ) -> Iterator[tuple[LazyArray, Index, np.ndarray]]:
-    """Split the reading of one array along its first axis, for several threads."""
+    """Split one array along its first axis, to be read by several threads."""
     theirs = leaf.to_theirs(index)
-    # Others are stored in chunks, which each thread would decode.
+    # Other arrays are stored in chunks, which every thread would decode again.
     if not theirs or not isinstance(array, FileRegion):
         yield array, theirs, out
         return
@@ -343,7 +358,7 @@ def _split(
 
 
 def _fill(out: np.ndarray, array: LazyArray, index: Index, progress: Progress | None) -> None:
-    """Copy the elements at `index` to `out`, which has their axes in any memory order."""
+    """Copy the elements at `index` to `out`, whose memory order is arbitrary."""
     for where, values in array.blocks(index):
         target = out[relative_index(where, index)]
         if values.dtype != out.dtype:

@@ -1,4 +1,4 @@
-"""Generation for a whole file: outputs in its order, each exactly once, also after a crash."""
+"""Resumable generation for a file: one output per input, in the order of the file."""
 
 import contextlib
 import hashlib
@@ -21,13 +21,18 @@ _FORMATS = (".txt", ".jsonl")
 
 
 class FileReport(NamedTuple):
-    """Numbers of a file of outputs.
+    """Summary of `generate_file`.
 
     Attributes:
-      inputs: Number of inputs.
-      resumed: Number of outputs that an interrupted call had left.
-      dead_ends: Number of outputs that are empty because the constraints allowed none.
-      logit_error: Change of the logits by rounding the weights, if they were rounded.
+      inputs: number of inputs.
+      resumed: number of outputs reused from an interrupted call.
+      dead_ends: number of outputs that are empty because the constraints allowed no token.
+      logit_error: error of the logits after int8 quantization; None for float weights.
+
+    Example:
+      >>> report = t5jax.recipes.FileReport(inputs=1000, resumed=400, dead_ends=0, logit_error=None)
+      >>> report.inputs - report.resumed
+      600
     """
 
     inputs: int
@@ -52,26 +57,36 @@ def generate_file(
 ) -> FileReport:
     """Generate an output for every row of a file.
 
-    Finished outputs are kept in `<output>.partial`; after a crash, the same call continues there.
+    Finished outputs are saved in `<output>.partial`; after a crash, the same call resumes from it.
 
     Args:
-      model: folder, file or hub id of any format that `load` reads.
-      input: .txt, .jsonl, .json, .csv, .tsv or .parquet, compressed or not.
-      output: .txt with a line for each output, or .jsonl with objects of input, output and
+      model: folder, file or hub id of a model in any format that `load` reads.
+      input: .txt, .jsonl, .json, .csv, .tsv or .parquet file, optionally compressed.
+      output: .txt file with one output per line, or .jsonl file with the keys input, output and
         finish_reason.
-      column: column or key of the input that contains the text.
-      config: options of the generation.
-      dtype: type of the weights and of the computation.
-      weights: int8 rounds weights.
+      column: column or JSON key of the text in `input`.
+      config: generation options; greedy decoding by default.
+      dtype: dtype of weights and computation.
+      weights: "int8" quantizes the weights.
       revision: branch, tag or commit on the hub.
-      subfolder: folder of the model in a folder or repository of several.
-      overwrite: replace the output, and the partial output of another call.
-      progress: called with the number of finished outputs and that of all, before the first batch
-        and after each.
+      subfolder: subfolder of the model in its folder or repository.
+      overwrite: whether to replace an existing output, or a partial output of another call.
+      progress: called with the number of finished outputs and the total, before the first batch
+        and after every batch.
+    Returns:
+      The numbers of inputs, resumed outputs and dead ends.
     Raises:
-      ValueError: an input is too long, a file has another format, or the partial output is of
-        another call.
-      FileExistsError: the output exists, or another process writes it.
+      ValueError: an input is too long, a file has an unsupported format, or the partial output
+        belongs to another call.
+      FileExistsError: the output exists, or another process is writing it.
+
+    Example:
+      >>> import pathlib
+      >>> t5.save("model")
+      >>> _ = pathlib.Path("in.txt").write_text("a\\nb\\n")
+      >>> greedy = t5jax.GenerationConfig(max_new_tokens=2)
+      >>> t5jax.recipes.generate_file("model", "in.txt", "out.jsonl", config=greedy).inputs
+      2
     """
     if Path(output).suffix not in _FORMATS:
         raise ValueError(f"output must end in .txt or .jsonl, got {output!r}.")
@@ -83,7 +98,7 @@ def generate_file(
     with _lock(path):
         if path.exists() and not overwrite:
             raise FileExistsError(
-                f"{path} must not be there yet; choose another, or --overwrite it."
+                f"output must be a new file, got {path}, which exists; or pass --overwrite."
             )
         texts = list(read_rows(input, column))
         source = {
@@ -117,13 +132,14 @@ def generate_file(
 
 @contextlib.contextmanager
 def _lock(output: Path) -> Iterator[None]:
-    """Let one process alone write an output."""
+    """Lock an output, so that only one process writes it."""
     lock = filelock.FileLock(output.with_name(output.name + ".lock"))
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise FileExistsError(
-            f"{output} must be written by one process, and another one does; wait for it."
+            f"output must not be in use, got {output}, which another process is writing; wait for "
+            "it to finish."
         ) from None
     try:
         yield
@@ -141,7 +157,7 @@ def _generate(
 ) -> Iterator[Done]:
     """Yield the outputs of inputs that are not done, batch by batch, shortest inputs first."""
     tokenizer = t5.tokenizer
-    assert tokenizer is not None  # or nothing could have been encoded
+    assert tokenizer is not None  # `tokenize` raises without one
     todo = [i for i in range(len(inputs)) if i not in done]
     for batch in t5.engine.generate_batches([inputs[i] for i in todo], config, row_ids=todo):
         yield {
@@ -162,12 +178,12 @@ def _lines(suffix: str, texts: list[str], done: Done) -> Iterator[str]:
             record = {"input": text, "output": answer, "finish_reason": reason}
             yield json.dumps(record, ensure_ascii=False) + "\n"
         else:
-            # A line for each answer: a line break within one becomes a space.
+            # One line per output, so line breaks become spaces.
             yield " ".join(answer.splitlines()) + "\n"
 
 
 def _fingerprint(source: dict[str, Any], config: GenerationConfig, texts: list[str]) -> str:
-    """Return a digest of everything that the outputs depend on, equal if they may be mixed."""
+    """Return a hash of everything that determines the outputs: model, options and inputs."""
     fields = {**source, **vars(config), "dtype": resolve_dtype(source["dtype"])}
     del fields["batch_size"]
     model = Path(source["model"]).expanduser()
@@ -182,12 +198,12 @@ def _fingerprint(source: dict[str, Any], config: GenerationConfig, texts: list[s
 
 
 def _read_partial(partial: Path, header: dict[str, Any], *, overwrite: bool) -> Done:
-    """Read the outputs of an interrupted command, without a last line that was cut.
+    """Read the outputs of an interrupted call, without an incomplete last line.
 
     Args:
-      partial: partial output; may be absent.
-      header: header of this command.
-      overwrite: ignore the outputs of another command or a damaged file, instead of refusing them.
+      partial: partial output, if it exists.
+      header: header of this call.
+      overwrite: whether to ignore a damaged file or outputs of another call instead of raising.
     """
     lines = partial.read_bytes().split(b"\n")[:-1] if partial.exists() else []
     done: Done = {}
@@ -198,27 +214,27 @@ def _read_partial(partial: Path, header: dict[str, Any], *, overwrite: bool) -> 
         for line in lines[1:]:
             place, answer, reason = json.loads(line)
             if not (place >= 0 and isinstance(answer, str) and isinstance(reason, str)):
-                raise ValueError(f"a line holds {line!r:.60}")
+                raise ValueError(f"invalid line {line!r:.60}")
             done[place] = (answer, reason)
     except (ValueError, TypeError) as error:
         if overwrite:
             return {}
         raise ValueError(
-            f"{partial} must hold answers, and it is damaged: {error}; start over with --overwrite."
+            f"{partial} is damaged: {error}; pass --overwrite to start over."
         ) from error
     if same:
         return done
     if overwrite:
         return {}
     raise ValueError(
-        f"{partial} must be of the same command, and it is of one with another model, input or "
-        "options; repeat that one, or start over with --overwrite."
+        f"{partial} must be from the same command, got another model, input or options; repeat "
+        "that command, or pass --overwrite to start over."
     )
 
 
 @contextlib.contextmanager
 def _journal(partial: Path, header: dict[str, Any], done: Done):
-    """Append outputs to the partial output, on disk before the next batch is computed."""
+    """Open the partial output for appending; each batch is flushed to disk before the next."""
     lines = [json.dumps(header)]
     lines += [json.dumps([place, *answer]) for place, answer in done.items()]
     write_atomically(partial, "\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""Fine-tune a model: tasks, tokenizer, model, mixture, optimizer, trainer, report."""
+"""Fine-tuning: tasks, tokenizer, model, mixture, optimizer, trainer and final report."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -61,12 +61,18 @@ from t5jax.training import (
 
 
 class FinetuneResult(NamedTuple):
-    """The result of `finetune`.
+    """Result of `finetune`.
 
     Attributes:
-      t5: The model, also saved in the run's folder as `model`.
-      validation: Task -> metric -> percent; None if the run was interrupted.
-      test: As `validation`, of the tasks that have a test split.
+      t5: fine-tuned model; unless interrupted, it is also saved in the run directory, as `model`.
+      validation: task -> metric -> percent; None if the run was interrupted.
+      test: same for the tasks that have a test split.
+
+    Example:
+      >>> scores = {"translate": {"bleu": 27.5, "chrf": 54.0}}
+      >>> result = t5jax.recipes.FinetuneResult(t5, validation=scores, test={})
+      >>> result.validation["translate"]["bleu"]
+      27.5
     """
 
     t5: Text2Text
@@ -81,23 +87,35 @@ def finetune(
     architecture: Mapping[str, Any] | None = None,
     trackers: Sequence[Tracker] = (),
 ) -> FinetuneResult:
-    """Fine-tune a model on tasks, or continue a run, until it is complete or interrupted.
+    """Fine-tune a model on tasks, or resume a run, until it is complete or interrupted.
 
-    With several processes all must call it, with the same arguments except `hosts.index`.
+    In a multi-process run, every process must call it with the same arguments except
+    `hosts.index`.
 
     Args:
       tasks: tasks to learn; their examples are mixed.
       config: options of the run.
-      architecture: fields of T5Config that override those of 'tiny', if `config.model` is unset.
-      trackers: receive the metrics in process 0, besides the files of the run, and are closed.
+      architecture: overrides of fields of the 'tiny' T5Config; only if `config.checkpoint` and
+        `config.model` are not set.
+      trackers: additional metric trackers, used by process 0 and closed at the end.
+    Returns:
+      The model and its scores on all validation and test examples.
     Raises:
-      ValueError, OSError: bad options, tasks or files, noticed before training starts.
-      RunAborted: another process failed or died, or with several processes this one failed.
+      ValueError, OSError: invalid options, tasks or files, raised before training starts.
+      RunAborted: another process failed or died, or this one failed in a multi-process run.
+
+    Example:
+      >>> rows = [{"input": "count: a a", "target": "2"}, {"input": "count: a", "target": "1"}]
+      >>> task = t5jax.Task(name="count", train=rows, validation=rows)
+      >>> config = t5jax.FinetuneConfig(checkpoint="google/t5-v1_1-small", dropout_rate=0.1)
+      >>> result = t5jax.finetune([task], config)  # doctest: +SKIP
+      >>> result.validation  # doctest: +SKIP
+      {'count': {'exact_match': 100.0}}
     """
     check_task_names(tasks)
     if architecture is not None and (config.checkpoint or config.model != "tiny"):
         raise ValueError(
-            "architecture must be left out with a checkpoint or a model, got both; use one."
+            "architecture must be left out with a checkpoint or a model, got both; remove one."
         )
     initialize(config.hosts)
     with abort_together():
@@ -110,7 +128,7 @@ def _run(
     architecture: Mapping[str, Any] | None,
     trackers: Sequence[Tracker],
 ) -> FinetuneResult:
-    jax.devices()  # all processes at once, before process 0 reads the data
+    jax.devices()  # needs all processes at once, so before process 0 reads the data
     with main_process_first("the preparation of the run"):
         check_files(config.model, config.tokenizer)
         task_options, unrecorded = recorded_task_options(tasks)
@@ -163,7 +181,7 @@ def _run(
         t5 = Text2Text(model, params, tokenizer, policy=policy)
         barrier("the end of the run")
         return FinetuneResult(t5, None, None)
-    del state, result  # make room for the result
+    del state, result  # free the memory before loading the result
     keys = ranking_keys(evaluator, read_evaluations(config.folder, until=steps))
     params = resulting_params(config, abstract, keys)
     t5 = Text2Text(model, gather_arrays(params), tokenizer, policy=policy)
@@ -171,7 +189,7 @@ def _run(
 
 
 def _report(config: FinetuneConfig, t5: Text2Text, splits: Sequence[EvalSplit]) -> FinetuneResult:
-    """Save the result, score it on all held-out examples, and print the scores."""
+    """Save the resulting model, score it on all held-out examples and log the scores."""
     if is_main_process():
         t5.save(config.folder / MODEL, overwrite=True)
     results = {}

@@ -10,9 +10,9 @@ from t5jax.generation import GenerationConfig
 from t5jax.optim import OptimizerConfig, ScheduleConfig
 from t5jax.training import RunConfig
 
-# Options that may change when a run is continued, besides those of all runs.
+# Options that may change when a run is resumed, in addition to those of every run.
 RESUMABLE = (
-    "tasks",  # a file; what is in it is recorded as data
+    "tasks",  # a path; the contents of the file are recorded as options and data
     "eval_batch_size",
     "final_num_beams",
     "use",
@@ -22,41 +22,49 @@ RESUMABLE = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(RunConfig):
-    """Fine-tunes a T5 on tasks.
+    """Options of fine-tuning on text-to-text tasks.
 
-    Stopped by Ctrl-C, SIGTERM or a crash, the same command continues where it was.
+    After Ctrl-C, SIGTERM or a crash, the same options resume the run.
 
     Attributes:
-      output: Folder of the run, made if absent; if it holds this same run, the run continues.  The
-        model that comes out lies in `model/`, what it wrote in `predictions/`.
-      checkpoint: Where to start: a folder, file or hub id of any format that t5jax loads.  Without
-        it, from random parameters.
-      model: Architecture without a checkpoint: 'tiny', a published size such as 't5-v1_1-base', or
-        a JSON file with the fields of T5Config.
-      tokenizer: Folder of a tokenizer, or 'bytes'.  Without it, the checkpoint's; without a
-        checkpoint, one is trained on the tasks.
-      input_length: Most tokens of an input, EOS included; length of a row of the encoder.
-      target_length: Most tokens of a target, EOS included; length of a row of the decoder.
-      batch_size: Rows a step, over all devices; T5 fine-tuned with 128 rows of 512.
-      pack: Put as many examples in a row as fit, none of which sees another.
-      too_long: What becomes of training examples that are longer: an error, dropped, or truncated.
-        Inputs to evaluate on are truncated then; references stay whole, and those that are too
-        long to be written are an error or counted.
-      empty_targets: What becomes of training examples without a target: an error, dropped, or
-        kept.  It is an error, too, if references are all empty; some are counted.
-      size_limit: Tasks without weights are mixed in proportion to their examples, of which no more
-        than this count; T5 tried 2**16 to 2**21.
-      num_beams: Of generation while training.
-      final_num_beams: Of generation at the end.
-      length_penalty: Beams are ranked by log-probability / length ** this.
-      eval_examples: Validation examples of each task to look at while training, spread evenly;
-        all, unless given. At the end it is always all.
-      eval_batch_size: Examples evaluated at once.
-      best_by: What is better: a higher mean of all tasks' metrics (in which an error rate of x
-        counts as 100 - x), or a lower loss.
-      use: Which checkpoint is the result: the best by validation, or the last.
-      average: Take the mean of so many of the best or last checkpoints instead.
-      optimizer: How parameters are updated; as T5 was fine-tuned, unless given.
+      output: run directory, created if missing; a run with the same options is resumed.  The
+        fine-tuned model is saved in `model/`, its predictions in `predictions/`.
+      checkpoint: folder, file or hub id of the initial checkpoint, in any format that t5jax loads;
+        random initialization if unset.
+      model: architecture if there is no checkpoint: 'tiny', a published size such as
+        't5-v1_1-base', or a JSON file with the fields of T5Config.
+      tokenizer: folder of a tokenizer, or 'bytes'; defaults to the checkpoint's, or without a
+        checkpoint to one trained on the tasks.
+      input_length: maximum number of tokens per input, EOS included; length of an encoder row.
+      target_length: maximum number of tokens per target, EOS included; length of a decoder row.
+      batch_size: number of rows per step, over all devices; T5 used 128 rows of 512 tokens.
+      pack: pack several examples into a row, without attention between them.
+      too_long: policy for training examples over the length limits: raise an error, drop or
+        truncate.  If not 'error', validation and test inputs are truncated, and references that
+        are too long to be generated are only reported.
+      empty_targets: policy for training examples with an empty target: raise an error, drop or
+        keep.  If not 'error', a validation or test split may have only empty references.
+      size_limit: maximum number of examples per task that counts in the mixing rates of tasks
+        without weights; T5 tried 2**16 to 2**21.
+      num_beams: beam width for validation during training; 1 = no beam search.
+      final_num_beams: beam width for the final evaluation; 1 = no beam search.
+      length_penalty: exponent of the length penalty: beams are ranked by
+        log-probability / length**length_penalty.
+      eval_examples: number of validation examples per task during training, evenly spaced;
+        defaults to all.  The final evaluation always uses all.
+      eval_batch_size: number of examples per evaluation batch.
+      best_by: criterion for the best checkpoint: highest mean metric over tasks (an error rate x
+        counts as 100 - x) or lowest validation loss.
+      use: checkpoint to export as the result: the best on validation data, or the last.
+      average: number of best or last checkpoints to average for the result; 1 = no averaging.
+      optimizer: optimizer and learning rate schedule; defaults to T5's for fine-tuning.
+
+    Example:
+      >>> t5jax.FinetuneConfig(checkpoint="google/t5-v1_1-small", target_length=32).lengths
+      (128, 32)
+      >>> t5jax.FinetuneConfig(checkpoint="google/t5-v1_1-small", vocab_size=8000)
+      Traceback (most recent call last):
+      ValueError: vocab_size must be left out with a checkpoint, got 8000; ...
     """
 
     output: str = "runs/finetune"
@@ -98,29 +106,35 @@ class FinetuneConfig(RunConfig):
         )
         if self.checkpoint is not None and self.model != "tiny":
             raise ValueError(
-                f"model must be left out with a checkpoint, got {self.model}; a checkpoint has an "
-                "architecture."
+                f"model must be left out with a checkpoint, got {self.model}; the checkpoint "
+                "defines the architecture."
             )
         if self.checkpoint is not None and self.vocab_size is not None:
             raise ValueError(
-                f"vocab_size must be left out with a checkpoint, got {self.vocab_size}; it is the "
-                "size of a tokenizer that is trained."
+                f"vocab_size must be left out with a checkpoint, got {self.vocab_size}; it only "
+                "applies if a tokenizer is trained."
             )
         for count in (self.num_beams, self.final_num_beams):
-            self.writing(count)  # refuses a length penalty now, not after the training
+            self.writing(count)  # reject a bad length penalty before training
 
     @property
     def keep_best(self) -> int:
-        """Best checkpoints to keep: those asked for, and those that the result is made of."""
+        """Return the number of best checkpoints to keep, including those averaged at the end."""
         return max(self.fit.keep_best, self.average if self.use == "best" else 0)
 
     @property
     def keep_round(self) -> tuple[int, int] | None:
-        """The last checkpoints that the result is made of, and how many steps lie between."""
+        """Return the number and spacing, in steps, of the last checkpoints to average, if any."""
         return (self.average, self.fit.checkpoint_every) if self.use == "last" else None
 
     def writing(self, num_beams: int) -> GenerationConfig:
-        """How answers are written."""
+        """Return the generation options of an evaluation.
+
+        Args:
+          num_beams: beam width; `length_penalty` only applies above 1.
+        Returns:
+          Options that limit inputs and outputs to `input_length` and `target_length` tokens.
+        """
         beams: dict[str, Any] = {} if num_beams == 1 else {"length_penalty": self.length_penalty}
         return GenerationConfig(
             num_beams=num_beams,
@@ -132,12 +146,12 @@ class FinetuneConfig(RunConfig):
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Tokens of a row of inputs, and of targets."""
+        """Return the number of tokens per row of inputs and per row of targets."""
         return self.limits.lengths
 
     @property
     def limits(self) -> PairLimits:
-        """What examples may be."""
+        """Return the length limits, and the policies for examples that exceed them."""
         return PairLimits(
             input_length=self.input_length,
             target_length=self.target_length,

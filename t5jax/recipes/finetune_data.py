@@ -1,4 +1,4 @@
-"""Training and validation data of fine-tuning: tasks are read, checked, counted and tokenized."""
+"""Data of fine-tuning: read, check, count and tokenize the examples of tasks."""
 
 import dataclasses
 import hashlib
@@ -34,10 +34,11 @@ _HELDOUT: tuple[Split, ...] = ("validation", "test")
 
 
 def recorded_task_options(tasks: Sequence[Task]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the options of tasks that a run records, by dotted name.
+    """Return the options of tasks that a run records.
 
     Returns:
-      All of them, and those of them that older runs do not record.
+      Two dicts from dotted name to value: all options, and the subset that older runs do not
+      record.
     """
     options, unrecorded = {}, {}
     for task in tasks:
@@ -51,13 +52,18 @@ def recorded_task_options(tasks: Sequence[Task]) -> tuple[dict[str, Any], dict[s
 
 
 class TaskTexts(NamedTuple):
-    """The examples of tasks, by name, and by name and split."""
+    """Examples of all tasks.
+
+    Attributes:
+      train: task name -> training examples.
+      heldout: (task name, split) -> validation or test examples.
+    """
 
     train: dict[str, list[Example]]
     heldout: dict[tuple[str, Split], list[Example]]
 
     def documents(self) -> Iterator[str]:
-        """All that training reads and writes, for a tokenizer to learn from."""
+        """Yield every training input and reference, as text to train a tokenizer on."""
         for examples in self.train.values():
             for one in examples:
                 yield one.input
@@ -65,11 +71,14 @@ class TaskTexts(NamedTuple):
 
 
 def read_task_texts(tasks: Sequence[Task], *, say: Say) -> TaskTexts:
-    """Reads all splits of tasks; `say` is told of held-out inputs that training has, too, that of
-    any task.
+    """Read all splits of tasks, and warn if a held-out input is in any task's training data.
 
+    Args:
+      tasks: tasks of the run.
+      say: called with each warning.
     Raises:
-      FileNotFoundError, ValueError: as from `read_split`.
+      FileNotFoundError: a source is neither on this machine nor on the hub.
+      ValueError: a source cannot be read or is empty, or lacks a column of a template.
     """
     texts = TaskTexts({task.name: read_split(task, "train") for task in tasks}, {})
     for task in tasks:
@@ -85,25 +94,31 @@ def read_task_texts(tasks: Sequence[Task], *, say: Say) -> TaskTexts:
 def _shared(
     train: Mapping[str, Sequence[Example]], examples: Sequence[Example], name: str, split: Split
 ) -> Iterator[str]:
-    """Warnings of examples to judge by that a task has to learn from, its own task first."""
+    """Yield a warning per task whose training data has inputs of `examples`, own task first."""
     for other in sorted(train, key=lambda other: other != name):
         shared = split_overlap(train[other], examples)
         if shared.inputs:
             whose = "its training data" if other == name else f"the training data of {other!r}"
             yield (
                 f"warning: {shared.inputs} of {len(examples)} inputs in {split} of task {name!r} "
-                f"are in {whose} too, {shared.pairs} of them with the same target; scores may "
-                "flatter."
+                f"are also in {whose}, {shared.pairs} with the same target; scores may be inflated."
             )
 
 
 def tokenize_pairs(
     texts: TaskTexts, *, tokenizer: Tokenizer, limits: PairLimits, say: Say
 ) -> dict[str, Pairs]:
-    """Training examples of each task as ids; `say` is told what did not keep the limits.
+    """Tokenize the training examples of each task, and apply the limits.
 
+    Args:
+      texts: examples of all tasks; the first reference is the target.
+      tokenizer: tokenizer of the run.
+      limits: length limits, and policies for examples that exceed them.
+      say: called with the number of examples over each limit, if any.
+    Returns:
+      Task name -> pairs of ids, EOS included.
     Raises:
-      ValueError: as from `apply_limits`.
+      ValueError: an example is over a limit whose policy is "error", or no example remains.
     """
     pairs = {}
     for name, examples in texts.train.items():
@@ -121,19 +136,20 @@ def tokenize_pairs(
 def validation_splits(
     tasks: Sequence[Task], texts: TaskTexts, *, tokenizer: Tokenizer, limits: PairLimits, say: Say
 ) -> list[EvalSplit]:
-    """Return the held-out examples of each task, in order, checked and tokenized.
+    """Check and tokenize the held-out examples of each task, in order.
 
-    Inputs that are too long are truncated, or an error. References stay as they are.
+    Inputs over the limit are truncated unless the policy is "error"; references are kept whole.
 
     Args:
       tasks: tasks of the run.
-      texts: as from `read_task_texts`.
-      tokenizer: of the run.
-      limits: lengths, and policies for examples that exceed them.
-      say: receives a sentence about references that are empty or too long to be generated.
+      texts: examples of all tasks.
+      tokenizer: tokenizer of the run.
+      limits: length limits, and policies for examples that exceed them.
+      say: called with a message about truncated inputs and about references that are empty or too
+        long to be generated.
     Raises:
-      ValueError: a metric cannot take the references; or inputs, or all references of one, are too
-        long, or all references of a split are empty, and the policy is `error`.
+      ValueError: a metric does not accept the references; or the policy is "error", and an input
+        or every reference of an example is too long, or all references of a split are empty.
     """
     splits = []
     for task in tasks:
@@ -155,7 +171,17 @@ def validation_splits(
 def mixing_shares(
     tasks: Sequence[Task], pairs: Mapping[str, Pairs], *, size_limit: int
 ) -> dict[str, float]:
-    """Return the share of each task in the mixture; see `mixing_rates`."""
+    """Return the fraction of each task in the mixture.  (arXiv:1910.10683, section 3.5.2)
+
+    Args:
+      tasks: tasks of the run, with a weight each or none.
+      pairs: task name -> training examples.
+      size_limit: maximum number of examples per task that counts, if there are no weights.
+    Returns:
+      Task name -> fraction; they add up to 1.
+    Raises:
+      ValueError: some tasks have a weight, but not all.
+    """
     return mixing_rates(
         {name: len(examples) for name, examples in pairs.items()},
         {task.name: task.weight for task in tasks},
@@ -170,14 +196,14 @@ def mixture_batches(
     shares: Mapping[str, float],
     mesh: Mesh,
 ) -> MixtureBatches:
-    """Return endless batches of a mixture of tasks.
+    """Return an infinite iterator over batches of a mixture of tasks.
 
     Args:
       config: options of the run.
-      model: has the ids of padding and of the start of the decoder.
-      pairs: examples of each task.
-      shares: share of each task, in the same order.
-      mesh: mesh that the rows of a batch are divided over.
+      model: source of `pad_id` and `decoder_start_id`.
+      pairs: task name -> training examples.
+      shares: task name -> fraction of the mixture, in the same order.
+      mesh: device mesh over which the rows of a batch are sharded.
     """
     return MixtureBatches(
         mixture_stream(list(pairs.values()), list(shares.values()), seed=config.seed),
@@ -191,17 +217,17 @@ def mixture_batches(
 
 
 def log_mixture(pairs: Mapping[str, Pairs], shares: Mapping[str, float]) -> None:
-    """Print the size and the share of each task."""
+    """Log the size of each task and its share of the mixture."""
     for name, examples in pairs.items():
         inputs, targets = examples.tokens
         log_once(
-            f"task {name!r}: {len(examples)} examples, {inputs / len(examples):.1f} tokens an "
-            f"input, {targets / len(examples):.1f} a target, share {shares[name]:.1%}"
+            f"task {name!r}: {len(examples)} examples, {inputs / len(examples):.1f} tokens/input, "
+            f"{targets / len(examples):.1f} tokens/target, share {shares[name]:.1%}"
         )
 
 
 def data_digest(pairs: Mapping[str, Pairs], trials: Sequence[EvalSplit]) -> str:
-    """Return a hash of the training and validation data, without the test data."""
+    """Return a hash of the training and validation data, excluding test data."""
     digest = hashlib.sha256(pairs_digest(pairs).encode())
     for one in trials:
         if one.split == "validation":
@@ -213,12 +239,12 @@ def _check_inputs(inputs: Sequence[list[int]], limits: PairLimits, where: str, s
     long = [len(ids) for ids in inputs if len(ids) > limits.input_length]
     if long and limits.too_long == "error":
         raise ValueError(
-            f"inputs in {where} must have at most {limits.input_length} tokens, got {len(long)} of "
-            f"{len(inputs)} with more, the longest {max(long)}; raise input_length, or set "
-            "too_long to drop or truncate."
+            f"inputs in {where} must have at most input_length={limits.input_length} tokens, got "
+            f"{len(long)} of {len(inputs)} longer inputs (longest {max(long)}); raise "
+            "input_length, or set too_long to drop or truncate."
         )
     if long:
-        say(f"{where}: {len(long)} inputs are too long, and truncated")
+        say(f"{where}: truncated {len(long)} inputs to {limits.input_length} tokens")
 
 
 def _check_references(
@@ -228,7 +254,7 @@ def _check_references(
     tokenizer: Tokenizer,
     say: Say,
 ) -> None:
-    """Tells of what no model can write, or refuses it."""
+    """Report or reject references that are empty or too long to be generated."""
     lengths = [
         [len(encode_with_eos(tokenizer, text)) for text in one.references] for one in examples
     ]
@@ -236,33 +262,35 @@ def _check_references(
     empty = sum(row.count(1) for row in lengths)
     if empty == total and limits.empty_targets == "error":
         raise ValueError(
-            f"{where} has no answers, all {total} references are empty; use data that have them, "
-            "or set empty_targets to drop or keep."
+            f"{where} must have a non-empty reference, got {total} references that are all empty; "
+            "fix the data, or set empty_targets to drop or keep."
         )
     if empty:
         say(f"{where}: {empty} of {total} references are empty")
-    # One reference that can be written is enough.
+    # One reference within the limit is enough.
     long = [min(row) for row in lengths if min(row) > limits.target_length]
     if long and limits.too_long == "error":
         raise ValueError(
-            f"references in {where} must have at most {limits.target_length} tokens, got "
-            f"{len(long)} of {len(lengths)} examples whose shortest has more, {max(long)} at most; "
-            "raise target_length, or set too_long to drop or truncate."
+            f"in {len(long)} of {len(lengths)} examples of {where}, every reference exceeds "
+            f"target_length={limits.target_length} tokens (longest {max(long)}); raise "
+            "target_length, or set too_long to drop or truncate."
         )
     if long:
         say(
-            f"{where}: references of {len(long)} of {len(lengths)} examples are all longer than "
-            f"{limits.target_length} tokens and cannot be written whole; raise target_length"
+            f"{where}: in {len(long)} of {len(lengths)} examples every reference exceeds "
+            f"target_length={limits.target_length} tokens; raise target_length to generate them"
         )
 
 
 def _account(counts: LimitCounts, limits: PairLimits) -> Iterator[str]:
-    """What was not as it should be, and what became of it."""
-    done = {"drop": "dropped", "truncate": "truncated", "keep": "kept", "error": "refused"}
+    """Yield the number of examples over each limit, and how they were handled."""
+    done = {"drop": "dropped", "truncate": "truncated", "keep": "kept", "error": "rejected"}
+    long_inputs = f"inputs with more than {limits.input_length} tokens"
+    long_targets = f"targets with more than {limits.target_length} tokens"
     for count, what, policy in (
-        (counts.long_inputs, "inputs are too long", limits.too_long),
-        (counts.long_targets, "targets are too long", limits.too_long),
-        (counts.empty_targets, "targets are empty", limits.empty_targets),
+        (counts.long_inputs, long_inputs, limits.too_long),
+        (counts.long_targets, long_targets, limits.too_long),
+        (counts.empty_targets, "empty targets", limits.empty_targets),
     ):
         if count:
-            yield f"{count} {what}, and {done[policy]}"
+            yield f"{done[policy]} {count} {what}"

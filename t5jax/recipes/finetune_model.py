@@ -1,4 +1,4 @@
-"""The model that fine-tuning starts from, and the one that it results in."""
+"""Initial model and final checkpoint of fine-tuning."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,22 +21,22 @@ MODEL = "model"
 def starting_tokenizer(
     config: FinetuneConfig, path: Path | None, texts: Callable[[], Iterable[str]]
 ) -> Tokenizer:
-    """Return the tokenizer of the options, else of the checkpoint, else one trained on `texts`.
+    """Return the tokenizer of the options or the checkpoint, or train one.
 
     Args:
       config: options of the run.
-      path: checkpoint on this machine, if the run starts from one.
-      texts: returns the text to train a tokenizer on.
+      path: local path of the initial checkpoint, if any.
+      texts: function that returns the text to train a tokenizer on.
     Raises:
-      ValueError: the checkpoint has no tokenizer, and the options name none.
+      ValueError: the checkpoint has no tokenizer and `config.tokenizer` is not set.
     """
     if path is None or config.tokenizer is not None:
         return setup_tokenizer(config, texts)
     tokenizer = find_tokenizer(path)
     if tokenizer is None:
         raise ValueError(
-            f"tokenizer must be set for {config.checkpoint}, which comes without one; name its "
-            "folder."
+            f"tokenizer must be set for {config.checkpoint}, which has no tokenizer; set it to a "
+            "folder that has one, or to bytes."
         )
     return tokenizer
 
@@ -47,34 +47,32 @@ def starting_model(
     tokenizer: Tokenizer,
     architecture: Mapping[str, Any] | None,
 ) -> T5Config:
-    """Return the architecture of the checkpoint, else that of the options.
+    """Return the architecture of the checkpoint, or without one that of the options.
 
     Args:
       config: options of the run.
-      path: checkpoint on this machine, if the run starts from one.
-      tokenizer: the vocabulary that the model must have.
-      architecture: fields of T5Config to override, without a checkpoint.
+      path: local path of the initial checkpoint, if any.
+      tokenizer: tokenizer of the run; the model must have its vocabulary.
+      architecture: overrides of fields of T5Config; ignored with a checkpoint.
     Raises:
-      ValueError: the checkpoint is an encoder alone, or has another vocabulary.
+      ValueError: the checkpoint has no decoder or another vocabulary.
     """
     if path is None:
         return setup_model(config, tokenizer, architecture=architecture)
     model = open_checkpoint(path).config
     if not model.num_decoder_layers:
         raise ValueError(
-            f"checkpoint must have a decoder, got {config.checkpoint}, an encoder alone; start "
-            "from an encoder-decoder."
+            f"checkpoint must have a decoder, got {config.checkpoint}, an encoder-only model; use "
+            "an encoder-decoder."
         )
     check_vocabulary(model, str(config.checkpoint), tokenizer)
     if not model.dropout_rate and config.dropout_rate is None:
-        log_once(
-            "dropout is off, as the checkpoint has it; T5 is fine-tuned with --dropout-rate 0.1"
-        )
+        log_once("dropout is off, as in the checkpoint; T5 was fine-tuned with --dropout-rate 0.1")
     return model.replace(**config.model_changes)
 
 
 def starting_params(config: FinetuneConfig, mesh: Mesh) -> Params | None:
-    """Load the parameters of the checkpoint, in all processes together; None without one."""
+    """Load the initial parameters, in all processes at once; None without a checkpoint."""
     if config.checkpoint is None:
         return None
     return load_pretrained(config.checkpoint, dtype=np.dtype(np.float32), mesh=mesh)[1]
@@ -83,12 +81,12 @@ def starting_params(config: FinetuneConfig, mesh: Mesh) -> Params | None:
 def resulting_params(
     config: FinetuneConfig, abstract: TrainState, ranking_keys: Sequence[float]
 ) -> Params:
-    """Load the best or the last checkpoint of a finished run, or the mean of several.
+    """Load the best or last checkpoint of a finished run, or the average of several.
 
     Args:
       config: options of the run.
       abstract: shapes, dtypes and shardings of the state.
-      ranking_keys: of all evaluations, to warn if the best one has no checkpoint.
+      ranking_keys: ranking keys of all evaluations, to warn if the best one has no checkpoint.
     """
     folder = config.folder / CHECKPOINTS
     steps = choose_checkpoints(
@@ -102,7 +100,7 @@ def resulting_params(
     )
     if config.use == "best" and not is_best(folder, steps[0], ranking_keys):
         log_once(
-            f"warning: an evaluation was better than that of step {steps[0]}, and its "
-            "checkpoint is not there; a run keeps it that has --use best from its start."
+            f"warning: an evaluation was better than that of step {steps[0]}, but its checkpoint "
+            "was not kept; set --use best from the start of a run to keep it."
         )
     return params

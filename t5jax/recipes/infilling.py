@@ -1,4 +1,4 @@
-"""Fill in the blanks of sentences, next to the words that were blanked."""
+"""Infilling: predict masked words of sentences and show them next to the original words."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,12 +9,25 @@ from t5jax.generation import pad_batch
 from t5jax.text2text import Text2Text
 from t5jax.tokenizers import Tokenizer, encode_with_eos
 
-# A plain sentence: a capital, words and ordinary punctuation, a full stop.
+# A capital letter, words with ordinary punctuation, and a full stop.
 _SENTENCE = re.compile(r"(?<!\S)[A-Z][A-Za-z0-9,;:'()\- ]{60,140}\.(?!\S)")
 
 
 def plain_sentences(documents: Iterable[str], *, count: int) -> list[str]:
-    """Return the first plain English sentence of each of the first `count` documents with one."""
+    """Return the first plain English sentence of each document, without duplicates.
+
+    Args:
+      documents: texts to search; it stops after `count` sentences.
+      count: maximum number of sentences, >= 1.
+    Returns:
+      Sentences of at least 8 words and 62 to 142 characters, on one line each.
+
+    Example:
+      >>> sentence = "The old dog sleeps in the kitchen while the rain falls on the roof."
+      >>> documents = ["def f(x): ...", "Too short. " + sentence]
+      >>> t5jax.recipes.plain_sentences(documents, count=5)
+      ['The old dog sleeps in the kitchen while the rain falls on the roof.']
+    """
     sentences: list[str] = []
     for document in documents:
         match = _SENTENCE.search(" ".join(document.split()))
@@ -28,12 +41,19 @@ def plain_sentences(documents: Iterable[str], *, count: int) -> list[str]:
 def hide_words(
     sentence: str, *, num_blanks: int, words_in_blank: int, rng: np.random.Generator
 ) -> tuple[str, list[str]]:
-    """Replace runs of words by `<extra_id_0>`, `<extra_id_1>`, ...
+    """Replace random runs of words with `<extra_id_0>`, `<extra_id_1>`, ...
 
-    The first and the last word stay, and a word between blanks.
+    The first word, the last word and at least one word between blanks are kept.
 
+    Args:
+      sentence: words separated by spaces.
+      num_blanks: number of blanks.
+      words_in_blank: number of words per blank.
+      rng: random generator for the positions.
     Returns:
-      The sentence with blanks, as one would type it, and the hidden words of each blank.
+      The sentence with blanks, and the hidden words of each blank.
+    Raises:
+      ValueError: the sentence is too short.
     """
     words = sentence.split()
     room = (len(words) - 1) // num_blanks
@@ -54,10 +74,25 @@ def hide_words(
 def fill_blanks(
     t5: Text2Text, texts: Sequence[str], *, max_new_tokens: int = 32
 ) -> list[list[str]]:
-    """Generate the text of every `<extra_id_k>` of every text, "" for those left out."""
+    """Generate the text of every `<extra_id_k>` in every text.
+
+    Args:
+      t5: model with a tokenizer.
+      texts: texts whose blanks are numbered from 0.
+      max_new_tokens: maximum number of generated tokens per text, for all its blanks.
+    Returns:
+      For each text, the generated text of each blank; "" if the model generated none.
+    Raises:
+      ValueError: the model has no tokenizer.
+
+    Example:
+      >>> texts = ["The <extra_id_0> sleeps.", "No blanks."]
+      >>> [len(blanks) for blanks in t5jax.recipes.fill_blanks(t5, texts, max_new_tokens=4)]
+      [1, 0]
+    """
     tokenizer = t5.tokenizer
     if tokenizer is None:
-        raise ValueError("t5 must have a tokenizer to fill in text, got None; load it with one.")
+        raise ValueError("t5 must have a tokenizer, got None; load the model with one.")
     inputs = [encode_with_eos(tokenizer, text) for text in texts]
     tokens, mask = pad_batch(inputs, pad_id=tokenizer.pad_id)
     written = t5.generate_ids(tokens, encoder_mask=mask, max_new_tokens=max_new_tokens)
@@ -72,11 +107,16 @@ def fill_blanks(
 def read_spans(
     ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer, *, count: int
 ) -> dict[int, str]:
-    """Return the text after each of the first `count` sentinels of a sequence, by its number.
+    """Return the text after each of the first `count` sentinels of a sequence.
 
-    It ends at EOS, or where the sentinel after those begins a span that nobody asked for.
+    Args:
+      ids: generated ids; they are read up to EOS or sentinel number `count`.
+      tokenizer: source of the sentinels.
+      count: number of sentinels.
+    Returns:
+      Number of the sentinel -> text; sentinels that do not occur are missing.
     """
-    # No sentinel further than that: those of ByT5 are bytes of ordinary characters.
+    # Later sentinels are ignored: those of ByT5 are also bytes of ordinary characters.
     number = {tokenizer.sentinel_id(k): k for k in range(count)}
     ends = {tokenizer.eos_id}
     if count < tokenizer.num_sentinels:
@@ -94,7 +134,23 @@ def read_spans(
 
 
 def show_blanks(t5: Text2Text, sentences: Sequence[str], *, seed: int) -> Iterator[str]:
-    """Yield each sentence with two blanks, as `[what stood there -> what the model writes]`."""
+    """Yield each sentence with two blanks filled in, as `[original words -> generated text]`.
+
+    Args:
+      t5: model with a tokenizer.
+      sentences: sentences of more than 6 words.
+      seed: random seed for the positions of the blanks, of two words each.
+    Yields:
+      The sentence with the original and the generated text of each blank.
+    Raises:
+      ValueError: a sentence is too short, or the model has no tokenizer.
+
+    Example:
+      >>> sentence = "The old dog sleeps in the warm kitchen."
+      >>> for line in t5jax.recipes.show_blanks(t5, [sentence], seed=0):  # doctest: +SKIP
+      ...     print(line)
+      The [old dog -> big cat] sleeps [in the -> in our] warm kitchen.
+    """
     rng = np.random.default_rng(seed)
     blanked = [hide_words(s, num_blanks=2, words_in_blank=2, rng=rng) for s in sentences]
     guesses = fill_blanks(t5, [text for text, _ in blanked])

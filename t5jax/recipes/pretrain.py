@@ -1,4 +1,4 @@
-"""Pre-train a model: text, vocabulary, objective, model, optimizer, trainer, report."""
+"""Pre-training: text, tokenizer, objective, model, optimizer, trainer and final report."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -61,13 +61,18 @@ if TYPE_CHECKING:
 
 
 class PretrainResult(NamedTuple):
-    """The result of `pretrain`.
+    """Result of `pretrain`.
 
     Attributes:
-      t5: The model, also saved in the run's folder.
-      evaluation: Held-out `loss`, in nats per target token, and `accuracy`; None if the run was
-        interrupted.
-      heldout: The held-out text, in the column `text`.
+      t5: trained model; it is also saved in the run directory.
+      evaluation: held-out "loss", in nats per target token, and "accuracy", in [0, 1]; None if the
+        run was interrupted.
+      heldout: held-out documents, in the column "text".
+
+    Example:
+      >>> result = t5jax.recipes.PretrainResult(t5, {"loss": 2.0, "accuracy": 0.55}, heldout=None)
+      >>> f"perplexity {np.exp(result.evaluation['loss']):.2f}"
+      'perplexity 7.39'
     """
 
     t5: Text2Text
@@ -76,18 +81,27 @@ class PretrainResult(NamedTuple):
 
 
 def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> PretrainResult:
-    """Pre-train a model, or continue a run, until it is complete or interrupted.
+    """Pre-train a model, or resume a run, until it is complete or interrupted.
 
-    With several processes all must call it, with the same options except `hosts.index`; an error
-    in one ends the run in all of them.
+    In a multi-process run, every process must call it with the same options except `hosts.index`;
+    an error in one process ends the run in all of them.
 
     Args:
       config: options of the run.
-      trackers: receive the metrics in process 0, besides the files of the run, and are closed.
+      trackers: additional metric trackers, used by process 0 and closed at the end.
+    Returns:
+      The model, its held-out loss and the held-out text.
     Raises:
-      ValueError, OSError: bad options, text or files.  All but a disk that runs full are noticed
-        before training starts, and before anything is written to a new `config.output`.
-      RunAborted: another process failed or died, or with several processes this one failed.
+      ValueError, OSError: invalid options, text or files.  Except for a full disk, errors are
+        raised before training starts and before anything is written to a new `config.output`.
+      RunAborted: another process failed or died, or this one failed in a multi-process run.
+
+    Example:
+      >>> data = t5jax.data.DataConfig(path="corpus.txt")
+      >>> config = t5jax.recipes.PretrainConfig(output="runs/corpus", data=data)
+      >>> result = t5jax.recipes.pretrain(config)  # doctest: +SKIP
+      >>> t5jax.recipes.fill_blanks(result.t5, ["The <extra_id_0> sleeps."])  # doctest: +SKIP
+      [['cat']]
     """
     initialize(config.hosts)
     with abort_together():
@@ -95,7 +109,7 @@ def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> Pre
 
 
 def _run(config: PretrainConfig, trackers: Sequence[Tracker]) -> PretrainResult:
-    jax.devices()  # all processes at once, before process 0 reads the text
+    jax.devices()  # needs all processes at once, so before process 0 reads the text
     with main_process_first("the preparation of the run"):
         check_files(config.model, config.tokenizer)
         options = recorded_options(config, resumable=RESUMABLE)

@@ -9,26 +9,33 @@ from t5jax.optim import OptimizerConfig, ScheduleConfig
 from t5jax.tokenizers import Tokenizer
 from t5jax.training import UNRECORDED as UNRECORDED_IN_ALL_RUNS, RunConfig
 
-# Options that may change when a run is continued, besides those of all runs.
+# Options that may change when a run is resumed, in addition to those of every run.
 RESUMABLE = ("eval_examples",)
 
-# Options that were added later, with the values of runs that do not record them.
+# Options added later, with the values that older runs used implicitly.
 UNRECORDED = {**UNRECORDED_IN_ALL_RUNS, "step.label_smoothing": 0.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig(RunConfig):
-    """Pre-trains a T5 by span corruption.
+    """Options of pre-training by span corruption.
 
-    Without arguments: a tiny model on the Python documentation of this machine, in minutes.
-    Stopped by Ctrl-C, SIGTERM or a crash, the same command continues where it was.
+    The defaults train a tiny model on the Python documentation of this machine, in minutes.  After
+    Ctrl-C, SIGTERM or a crash, the same options resume the run.
 
     Attributes:
-      data: The text.
-      corruption: The objective: how much of the text is hidden, in spans of what length.
-      input_length: Tokens the encoder reads; T5 used 512.
-      batch_size: Examples a step, over all devices; T5 used 128 and later 2048.
-      eval_examples: Held-out examples an evaluation looks at, at most.
+      output: run directory, created if missing; a run with the same options is resumed.
+      data: source of the text.
+      corruption: span corruption: fraction of tokens to mask and mean length of a span.
+      input_length: number of encoder tokens per example; T5 used 512.
+      batch_size: number of examples per step, over all devices; T5 used 128, later 2048.
+      eval_examples: maximum number of held-out examples per evaluation.
+      optimizer: optimizer and learning rate schedule; defaults to Adafactor with rsqrt decay.
+
+    Example:
+      >>> config = t5jax.recipes.PretrainConfig(input_length=512, batch_size=128)
+      >>> config.lengths
+      (512, 114)
     """
 
     output: str = "runs/pretrain"
@@ -49,12 +56,17 @@ class PretrainConfig(RunConfig):
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Return the numbers of tokens in a row of inputs and in one of targets."""
+        """Return the number of tokens per row of inputs and per row of targets."""
         return self.corruption.lengths(self.input_length)[1:]
 
     def make_objective(self, tokenizer: Tokenizer, *, decoder_start_id: int) -> Objective:
         """Bind the objective to a vocabulary.
 
+        Args:
+          tokenizer: source of the sentinel and special ids.
+          decoder_start_id: first decoder input.
+        Returns:
+          The objective, for examples of `input_length`.
         Raises:
           ValueError: the tokenizer has too few sentinels.
         """

@@ -1,4 +1,4 @@
-"""Validation of fine-tuning: held-out examples, predictions for them, and their scores."""
+"""Validation of fine-tuning: held-out examples, predictions and scores."""
 
 import json
 import math
@@ -38,10 +38,13 @@ PREDICTIONS = "predictions"
 
 
 class EvalSplit(NamedTuple):
-    """One split of a task.
+    """Held-out split of a task.
 
     Attributes:
-      inputs: Ids of each input, EOS included.
+      task: task with the metrics and `postprocess`.
+      split: name of the split.
+      examples: text of the inputs and references.
+      inputs: ids of each input, EOS included.
     """
 
     task: Task
@@ -50,7 +53,7 @@ class EvalSplit(NamedTuple):
     inputs: Sequence[list[int]]
 
     def spread(self, count: int | None) -> "EvalSplit":
-        """At most `count` of the examples, evenly spaced; all if None."""
+        """Return a split of at most `count` evenly spaced examples; None keeps all."""
         total = len(self.examples)
         if count is None or count >= total:
             return self
@@ -61,19 +64,29 @@ class EvalSplit(NamedTuple):
         )
 
     def predictions(self, t5: Text2Text, options: GenerationConfig) -> list[str]:
-        """Generate an output for each input, after the task's `postprocess`."""
+        """Generate an output for each input, and apply the task's `postprocess`.
+
+        Args:
+          t5: model with a tokenizer.
+          options: generation options.
+        Returns:
+          One text per input.
+        """
         assert t5.tokenizer is not None
         sequences = t5.engine.generate(self.inputs, options)
         return [self._processed(t5.tokenizer.decode(one.ids)) for (one,) in sequences]
 
     def references(self) -> list[list[str]]:
-        """Return the references of each input, after the task's `postprocess`."""
+        """Return the references of each input, with the task's `postprocess` applied."""
         return [[self._processed(text) for text in one.references] for one in self.examples]
 
     def scores(self, predictions: Sequence[str]) -> dict[str, float]:
-        """The task's metrics, by name; NaN where these predictions have none.
+        """Compute the task's metrics.
 
-        Such as the correlation of numbers, where a prediction is no number.
+        Args:
+          predictions: one text per input.
+        Returns:
+          Metric -> score, in percent; NaN if undefined, e.g. the correlation of non-numbers.
         """
         scores, references = {}, self.references()
         for name in self.task.metrics:
@@ -84,10 +97,10 @@ class EvalSplit(NamedTuple):
         return scores
 
     def check(self) -> None:
-        """Measures the references themselves, so that what cannot be measured is known early.
+        """Score the references against themselves, to detect errors before training.
 
         Raises:
-          ValueError: a metric cannot take the references, or lacks its library.
+          ValueError: a metric does not accept the references, or its library is not installed.
         """
         references = self.references()
         first = [texts[0] for texts in references]
@@ -104,7 +117,12 @@ class EvalSplit(NamedTuple):
         return compute_metrics([name], predictions, references, options)[name].score
 
     def write(self, path: Path, predictions: Sequence[str]) -> None:
-        """Write predictions with inputs and references, as `t5jax evaluate` reads them."""
+        """Write predictions, inputs and references in the format of `t5jax evaluate`.
+
+        Args:
+          path: .jsonl file to write.
+          predictions: one text per input.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = zip(self.examples, predictions, self.references(), strict=True)
         lines = (
@@ -121,7 +139,7 @@ class EvalSplit(NamedTuple):
 
 
 class TaskEvaluator:
-    """Evaluates the loss, and the scores of generated outputs, on validation splits."""
+    """Evaluator of the loss and the task metrics on validation splits."""
 
     def __init__(
         self,
@@ -133,15 +151,16 @@ class TaskEvaluator:
         policy: ComputePolicy,
         mesh: Mesh,
     ):
-        """Prepare the evaluation.
+        """Select the validation examples and batch them.
 
         Args:
           config: options of the run.
           model: architecture.
-          tokenizer: of the run.
-          splits: of which the validation splits are used, `config.eval_examples` examples each.
-          policy: how the model computes.
-          mesh: mesh of the parameters.
+          tokenizer: tokenizer of the run.
+          splits: held-out splits; only `config.eval_examples` examples of each validation split
+            are used.
+          policy: compute policy of the model.
+          mesh: device mesh of the parameters.
         """
         self._config, self._model, self._tokenizer = config, model, tokenizer
         self._policy = policy
@@ -156,7 +175,15 @@ class TaskEvaluator:
         self._loss = LossEvaluator(model, batches, policy=self._policy, mesh=mesh)
 
     def evaluate(self, params: Params, step: int) -> dict[str, float]:
-        """Return `loss`, `accuracy`, `score` (mean over tasks) and all metrics as `task/metric`."""
+        """Evaluate the model, and write its predictions to the run directory.
+
+        Args:
+          params: parameters of the model.
+          step: number of the step, which names the files of predictions.
+        Returns:
+          "loss" in nats per target token, "accuracy", "score" (mean over tasks, in percent) and
+          every metric as "task/metric".
+        """
         config = self._config
         gathered = gather_arrays(params)
         t5 = Text2Text(self._model, gathered, self._tokenizer, policy=self._policy)
@@ -174,7 +201,7 @@ class TaskEvaluator:
         }
 
     def ranking_key(self, evaluation: Mapping[str, float]) -> float:
-        """Return the loss or the negative score, as `best_by` says."""
+        """Return the loss or the negative score, according to `best_by`; lower is better."""
         return evaluation["loss"] if self._config.best_by == "loss" else -evaluation["score"]
 
 
@@ -186,14 +213,14 @@ def score_splits(
     *,
     label: str,
 ) -> dict[str, dict[str, float]]:
-    """Generate outputs for all examples, write them to the run's folder, and score them.
+    """Generate outputs for all examples, write them to the run directory, and score them.
 
     Args:
-      t5: generates in process 0.
-      splits: at most one of each task.
-      generation: options of generation.
-      folder: folder of the run.
-      label: last part of the file names, such as the step.
+      t5: model, used by process 0 only.
+      splits: at most one split per task.
+      generation: generation options.
+      folder: run directory.
+      label: suffix of the file names, such as the step.
     Returns:
       task -> metric -> percent, the same in all processes.
     """
@@ -218,7 +245,7 @@ def _loss_batches(
     *,
     mesh: Mesh,
 ) -> Iterator[Batch]:
-    """Yield batches of a split with the first references as targets, truncated."""
+    """Yield batches of a split with the first reference of each example, truncated, as target."""
     targets = [
         truncate_ids(encode_with_eos(tokenizer, example.references[0]), config.target_length)
         for example in split.examples
@@ -237,7 +264,7 @@ def _loss_batches(
 
 
 def results_table(results: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """Lines of a table of results, task -> metric -> percent."""
+    """Yield one line per task from its scores in percent, then the mean score over tasks."""
     for task, scores in results.items():
         yield f"{task}: " + ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
     if len(results) > 1:

@@ -68,8 +68,8 @@ def test_the_command_line_overrides_the_file(parse, tmp_path):
     ("text", "message"),
     [
         ("fit: {stepz: 3}", "unknown option fit.stepz; did you mean 'steps'"),
-        ("fit: 3", "fit must hold options by name, got 3"),
-        ("[1, 2]", "the file must hold options by name, got [1, 2]"),
+        ("fit: 3", "fit must map option names to values, got 3"),
+        ("[1, 2]", "the file must map option names to values, got [1, 2]"),
         ("{", "config must be a YAML or JSON file, got "),
         ("!!python/object/apply:os.system [echo]", "config must be a YAML or JSON file, got "),
     ],
@@ -80,7 +80,7 @@ def test_bad_file_is_an_error_of_one_sentence(parse, tmp_path, text, message):
 
 
 def test_missing_file_is_named(parse, tmp_path):
-    assert "got nowhere.yaml, which is none" in parse("--config", "nowhere.yaml")
+    assert "file, got nowhere.yaml" in parse("--config", "nowhere.yaml")
     assert "must be followed by a file" in parse("--config")
 
 

@@ -16,7 +16,7 @@ def test_convert_prints_what_was_done(tmp_path, t5jax):
     assert lines[0].startswith(f"read     {count} tensors, 12,576 bytes, from {MESH_TF}")
     assert lines[1] == f"wrote    {count} tensors, 12,576 bytes, to {tmp_path / 'out'}"
     assert lines[2].startswith(f"renamed  {count}, such as ")
-    assert "ignored  encoder/rms_norm/scale_slot_m and 4 more: not of the model" in lines
+    assert "ignored  encoder/rms_norm/scale_slot_m and 4 more: not a model parameter" in lines
     assert lines[-1].startswith(f"report   {tmp_path / 'out'}/conversion.json")
     assert all(re.match(r"[a-z]+ +", line)[0] == line[:9] for line in lines)  # type: ignore
 

@@ -38,7 +38,7 @@ def test_evaluate_prints_a_table_and_writes_json(evaluate, tmp_path):
     assert lines[0] == "de.txt: 3 examples, 3 references"
     assert lines[1].startswith("  wer            16.67   95 %: 0.00 to ")
     assert lines[2].startswith("  exact_match    66.67   95 %: ")
-    assert lines[3] == "intervals: 200 draws of examples, seed 5"
+    assert lines[3] == "intervals: 200 bootstrap resamples, seed 5"
     assert len(lines) == 4
     found = json.loads((tmp_path / "out.json").read_text())
     measured = compute_metrics(["wer"], ["a b c", "d", "e f g"], ["a b c", "d", "e f"])["wer"]
@@ -174,16 +174,16 @@ def test_evaluate_prints_sacrebleu_s_signature(evaluate):
         ("--predictions de.txt yes.txt --references de.ref --metrics wer", "write NAME=FILE"),
         ("--predictions de.txt a=yes.txt --references de.ref --metrics wer", "or all be written"),
         ("--predictions a=de.txt --references b=de.ref --metrics wer", "got 'b'; tasks are 'a'."),
-        ("--predictions a=de.txt --references de.ref --metrics wer", "written NAME=FILE, as pred"),
+        ("--predictions a=de.txt --references de.ref --metrics wer", "written NAME=FILE"),
         (
             "--predictions de.txt --references a=de.ref --metrics wer",
-            "but no task has a name; write --predictions a=FILE.",
+            "write --predictions a=FILE.",
         ),
         (
             "--predictions de.txt --references de.ref --metrics a=wer",
-            "but no task has a name; write --predictions a=FILE.",
+            "write --predictions a=FILE.",
         ),
-        ("--predictions de.jsonl --metrics wer --keyed", "leave out --keyed."),
+        ("--predictions de.jsonl --metrics wer --keyed", "drop --keyed."),
         (
             "--predictions de.txt --references de.ref --metrics wer --seed -1",
             "seed must be at least 0, got -1.",
@@ -193,22 +193,22 @@ def test_evaluate_prints_sacrebleu_s_signature(evaluate):
                 "--predictions a=yes.txt b=yes.txt --references a=yes.ref b=yes.ref --metrics f1"
                 " --positive a=yes"
             ),
-            "f1 of task 'b' must have its class, got none; write --positive b=CLASS.",
+            "f1 of task 'b' requires a class, got none; add --positive b=CLASS.",
         ),
         (
             (
                 "--predictions a=yes.txt b=yes.txt --references a=yes.ref b=yes.ref --metrics a=f1 "
                 "b=accuracy --positive a=yes b=yes"
             ),
-            "the class of task 'b' must go with f1, got accuracy",
+            "the class of task 'b' requires metric f1, got accuracy",
         ),
         (
             "--predictions a=yes.txt --references a=yes.ref --metrics f1 --positive b=yes",
-            "class 'yes' must be of a task, got 'b'; tasks are 'a'.",
+            "class 'yes' must name a known task, got 'b'; tasks are 'a'.",
         ),
         (
             "--predictions yes.txt --references yes.ref --metrics f1 --positive yes no",
-            "positive must be one class for a task, got 'yes' and 'no'",
+            "positive must be one class per task, got 'yes' and 'no'",
         ),
         (
             "--predictions yes.txt --references yes.ref --metrics accuracy --positive yes",

@@ -48,10 +48,10 @@ def test_generate_goes_on_and_says_what_it_wrote(generate, t5, texts, tmp_path, 
         patch.setattr(batch_inference, "_generate", interrupted)
         status, out, _ = generate()
     assert status == 130
-    assert out == f"\nkept 3 of {len(texts)} outputs; the same command continues.\n"
+    assert out == f"\nkept 3 of {len(texts)} outputs; rerun the same command to resume.\n"
     status, out, _ = generate()
     assert status == 0
-    assert out == f"wrote {len(texts)} outputs to out.txt, 3 of them by an earlier run\n"
+    assert out == f"wrote {len(texts)} outputs to out.txt, 3 of them from an earlier run\n"
     written = (tmp_path / "out.txt").read_text(encoding="utf-8").split("\n")[:-1]
     assert written == t5.generate(texts, max_new_tokens=LIMIT)
 
@@ -64,7 +64,7 @@ def test_generate_says_what_constraints_and_rounding_did(generate, t5, texts):
     assert lines[0].startswith("int8 weights: ")
     assert lines[1:] == [
         f"wrote {len(texts)} outputs to out.txt",
-        f"note: {len(texts)} are empty, as the constraints allowed no token",
+        f"note: {len(texts)} outputs are empty: the constraints allowed no token",
     ]
 
 
@@ -99,7 +99,7 @@ def test_t5jax_generate_survives_a_kill(t5, texts, folder, tmp_path):
     assert not output.exists()
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "by an earlier run" in done.stdout
+    assert "from an earlier run" in done.stdout
     assert output.read_text(encoding="utf-8").split("\n")[:-1] == t5.generate(
         given, max_new_tokens=LIMIT
     )

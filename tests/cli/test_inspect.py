@@ -42,7 +42,9 @@ def test_inspect_prints_aligned_lines(folder, t5jax):
 def test_inspect_prints_every_note_on_a_line_of_its_own(t5jax):
     lines = t5jax("inspect", MESH_TF)[1].splitlines()
     ignored = next(i for i, line in enumerate(lines) if line.startswith("ignored"))
-    assert lines[ignored].endswith("encoder/rms_norm/scale_slot_m and 4 more: not of the model")
+    assert lines[ignored].endswith(
+        "encoder/rms_norm/scale_slot_m and 4 more: not a model parameter"
+    )
     assert lines[-1].startswith(f"{'':14}the activation is assumed")
 
 

@@ -57,7 +57,7 @@ def test_main_tells_what_to_do_about_a_full_disk(monkeypatch, capsys):
             file.write("text")
 
     assert run(monkeypatch, [], write) == 2
-    assert "make room and run the same command again" in capsys.readouterr().err
+    assert "free disk space and run the same command again" in capsys.readouterr().err
 
 
 def test_main_keeps_the_traceback_of_errors_that_are_not_ours(monkeypatch):
@@ -187,7 +187,7 @@ def test_t5jax_refuses_what_is_no_command(t5jax, arguments):
         (["--to", "onnx"], "'onnx'"),
         ([], "--to"),
         (["--to", "hf", "--dtype", "float16"], "'float16'"),
-        (["--to", "hf", "--scan-layers"], "scan_layers must be left out for hf"),
+        (["--to", "hf", "--scan-layers"], "scan_layers must not be set for hf"),
         (["--to", "hf", "--max-shard-size", "0"], "max_shard_size must be a size such as 5GB"),
     ],
 )

@@ -62,7 +62,7 @@ def test_plan_prints_an_estimate_and_writes_it(t5jax, tmp_path, monkeypatch):
     )
     status, out, err = t5jax("plan", "--remat", "full", "--json", tmp_path / "plan.json")
     assert (status, err) == (0, "")
-    assert "of 16 sequences of 512 and 114 tokens, for each of 8 devices of v5e:2x4" in out
+    assert "16 sequences of 512 + 114 tokens; per device, 8 devices (v5e:2x4)" in out
     assert "1 GiB of 16 GiB, 15 GiB free" in out
     assert (tasks[0].batch_size, tasks[0].policy.remat) == (16, "full")
     found = json.loads((tmp_path / "plan.json").read_text())

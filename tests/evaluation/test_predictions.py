@@ -172,7 +172,7 @@ def test_read_refuses_other_formats(write, ending, message, keyed):
 
 def test_read_refuses_keyed_for_json_lines(write):
     file = write("p.jsonl", {"prediction": "a", "target": "a"})
-    with pytest.raises(ValueError, match=r"and .jsonl has none; leave out --keyed"):
+    with pytest.raises(ValueError, match=r"and .jsonl has none; drop --keyed"):
         read_predictions(file, [], keyed=True)
 
 

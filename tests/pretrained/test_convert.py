@@ -257,7 +257,7 @@ def test_convert_widens_to_float32_if_told_to(tmp_path, sources):
 def test_convert_leaves_out_the_decoder_if_told_to(tmp_path, sources, kind):
     path, tensors = sources[kind]
     report = run(path, tmp_path / "out", to="hf", encoder_only=True)
-    assert set(report["ignored"].values()) >= {"not of the encoder"}
+    assert set(report["ignored"].values()) >= {"decoder only"}
     encoder = {n: x for n, x in tensors.items() if n.startswith(("encoder.", "shared."))}
     assert_same_bits(hf_tensors(tmp_path / "out"), encoder)
     written = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -298,8 +298,8 @@ def test_report_is_true_of_what_lies_on_disk(sources, converted, kind, target):
 
 def test_report_says_why_tensors_are_ignored(tmp_path, converted):
     _, report = converted("mesh_tf", "hf")
-    assert report["ignored"]["encoder/rms_norm/scale_slot_m"] == "not of the model"
-    assert report["ignored"]["global_step"] == "not of the model"
+    assert report["ignored"]["encoder/rms_norm/scale_slot_m"] == "not a model parameter"
+    assert report["ignored"]["global_step"] == "not a model parameter"
     assert any("the activation is assumed to be gelu_tanh" in note for note in report["notes"])
     tensors = hf_folders.random_tensors(hf_folders.CONFIG)
     tensors |= {
@@ -309,8 +309,8 @@ def test_report_says_why_tensors_are_ignored(tmp_path, converted):
     hf_folders.write(tmp_path / "in", hf_folders.CONFIG, tensors)
     report = run(tmp_path / "in", tmp_path / "tied", to="hf")
     assert report["ignored"] == {
-        "lm_head.weight": "the same as shared.weight",
-        "encoder.embed_tokens.weight": "the same as shared.weight",
+        "lm_head.weight": "same as shared.weight",
+        "encoder.embed_tokens.weight": "same as shared.weight",
     }
 
 
@@ -327,7 +327,7 @@ def test_run_prints_nothing_and_reports_its_progress(tmp_path, sources, capsys):
 
 @pytest.mark.parametrize("to", ["hf", "t5jax"])
 def test_options_refuse_scanned_layers_but_for_t5x(to):
-    with pytest.raises(ValueError, match=f"scan_layers must be left out for {to}"):
+    with pytest.raises(ValueError, match=f"scan_layers must not be set for {to}"):
         run("a", "b", to=to, scan_layers=True)
 
 
@@ -407,7 +407,7 @@ def test_run_never_replaces_its_source(tmp_path, monkeypatch, given, destination
     weight = {"linear.weight": np.ones((4, 16), np.float32)}
     save_file(weight, tmp_path / "sentence" / "2_Dense" / "model.safetensors")
     before = snapshot(tmp_path)
-    with pytest.raises(ValueError, match="the destination must not hold the source") as caught:
+    with pytest.raises(ValueError, match="the destination must not contain the source") as caught:
         run(given, destination, to="hf", dtype="bfloat16", overwrite=overwrite)
     assert "\n" not in str(caught.value)
     assert snapshot(tmp_path) == before
@@ -419,7 +419,7 @@ def test_run_never_replaces_a_subfolder_that_is_its_source(tmp_path):
     hf_folders.write(tmp_path / "pipe" / "encoder", CONFIG, tensors)
     before = snapshot(tmp_path)
     for destination in ("pipe", "pipe/encoder"):
-        with pytest.raises(ValueError, match="the destination must not hold the source"):
+        with pytest.raises(ValueError, match="the destination must not contain the source"):
             run(
                 tmp_path / "pipe",
                 tmp_path / destination,
@@ -498,6 +498,6 @@ def test_run_refuses_a_folder_of_ours_whose_weights_changed(tmp_path, sources, o
 
 def test_run_refuses_a_source_that_is_none(tmp_path):
     (tmp_path / "in").mkdir()
-    with pytest.raises(ValueError, match="must hold a model"):
+    with pytest.raises(ValueError, match="must contain a model"):
         run(tmp_path / "in", tmp_path / "out", to="hf")
     assert list(tmp_path.iterdir()) == [tmp_path / "in"]

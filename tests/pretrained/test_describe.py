@@ -137,7 +137,7 @@ def test_run_names_published_models_of_any_size_at_once(tmp_path, name):
     assert found["activation"] == activations.get(kind, "gated gelu_tanh")
     tied = kind in ("t5", "ul2")
     assert found["output"] == (
-        "the embedding, scaled" if tied else "a layer of its own, not scaled"
+        "tied to the embedding, scaled" if tied else "untied output layer, unscaled"
     )
     assert found["notes"] == []
 
@@ -150,7 +150,7 @@ def test_run_reads_nothing_of_mesh_tensorflow(unread):
     found = run(MESH_TF)
     assert found["format"] == "Mesh TensorFlow"
     assert found["parameters"] == 3144
-    assert found["ignored"] == ["encoder/rms_norm/scale_slot_m and 4 more: not of the model"]
+    assert found["ignored"] == ["encoder/rms_norm/scale_slot_m and 4 more: not a model parameter"]
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_run_reads_an_output_layer_only_as_far_as_it_equals_the_embedding(tmp_pa
             yield where, values
 
     monkeypatch.setattr(FileRegion, "blocks", counted)
-    assert run(path)["output"] == "a layer of its own, not scaled"
+    assert run(path)["output"] == "untied output layer, unscaled"
     assert 0 < count <= 2 * BLOCK_BYTES
 
 
@@ -205,17 +205,17 @@ def test_run_says_what_a_folder_holds(folder):
     assert run(folder) == {
         "path": str(folder / "model.safetensors.index.json"),
         "format": "Hugging Face, model.safetensors.index.json",
-        "family": "T5 1.0, a size of its own",
+        "family": "T5 1.0, custom size",
         "layers": {"encoder": 2, "decoder": 3},
         "sizes": {"d_model": 16, "d_ff": 24, "d_kv": 5, "num_heads": 3, "vocab_size": 97},
         "parameters": narrow + wide,
         "bytes": 2 * narrow + 4 * wide,
         "types": {"float32": wide, "bfloat16": narrow},
         "activation": "relu",
-        "output": "the embedding, scaled",
+        "output": "tied to the embedding, scaled",
         "tokenizer": {"kind": "SentencePieceTokenizer", "ids": 15, "sentinels": 5},
         "special ids": {"padding": 0, "end": 1, "decoder start": 0, "unknown": 2},
-        "ignored": ["lm_head.weight: the same as shared.weight"],
+        "ignored": ["lm_head.weight: same as shared.weight"],
         "notes": [],
     }
 
@@ -227,8 +227,8 @@ def test_run_gives_every_reason_for_ignoring_once(tmp_path):
     tensors = {f"transformer.{name}": value for name, value in tensors.items()} | heads
     hf_folders.write(tmp_path / "model", hf_folders.CONFIG, tensors)
     assert run(tmp_path / "model")["ignored"] == [
-        "classification_head.x0 and 19 more: of a head for another task",
-        "transformer.lm_head.weight: the same as transformer.shared.weight",
+        "classification_head.x0 and 19 more: head for another task",
+        "transformer.lm_head.weight: same as transformer.shared.weight",
     ]
 
 
@@ -237,7 +237,7 @@ def test_run_finds_a_model_in_a_subfolder(folder):
 
 
 def test_run_refuses_what_is_no_model(tmp_path):
-    with pytest.raises(ValueError, match="must hold a model"):
+    with pytest.raises(ValueError, match="must contain a model"):
         run(tmp_path)
 
 
@@ -257,12 +257,12 @@ def test_family_does_not_depend_on_dropout():
 @pytest.mark.parametrize(
     ("preset", "changes", "family"),
     [
-        ("t5-small", {"d_ff": 7}, "T5 1.0, a size of its own"),
-        ("t5-v1_1-small", {"d_ff": 7}, "T5 v1.1, a size of its own"),
+        ("t5-small", {"d_ff": 7}, "T5 1.0, custom size"),
+        ("t5-v1_1-small", {"d_ff": 7}, "T5 v1.1, custom size"),
         ("t5-v1_1-xxl", {"num_decoder_layers": 0}, "T5 v1.1, encoder only"),
         ("umt5-xxl", {"num_decoder_layers": 0}, "umT5, encoder only"),
-        ("umt5-base", {"vocab_size": 32128}, "umT5, a size of its own"),
-        ("ul2", {"num_encoder_layers": 2}, "UL2, a size of its own"),
+        ("umt5-base", {"vocab_size": 32128}, "umT5, custom size"),
+        ("ul2", {"num_encoder_layers": 2}, "UL2, custom size"),
     ],
 )
 def test_family_says_what_kind_another_size_is(preset, changes, family):

@@ -91,21 +91,21 @@ def config_file(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("longt5", "its encoder attends locally"),
+        ("longt5", "its encoder uses local attention"),
         ("switch_transformers", "mixtures of experts"),
-        ("t5gemma", "made of two Gemmas"),
-        ("t5gemma2", "made of two Gemmas"),
+        ("t5gemma", "two Gemma models"),
+        ("t5gemma2", "two Gemma models"),
         ("udop", "reads images"),
         ("pix2struct", "reads images"),
-        ("bert", "another architecture."),
-        (5, "another architecture."),
-        ([], "another architecture."),
+        ("bert", "a different architecture."),
+        (5, "a different architecture."),
+        ([], "a different architecture."),
     ],
 )
 def test_config_of_another_architecture_is_refused_by_name(config_file, kind, reason):
     with pytest.raises(ValueError, match=r"model_type must be one of t5, mt5, umt5") as caught:
         read(config_file(model_type=kind))
-    assert f"got {kind!r}, which is another architecture" in str(caught.value)
+    assert f"got {kind!r}, a different architecture" in str(caught.value)
     assert reason in str(caught.value)
 
 
@@ -161,7 +161,7 @@ def test_config_has_as_many_words_as_the_embedding(config_file):
     found = {**shapes(json.loads(path.read_text())), "token_embedder/embedding": (97, 16)}
     assert read_hf_config(path, found, notes=notes).vocab_size == 97
     assert notes == [
-        "vocab_size is 128 in config.json, and the embedding has 97 rows, which count."
+        "vocab_size is 128 in config.json, but the embedding has 97 rows; using the latter."
     ]
 
 

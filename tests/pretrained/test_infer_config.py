@@ -138,7 +138,7 @@ def test_fields_of_nothing_are_an_error():
 def test_fields_refuse_heads_that_do_not_divide_kernels(tiny_shapes, heads, joined):
     shapes = {**tiny_shapes, BIAS: (8, heads), "encoder/layers/attention/query": (2, 16, joined)}
     message = error_of(shapes)
-    assert f"kernels that {heads} heads, of its relative bias, divide; they are {joined}" in message
+    assert f"a multiple of the {heads} heads of its relative bias, got {joined}." in message
 
 
 SHAPES = st.lists(st.integers(0, 6), max_size=4).map(tuple)
@@ -261,9 +261,9 @@ def test_keep_encoder_moves_the_decoder_to_what_is_ignored(tiny_config):
     layout = {path: Leaf((f"{path}.0", f"{path}.1"), (), False) for path in shapes_of(tiny_config)}
     decoder = [path for path in layout if path.split("/")[0] in ("decoder", "output")]
     assert len(decoder) == 17
-    ignored = {"step": "not of the model"}
+    ignored = {"step": "not a model parameter"}
     drop_decoder(layout, ignored)
     encoder_only = tiny_config.replace(num_decoder_layers=0, tie_embeddings=True)
     assert layout.keys() == shapes_of(encoder_only).keys()
-    expected = {f"{path}.{i}": "not of the encoder" for path in decoder for i in (0, 1)}
-    assert ignored == {"step": "not of the model"} | expected
+    expected = {f"{path}.{i}": "decoder only" for path in decoder for i in (0, 1)}
+    assert ignored == {"step": "not a model parameter"} | expected

@@ -296,16 +296,16 @@ def test_match_of_nothing_is_nothing():
 @pytest.mark.parametrize("missing", range(11))
 def test_match_refuses_gaps_and_names_the_missing_layer(missing):
     names = [f"block.{i}.w" for i in range(12) if i != missing]
-    with pytest.raises(ValueError, match=r"^a/b must hold ") as caught:
+    with pytest.raises(ValueError, match=r"^a/b must contain ") as caught:
         NameMap(SMALL).match(names, source="a/b")
     assert str(caught.value) == (
-        f"a/b must hold block.{missing}.w, since it holds block.11.w; it is incomplete. "
+        f"a/b must contain block.{missing}.w, since it contains block.11.w; it is incomplete. "
         "Download it again."
     )
 
 
 def test_match_refuses_gaps_of_any_length_at_once():
-    with pytest.raises(ValueError, match=r"must hold block.00000.b, since it holds block.99999.b"):
+    with pytest.raises(ValueError, match=r"must contain block.00000.b, .* block.99999.b"):
         NameMap(SMALL, digits=5).match(["block.99999.b"], source="file")
 
 
@@ -320,7 +320,7 @@ def test_match_refuses_gaps_of_any_length_at_once():
     ],
 )
 def test_match_refuses_what_is_there_twice(first, second):
-    with pytest.raises(ValueError, match=f"^file must hold {first} once, got {second} too.$"):
+    with pytest.raises(ValueError, match=f"^file must .*, got {first} and {second}.$"):
         NameMap(SMALL).match(["x", first, "block.0.b", second], source="file")
 
 

@@ -346,7 +346,7 @@ def test_load_takes_the_checkpoint_before_a_damaged_one(run, tiny_params):
     save_run(run, tiny_params, (9, 10))
     for file in (run / "checkpoints" / "10" / "params").rglob("d/*"):
         file.write_bytes(file.read_bytes()[:-1])
-    with pytest.warns(UserWarning, match=r"10/params .*Trying the checkpoint before it"):
+    with pytest.warns(UserWarning, match=r"10/params .*Trying the previous checkpoint"):
         _, params, _ = load(run)
     assert_same_bits(params, jax.tree.map(lambda leaf: leaf + 9, tiny_params))
 
@@ -364,7 +364,7 @@ def test_load_refuses_a_run_that_has_no_checkpoint_yet(run, unfinished):
     for name in unfinished:
         (run / "checkpoints" / name).mkdir()
     assert holds_native_model(run)
-    error_of(run, "must hold a checkpoint, but the run has not saved one yet")
+    error_of(run, "must contain a checkpoint, but the run has not saved one yet")
 
 
 def test_holds_model_needs_config_and_arrays(model, run, tmp_path):

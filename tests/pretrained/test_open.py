@@ -99,14 +99,14 @@ def test_load_reads_a_single_file_by_its_tensors(theirs):
     """As image models have their text encoders; only the maximal distance cannot be seen."""
     config, params, _ = load_pretrained(theirs)
     (theirs / "config.json").unlink()
-    with pytest.warns(UserWarning, match=r"there is no config\.json; sizes and activation follow"):
+    with pytest.warns(UserWarning, match=r"no config\.json; sizes and activation were inferred"):
         same, alone, _ = load_pretrained(theirs / "model.safetensors")
     assert same == config.replace(dropout_rate=0.0, relative_max_distance=128)
     jax.tree.map(np.testing.assert_array_equal, alone, params)
 
 
 def test_load_refuses_an_empty_folder(tmp_path):
-    with pytest.raises(ValueError, match=f"^{tmp_path} must hold a model: .* it holds nothing"):
+    with pytest.raises(ValueError, match=f"^{tmp_path} must contain a model: .* got nothing"):
         load_pretrained(tmp_path)
 
 
@@ -114,9 +114,9 @@ def test_load_refuses_an_empty_folder(tmp_path):
 def test_load_says_what_a_folder_without_model_holds(tmp_path, present):
     for name in present:
         (tmp_path / name).write_text("{}")
-    with pytest.raises(ValueError, match="must hold a model") as caught:
+    with pytest.raises(ValueError, match="must contain a model") as caught:
         load_pretrained(tmp_path)
-    assert str(caught.value).endswith(f"it holds {', '.join(present)}.")
+    assert str(caught.value).endswith(f"got {', '.join(present)}.")
     assert "model.safetensors" in str(caught.value)
 
 
@@ -131,7 +131,7 @@ def test_load_lists_a_few_of_many_files(tmp_path):
 @pytest.mark.parametrize("kind", ["ours", "theirs"])
 def test_load_refuses_a_revision_of_a_folder(kind, request):
     path = request.getfixturevalue(kind)
-    with pytest.raises(ValueError, match=f"revision must be absent for a folder, .* {path}"):
+    with pytest.raises(ValueError, match=f"revision must not be set for a local path, .* {path}"):
         load_pretrained(path, revision="main")
 
 

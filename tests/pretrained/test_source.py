@@ -421,14 +421,14 @@ def test_checked_reads_no_values(tmp_path):
 )
 def test_checked_names_what_is_missing(good, path, name, shape):
     assert error_of(without(good, path)) == (
-        f" must hold {name} of shape {shape}; it lacks it, so its config belongs to another model "
-        "or it is incomplete."
+        f" must contain {name} of shape {shape}, got none; it is incomplete, or its config belongs "
+        "to another model."
     )
 
 
 def test_checked_refuses_to_lack_any_parameter(good):
     for path in FULL_SHAPES:
-        assert "it lacks it" in error_of(without(good, path))
+        assert "got none; it is incomplete" in error_of(without(good, path))
 
 
 def test_checked_names_what_is_computed_first(good):
@@ -444,15 +444,15 @@ def test_checked_names_the_layer_after_the_last(good):
     for count in (1, 2):
         message = error_of(with_leaf(good, path, leaf._replace(names=leaf.names[:count])))
         name = f"decoder.block.{count}.layer.1.EncDecAttention.o.weight"
-        assert message.startswith(f" must hold {name} of shape (16, 8); it lacks it")
+        assert message.startswith(f" must contain {name} of shape (16, 8), got none")
 
 
 @pytest.mark.parametrize("shape", [(16, 8), (8, 15), (8,), (8, 16, 1), (2, 8, 16), (), (0, 16)])
 def test_checked_refuses_other_shapes(good, shape):
     name = "encoder.block.1.layer.0.SelfAttention.q.weight"
     assert error_of(with_array(good, name, shape)) == (
-        f": {name} must have shape (8, 16) for its config, got {shape}; the two belong to "
-        "different models."
+        f": {name} must have shape (8, 16) to match its config, got {shape}; they belong "
+        "to different models."
     )
 
 
@@ -461,8 +461,8 @@ def test_checked_refuses_other_types(good, kind):
     dtype = np.dtype(getattr(ml_dtypes, kind, kind))
     name = "decoder.block.2.layer.2.DenseReluDense.wi_1.weight"
     assert error_of(with_array(good, name, (24, 16), dtype)) == (
-        f": {name} must be of type float32, bfloat16, float16, got {kind}; quantized files cannot "
-        "be read."
+        f": {name} must have dtype float32, bfloat16, float16, got {kind}; quantized files are "
+        "not supported."
     )
 
 
@@ -476,8 +476,8 @@ def test_checked_names_a_wrong_layer_before_a_missing_one(good):
 def test_checked_refuses_unknown_names(good, count):
     unknown = [f"tensor.{i:04}" for i in reversed(range(count))]
     assert error_of(good, unknown=unknown) == (
-        f" holds {count} tensors that a T5 of its config has no use for, first tensor.0000; it is "
-        "another architecture or another size."
+        f" contains {count} tensors that a T5 of its config does not use, first tensor.0000; it "
+        "has another architecture or size."
     )
 
 
@@ -492,22 +492,22 @@ def test_checked_refuses_layers_beyond_the_config(good):
     # All of a layer: four kernels of attention, three of the other part, two norms.
     first = "encoder.block.1.layer.0.SelfAttention.k.weight"
     assert error_of(beyond).startswith(
-        f" holds 9 tensors that a T5 of its config has no use for, first {first}; it is another"
+        f" contains 9 tensors that a T5 of its config does not use, first {first}; it has another"
     )
 
 
 def test_checked_refuses_parameters_that_the_config_does_not_have(good):
     tied = dataclasses.replace(good, config=FULL.replace(tie_embeddings=True))
-    assert "holds 1 tensors that a T5 of its config has no use for, first lm_head" in error_of(tied)
+    assert "1 tensors that a T5 of its config does not use, first lm_head" in error_of(tied)
     extra = with_leaf(good, "projection/kernel", Leaf(("2_Dense/linear.weight",), (1, 0), False))
-    assert "first 2_Dense/linear.weight; it is" in error_of(extra)
+    assert "first 2_Dense/linear.weight; it has" in error_of(extra)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
 def test_checked_compares_layers_that_lie_in_one_array(tmp_path, layers):
     source = stored_full(tmp_path / "x", FLOAT32, "scanned")
     other = dataclasses.replace(source, config=FULL.replace(num_encoder_layers=layers))
-    assert f"must have shape (16, {layers}, 8) for its config, got (16, 2, 8)" in error_of(
+    assert f"must have shape (16, {layers}, 8) to match its config, got (16, 2, 8)" in error_of(
         other, "scanned"
     )
 

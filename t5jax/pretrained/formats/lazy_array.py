@@ -1,7 +1,7 @@
-"""Lazy arrays: known by shape and type, read from their files block by block.
+"""Lazy arrays, with known shape and dtype, whose values are read block by block.
 
-The `open_` function of a format returns its arrays by name; no content is read until `blocks` is
-iterated over, which holds one block in memory at a time.
+The `open_` function of a format returns its arrays by name; values are read only while iterating
+over `blocks`, one block in memory at a time.
 """
 
 import dataclasses
@@ -14,27 +14,27 @@ import ml_dtypes
 import numpy as np
 
 Index = tuple[slice, ...]
-"""For each axis, a slice with start and stop, and without step."""
+"""One slice per axis, with start and stop and without step."""
 
-# Types whose values are float32 values, exactly.
+# Types that convert to float32 exactly.
 DTYPES = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
 
-# Read at once; small enough for a cache, so that a block is still in it when it is converted.
+# Block size; fits a CPU cache, so that a block is still cached when it is converted.
 BLOCK_BYTES = 1 << 20
 
 
 @runtime_checkable
 class LazyArray(Protocol):
-    """An array in a file.
+    """Array in a file.
 
     Attributes:
-      file: for messages.
-      shape: of the array.
-      dtype: of its elements.
+      file: file name for messages.
+      shape: shape of the array.
+      dtype: dtype of the array.
     """
 
     @property
@@ -45,9 +45,9 @@ class LazyArray(Protocol):
     def dtype(self) -> np.dtype: ...
 
     def blocks(self, index: Index) -> Iterator[tuple[Index, np.ndarray]]:
-        """Yield the elements at an index in blocks: the index of each, and its values.
+        """Yield the elements at an index in blocks, as (index of the block, values).
 
-        Values may be overwritten by the next block.
+        The next block may overwrite the values.
 
         Raises:
           ValueError: the file is damaged; the message names it.
@@ -57,14 +57,14 @@ class LazyArray(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FileRegion:
-    """An array stored uncompressed in a file, first axis outermost.
+    """Array stored uncompressed in a file, in row-major order.
 
     Attributes:
-      file: that stores it.
-      segments: offset and number of bytes of its parts, usually one.
-      shape: of the array.
-      dtype: of its elements, little-endian.
-      transposed: whether the last axis is outermost instead, and the first innermost.
+      file: file that stores the array.
+      segments: offset and number of bytes of each part, usually one.
+      shape: shape of the array.
+      dtype: dtype of the array, little-endian.
+      transposed: whether the array is stored in column-major order instead.
     """
 
     file: Path
@@ -110,7 +110,7 @@ class FileRegion:
             file = self.file.open("rb", buffering=0)
         except FileNotFoundError as error:
             raise ValueError(
-                f"{self.file} is missing, which holds some of the arrays; download it too."
+                f"{self.file} is missing and contains some of the arrays; download it too."
             ) from error
         with file:
             for offset, size in self.segments:
@@ -125,7 +125,7 @@ class FileRegion:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InMemoryArray:
-    """An array that has been read."""
+    """Array in memory."""
 
     file: Path
     values: np.ndarray
@@ -145,12 +145,12 @@ class InMemoryArray:
 
 @dataclasses.dataclass(frozen=True)
 class MergedAxesArray:
-    """An array with two of its axes merged.
+    """Array with two of its axes merged.
 
     Attributes:
-      array: with the axes apart.
-      outer: the axis that the merged one replaces.
-      inner: the other axis, which varies faster.
+      array: array with separate axes.
+      outer: axis that the merged one replaces.
+      inner: the other, faster-varying axis.
     """
 
     array: LazyArray
@@ -184,7 +184,7 @@ class MergedAxesArray:
         for where, values in self.array.blocks(tuple(inside)):
             values = np.moveaxis(values, self.inner, self.outer + 1)
             heads, features = where[self.outer], where[self.inner]
-            # Adjacent elements of the new axis only where a block has all features.
+            # Heads are adjacent on the merged axis only if a block has all features.
             together = len(range(size)[features]) == size
             step = max(1, heads.stop - heads.start) if together else 1
             for head in range(heads.start, heads.stop, step):
@@ -238,7 +238,7 @@ def read_array(array: LazyArray) -> np.ndarray:
 
 
 def arrays_equal(one: LazyArray, other: LazyArray) -> bool:
-    """Return whether two arrays are equal in every bit."""
+    """Return whether two arrays are equal bit for bit."""
     if one == other:
         return True
     if one.shape != other.shape or one.dtype != other.dtype:

@@ -1,7 +1,7 @@
-"""Trees of arrays in Flax's msgpack files, opened without reading the arrays.
+"""Flax's msgpack files, opened without reading their arrays.
 
-`flax_model.msgpack` of Hugging Face and `checkpoint` of T5X: maps within maps, and arrays as
-msgpack's extension types.  (https://github.com/msgpack/msgpack/blob/master/spec.md)
+Hugging Face's `flax_model.msgpack` and T5X's `checkpoint` are nested maps, with arrays as msgpack
+extension types (https://github.com/msgpack/msgpack/blob/master/spec.md).
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 
 from t5jax.pretrained.formats import lazy_array
 
-# All far above those of any checkpoint, so that a damaged file takes neither memory nor time.
+# Far above any real checkpoint; they bound memory and time for damaged files.
 _MAX_DEPTH = 64
 _MAX_VALUES = 1 << 20
 _MAX_STRING = 1 << 20
@@ -23,10 +23,10 @@ _MAX_NAME = 512
 _MAX_AXES = 32
 _MAX_CHUNKS = 1 << 12
 
-# Elements of an array without its axes of size 0, which would leave the others unlimited.
+# Elements of an empty array, counting axes of size 0 as 1; otherwise its sizes are unbounded.
 _MAX_EMPTY = 1 << 31
 
-# Read around an array to find the next one; a page.
+# One page, since most reads only skip to the next array.
 _BUFFER_BYTES = 4096
 
 # Flax's extension types.
@@ -38,11 +38,11 @@ _DTYPES = {
     **{name: np.dtype(name) for name in ("bool", "int8", "int16", "int32", "int64", "float64")},
     **{name: np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64")},
     **lazy_array.DTYPES,
-    # Numpy's name of bfloat16 where no library has registered that type.
+    # NumPy's names of bfloat16 if no library has registered that type.
     **dict.fromkeys(("V2", "void16"), lazy_array.DTYPES["bfloat16"]),
 }
 
-# First byte of a value -> its kind, and its length or, if it is "plain", the value itself.
+# First byte of a value -> its kind, and its length or, if "plain", the value itself.
 _COMPLETE: dict[int, tuple[str, Any]] = {
     **{byte: ("plain", byte) for byte in range(0x80)},
     **{0x80 + size: ("map", size) for size in range(0x10)},
@@ -53,7 +53,7 @@ _COMPLETE: dict[int, tuple[str, Any]] = {
     **{byte: ("plain", byte - 0x100) for byte in range(0xE0, 0x100)},
 }
 
-# First bytes that a number follows, in growing widths: the length or the value.
+# First bytes followed by a number, the length or the value, in increasing widths.
 _NUMBERED = {
     first + i: (kind, struct.Struct(f">{code}"))
     for first, kind, codes in (
@@ -73,22 +73,24 @@ _NUMBERED = {
 def open_msgpack_tree(path: Path) -> dict[str, Any]:
     """Open a Flax tree.
 
-    Maps without entries are left out.  A map with the keys "driver" and "kvstore" is a TensorStore
-    spec, which is a leaf.
+    Empty maps are omitted.  A map with the keys "driver" and "kvstore" is a TensorStore spec and
+    treated as a leaf.
 
     Args:
-      path: of the file.
+      path: path of the file.
     Returns:
-      The leaves by their '/'-joined keys, in the order of the file: a `FileRegion` for each array
-      and NumPy scalar; specs as dicts; and str, int, float, bool, None, bytes and lists.
+      The leaves by '/'-joined keys, in file order: arrays and NumPy scalars as `FileRegion`, specs
+      as dicts, and str, int, float, bool, None, bytes and lists.
     Raises:
-      ValueError: the file is missing, damaged, incomplete or no Flax tree; the message names it
-        and the key at fault.
+      ValueError: the file is missing, damaged, incomplete or not a Flax tree; the message names
+        the file and the key.
     """
     try:
         # Opening anything else, such as a pipe, might block.
         if not path.is_file():
-            raise ValueError(f"{path} must be a file; it is missing or no file. Download it again.")
+            raise ValueError(
+                f"{path} must be a file; it is missing or not a file. Download it again."
+            )
         with path.open("rb", buffering=_BUFFER_BYTES) as file:
             return _Reader(path, file).tree()
     except OSError as error:
@@ -96,7 +98,7 @@ def open_msgpack_tree(path: Path) -> dict[str, Any]:
 
 
 class _Reader:
-    """A reader that walks a file from start to end, skipping the content of arrays."""
+    """Reader that walks a file from start to end, skipping the content of arrays."""
 
     def __init__(self, path: Path, file: BinaryIO):
         self._path = path
@@ -109,22 +111,22 @@ class _Reader:
     def tree(self) -> dict[str, Any]:
         root = self._value()
         if not isinstance(root, dict):
-            raise self._error("must be a map of names to arrays; this is another kind of file")
+            raise self._error("must map names to arrays; this is a different kind of file")
         if self._at != self._end:
-            raise self._damage(f"is followed by {self._end - self._at} bytes of something else")
+            raise self._damage(f"is followed by {self._end - self._at} unexpected bytes")
         leaves = {}
         for name, leaf in self._leaves(root, ""):
             if name in leaves:
-                raise self._damage("is there twice", name)
+                raise self._damage("is duplicated", name)
             leaves[name] = leaf
         return leaves
 
     def _leaves(self, node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in node.items():
             name = prefix + key
-            # A long name, repeated for each leaf below it, would take more memory than the file.
+            # A long prefix, repeated for each leaf, would take more memory than the file.
             if len(name) > _MAX_NAME:
-                raise self._damage(f"is a name of more than {_MAX_NAME} characters", name)
+                raise self._damage(f"has a name of more than {_MAX_NAME} characters", name)
             if isinstance(value, dict) and not value.keys() >= _SPEC_KEYS:
                 yield from self._leaves(value, f"{name}/")
             else:
@@ -133,7 +135,7 @@ class _Reader:
     def _value(self) -> Any:
         self._num_values += 1
         if self._num_values > _MAX_VALUES:
-            raise self._damage(f"has more than {_MAX_VALUES} values before it in the file")
+            raise self._damage(f"is preceded by more than {_MAX_VALUES} values in the file")
         kind, value = self._header()
         if kind == "plain":
             return value
@@ -173,20 +175,20 @@ class _Reader:
         if kind in ("text", "binary"):
             return self._text(value)
         if kind != "plain" or type(value) is not int:
-            raise self._damage("has a key that is no name")
+            raise self._damage("has a key that is not a name")
         return str(value)
 
     def _extension(self, size: int) -> lazy_array.FileRegion:
-        """Read an array: its shape, the name of its type, and its content, which is skipped."""
+        """Read the shape and dtype of an array, and skip its content."""
         self._check_left(1 + size)
         code = int.from_bytes(self._take(1), "big", signed=True)
         if code == _COMPLEX:
-            raise self._error("must be real, got a complex number, which a T5 does not have")
+            raise self._error("must be real, got a complex number")
         if code not in (_NDARRAY, _SCALAR):
             raise self._error(f"must be an array, got msgpack extension type {code}")
         outer, self._end = self._end, self._at + size
         if self._header() != ("list", 3):
-            raise self._damage("must be an array's shape, type and content")
+            raise self._damage("must have a shape, a type and content")
         shape = self._shape()
         if code == _SCALAR and shape:
             raise self._damage(f"must be a scalar, got shape {shape!s:.100}")
@@ -198,7 +200,7 @@ class _Reader:
         region = self._region([(self._at, length)], shape, dtype)
         self._at += length
         if self._at != self._end:
-            raise self._damage(f"is followed by {self._end - self._at} bytes of something else")
+            raise self._damage(f"is followed by {self._end - self._at} unexpected bytes")
         self._file.seek(self._at)
         self._end = outer
         return region
@@ -206,12 +208,12 @@ class _Reader:
     def _shape(self) -> tuple[int, ...]:
         kind, num_axes = self._header()
         if kind != "list" or num_axes > _MAX_AXES:
-            raise self._damage(f"must have a shape of at most {_MAX_AXES} sizes")
+            raise self._damage(f"must have a shape of at most {_MAX_AXES} axes")
         shape = []
         for _ in range(num_axes):
             kind, size = self._header()
             if kind != "plain" or not _is_size(size):
-                raise self._damage("must have sizes that are whole numbers, 0 or more")
+                raise self._damage("must have a shape of non-negative integers")
             shape.append(size)
         return tuple(shape)
 
@@ -221,27 +223,27 @@ class _Reader:
             raise self._damage("must name the type of its elements")
         name = self._text(length)
         if name not in _DTYPES:
-            raise self._error(f"has elements of type {name!r:.40}, which cannot be read")
+            raise self._error(f"has elements of type {name!r:.40}, which is not supported")
         return _DTYPES[name]
 
     def _joined(self, node: dict[str, Any]) -> lazy_array.FileRegion:
-        """Join the flat parts of an array that was too large for msgpack."""
+        """Join the flat chunks of an array that was too large for msgpack."""
         shape, chunks = (self._numbered(node.get(key)) for key in ("shape", "chunks"))
         if len(shape) > _MAX_AXES or not all(_is_size(size) for size in shape):
-            raise self._damage("must have sizes that are whole numbers, 0 or more")
+            raise self._damage("must have a shape of non-negative integers")
         flat = [x for x in chunks if isinstance(x, lazy_array.FileRegion) and len(x.shape) == 1]
         dtypes = {chunk.dtype for chunk in flat}
         if len(flat) < len(chunks) or len(dtypes) != 1:
-            raise self._damage("must be made of flat arrays of one type")
+            raise self._damage("must consist of flat arrays of one type")
         segments = [segment for chunk in flat for segment in chunk.segments]
         if len(segments) > _MAX_CHUNKS:
-            raise self._damage(f"must be made of at most {_MAX_CHUNKS} arrays, got {len(segments)}")
+            raise self._damage(f"must have at most {_MAX_CHUNKS} chunks, got {len(segments)}")
         return self._region(segments, tuple(shape), dtypes.pop())
 
     def _numbered(self, node: Any) -> list[Any]:
         """List the values of a map with the keys "0", "1", ..."""
         if not isinstance(node, dict) or node.keys() != {str(i) for i in range(len(node))}:
-            raise self._damage("must have a numbered shape and numbered chunks")
+            raise self._damage("must have numbered sizes and chunks")
         return [node[str(i)] for i in range(len(node))]
 
     def _region(
@@ -250,7 +252,7 @@ class _Reader:
         num_bytes = sum(size for _, size in segments)
         if num_bytes != math.prod(shape) * dtype.itemsize:
             raise self._damage(
-                f"must have the bytes of {dtype.name}{list(shape)!s:.100}, got {num_bytes} bytes"
+                f"must have the size of {dtype.name}{list(shape)!s:.100}, got {num_bytes} bytes"
             )
         if math.prod(size or 1 for size in shape) > _MAX_EMPTY and 0 in shape:
             raise self._damage(f"must have elements, got shape {shape!s:.100}")
@@ -264,7 +266,7 @@ class _Reader:
         if first in _COMPLETE:
             return _COMPLETE[first]
         if first not in _NUMBERED:
-            raise self._damage(f"begins with byte {first:#x}, which msgpack does not have")
+            raise self._damage(f"starts with byte {first:#x}, which is not valid msgpack")
         kind, number = _NUMBERED[first]
         return kind, number.unpack(self._take(number.size))[0]
 
@@ -277,20 +279,20 @@ class _Reader:
     def _string(self, length: int) -> bytes:
         self._check_left(length)
         if length > _MAX_STRING:
-            raise self._error(f"has a text of {length} bytes; {_MAX_STRING} are the most")
+            raise self._error(f"must have at most {_MAX_STRING} bytes of text, got {length}")
         return self._take(length)
 
     def _take(self, size: int) -> bytes:
         self._check_left(size)
         content = self._file.read(size)
         if len(content) < size:
-            raise self._damage("ends early, while being read")
+            raise self._damage("ended while it was being read")
         self._at += size
         return content
 
     def _check_left(self, size: int) -> None:
         if size > self._end - self._at:
-            raise self._damage(f"needs {size} more bytes, of {self._end - self._at} that are left")
+            raise self._damage(f"needs {size} more bytes, but {self._end - self._at} are left")
 
     def _damage(self, problem: str, name: str | None = None) -> ValueError:
         return self._error(f"{problem}; the file is damaged or incomplete. Download it again", name)

@@ -1,7 +1,7 @@
 """State dicts written by `torch.save`, opened lazily.
 
-Two containers: zip, of torch 1.6 and later, and before that a row of pickles, then the data.
-Neither torch nor pickle is used, so nothing in a file is executed.
+There are two containers: a zip file since torch 1.6, and before that a sequence of pickles followed
+by the data.  Neither torch nor pickle is used, so nothing in a file is executed.
 """
 
 import io
@@ -17,12 +17,12 @@ from t5jax.errors import shorten
 from t5jax.pretrained.formats.lazy_array import FileRegion
 from t5jax.pretrained.formats.torch_pickle import PickleReader, Tensor
 
-# Far above that of any checkpoint, so that a damaged file takes neither memory nor time.
+# Far above any real checkpoint; they bound memory and time for damaged files.
 _MAX_PICKLE_BYTES = 64 << 20
 _MAX_AXES = 8
 _MAX_SIZE = 1 << 63
 
-# Elements of an array without its axes of size 0, which would leave the others unlimited.
+# Elements of an empty array, counting axes of size 0 as 1; otherwise its sizes are unbounded.
 _MAX_EMPTY = 1 << 31
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -36,12 +36,12 @@ def open_pytorch(path: Path) -> dict[str, FileRegion]:
     """Open the tensors of a `pytorch_model.bin`.
 
     Args:
-      path: of the file.
+      path: path of the file.
     Returns:
       Tensors by name.
     Raises:
-      ValueError: the file is missing or damaged, is no state dict, asks for anything but tensors,
-        or holds one that is a view; the message names the file and the tensor.
+      ValueError: the file is missing, damaged or not a state dict, contains anything except
+        tensors, or contains a view; the message names the file and the tensor.
     """
     # Opening anything else, such as a pipe, might block.
     if not path.is_file():
@@ -52,60 +52,59 @@ def open_pytorch(path: Path) -> dict[str, FileRegion]:
             file.seek(0)
             if start.startswith(_ZIP_HEADER):
                 state, offsets = _open_zip(path, file)
-            elif start.startswith(b"\x80"):  # each pickle's first byte
+            elif start.startswith(b"\x80"):  # first byte of a pickle
                 state, offsets = _open_legacy(path, file)
             else:
-                raise ValueError(f"{path} must be a file of torch.save, got {_described(start)}")
+                raise ValueError(f"{path} must be written by torch.save, got {_described(start)}")
     except OSError as error:
         raise ValueError(f"{path} must be a readable file ({error.strerror}).") from error
     if not isinstance(state, dict):
         raise ValueError(
-            f"{path} must hold a dict of tensors, got a {type(state).__name__}; save "
+            f"{path} must contain a dict of tensors, got a {type(state).__name__}; save "
             "model.state_dict() instead."
         )
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise ValueError(
-                f"{path} must hold tensors alone, got a {type(value).__name__} as "
-                f"{shorten(name)}; save model.state_dict() itself instead."
+                f"{path} must contain only tensors, got a {type(value).__name__} as "
+                f"{shorten(name)}; save model.state_dict() instead."
             )
     return {name: _region(path, name, tensor, offsets) for name, tensor in state.items()}
 
 
 def _described(start: bytes) -> str:
     if start.startswith(b"version https://git-lfs"):
-        return "a git-lfs pointer to one; fetch it with `git lfs pull`."
+        return "a git-lfs pointer; fetch the file with `git lfs pull`."
     if start[257:262] == b"ustar":
-        return "a tar file of torch 0.1; load it with that and save it again."
+        return "a tar file of torch 0.1; load it with torch 0.1 and save it again."
     if not start:
-        return "an empty one. Download it again."
-    return f"one that begins with {start[:8]!r}. Download it again."
+        return "an empty file. Download it again."
+    return f"a file that starts with {start[:8]!r}. Download it again."
 
 
 def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
-    """Read the pickle; return its value and the offset of each storage in the file."""
+    """Read the pickle, and return its value and the file offset of each storage."""
     try:
         with zipfile.ZipFile(file) as archive:
             listed = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
         raise ValueError(
-            f"{path} must end with the directory of a zip file; it is damaged or incomplete. "
-            "Download it again."
+            f"{path} must end with a zip directory; it is damaged or incomplete. Download it again."
         ) from error
     entries = {entry.filename: entry for entry in listed}
     if len(entries) != len(listed):
-        raise ValueError(f"{path} must hold each of its entries once; do not load it.")
+        raise ValueError(f"{path} must not have duplicate zip entries; do not load it.")
     roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")]
     roots = [root for root in roots if root.count("/") == 1]
     if len(roots) != 1:
         raise ValueError(
-            f"{path} must hold one data.pkl, as zip files of torch.save do, got {len(roots)}; "
-            "it is another format."
+            f"{path} must contain one data.pkl, as torch.save writes, got {len(roots)}; it is "
+            "another format."
         )
     (root,) = roots
     order = entries.get(f"{root}byteorder")
     if order is not None and _entry(path, file, order) != b"little":
-        raise ValueError(f"{path} must be of a little-endian machine; save it again on one.")
+        raise ValueError(f"{path} must be little-endian; save it again on a little-endian machine.")
 
     pickle = _entry(path, file, entries[f"{root}data.pkl"])
     reader = PickleReader(path, io.BytesIO(pickle))
@@ -128,11 +127,11 @@ def _entry(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> bytes:
     if entry.file_size > _MAX_PICKLE_BYTES:
         raise ValueError(
             f"{path}: {shorten(entry.filename)} must have at most "
-            f"{_MAX_PICKLE_BYTES} bytes, got {entry.file_size}; it is no checkpoint of a T5."
+            f"{_MAX_PICKLE_BYTES} bytes, got {entry.file_size}; it is not a T5 checkpoint."
         )
     file.seek(_entry_offset(path, file, entry))
     content = file.read(entry.file_size)
-    # torch writes 0 if told not to compute it.
+    # torch writes 0 if checksums are disabled.
     if entry.CRC not in (0, zlib.crc32(content)):
         raise ValueError(
             f"{path}: {shorten(entry.filename)} is damaged (its checksum differs). "
@@ -142,7 +141,7 @@ def _entry(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> bytes:
 
 
 def _entry_offset(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Return the offset of an entry's content, after checking that the file has all of it."""
+    """Return the offset of an entry's content, checking that the file has all of it."""
     if (
         entry.compress_type != zipfile.ZIP_STORED
         or entry.compress_size != entry.file_size
@@ -150,8 +149,8 @@ def _entry_offset(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> int:
         or entry.volume
     ):
         raise ValueError(
-            f"{path}: {shorten(entry.filename)} must be stored as it is; it is "
-            "compressed, encrypted or on another disk. Write the file with torch.save."
+            f"{path}: {shorten(entry.filename)} must be stored uncompressed; it is "
+            "compressed, encrypted or split. Write the file with torch.save."
         )
     end = os.fstat(file.fileno()).st_size
     name = entry.orig_filename.encode("utf-8" if entry.flag_bits & _ZIP_UTF8 else "cp437")
@@ -164,26 +163,26 @@ def _entry_offset(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> int:
         if same and offset + entry.file_size <= end:
             return offset
     raise ValueError(
-        f"{path}: {shorten(entry.filename)} does not lie where the zip file's directory "
-        "says; it is damaged or incomplete. Download it again."
+        f"{path}: {shorten(entry.filename)} is not at the offset in the zip directory; it is "
+        "damaged or incomplete. Download it again."
     )
 
 
 def _open_legacy(path: Path, file: BinaryIO) -> tuple[Any, dict[str, int]]:
-    """Read the pickles of the older container, with the result of `_open_zip`."""
+    """Read the pickles of the older container, with the same result as `_open_zip`."""
     stream = io.BytesIO(file.read(_MAX_PICKLE_BYTES))
     reader = PickleReader(path, stream)
     if reader.value() != _MAGIC or reader.value() != _PROTOCOL:
-        raise ValueError(f"{path} must be a file of torch.save, got another pickle.")
+        raise ValueError(f"{path} must be written by torch.save, got another pickle.")
     system = reader.value()
     if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise ValueError(f"{path} must be of a little-endian machine; save it again on one.")
+        raise ValueError(f"{path} must be little-endian; save it again on a little-endian machine.")
     state, keys = reader.value(), reader.value()
     damaged = ValueError(
-        f"{path} must list its storages and hold each in full; it is damaged or incomplete. "
+        f"{path} must list its storages and contain each in full; it is damaged or incomplete. "
         "Download it again."
     )
-    # Compared as strings alone: a hostile key takes forever to hash.
+    # Only strings: a malicious key could take forever to hash.
     if not isinstance(keys, list) or not all(type(key) is str for key in keys):
         raise damaged
     if len(set(keys)) != len(keys) or set(keys) != set(reader.storages):
@@ -209,22 +208,22 @@ def _region(path: Path, name: str, tensor: Tensor, offsets: dict[str, int]) -> F
         or not all(type(x) is int and 0 <= x < _MAX_SIZE for x in (tensor.offset, *shape, *strides))
     ):
         raise ValueError(
-            f"{path}: {shorten(name)} must have whole numbers as its shape, strides and "
-            f"offset, for at most {_MAX_AXES} axes; it is damaged. Download it again."
+            f"{path}: {shorten(name)} must have an integer shape, strides and offset, and at most "
+            f"{_MAX_AXES} axes; it is damaged. Download it again."
         )
     straight = _is_contiguous(shape, strides)
     if not straight and not _is_contiguous(shape[::-1], strides[::-1]):
         raise ValueError(
-            f"{path}: {shorten(name)} is a view with strides {strides}, which cannot be "
-            "read; save it with .contiguous()."
+            f"{path}: {shorten(name)} is a view with strides {strides}, which is not supported; "
+            "save it with .contiguous()."
         )
     count = math.prod(shape)
     if tensor.offset + count > storage.size or math.prod(filter(None, shape)) > max(
         count, _MAX_EMPTY
     ):
         raise ValueError(
-            f"{path}: {shorten(name)} of shape {list(shape)} must lie within the "
-            f"{storage.size} elements of its storage; it is damaged. Download it again."
+            f"{path}: {shorten(name)} of shape {list(shape)} must fit into the {storage.size} "
+            "elements of its storage; it is damaged. Download it again."
         )
     itemsize = storage.dtype.itemsize
     return FileRegion(
@@ -237,7 +236,7 @@ def _region(path: Path, name: str, tensor: Tensor, offsets: dict[str, int]) -> F
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Return whether the elements are contiguous, the last axis innermost."""
+    """Return whether the elements are contiguous in row-major order."""
     if 0 in shape:
         return True
     expected = 1

@@ -29,25 +29,25 @@ def open_safetensors(path: Path) -> dict[str, FileRegion]:
     """Open the arrays of a file.
 
     Args:
-      path: of the file.
+      path: path of the file.
     Returns:
-      Arrays by name; those of types that numpy lacks, as raw bytes.
+      Arrays by name; types that NumPy lacks are returned as raw bytes.
     Raises:
-      ValueError: not a whole safetensors file.
+      ValueError: the file is missing, damaged or not safetensors.
     """
     from safetensors import safe_open
 
     try:
-        # Never waits for a pipe.
+        # Opening a pipe would block.
         if not path.is_file():
-            raise FileNotFoundError("there is no such file")
-        # The library's checks: every byte of the file belongs to exactly one array.
+            raise FileNotFoundError("no such file")
+        # The library checks that every byte of the file belongs to exactly one array.
         with safe_open(path, framework="numpy"):
             pass
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
-    except Exception as error:  # safetensors has an error class of its own, without a base
+    except Exception as error:  # safetensors' error class derives from Exception alone
         reason = str(error).partition("\n")[0][:200]
         raise ValueError(
             f"{path} must be a safetensors file; it is damaged, incomplete or missing "
@@ -58,7 +58,7 @@ def open_safetensors(path: Path) -> dict[str, FileRegion]:
     for name, entry in header.items():
         start, stop = entry["data_offsets"]
         segment = (8 + length + start, stop - start)
-        # Refused by `checked_source` if it is a parameter.
+        # `checked_source` rejects an unknown type if the array is a parameter.
         dtype = _TYPES.get(entry["dtype"])
         shape = tuple(entry["shape"])
         if dtype is None:
@@ -68,11 +68,11 @@ def open_safetensors(path: Path) -> dict[str, FileRegion]:
 
 
 class SafetensorsWriter:
-    """A safetensors file whose arrays are written in any order.
+    """Writer of a safetensors file, array by array in any order.
 
     Args:
-      path: of the file, which is created in its full size.
-      entries: shape and type of every array.
+      path: path of the file, which is created in full size.
+      entries: shape and dtype of every array, by name.
     """
 
     def __init__(self, path: Path, entries: Mapping[str, tuple[tuple[int, ...], np.dtype]]):
@@ -87,7 +87,7 @@ class SafetensorsWriter:
             }
             self._offsets[name] = offset
             offset = stop
-        # Readers in torch ask for the format.
+        # transformers requires the format key.
         text = json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":"))
         encoded = text.encode("utf-8")
         encoded += b" " * (-len(encoded) % 8)
@@ -100,12 +100,12 @@ class SafetensorsWriter:
         """Write one array.
 
         Args:
-          name: one of the entries.
-          values: of the shape and type of the entry.
+          name: name of the entry.
+          values: array with the shape and dtype of the entry.
         """
         self._file.seek(self._start + self._offsets[name])
         self._file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
     def close(self) -> None:
-        """Close the file, when all arrays are written."""
+        """Close the file after all arrays have been written."""
         self._file.close()

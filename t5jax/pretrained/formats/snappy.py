@@ -1,11 +1,11 @@
-"""Snappy's compressed blocks, decompressed without its library.
+"""Snappy decompression without its library.
 
 (https://github.com/google/snappy/blob/main/format_description.txt)
 """
 
 
 def snappy_length(data: bytes) -> int:
-    """Return the length that a compressed block states for its content, in bytes.
+    """Return the uncompressed length that a block states, in bytes.
 
     Raises:
       ValueError: the block is damaged.
@@ -17,7 +17,7 @@ def decompress_snappy(data: bytes) -> bytes:
     """Decompress a block.
 
     Args:
-      data: the block; its content takes no more memory than `snappy_length` states.
+      data: compressed block; memory use is bounded by its `snappy_length`.
     Returns:
       The content.
     Raises:
@@ -46,18 +46,18 @@ def decompress_snappy(data: bytes) -> bytes:
             distance = int.from_bytes(_slice(data, position, width), "little")
             position += width
         if not 1 <= distance <= len(content):
-            raise ValueError("a compressed block must repeat what precedes, and it does not.")
+            raise ValueError("a compressed block must copy from the content before it.")
         start = len(content) - distance
         repeated = content[start : start + count]
-        # A copy may reach into what it is about to write.
+        # A copy may overlap with its own output.
         content += (repeated * (count // len(repeated) + 1))[:count]
     if len(content) != length:
-        raise ValueError(f"a compressed block must hold {length} bytes, got {len(content)}.")
+        raise ValueError(f"a compressed block must contain {length} bytes, got {len(content)}.")
     return bytes(content)
 
 
 def _read_length(data: bytes) -> tuple[int, int]:
-    """Read a block's leading varint; return it and the position after it."""
+    """Read a block's leading varint, and return it and the position after it."""
     length = 0
     for position in range(5):
         byte = _slice(data, position, 1)[0]

@@ -1,7 +1,7 @@
 """TensorFlow checkpoints, opened without TensorFlow.
 
-A bundle is `<prefix>.index` and `<prefix>.data-00000-of-0000N`.  The index is a sorted table in
-LevelDB's format, from names to protocol buffers; the data are plain little-endian numbers.
+A bundle consists of `<prefix>.index` and `<prefix>.data-00000-of-0000N`.  The index is a sorted
+table in LevelDB's format, from names to protocol buffers; the data are little-endian numbers.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 from t5jax.pretrained.formats import lazy_array
 from t5jax.pretrained.formats.snappy import decompress_snappy, snappy_length
 
-# For the index, its blocks uncompressed, and all names: T5 with 11 billion parameters needs 0.1 MB.
+# Limit for the index, its uncompressed blocks and all names; T5 11B needs 0.1 MB.
 _MAX_BYTES = 8 << 20
 _MAX_SIZE = 1 << 31  # of an axis
 _MAX_RANK = 32
@@ -25,10 +25,10 @@ _MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 _TRAILER_BYTES = 5
 _PLAIN, _SNAPPY = 0, 1
 
-# Of protocol buffers.
+# Wire types of protocol buffers.
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
-# TensorFlow's numbers of the types that are plain numbers in the data.
+# TensorFlow's numbers of the supported dtypes.
 _DTYPES = {
     1: np.dtype(np.float32),
     2: np.dtype(np.float64),
@@ -43,35 +43,35 @@ _DTYPES = {
 
 
 class _Damaged(Exception):
-    """The index is damaged; the message is a sentence without its subject."""
+    """Damage of the index; the message lacks its subject, which callers prepend."""
 
 
 def open_tf_bundle(prefix: Path) -> dict[str, lazy_array.LazyArray]:
     """Open the tensors of a checkpoint.
 
     Args:
-      prefix: of its files, such as `folder/model.ckpt-1000`.  Data files may be missing as long as
-        no tensor in them is read.
+      prefix: prefix of the files, such as `folder/model.ckpt-1000`.  Data files may be missing as
+        long as no tensor in them is read.
     Returns:
-      All tensors of numbers, by name; strings and other types are left out.
+      All numeric tensors, by name; strings and other types are omitted.
     Raises:
-      ValueError: the index is missing, damaged or of a kind that cannot be read here, or a data
-        file is too short; the message names the file and, where it can, the tensor.
+      ValueError: the index is missing, damaged or unsupported, or a data file is too short; the
+        message names the file and, if known, the tensor.
     """
     index = prefix.with_name(f"{prefix.name}.index")
     if not index.is_file():
-        raise ValueError(f"{index} is missing; it says which tensors the checkpoint has.")
+        raise ValueError(f"{index} is missing; it lists the tensors of the checkpoint.")
     with index.open("rb") as file:
         content = file.read(_MAX_BYTES + 1)
     try:
         entries = _Table(content).entries()
         key, value = next(entries, (None, b""))
         if key != b"":
-            raise _Damaged("has no header, so it is no TensorFlow checkpoint")
+            raise _Damaged("has no header, so it is not a TensorFlow checkpoint")
         shards = _Shards(prefix, _num_shards(value))
         tensors: dict[str, lazy_array.LazyArray] = {}
         for key, value in entries:
-            # Slices of a partitioned variable, which has an entry of its own too.
+            # Slices of a partitioned variable, which also has a regular entry.
             if key.startswith(b"\0"):
                 continue
             quoted = repr(key)[1:100]
@@ -79,7 +79,7 @@ def open_tf_bundle(prefix: Path) -> dict[str, lazy_array.LazyArray]:
                 name = key.decode("utf-8")
                 tensor = _tensor(value, shards)
             except UnicodeDecodeError as error:
-                raise _Damaged(f"has a tensor {quoted} whose name is no UTF-8") from error
+                raise _Damaged(f"has a tensor {quoted} whose name is not UTF-8") from error
             except _Damaged as error:
                 raise _Damaged(f"has a tensor {quoted} that {error}") from error
             if tensor is not None:
@@ -90,13 +90,13 @@ def open_tf_bundle(prefix: Path) -> dict[str, lazy_array.LazyArray]:
 
 
 def newest_prefix(folder: Path) -> Path | None:
-    """Find the checkpoint of a folder that TensorFlow would resume from.
+    """Find the checkpoint that TensorFlow would resume from.
 
     Args:
-      folder: of checkpoints of one model at different steps.
+      folder: folder of checkpoints of one model at different steps.
     Returns:
-      The prefix in the text file `checkpoint`, if this folder has it, or that of the highest step;
-      None if there is no checkpoint.
+      The prefix in the text file `checkpoint` if it exists, otherwise the prefix with the highest
+      step; None if there is no checkpoint.
     """
     indexes = [path for path in folder.glob("[!.]*.index") if path.is_file()]
     names = [path.name.removesuffix(".index") for path in indexes]
@@ -106,7 +106,7 @@ def newest_prefix(folder: Path) -> Path | None:
             text = file.read(1 << 20).decode("utf-8", errors="replace")
         match = re.search(r'^\s*model_checkpoint_path\s*:\s*"([^"\n]*)"', text, re.MULTILINE)
         name = match[1] if match else ""
-        # The folder that it was written to, seldom the one it is in now.
+        # An absolute path names the folder it was written to, which has usually moved.
         if name.startswith("/") or "://" in name:
             name = name.rpartition("/")[2]
         if name in names:
@@ -122,7 +122,7 @@ def _step(name: str) -> int:
 
 
 class _Shards:
-    """The data files of a bundle."""
+    """Data files of a bundle."""
 
     def __init__(self, prefix: Path, count: int):
         self._prefix = prefix
@@ -133,7 +133,7 @@ class _Shards:
         self, shard: int, segment: tuple[int, int], shape: tuple[int, ...], dtype: np.dtype
     ) -> lazy_array.FileRegion:
         if shard >= self._count:
-            raise _Damaged(f"must lie in one of {self._count} data files, got number {shard}")
+            raise _Damaged(f"must be in one of {self._count} data files, got number {shard}")
         name = f"{self._prefix.name}.data-{shard:05d}-of-{self._count:05d}"
         file = self._prefix.with_name(name)
         if file not in self._sizes:
@@ -142,7 +142,7 @@ class _Shards:
         if sum(segment) > (2**63 - 1 if size is None else size):
             raise _Damaged(
                 f"ends at byte {sum(segment)} of {name}, which has {size}; that file is incomplete "
-                "or of another checkpoint, so download both again"
+                "or from another checkpoint; download both again"
             )
         return lazy_array.FileRegion(file=file, segments=(segment,), shape=shape, dtype=dtype)
 
@@ -151,32 +151,32 @@ def _file_size(file: Path) -> int | None:
     if file.is_file():
         return file.stat().st_size
     if file.exists():
-        raise _Damaged(f"lies in {file.name}, which must be a file")
+        raise _Damaged(f"is in {file.name}, which must be a file")
     return None
 
 
 def _num_shards(header: bytes) -> int:
-    """Check the header, and return the number of data files."""
+    """Check the header and return the number of data files."""
     fields = _message(header, {1: _VARINT, 2: _VARINT, 3: _BYTES})
     num_shards, endianness = _last(fields, 1, 0), _last(fields, 2, 0)
     if not 1 <= num_shards < 2**31:
-        raise _Damaged(f"must count at least 1 data file, got {num_shards}")
+        raise _Damaged(f"must have at least 1 data file, got {num_shards}")
     if endianness != 0:
-        raise _Damaged("describes big-endian data; save it again on a little-endian machine")
+        raise _Damaged("is for big-endian data; save it again on a little-endian machine")
     version = _message(_last(fields, 3, b""), {2: _VARINT})
     if _last(version, 2, 0) > 1:
         raise _Damaged(
-            f"needs a reader of version {_last(version, 2, 0)}, which is newer than this one's 1"
+            f"must be readable by format version 1, got minimum version {_last(version, 2, 0)}"
         )
     return num_shards
 
 
 def _tensor(value: bytes, shards: _Shards) -> lazy_array.FileRegion | None:
-    """Parse one entry; return None for a type that is no plain number."""
+    """Parse one entry; return None for unsupported dtypes, such as strings."""
     wires = {1: _VARINT, 2: _BYTES, 3: _VARINT, 4: _VARINT, 5: _VARINT, 6: _FIXED32, 7: _BYTES}
     fields = _message(value, wires)
     if 7 in fields:
-        raise _Damaged("is a partitioned variable, saved in slices; save it again as one tensor")
+        raise _Damaged("is a partitioned variable, which is not supported; save it as one tensor")
     dtype = _DTYPES.get(_last(fields, 1, 0))
     if dtype is None:
         return None
@@ -184,7 +184,7 @@ def _tensor(value: bytes, shards: _Shards) -> lazy_array.FileRegion | None:
     size = _last(fields, 5, 0)
     if size != math.prod(shape) * dtype.itemsize:
         raise _Damaged(
-            f"must have {math.prod(shape) * dtype.itemsize} bytes as {dtype.name} of shape "
+            f"must have {math.prod(shape) * dtype.itemsize} bytes for {dtype.name} of shape "
             f"{shape}, got {size}; download it again"
         )
     return shards.region(_last(fields, 3, 0), (_last(fields, 4, 0), size), shape, dtype)
@@ -202,10 +202,10 @@ def _shape(value: bytes) -> tuple[int, ...]:
 
 
 def _message(data: bytes, wires: Mapping[int, int]) -> dict[int, list]:
-    """Parse a protocol buffer; integers are unsigned.
+    """Parse a protocol buffer message; integers are unsigned.
 
     Args:
-      data: the message.
+      data: encoded message.
       wires: wire type of each field to return.
     Returns:
       The values of each field.
@@ -235,9 +235,10 @@ def _last(fields: Mapping[int, list], number: int, default):
 
 
 class _Table:
-    """A file of sorted keys and values.
+    """LevelDB table of sorted keys and values.
 
-    It has blocks of entries, a block of the handles of these, and a footer with the handle of that.
+    It consists of blocks of entries, an index block with their handles, and a footer with the
+    handle of the index block.
     """
 
     def __init__(self, content: bytes):
@@ -245,8 +246,8 @@ class _Table:
             raise _Damaged(f"must be smaller than {_MAX_BYTES >> 20} MiB, which no T5 needs")
         if not content.endswith(_MAGIC) or len(content) < _FOOTER_BYTES:
             raise _Damaged(
-                "is no index of a TensorFlow checkpoint or incomplete, by its last bytes; "
-                "download it again"
+                "must end with the footer of a TensorFlow index; it is incomplete or another "
+                "format, download it again"
             )
         self._content = content
         self._room = _MAX_BYTES
@@ -258,19 +259,19 @@ class _Table:
         position, previous = 0, None
         for _, value in self._block_entries(*_handle(footer)):
             offset, size = _handle(_Cursor(value))
-            # Otherwise a small file could list one block a million times.
+            # Otherwise a small malicious file could list one block a million times.
             if offset < position:
                 raise _Damaged("has blocks that overlap; download it again")
             position = offset + size + _TRAILER_BYTES
             for key, entry in self._block_entries(offset, size):
                 if previous is not None and key <= previous:
-                    raise _Damaged("must have its names in order; download it again")
+                    raise _Damaged("must have sorted names; download it again")
                 previous = key
                 yield key, entry
 
     def _block_entries(self, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
         block = self._block(offset, size)
-        # The offsets of keys written in full follow, for binary search, and their number.
+        # A block ends with restart offsets, for binary search, and their number.
         num_restarts = struct.unpack("<I", block[-4:])[0] if len(block) >= 4 else len(block)
         end = len(block) - 4 - 4 * num_restarts
         if end < 0:
@@ -279,7 +280,7 @@ class _Table:
         while not cursor.at_end():
             shared, unshared, length = cursor.varint(), cursor.varint(), cursor.varint()
             if shared > len(key):
-                raise _Damaged("has a name that continues none; download it again")
+                raise _Damaged("has a name with an invalid shared prefix; download it again")
             self._spend(shared + unshared)
             key = key[:shared] + cursor.take(unshared)
             yield key, cursor.take(length)
@@ -291,7 +292,7 @@ class _Table:
         block, trailer = self._content[offset : offset + size], self._content[end - 5 : end]
         kind, checksum = struct.unpack("<BI", trailer)
         if checksum != _masked_crc32c(block + trailer[:1]):
-            raise _Damaged("is damaged: its checksum does not fit; download it again")
+            raise _Damaged("is damaged (its checksum differs); download it again")
         if kind == _SNAPPY:
             try:
                 self._spend(snappy_length(block))
@@ -299,14 +300,14 @@ class _Table:
             except ValueError as error:
                 raise _Damaged("has a damaged compressed block; download it again") from error
         if kind != _PLAIN:
-            raise _Damaged(f"has a block compressed by method {kind}; only 0 and 1 are known")
+            raise _Damaged(f"must have blocks with compression 0 or 1, got {kind}")
         self._spend(size)
         return block
 
     def _spend(self, size: int) -> None:
         self._room -= size
         if self._room < 0:
-            raise _Damaged(f"must hold less than {_MAX_BYTES >> 20} MiB of names and descriptions")
+            raise _Damaged(f"must have less than {_MAX_BYTES >> 20} MiB of names and metadata")
 
 
 def _handle(cursor: "_Cursor") -> tuple[int, int]:
@@ -314,7 +315,7 @@ def _handle(cursor: "_Cursor") -> tuple[int, int]:
 
 
 class _Cursor:
-    """A position in bytes, which moves on as they are taken."""
+    """Read position in a bytes object."""
 
     def __init__(self, data: bytes):
         self._data = data
@@ -331,7 +332,7 @@ class _Cursor:
         return self._data[start:end]
 
     def varint(self) -> int:
-        """Take a number of up to 64 bits, lowest seven first."""
+        """Take an unsigned varint of up to 64 bits."""
         value = 0
         for shift in range(0, 70, 7):
             byte = self.take(1)[0]
@@ -360,5 +361,5 @@ def _masked_crc32c(data: bytes) -> int:
     for byte in data:
         crc = crc >> 8 ^ _CRC_TABLE[(crc ^ byte) & 255]
     crc ^= 0xFFFFFFFF
-    # So that the checksum of data that holds a checksum stays good.
+    # LevelDB masks checksums, since the CRC of data that contains CRCs is weak.
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -1,8 +1,8 @@
 """Pickles written by torch, interpreted without executing anything.
 
-A pickle is a program that may call any function.  `pickletools.genops` lists its instructions;
-those that torch writes for a dict of tensors are followed here on values of our own, and any other
-one is refused.  (https://docs.python.org/3/library/pickletools.html says what each does.)
+A pickle is a program that may call any function.  This module interprets only the opcodes that
+torch writes for a dict of tensors, as listed by `pickletools.genops`, and rejects all others.
+(https://docs.python.org/3/library/pickletools.html documents each opcode.)
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import numpy as np
 from t5jax.errors import shorten
 from t5jax.pretrained.formats import lazy_array
 
-# About 40 for a tensor, so far above that of any file.  With the stream, bounds time and memory.
+# Far above any real file, at about 40 per tensor.  Bounds time and memory, as the stream does.
 _MAX_OPCODES = 2_000_000
 _MAX_SIZE = 1 << 63
 
@@ -46,14 +46,14 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 @dataclasses.dataclass(frozen=True)
 class Global:
-    """The name of a function or class, one of the few that a pickle may refer to."""
+    """Name of a function or class, one of the few that a pickle may refer to."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A row of `size` elements, which several tensors may share."""
+    """Flat storage of `size` elements, which several tensors may share."""
 
     key: str
     dtype: np.dtype
@@ -62,7 +62,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """The elements of a storage that make a tensor, as the pickle states them, unchecked."""
+    """View of a storage as a tensor, with unchecked values from the pickle."""
 
     storage: Storage
     offset: Any
@@ -71,14 +71,14 @@ class Tensor:
 
 
 class PickleReader:
-    """A reader of several pickles in a row.
+    """Reader of consecutive pickles.
 
     Args:
-      path: of the file, for messages.
-      stream: the pickles, in memory, since a damaged one may ask for all bytes there are.
+      path: file name for messages.
+      stream: pickles, in memory, since a damaged one may read to the end of the file.
 
     Attributes:
-      storages: named by the pickles read so far, by key.
+      storages: storages in the pickles read so far, by key.
     """
 
     def __init__(self, path: Path, stream: io.BytesIO):
@@ -93,10 +93,10 @@ class PickleReader:
         """Read the value of the next pickle.
 
         Returns:
-          A Tensor, Storage, Global, str, int, bool or None, or a tuple, list or dict of them; keys
-          of dicts are str.  It may be nested without limit, or contain itself.
+          A Tensor, Storage, Global, str, int, bool or None, or a tuple, list or dict of them; dict
+          keys are str.  Nesting is unlimited, and a value may contain itself.
         Raises:
-          ValueError: the pickle is damaged, or not one that torch writes for tensors.
+          ValueError: the pickle is damaged, or torch does not write such pickles for tensors.
         """
         self._stack, self._marks, self._memo = [], [], {}
         for opcode, argument in self._opcodes():
@@ -113,8 +113,8 @@ class PickleReader:
         except ValueError as error:
             raise self._damaged() from error
         raise ValueError(
-            f"{self._path} must have at most {_MAX_OPCODES} instructions in a pickle, got more; "
-            "it is no checkpoint of a T5."
+            f"{self._path} must have at most {_MAX_OPCODES} opcodes in a pickle, got more; it is "
+            "not a T5 checkpoint."
         )
 
     def _follow(self, opcode: str, argument: Any) -> None:
@@ -156,7 +156,7 @@ class PickleReader:
             case "REDUCE":
                 push(self._call(*self._pop(2)))
             case "BUILD":
-                # The attribute `_metadata` of a state dict: versions of modules.
+                # A state dict's `_metadata` attribute, the versions of its modules.
                 self._pop(1)
                 self._top(dict)
             case "BINPERSID":
@@ -173,8 +173,8 @@ class PickleReader:
                 self._top(list).extend(items)
             case _:
                 raise ValueError(
-                    f"{self._path} uses the pickle instruction {opcode}, which torch does not need "
-                    "for tensors; it may be malicious, do not load it."
+                    f"{self._path} uses the pickle opcode {opcode}, which torch does not need for "
+                    "tensors; it may be malicious, do not load it."
                 )
 
     def _pop(self, count: int) -> list[Any]:
@@ -204,19 +204,19 @@ class PickleReader:
         if len(items) % 2:
             raise self._damaged()
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # A hostile key, tuples within tuples, would also take forever to hash.
+            # A malicious key of nested tuples could also take forever to hash.
             if type(key) is not str:
                 raise ValueError(
-                    f"{self._path} must have names as the keys of its dicts, got a "
-                    f"{type(key).__name__}; only files of model.state_dict() can be read."
+                    f"{self._path} must have strings as dict keys, got {type(key).__name__}; save "
+                    "model.state_dict() instead."
                 )
             target[key] = value
 
     def _global(self, name: str) -> Global:
         if name not in _STORAGES and name not in _FUNCTIONS:
             raise ValueError(
-                f"{self._path} asks for {shorten(name)}, which is not part of a tensor of a T5; it "
-                "may be malicious, do not load it."
+                f"{self._path} refers to {shorten(name)}, which tensors do not need; it may be "
+                "malicious, do not load it."
             )
         return Global(name)
 
@@ -228,7 +228,7 @@ class PickleReader:
                 case (
                     Global("torch._utils._rebuild_tensor_v2"),
                     (Storage() as storage, offset, shape, strides, _, _, *flags),
-                ) if not any(flags):  # such as that each value is to be negated
+                ) if not any(flags):  # flags include negation of every value
                     return Tensor(storage, offset, shape, strides)
                 case Global("torch._utils._rebuild_parameter"), (Tensor() as tensor, _, _):
                     return tensor
@@ -240,7 +240,7 @@ class PickleReader:
 
     def _storage(self, id_: Any) -> Storage:
         match id_:
-            # In the older format the last item is None unless this is part of another storage.
+            # In the older format, the last item is None except for views of another storage.
             case ("storage", Global(name), str(key), _, int(size), *part) if (
                 name in _STORAGES and 0 <= size < _MAX_SIZE and not any(part)
             ):
@@ -251,6 +251,6 @@ class PickleReader:
 
     def _damaged(self) -> ValueError:
         return ValueError(
-            f"{self._path} has a pickle that is damaged or incomplete near its byte "
+            f"{self._path} has a pickle that is damaged or incomplete near byte "
             f"{self._stream.tell()}. Download it again."
         )

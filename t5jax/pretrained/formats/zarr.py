@@ -1,6 +1,6 @@
-"""Folders of Zarr arrays, read by TensorStore: T5X's, and both generations of Orbax's.
+"""Folders of Zarr arrays, read with TensorStore: T5X's, and both generations of Orbax's.
 
-Paths of arrays are decided here, never by a path in a file, so that nothing outside the folder is
+Array paths are constructed here, never taken from a file, so that nothing outside the folder is
 read.
 """
 
@@ -19,35 +19,35 @@ from t5jax.pretrained.formats.lazy_array import BLOCK_BYTES, DTYPES, Index
 
 _MANIFEST = "manifest.ocdbt"
 
-# Metadata of an array in the two versions of Zarr, and the driver that reads it.
+# Metadata file of each Zarr version, and its TensorStore driver.
 _DRIVERS = {".zarray": "zarr", "zarr.json": "zarr3"}
 
-# A block is whole chunks, which writers make much larger than a cache.
+# Blocks consist of whole chunks, which are usually much larger than a CPU cache.
 _READ_BYTES = 32 * BLOCK_BYTES
 
-# T5X's default is 64 MiB; Orbax writes an array as one chunk.
+# T5X's default chunk is 64 MiB; Orbax writes an array as one chunk.
 _MAX_CHUNK_BYTES = 16 << 30
 _MAX_METADATA_BYTES = 1 << 20
 
-# TensorStore decodes these as far as a chunk's size and no further; for Blosc, which it has too, it
-# takes the memory that the first bytes of a chunk ask for.
+# TensorStore decodes these up to the chunk size.  Blosc is excluded: there it allocates the size
+# that the chunk's header states.
 _CODECS = {"gzip", "zlib", "zstd", "bytes", "crc32c", "transpose", "sharding_indexed"}
 
-# Of zeros by gzip, and far beyond weights; Zstandard can do more in arrays of one value.
+# gzip reaches this for zeros; real weights are far below.  Zstandard can exceed it for constants.
 _MAX_COMPRESSION = 1 << 11
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ZarrArray:
-    """One array of a folder.
+    """Zarr array in a folder.
 
     Attributes:
       file: the array's folder, for messages.
-      shape: of the array.
-      dtype: of its elements.
+      shape: shape of the array.
+      dtype: dtype of the array.
       chunks: shape of a stored chunk.
-      spec: that TensorStore opens, as JSON.
-      bits: whether bfloat16 is stored as the uint16 of the same bits.
+      spec: TensorStore spec, as JSON.
+      bits: whether bfloat16 is stored as uint16 with the same bits.
     """
 
     file: Path
@@ -65,7 +65,7 @@ class ZarrArray:
             store = tensorstore.open(json.loads(self.spec), read=True).result()
             stored = np.dtype(np.uint16) if self.bits else self.dtype
             if store.shape != self.shape or store.dtype.numpy_dtype != stored:
-                raise ValueError("its metadata is not what the checkpoint says it is")
+                raise ValueError("its metadata differs from the checkpoint's")
             if not self.shape:
                 yield (), self._values(store.read().result())
                 return
@@ -95,8 +95,8 @@ def open_zarr_folder(
     """Open the arrays of an Orbax checkpoint.
 
     Args:
-      path: of the checkpoint.
-      skip: returns whether to leave out an array, by its name, even if it is damaged.
+      path: folder of the checkpoint.
+      skip: predicate for the names of arrays to skip, even if they are damaged.
     Returns:
       Arrays by '/'-joined path.
     Raises:
@@ -126,20 +126,21 @@ def open_zarr_array(
     """Open one array of a checkpoint.
 
     Args:
-      path: of the checkpoint.
-      name: of the array's folder in it.
-      metadata: as in `.zarray` or `zarr.json`.
-      driver: TensorStore's, by the version of Zarr.
-      stored: whether the folder has the metadata too; if not, the array is opened by `metadata`.
+      path: folder of the checkpoint.
+      name: name of the array's subfolder.
+      metadata: content of `.zarray` or `zarr.json`.
+      driver: TensorStore driver, "zarr" or "zarr3".
+      stored: whether the subfolder has a metadata file; otherwise `metadata` is used.
       bits: whether bfloat16 is stored as uint16.
-      held: number of the stored chunks, and a bound on their bytes; None if they are the files
-        in the array's folder.
+      held: number of stored chunks, and a bound on their total bytes; None counts the files in the
+        subfolder.
+    Returns:
+      The array.
     Raises:
-      ValueError: metadata lacks shape or type or describes too large an array, or a chunk is
-        missing.
+      ValueError: the metadata is invalid or describes too large an array, or a chunk is missing.
     """
     if not is_plain_name(name):
-        raise ValueError(f"{path}: an array must lie in a folder of its own there, got {name!r}.")
+        raise ValueError(f"{path}: an array must be in a direct subfolder, got {name!r}.")
     where = path / name
     try:
         shape = tuple(int(n) for n in metadata["shape"])
@@ -152,14 +153,14 @@ def open_zarr_array(
             kind = str(metadata["data_type"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"{where} must have metadata of a Zarr array, got {str(metadata)[:100]!r}."
+            f"{where} must have Zarr array metadata, got {str(metadata)[:100]!r}."
         ) from error
     dtype = DTYPES["bfloat16"] if kind == "bfloat16" or bits else _numpy_dtype(kind, where)
     sizes = (*shape, *chunks)
     if len(chunks) != len(shape) or not all(0 <= size < 1 << 63 for size in sizes):
         raise ValueError(
             f"{where} has shape {list(shape)!s:.80} and chunks of {list(chunks)!s:.80}, which do "
-            "not fit; copy it again."
+            "not match; copy it again."
         )
     if math.prod(chunks) * dtype.itemsize > _MAX_CHUNK_BYTES:
         raise ValueError(
@@ -173,19 +174,19 @@ def open_zarr_array(
         kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
     else:
         kvstore = {**base, "path": f"{path.resolve() / name}/"}
-    # Otherwise missing chunks are zeros.
+    # Otherwise TensorStore returns zeros for missing chunks.
     spec: dict[str, Any] = {"driver": driver, "kvstore": kvstore, "fill_missing_data_reads": False}
     if not stored:
         spec |= {"metadata": dict(metadata), "assume_metadata": True}
     try:
         text = json.dumps(spec)
     except TypeError as error:
-        raise ValueError(f"{where} has metadata that are not JSON; copy it again.") from error
+        raise ValueError(f"{where} must have metadata in JSON; copy it again.") from error
     return ZarrArray(file=where, shape=shape, dtype=dtype, chunks=chunks, spec=text, bits=bits)
 
 
 def _metadata(path: Path) -> Iterator[tuple[str, bytes, tuple[int, int]]]:
-    """Yield the path and content of all metadata, and `held` of their array."""
+    """Yield the path and content of each metadata file, and `held` of its array."""
     if not (path / _MANIFEST).is_file():
         for folder in sorted(path.iterdir()):
             for name in _DRIVERS:
@@ -214,7 +215,7 @@ def _metadata(path: Path) -> Iterator[tuple[str, bytes, tuple[int, int]]]:
 
 
 def _files(folder: Path) -> tuple[int, int]:
-    """Count the files in a folder, without metadata, and their bytes."""
+    """Return the number of files in a folder, except metadata, and their total bytes."""
     files = (file for file in folder.rglob("*") if file.name not in _DRIVERS)
     sizes = [file.stat().st_size for file in files if file.is_file()]
     return len(sizes), sum(sizes)
@@ -231,8 +232,8 @@ def _check_codecs(metadata: Mapping[str, Any], where: Path) -> None:
             name = codec.get("id", codec.get("name"))
             if not isinstance(name, str) or name not in _CODECS:
                 raise ValueError(
-                    f"{where} must be stored as T5X and Orbax do, with gzip, zstd or nothing; it "
-                    f"has {name!r:.40}. Write it again."
+                    f"{where} must be uncompressed or use gzip or zstd, as T5X and Orbax do, got "
+                    f"{name!r:.40}; write it again."
                 )
             inner = codec.get("configuration")
             if isinstance(inner, Mapping):
@@ -250,19 +251,19 @@ def _check_held(
     count, size = held
     if count < expected:
         raise ValueError(
-            f"{where} must hold all chunks of an array of {list(shape)!s:.80}, got {count}; it is "
+            f"{where} must have all chunks of an array of {list(shape)!s:.80}, got {count}; it is "
             "incomplete. Copy it again."
         )
     num_bytes = math.prod(shape) * dtype.itemsize
     if num_bytes > max(size * _MAX_COMPRESSION, _READ_BYTES):
         raise ValueError(
-            f"{where} cannot hold an array of {list(shape)!s:.80} in {size} bytes; it is damaged. "
+            f"{where} cannot store an array of {list(shape)!s:.80} in {size} bytes; it is damaged. "
             "Copy it again."
         )
 
 
 def tensorstore_reason(error: Exception) -> str:
-    """Return the first line of TensorStore's error, without the position in its source."""
+    """Return the first line of a TensorStore error, without its source location."""
     return str(error).partition("\n")[0].partition(" [")[0][:200]
 
 
@@ -276,5 +277,5 @@ def _numpy_dtype(kind: str, where: Path) -> np.dtype:
     except TypeError:
         dtype = np.dtype(object)
     if dtype.kind not in "fiub":
-        raise ValueError(f"{where} must hold numbers, got type {kind[:40]!r}.")
+        raise ValueError(f"{where} must contain numbers, got type {kind[:40]!r}.")
     return dtype.newbyteorder("=")

@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub."""
+"""Downloads from the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ _FILES = (
     "*_Dense/*",
 )
 
-# Kinds of weights, best first; only the first that a repository has is downloaded.
+# Weight formats in order of preference; only the first one that a repository has is downloaded.
 _WEIGHTS = (
     (
         "model.safetensors",
@@ -42,25 +42,24 @@ _WEIGHTS = (
 def download_snapshot(
     repo_id: str, *, revision: str | None = None, subfolder: str | None = None
 ) -> Path:
-    """Download a model's files to the hub's cache, unless they are in it.
+    """Download a model's files to the hub cache if they are not there yet.
 
-    A broken connection is resumed; after an interrupt, complete files are kept and the others are
-    downloaded again.
+    A broken connection is resumed; after an interrupt, only incomplete files are downloaded again.
 
     Args:
-      repo_id: such as "google/flan-t5-small".
+      repo_id: repository, such as "google/flan-t5-small".
       revision: branch, tag or commit.
-      subfolder: the only one to download from.
+      subfolder: subfolder to download; None downloads the model at the top level.
     Returns:
-      The folder of the repository, which has the subfolder too.
+      The folder of the repository, which contains the subfolder.
     Raises:
       FileNotFoundError: the hub has no such model or revision, or denies access to it.
       ConnectionError: the hub cannot be reached, and the model is not in the cache.
-      ValueError: the model has no weights in a format that is read.
+      ValueError: the model has no weights in a supported format.
     """
     for weights in _WEIGHTS:
         names = [*_FILES, *weights]
-        # Old sentence encoders have theirs below the projection's.
+        # Old sentence encoders keep the T5 in this subfolder.
         names += [f"0_Transformer/{name}" for name in names]
         path = _fetch(repo_id, revision, subfolder, names)
         folder = path / subfolder if subfolder else path
@@ -68,8 +67,8 @@ def download_snapshot(
             return path
     raise ValueError(
         f"{repo_id} must have weights in safetensors, torch or Flax files"
-        f"{f' in its folder {subfolder}' if subfolder else ''}, and there are none on the hub, or, "
-        "without a connection, in the cache."
+        f"{f' in its folder {subfolder}' if subfolder else ''}, but there are none on the hub, or "
+        "in the cache when offline."
     )
 
 
@@ -92,15 +91,15 @@ def _fetch(repo_id: str, revision: str | None, subfolder: str | None, names: lis
         raise FileNotFoundError(f"{repo_id} has no revision {revision!r} on the hub.") from error
     except errors.RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f"{repo_id} is neither a folder here nor a model on the hub; check the spelling, and "
+            f"{repo_id} is neither a local folder nor a model on the hub; check the spelling, and "
             "run `hf auth login` if the model is private."
         ) from error
-    # Besides its own errors, the client lets those of its two transports pass, httpx and hf_xet.
+    # The client also raises the errors of its transports, httpx and hf_xet.
     except Exception as error:
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         if isinstance(error.__cause__, errors.OfflineModeIsEnabled):
             reason = "HF_HUB_OFFLINE is set"
         raise ConnectionError(
-            f"{repo_id} is not a folder here, and could not be fetched from the hub ({reason}); "
-            "check the path, or connect once so that the model enters the cache."
+            f"{repo_id} is not a local folder and could not be downloaded from the hub ({reason}); "
+            "check the path, or go online once to cache the model."
         ) from error

@@ -1,7 +1,7 @@
 """Hugging Face folders of T5, mT5 and umT5, as saved by transformers, Flax and diffusers.
 
-Linear weights are [out, in] in torch's files and [in, out] in Flax's and ours; layers are separate
-in theirs and stacked in ours.
+Linear weights are [out, in] in torch files, and [in, out] in Flax files and t5jax; layers are
+separate in these files and stacked in t5jax.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -38,22 +38,22 @@ from t5jax.pretrained.source import CheckpointSource, checked_source
 
 _EMBEDDINGS = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
 
-# Written by old versions for a bias that cross-attention does not have.
+# Written by old versions, although cross-attention has no bias.
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias"
 
-# Single files for image models contain their tokenizer.
+# Single-file text encoders of image models include their tokenizer.
 _VOCABULARY = "spiece_model"
 _HEADS = ("classification_head.", "qa_outputs.", "classifier.")
 
 
 class _Format(NamedTuple):
-    """A kind of file that holds weights.
+    """Weights file format.
 
     Attributes:
-      open: opens the arrays of a file.
-      spell: converts torch's name without its last part to the name in the file.
-      linear: axes of linear weights.
-      wrapper: prefix of every name if a class with a head of its own holds the model.
+      open: function that opens the arrays of a file.
+      spell: function from a torch module name to the array name in the file.
+      linear: axes of linear weights, as in `NameRule`.
+      wrapper: prefix of every name if the model is wrapped in a class with a task head.
     """
 
     open: Callable[[Path], Mapping[str, Any]]
@@ -74,7 +74,7 @@ def _flax_name(name: str) -> str:
     return "/".join([*parts, leaf])
 
 
-# Best first.
+# In order of preference.
 _FORMATS = {
     WEIGHTS_FILE: _Format(open_safetensors, _torch_name, (1, 0)),
     "pytorch_model.bin": _Format(open_pytorch, _torch_name, (1, 0)),
@@ -83,12 +83,14 @@ _FORMATS = {
 
 
 def hf_name_map(*, gated: bool, kind: str = WEIGHTS_FILE, prefix: str = "") -> NameMap:
-    """Return the names of all parameters, without the embedding's aliases.
+    """Return the names of all parameters, without aliases of the embedding.
 
     Args:
-      gated: which feed-forward layer is written.
-      kind: name of the file.
-      prefix: of every name.
+      gated: whether to write gated feed-forward layers.
+      kind: file name of the format, such as "model.safetensors".
+      prefix: prefix of every name.
+    Returns:
+      The name map.
     """
     return NameMap(_rules(_FORMATS[kind], gated=gated, prefix=prefix))
 
@@ -118,7 +120,7 @@ def _rules(form: _Format, *, gated: bool, prefix: str) -> Iterator[NameRule]:
 
 
 def holds_hf_model(path: Path) -> bool:
-    """Return whether a file or folder is one that `open_hf` opens."""
+    """Return whether `open_hf` opens a file or folder."""
     if path.is_file():
         return path.suffix == ".safetensors"
     path = sentence_transformers.transformer_folder(path)
@@ -126,15 +128,15 @@ def holds_hf_model(path: Path) -> bool:
 
 
 def open_hf(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
-    """Open a folder or a single safetensors file, without reading its tensors.
+    """Open a folder or a single safetensors file without reading its tensors.
 
     Args:
-      path: of the folder or the file; without a config.json next to it, a single file's sizes are
+      path: path of the folder or file; the config of a file without a config.json next to it is
         inferred from its tensors.
-      encoder_only: leave out the decoder.
+      encoder_only: whether to omit the decoder.
     Raises:
-      ValueError: the files are damaged, the model is not a T5 that can be read, or weights do not
-        fit the config; the message names the file, and the first wrong tensor with both shapes.
+      ValueError: the files are damaged, the model is not a supported T5, or the weights do not
+        match the config; the message names the file, and the first wrong tensor with both shapes.
     """
     folder = sentence_transformers.transformer_folder(path) if path.is_dir() else path.parent
     config_file = folder / CONFIG_FILE
@@ -150,16 +152,16 @@ def open_hf(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
     if encoder_only:
         drop_decoder(layout, ignored)
     elif OUTPUT_PATH in layout and _is_tied(arrays, layout[OUTPUT_PATH], table):
-        ignored[layout.pop(OUTPUT_PATH).names[0]] = f"the same as {table}"
+        ignored[layout.pop(OUTPUT_PATH).names[0]] = f"same as {table}"
     mark_shared_bias(layout, keep=family == "umt5")
     shapes = infer_shapes(layout, arrays)
     heads = [name for name in ignored if name.startswith(_HEADS)]
-    notes = [f"{name} is of a head for another task, which is left out." for name in heads[:1]]
+    notes = [f"{name} belongs to a head for another task and is ignored." for name in heads[:1]]
     if has_config:
         config = read_hf_config(config_file, shapes, notes=notes)
     else:
         config = T5Config(**infer_fields(shapes, source=file))
-        notes.append("there is no config.json; sizes and activation follow from the tensors.")
+        notes.append("there is no config.json; sizes and activation were inferred.")
     source = CheckpointSource(
         path=file,
         format=f"Hugging Face, {file.name}",
@@ -175,7 +177,7 @@ def open_hf(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
 def _match_arrays(
     arrays: Mapping[str, LazyArray], file: Path, kind: str
 ) -> tuple[NameMap, dict[str, Leaf], dict[str, str], list[str]]:
-    """Return the name map of a file, its layout, what is ignored and why, and unknown names."""
+    """Return the name map, the layout, ignored names with reasons, and unknown names."""
     form = _FORMATS[kind]
     wrapped = any(name.startswith(form.wrapper) for name in arrays)
     prefix = form.wrapper if wrapped else ""
@@ -189,16 +191,16 @@ def _match_arrays(
     layout[EMBEDDING_PATH] = Leaf((table,), (), False)
     for name in rest:
         if name == prefix + form.spell(_UNUSED):
-            ignored[name] = "of a bias that cross-attention does not have"
+            ignored[name] = "unused cross-attention bias"
         elif name.startswith(_HEADS):
-            ignored[name] = "of a head for another task"
+            ignored[name] = "head for another task"
         elif name == _VOCABULARY:
-            ignored[name] = "a SentencePiece model"
+            ignored[name] = "SentencePiece model"
     return name_map, layout, ignored, [name for name in rest if name not in ignored]
 
 
 def _weights_file(path: Path) -> tuple[Path, str] | None:
-    """Find the best kind of weights in a folder: the file or index, and the name of its kind."""
+    """Find the preferred weights in a folder: the file or index, and the name of its format."""
     for kind in _FORMATS:
         for file in (path / kind, path / f"{kind}{INDEX_SUFFIX}"):
             if file.is_file():
@@ -207,7 +209,7 @@ def _weights_file(path: Path) -> tuple[Path, str] | None:
 
 
 def _open_arrays(file: Path, opener: Callable[[Path], Mapping[str, Any]]) -> dict[str, LazyArray]:
-    """Open the arrays of a file, or of all the files that an index names."""
+    """Open the arrays of a file, or of all files in an index."""
     if file.name.endswith(INDEX_SUFFIX):
         files = read_shard_index(file)
         opened = {shard: opener(shard) for shard in dict.fromkeys(files.values())}
@@ -219,8 +221,8 @@ def _open_arrays(file: Path, opener: Callable[[Path], Mapping[str, Any]]) -> dic
         value = opened[holder].get(tensor)
         if not hasattr(value, "blocks"):
             raise ValueError(
-                f"{holder} must hold the tensor {shorten(tensor)}, as {file.name} says; it lacks "
-                "it. Download both again."
+                f"{holder} must contain the tensor {shorten(tensor)}, which {file.name} lists; "
+                "download both again."
             )
         arrays[tensor] = value
     return arrays
@@ -229,10 +231,10 @@ def _open_arrays(file: Path, opener: Callable[[Path], Mapping[str, Any]]) -> dic
 def _embedding_name(
     arrays: Mapping[str, LazyArray], aliases: list[str], ignored: dict[str, str], file: Path
 ) -> str:
-    """Return the name of the embedding; its other names become `ignored`."""
+    """Return the name of the embedding, and add its aliases to `ignored`."""
     present = [name for name in aliases if name in arrays]
     if not present:
-        raise ValueError(f"{file} must hold {aliases[0]}; it has no embedding at all.")
+        raise ValueError(f"{file} must contain the embedding {aliases[0]}, got none.")
     first, *others = present
     for other in others:
         if not arrays_equal(arrays[first], arrays[other]):
@@ -240,14 +242,14 @@ def _embedding_name(
                 f"{file}: {other} must equal {first}; T5 shares one embedding between encoder and "
                 "decoder."
             )
-        ignored[other] = f"the same as {first}"
+        ignored[other] = f"same as {first}"
     return first
 
 
 def _is_tied(arrays: Mapping[str, LazyArray], output: Leaf, table: str) -> bool:
-    """Return whether the output layer equals the embedding in every bit."""
+    """Return whether the output layer equals the embedding bit for bit."""
     array = arrays[output.names[0]]
     if not output.axes:
-        # Otherwise all blocks of the other array would be read for each column.
+        # Otherwise comparing each column would read every block of the other array.
         array = InMemoryArray(array.file, read_array(array).T)
     return arrays_equal(arrays[table], array)

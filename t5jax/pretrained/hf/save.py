@@ -1,4 +1,4 @@
-"""Write folders that transformers loads."""
+"""Export of Hugging Face model folders."""
 
 import warnings
 from collections.abc import Callable
@@ -27,29 +27,38 @@ def save_hf(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     written: Callable[[WrittenArray], object] = lambda _: None,
 ) -> None:
-    """Write a folder that transformers loads.
+    """Write a Hugging Face folder that transformers loads.
 
-    One parameter at a time is in memory.
+    Only one parameter is read into memory at a time.
 
     Args:
-      path: appears whole or not at all.
-      config: of the model.
-      weights: its parameters, in the types to write.
-      tokenizer: saved next to them, if there is one.
-      overwrite: replace a saved model there.
-      max_shard_bytes: of one file of weights; for more there are several files and an index.
-      written: called with every tensor after it was written.
+      path: folder to write, atomically.
+      config: model config.
+      weights: model parameters, in the dtypes to write.
+      tokenizer: tokenizer to save with them, or None.
+      overwrite: whether to replace a saved model at `path`.
+      max_shard_bytes: maximum size of a weights file; larger models get several files and an index.
+      written: callback for each tensor that has been written.
     Raises:
-      FileExistsError: there are files at `path` that must not be replaced.
+      FileExistsError: `path` contains files that must not be replaced.
       ValueError: `max_shard_bytes` is not positive.
+
+    Example:
+      >>> from pathlib import Path
+      >>> weights = t5jax.pretrained.Weights.from_params(params)
+      >>> t5jax.pretrained.hf.save_hf("model", config, weights, None)
+      >>> sorted(path.name for path in Path("model").iterdir())
+      ['config.json', 'generation_config.json', 'model.safetensors']
     """
     if max_shard_bytes < 1:
-        raise ValueError(f"max_shard_bytes must be at least 1, got {max_shard_bytes}; try 5e9.")
+        raise ValueError(
+            f"max_shard_bytes must be at least 1, got {max_shard_bytes}; 5e9 is usual."
+        )
     if config.scale_logits != config.tie_embeddings:
         warnings.warn(
             f"a model with tie_embeddings={config.tie_embeddings} and "
-            f"scale_logits={config.scale_logits} is read rightly by transformers from version 5 "
-            "on; before, tied ones are scaled and others are not.",
+            f"scale_logits={config.scale_logits} requires transformers >= 5; older versions scale "
+            "logits if and only if embeddings are tied.",
             stacklevel=3,
         )
     name_map = load.hf_name_map(gated=config.gated_ff)

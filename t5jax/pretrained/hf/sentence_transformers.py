@@ -1,7 +1,7 @@
-"""Sentence encoders in the layout of sentence-transformers: a T5 encoder and a projection.
+"""Sentence encoders in sentence-transformers' format: a T5 encoder and a projection.
 
-Sentence-T5 and GTR (arXiv:2108.08877, 2112.07899) take the mean of the encoder's states, project
-it without a bias, and divide by its length; `modules.json` lists these steps.
+Sentence-T5 and GTR (arXiv:2108.08877, 2112.07899) average the encoder states, project the mean
+without a bias, and normalize it; `modules.json` lists these steps.
 """
 
 import json
@@ -30,7 +30,7 @@ _IDENTITY = "torch.nn.modules.linear.Identity"
 
 
 def transformer_folder(path: Path) -> Path:
-    """Return the folder of the encoder itself, a subfolder in old versions."""
+    """Return the folder of the T5 encoder, which is a subfolder in old versions."""
     for module in _modules(path):
         if _kind(module) == "Transformer":
             return _inside(path, module)
@@ -41,11 +41,11 @@ def open_projection(path: Path) -> LazyArray | None:
     """Open the [out, in] weight of the projection.
 
     Args:
-      path: of the folder.
+      path: path of the folder.
     Returns:
-      The weight; None if the folder is no sentence encoder.
+      The weight; None if the folder is not a sentence encoder.
     Raises:
-      ValueError: the files are damaged, or list a step that sentence-T5 does not have.
+      ValueError: the files are damaged, or a module is not part of sentence-T5.
     """
     weight = None
     for module in _modules(path):
@@ -57,21 +57,21 @@ def open_projection(path: Path) -> LazyArray | None:
             _check_dense(folder / "config.json")
             if weight is not None:
                 raise ValueError(
-                    f"{path / MODULES_FILE} must list one Dense, as sentence-T5's does, got "
+                    f"{path / MODULES_FILE} must list one Dense module, as sentence-T5 does, got "
                     "several."
                 )
             weight = _open_weight(folder)
         elif kind not in ("Transformer", "Normalize"):
             raise ValueError(
                 f"{path / MODULES_FILE} must list only Transformer, Pooling, Dense and Normalize, "
-                f"as sentence-T5's does, got {kind!r:.100}."
+                f"as sentence-T5 does, got {kind!r:.100}."
             )
     return weight
 
 
 def _check_pooling(config: Path) -> None:
     settings = _settings(config)
-    # A switch for each mode; since version 5.4 one name, or a list of them.
+    # One switch per mode; since version 5.4 one name or a list of names.
     named = settings.get("pooling_mode")
     modes = {key for key, on in settings.items() if on is True and key.startswith(_SWITCH)}
     if named not in ("mean", ["mean"]) and (
@@ -79,14 +79,14 @@ def _check_pooling(config: Path) -> None:
     ):
         mode = ", ".join(sorted(modes)) if named is None else json.dumps(named)
         raise ValueError(
-            f"{config} must take the mean over tokens, as sentence-T5 does, got "
+            f"{config} must set mean pooling over tokens, as sentence-T5 does, got "
             f"{mode[:200] or 'no mode'}."
         )
 
 
 def _check_dense(config: Path) -> None:
     settings = _settings(config)
-    # Without the key it would be a tanh.
+    # sentence-transformers defaults to tanh.
     activation = settings.get("activation_function", "tanh")
     if (
         settings.get("bias") is not False
@@ -94,14 +94,14 @@ def _check_dense(config: Path) -> None:
         or activation not in (_IDENTITY, None)
     ):
         raise ValueError(
-            f"{config} must be a projection without bias, activation and residual, as "
-            f"sentence-T5's is, got {json.dumps(dict(settings))[:200]}."
+            f"{config} must be a projection without bias, activation or residual, as in "
+            f"sentence-T5, got {json.dumps(dict(settings))[:200]}."
         )
 
 
 def _settings(config: Path) -> Mapping[str, Any]:
     if not config.is_file():
-        raise ValueError(f"{config} is missing, which {MODULES_FILE} needs; download it too.")
+        raise ValueError(f"{config} is missing, but {MODULES_FILE} refers to it; download it too.")
     return read_json_object(config)
 
 
@@ -109,8 +109,8 @@ def write_sentence_transformers(folder: Path, kernel: np.ndarray) -> None:
     """Write the files that turn a folder with a T5 encoder into a sentence encoder.
 
     Args:
-      folder: of the encoder.
-      kernel: [D, projection_dim].
+      folder: folder of the encoder.
+      kernel: [D, projection_dim] projection.
     """
     kinds = {"": "Transformer", _POOLING: "Pooling", _DENSE: "Dense", "3_Normalize": "Normalize"}
     modules = [
@@ -155,10 +155,10 @@ def _kind(module: dict[str, Any]) -> str:
 
 def _inside(path: Path, module: dict[str, Any]) -> Path:
     name = module.get("path")
-    # The encoder itself has no folder of its own.
+    # The encoder's path is empty.
     if not isinstance(name, str) or not (name == "" or is_plain_name(name)):
         raise ValueError(
-            f"{path / MODULES_FILE}: a module must lie in a folder beside it, got {name!r:.100}."
+            f"{path / MODULES_FILE}: a module must be in a direct subfolder, got {name!r:.100}."
         )
     return path / name
 
@@ -173,7 +173,7 @@ def _open_weight(folder: Path) -> LazyArray:
             arrays = opener(folder / name)
             if list(arrays) != [_WEIGHT]:
                 raise ValueError(
-                    f"{folder / name} must hold {_WEIGHT} alone, got {', '.join(arrays)[:200]}."
+                    f"{folder / name} must contain only {_WEIGHT}, got {', '.join(arrays)[:200]}."
                 )
             return arrays[_WEIGHT]
-    raise ValueError(f"{folder} must hold model.safetensors or pytorch_model.bin.")
+    raise ValueError(f"{folder} must contain model.safetensors or pytorch_model.bin, got neither.")

@@ -1,4 +1,4 @@
-"""Weights in several files, with an index such as `model.safetensors.index.json`."""
+"""Sharded weights, with an index such as `model.safetensors.index.json`."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,20 +12,20 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_SUFFIX = ".index.json"
 
 Entry = tuple[tuple[int, ...], np.dtype]
-"""Shape and type of a tensor."""
+"""Shape and dtype of a tensor."""
 
 
 def read_shard_index(index: Path) -> dict[str, Path]:
-    """Read which file holds which tensor.
+    """Read the index of sharded weights.
 
     The files may be missing, or lack the tensors.
 
     Args:
-      index: JSON with a `weight_map` from tensors to names of files in its folder.
+      index: JSON file with a `weight_map` from tensors to names of files in the same folder.
     Returns:
       The file of every tensor, in the order of the index.
     Raises:
-      ValueError: the index is missing, too large or damaged, or names a file of another folder.
+      ValueError: the index is missing, too large or damaged, or names a file in another folder.
     """
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict):
@@ -33,14 +33,14 @@ def read_shard_index(index: Path) -> dict[str, Path]:
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not is_plain_name(name):
             raise ValueError(
-                f"{index}: {shorten(tensor)} must lie in a file of the same folder, "
+                f"{index}: {shorten(tensor)} must be in a file in the same folder, "
                 f"got {name!r:.160}."
             )
     return {tensor: index.parent / name for tensor, name in weight_map.items()}
 
 
 def write_shard_index(folder: Path, shards: Mapping[str, Mapping[str, Entry]]) -> None:
-    """Write the index of the safetensors files that `split_into_shards` returned."""
+    """Write the index of the safetensors files returned by `split_into_shards`."""
     entries = [entry for tensors in shards.values() for entry in tensors.values()]
     index = {
         "metadata": {"total_size": sum(map(_num_bytes, entries))},
@@ -52,13 +52,13 @@ def write_shard_index(folder: Path, shards: Mapping[str, Mapping[str, Entry]]) -
 def split_into_shards(
     entries: Mapping[str, Entry], *, max_bytes: int
 ) -> dict[str, dict[str, Entry]]:
-    """Distribute tensors over safetensors files, block by block.
+    """Distribute tensors over safetensors files in the order of their blocks.
 
     Args:
       entries: all tensors, by name.
-      max_bytes: of one file; a larger tensor has a file of its own.
+      max_bytes: maximum size of a file; a larger tensor gets a separate file.
     Returns:
-      The tensors of every file; one file, `model.safetensors`, if all fit into it.
+      The tensors of every file; a single file `model.safetensors` if all fit.
     """
     shards, size = [{}], 0
     for name in _natural_order(entries):
@@ -80,7 +80,7 @@ def _num_bytes(entry: Entry) -> int:
 
 
 def _natural_order(names: Iterable[str]) -> list[str]:
-    """Sort names, block 2 before block 10, and the embedding before everything."""
+    """Sort names with block 2 before block 10 and the embedding first."""
 
     def key(name: str) -> list[tuple[bool, int, str]]:
         parts = name.split(".")

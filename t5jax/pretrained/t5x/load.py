@@ -1,7 +1,7 @@
-"""T5X checkpoints: one msgpack file, one with a folder of Zarr arrays, or Orbax's folders.
+"""T5X checkpoints: a msgpack file, alone or with a folder of Zarr arrays, or an Orbax folder.
 
-Kernels are [in, out], bias tables [N, R].  With scanned layers the layer is the second axis of
-every parameter, and heads may be an axis of their own.
+Kernels are [in, out], bias tables [N, R].  With scanned layers, the second axis of every parameter
+is the layer, and heads may be a separate axis.
 """
 
 import re
@@ -25,7 +25,7 @@ from t5jax.pretrained.source import CheckpointSource, checked_source
 CHECKPOINT_FILE = "checkpoint"
 STEP_PATTERN = re.compile(r"checkpoint_([0-9]+)")
 
-# Version 2 stored bfloat16 as the uint16 of the same bits.
+# Version 2 stored bfloat16 as uint16 with the same bits.
 _FIRST_WITH_BFLOAT16 = 3
 _ORBAX_ITEM = "state"
 _ORBAX = ("manifest.ocdbt", "_METADATA", "_CHECKPOINT_METADATA")
@@ -45,8 +45,8 @@ def t5x_name_map(*, scanned: bool, gated: bool) -> NameMap:
     """Return the names of all parameters, below `target/`.
 
     Args:
-      scanned: whether all layers of a stack are one array.
-      gated: which feed-forward layer is written.
+      scanned: whether the layers of a stack are stacked into one array.
+      gated: whether to write gated feed-forward layers.
     """
     return NameMap(_rules(scanned=scanned, gated=gated))
 
@@ -55,7 +55,7 @@ def _rules(*, scanned: bool, gated: bool) -> Iterator[NameRule]:
     inner = [("wi", "wi_0"), ("wi_linear", "wi_1"), ("wi", "wi")]
     yield NameRule(EMBEDDING_PATH, EMBEDDING_PATH)
     for stack, attentions in _BLOCKS.items():
-        # Two names of the scanned scope are in use, of which the first is in released checkpoints.
+        # Two names of the scanned scope are in use; released checkpoints have the first.
         scopes = [f"{stack}/{stack}", f"{stack}/layers"] if scanned else [f"{stack}/layers_{{}}"]
         kernel, scale = ((1, 0, 2), (1, 0)) if scanned else ((), ())
         table = (1, 2, 0) if scanned else (1, 0)
@@ -80,12 +80,12 @@ def _rules(*, scanned: bool, gated: bool) -> Iterator[NameRule]:
 
 
 def find_t5x(path: Path) -> Path | None:
-    """Find the checkpoint at a path, in it, or the newest of a run; None if there is none."""
+    """Find the checkpoint at a path, inside it, or the newest one of a run, or return None."""
     if path.is_file():
         return path if _is_msgpack(path) else None
     if not path.is_dir():
         return None
-    # The folder around an item has metadata too.
+    # The item's parent folder has metadata too, so check for the item first.
     if _is_orbax(path / _ORBAX_ITEM):
         return path / _ORBAX_ITEM
     if _is_msgpack(path / CHECKPOINT_FILE) or _is_orbax(path):
@@ -106,18 +106,18 @@ def _is_msgpack(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         start = file.read(32)
-    # A small or large msgpack map, of which TensorFlow's text file of the same name is none.
+    # The first byte of a msgpack map; TensorFlow's text file of the same name starts differently.
     return bool(start) and (0x80 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF))
 
 
 def open_t5x(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
-    """Open a checkpoint, without reading its arrays.
+    """Open a checkpoint without reading its arrays.
 
     Args:
-      path: that `find_t5x` returned.
-      encoder_only: leave out the decoder.
+      path: path returned by `find_t5x`.
+      encoder_only: whether to omit the decoder.
     Raises:
-      ValueError: the checkpoint is damaged, or not a T5's; the message names file and array.
+      ValueError: the checkpoint is damaged or not a T5; the message names the file and the array.
     """
     ignored: dict[str, str] = {}
     arrays, file = _open_arrays(path, ignored)
@@ -155,7 +155,7 @@ def open_t5x(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
 
 
 def _folders(path: Path) -> list[Path]:
-    """List the folders of files that belong to a checkpoint: its own and its run's."""
+    """Return the folders that may contain config files: the checkpoint's and its run's."""
     if path.is_file():
         return [path.parent]
     checkpoint = path.parent if path.name == _ORBAX_ITEM else path
@@ -167,14 +167,14 @@ def _kind(path: Path) -> str:
 
 
 def _open_arrays(path: Path, ignored: dict[str, str]) -> tuple[dict[str, LazyArray], Path]:
-    """Open all arrays but the optimizer's; return them and the checkpoint's name in an error.
+    """Open all arrays except the optimizer's, and return them and the name for error messages.
 
-    The optimizer's may be missing: they are larger than the model, and often not copied.
+    The optimizer's arrays may be missing: they are larger than the model and often not copied.
     """
 
     def skip(name: str) -> bool:
         if "param_states" in name.split("/"):
-            ignored[name] = "not of the model"
+            ignored[name] = "not a model parameter"
         return name in ignored
 
     if path.is_file():
@@ -190,7 +190,7 @@ def _open_arrays(path: Path, ignored: dict[str, str]) -> tuple[dict[str, LazyArr
 def _leaves(
     file: Path, folder: Path, stored: Mapping[str, LazyArray], skip: Callable[[str], bool]
 ) -> dict[str, LazyArray]:
-    """Open the arrays in a msgpack file, and those in folders that it refers to."""
+    """Open the arrays in a msgpack file and in the folders that it refers to."""
     tree = open_msgpack_tree(file)
     version = tree.get("version", _FIRST_WITH_BFLOAT16)
     old = isinstance(version, int) and version < _FIRST_WITH_BFLOAT16
@@ -206,8 +206,8 @@ def _leaves(
             key = leaf.removeprefix(_PLACEHOLDER).replace(".", "/")
             if key not in stored:
                 raise ValueError(
-                    f"{folder} must hold the array {leaf.removeprefix(_PLACEHOLDER)!r:.100}, as "
-                    f"{file.name} says; it lacks it or its metadata. Copy the folder again."
+                    f"{folder} must contain the array {leaf.removeprefix(_PLACEHOLDER)!r:.100}, "
+                    f"which {file.name} lists, and its metadata; copy the folder again."
                 )
             arrays[name] = stored[key]
     return arrays
@@ -216,16 +216,16 @@ def _leaves(
 def _open_spec(
     leaf: Mapping[str, Any], name: str, file: Path, folder: Path, *, old: bool
 ) -> LazyArray:
-    """Open an array that TensorStore wrote, by its spec in the msgpack file."""
+    """Open an array written by TensorStore, given its spec in the msgpack file."""
     kvstore = leaf.get("kvstore")
     where = leaf.get("path") or (kvstore.get("path") if isinstance(kvstore, Mapping) else None)
     metadata = leaf.get("metadata")
     if leaf.get("driver") != "zarr" or not isinstance(where, str):
-        raise ValueError(f"{file}: {name} must be stored by Zarr in a folder beside the file.")
+        raise ValueError(f"{file}: {name} must be a Zarr array in a folder next to the file.")
     own = where.rstrip("/").rpartition("/")[2]
     stored = (folder / own / ".zarray").is_file()
     if not isinstance(metadata, Mapping):
-        raise ValueError(f"{file}: {name} must come with its shape; the file is damaged.")
+        raise ValueError(f"{file}: {name} must have a shape; the file is damaged. Copy it again.")
     kind = str(leaf.get("dtype", metadata.get("dtype", "float32")))
     bits = kind == "bfloat16" and old
     full = {"fill_value": None, "order": "C", "filters": None, "zarr_format": 2, **metadata}
@@ -242,26 +242,26 @@ def _zarr_type(kind: str) -> str:
 def _targets(
     arrays: dict[str, LazyArray], ignored: dict[str, str], file: Path
 ) -> dict[str, LazyArray]:
-    """Return the model's own arrays; others become `ignored`."""
+    """Return the model's arrays, and add the others to `ignored`."""
     tables = [name for name in arrays if name.endswith(EMBEDDING_PATH)]
     if len(tables) > 1:
         tables = [name for name in tables if "target" in name.split("/")] or tables
     if len(tables) != 1:
         raise ValueError(
-            f"{file} must hold one T5, with {EMBEDDING_PATH}; it holds {len(tables)} and "
-            f"{len(arrays)} arrays in all, first {min(arrays, default='none')!r:.80}."
+            f"{file} must contain one T5, with one {EMBEDDING_PATH}, got {len(tables)} among "
+            f"{len(arrays)} arrays, first {min(arrays, default='none')!r:.80}."
         )
     prefix = tables[0].removesuffix(EMBEDDING_PATH)
-    ignored |= {name: "not of the model" for name in arrays if not name.startswith(prefix)}
+    ignored |= {name: "not a model parameter" for name in arrays if not name.startswith(prefix)}
     return {name: array for name, array in arrays.items() if name not in ignored}
 
 
 def _tree_form(arrays: Mapping[str, LazyArray], file: Path) -> tuple[str, bool, bool]:
-    """Return the prefix of every name, whether layers are scanned, and whether they are gated."""
+    """Return the common name prefix, whether layers are scanned, and whether they are gated."""
     table = next(name for name in arrays if name.endswith(EMBEDDING_PATH))
     fused = next((name for name in arrays if _FUSED.fullmatch(name)), None)
     if fused is not None:
-        raise ValueError(f"{file} holds {fused}, of layers computed in parallel, not a T5's.")
+        raise ValueError(f"{file} must be a T5, got parallel layers with {fused}.")
     scanned = not any("/layers_0/" in name for name in arrays)
     return table.removesuffix(EMBEDDING_PATH), scanned, any("/wi_0/" in name for name in arrays)
 

@@ -1,6 +1,6 @@
-"""Write T5X checkpoints: a msgpack file, and a folder of Zarr chunks for every array.
+"""Export of T5X checkpoints: a msgpack file, and a folder of Zarr chunks for every array.
 
-They hold the model alone, as T5X's own exports for inference do, and no optimizer state.
+They contain the model without optimizer state, like T5X's own exports for inference.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from t5jax.tokenizers import Tokenizer
 _FOLDER = "checkpoint_0"
 _VERSION = 3
 
-# T5X reads whole chunks, several at a time.
+# T5X reads several whole chunks at a time.
 _CHUNK_BYTES = 64 << 20
 _ZARR_TYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "bfloat16"}
 
@@ -36,27 +36,33 @@ def save_t5x(
     overwrite: bool = False,
     written: Callable[[WrittenArray], object] = lambda _: None,
 ) -> None:
-    """Write a folder with `checkpoint_0`, which T5X restores, and our config and tokenizer.
+    """Write a T5X checkpoint, with t5jax's config and tokenizer next to it.
 
-    One parameter at a time is in memory.
+    T5X restores the subfolder `checkpoint_0`.  Only one parameter is read into memory at a time.
 
     Args:
-      path: appears whole or not at all.
-      config: of the model.
-      weights: its parameters, in the types to write.
-      tokenizer: saved next to them, if there is one.
-      scanned: write one array for all layers of a stack, for models that scan over layers,
-        instead of one for each.
-      overwrite: replace a saved model there.
-      written: called with every array after it was written.
+      path: folder to write, atomically.
+      config: model config.
+      weights: model parameters, in the dtypes to write.
+      tokenizer: tokenizer to save with them, or None.
+      scanned: whether to stack the layers into one array, for models that scan over layers.
+      overwrite: whether to replace a saved model at `path`.
+      written: callback for each array that has been written.
     Raises:
-      FileExistsError: there are files at `path` that must not be replaced.
-      ValueError: the model has a sentence encoder's projection, for which T5X has no place.
+      FileExistsError: `path` contains files that must not be replaced.
+      ValueError: the model has a sentence encoder's projection, which T5X does not support.
+
+    Example:
+      >>> from pathlib import Path
+      >>> weights = t5jax.pretrained.Weights.from_params(params)
+      >>> t5jax.pretrained.t5x.save_t5x("model", config, weights, None)
+      >>> sorted(path.name for path in Path("model").iterdir())
+      ['checkpoint_0', 'config.json']
     """
     if PROJECTION_PATH in weights.shapes:
         raise ValueError(
-            f"a T5X checkpoint must be a plain T5, got one with {PROJECTION_PATH}; write it as "
-            "Hugging Face's or t5jax's."
+            f"a T5X checkpoint must be a plain T5, got one with {PROJECTION_PATH}; use the "
+            "Hugging Face or t5jax format."
         )
     name_map = load.t5x_name_map(scanned=scanned, gated=config.gated_ff)
     with write_model_folder(path, overwrite=overwrite) as folder:
@@ -76,7 +82,7 @@ def save_t5x(
 
 
 def _write_array(checkpoint: Path, name: str, values: np.ndarray) -> dict[str, Any]:
-    """Write one array, and return its spec for the msgpack file."""
+    """Write one array and return its spec for the msgpack file."""
     import tensorstore
 
     own = f"target.{name.replace('/', '.')}"
@@ -89,7 +95,7 @@ def _write_array(checkpoint: Path, name: str, values: np.ndarray) -> dict[str, A
         "metadata": {
             "shape": list(values.shape),
             "chunks": [rows, *values.shape[1:]],
-            # Weights hardly compress, and gzip writes 30 MB a second.
+            # Weights hardly compress, and gzip writes only 30 MB/s.
             "compressor": None,
             "dtype": _ZARR_TYPES[values.dtype.name],
         },
@@ -98,7 +104,7 @@ def _write_array(checkpoint: Path, name: str, values: np.ndarray) -> dict[str, A
     try:
         store = tensorstore.open({**spec, "kvstore": where}, create=True).result()
         store.write(values).result()
-    # A full disk is one of these too.
+    # A full disk raises one of these too.
     except (ValueError, RuntimeError, NotImplementedError) as error:
         reason = tensorstore_reason(error)
         raise OSError(f"could not write {checkpoint / own} ({reason}).") from error
@@ -108,7 +114,7 @@ def _write_array(checkpoint: Path, name: str, values: np.ndarray) -> dict[str, A
 def _write_tree(file: Path, target: dict[str, Any]) -> None:
     import msgpack
 
-    # Flax's form of arrays: shape, type and bytes, packed again.
+    # Flax encodes an array as packed shape, dtype and bytes.
     step = msgpack.packb(((), "int32", np.int32(0).tobytes()), use_bin_type=True)
     state = {"step": msgpack.ExtType(1, step)}
     tree = {"version": _VERSION, "optimizer": {"target": target, "state": state}}

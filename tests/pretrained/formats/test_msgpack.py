@@ -375,15 +375,15 @@ def test_read_tree_does_not_recurse_into_extensions(file):
 def test_read_tree_bounds_the_number_of_values(file, monkeypatch):
     monkeypatch.setattr(msgpack_module, "_MAX_VALUES", 100)
     assert read(file, pack({"a": [None] * 98})) == {"a": [None] * 98}
-    assert "'a/98' has more than 100 values before it" in error_of(file, pack({"a": [None] * 99}))
+    assert "'a/98' is preceded by more than 100 values" in error_of(file, pack({"a": [None] * 99}))
 
 
 def test_read_tree_bounds_names_and_texts(file):
     assert read(file, pack({"x" * 510: {"y": 1}})) == {"x" * 510 + "/y": 1}
     message = error_of(file, pack({"x" * 511: {"y": 1}}))
-    assert "is a name of more than 512 characters" in message
+    assert "has a name of more than 512 characters" in message
     for long in ("x" * ((1 << 20) + 1), b"x" * ((1 << 20) + 1)):
-        assert "'a' has a text of 1048577 bytes; 1048576 are the most" in error_of(
+        assert "'a' must have at most 1048576 bytes of text, got 1048577" in error_of(
             file, pack({"a": long})
         )
 
@@ -414,17 +414,17 @@ def test_read_tree_refuses_lengths_beyond_the_file(file, start):
     ids=["list", "number", "nil", "text", "array", "TensorFlow"],
 )
 def test_read_tree_refuses_other_than_a_map(file, content):
-    assert "its tree must be a map of names to arrays" in error_of(file, content)
+    assert "its tree must map names to arrays" in error_of(file, content)
 
 
 def test_read_tree_refuses_a_single_array_in_chunks(file, monkeypatch):
     monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 4)
     content = serialization.msgpack_serialize(np.arange(9))
-    assert "its tree must be a map of names to arrays" in error_of(file, content)
+    assert "its tree must map names to arrays" in error_of(file, content)
 
 
 def test_read_tree_refuses_what_follows_the_tree(file):
-    assert "is followed by 2 bytes of something else" in error_of(file, pack({"a": 1}) + b"\0\0")
+    assert "is followed by 2 unexpected bytes" in error_of(file, pack({"a": 1}) + b"\0\0")
 
 
 @pytest.mark.parametrize(
@@ -433,7 +433,7 @@ def test_read_tree_refuses_what_follows_the_tree(file):
         (b"\x82\xa1a\x01\xa1a\x02", "its tree has the key 'a' twice"),
         (b"\x82\xa11\x01\x01\x02", "its tree has the key '1' twice"),
         (b"\x81\xa1b\x82\xa1a\x01\xc4\x01a\x02", "'b' has the key 'a' twice"),
-        (pack({"a": {"b": 1}, "a/b": 2}), "'a/b' is there twice"),
+        (pack({"a": {"b": 1}, "a/b": 2}), "'a/b' is duplicated"),
     ],
 )
 def test_read_tree_refuses_duplicates(file, content, message):
@@ -442,7 +442,7 @@ def test_read_tree_refuses_duplicates(file, content, message):
 
 @pytest.mark.parametrize("key", [b"\xc0", b"\xc3", b"\xca" + bytes(4), b"\x90", b"\x80"])
 def test_read_tree_refuses_keys_that_are_no_names(file, key):
-    assert "its tree has a key that is no name" in error_of(file, b"\x81" + key + b"\x01")
+    assert "its tree has a key that is not a name" in error_of(file, b"\x81" + key + b"\x01")
 
 
 @pytest.mark.parametrize("text", [b"\xa2\xc3\x28", b"\xa1\xff", b"\xa3\xed\xa0\x80"])
@@ -452,7 +452,7 @@ def test_read_tree_refuses_text_that_is_not_utf8(file, text):
 
 
 def test_read_tree_refuses_the_byte_that_msgpack_does_not_have(file):
-    assert "'a' begins with byte 0xc1" in error_of(file, b"\x81\xa1a\xc1")
+    assert "'a' starts with byte 0xc1" in error_of(file, b"\x81\xa1a\xc1")
 
 
 @pytest.mark.parametrize(
@@ -462,27 +462,27 @@ def test_read_tree_refuses_the_byte_that_msgpack_does_not_have(file):
         (msgpack.ExtType(4, b"abc"), "must be an array, got msgpack extension type 4"),
         (msgpack.ExtType(0, b"a"), "must be an array, got msgpack extension type 0"),
         (msgpack.Timestamp(1), "must be an array, got msgpack extension type -1"),
-        (msgpack.ExtType(1, b""), "needs 1 more bytes, of 0 that are left"),
-        (msgpack.ExtType(1, b"\x92\x90\xa4"), "must be an array's shape, type and content"),
+        (msgpack.ExtType(1, b""), "needs 1 more bytes, but 0 are left"),
+        (msgpack.ExtType(1, b"\x92\x90\xa4"), "must have a shape, a type and content"),
         (extension([2], "complex64", bytes(16)), "has elements of type 'complex64'"),
         (extension([2], "object", bytes(16)), "has elements of type 'object'"),
         (extension([2], "", bytes(16)), "has elements of type ''"),
         (extension([2], 7, bytes(16)), "must name the type of its elements"),
         (extension([2], "float32", "x" * 8), "must have its content as bytes"),
-        (extension([2], "float32", bytes(7)), "must have the bytes of float32[2], got 7 bytes"),
-        (extension([], "float32", b""), "must have the bytes of float32[], got 0 bytes"),
+        (extension([2], "float32", bytes(7)), "must have the size of float32[2], got 7 bytes"),
+        (extension([], "float32", b""), "must have the size of float32[], got 0 bytes"),
         (extension([1], "float32", bytes(4), 3), "must be a scalar, got shape (1,)"),
-        (extension([2.0], "float32", bytes(8)), "must have sizes that are whole numbers"),
-        (extension([True], "float32", bytes(4)), "must have sizes that are whole numbers"),
-        (extension([-1, -1], "float32", bytes(4)), "must have sizes that are whole numbers"),
-        (extension([[1]], "float32", bytes(4)), "must have sizes that are whole numbers"),
-        (extension([1] * 33, "float32", bytes(4)), "must have a shape of at most 32 sizes"),
-        (extension(1, "float32", bytes(4)), "must have a shape of at most 32 sizes"),
-        (extension([2**63] * 32, "float32", bytes(4)), "must have the bytes of float32["),
+        (extension([2.0], "float32", bytes(8)), "must have a shape of non-negative integers"),
+        (extension([True], "float32", bytes(4)), "must have a shape of non-negative integers"),
+        (extension([-1, -1], "float32", bytes(4)), "must have a shape of non-negative integers"),
+        (extension([[1]], "float32", bytes(4)), "must have a shape of non-negative integers"),
+        (extension([1] * 33, "float32", bytes(4)), "must have a shape of at most 32 axes"),
+        (extension(1, "float32", bytes(4)), "must have a shape of at most 32 axes"),
+        (extension([2**63] * 32, "float32", bytes(4)), "must have the size of float32["),
         (extension([2**63, 0], "float32", b""), "must have elements, got shape ("),
         (
             msgpack.ExtType(1, pack(([1], "bool", b"\1")) + b"\0"),
-            "is followed by 1 bytes of something else",
+            "is followed by 1 unexpected bytes",
         ),
     ],
 )
@@ -509,31 +509,31 @@ PIECE = extension([2], "float32", bytes(8))
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shape": None}, "must have a numbered shape and numbered chunks"),
-        ({"shape": [4]}, "must have a numbered shape and numbered chunks"),
-        ({"shape": {"1": 4}}, "must have a numbered shape and numbered chunks"),
-        ({"chunks": {"0": PIECE, "2": PIECE}}, "must have a numbered shape and numbered chunks"),
-        ({"chunks": {"0": PIECE, "01": PIECE}}, "must have a numbered shape and numbered chunks"),
-        ({"chunks": [PIECE, PIECE]}, "must have a numbered shape and numbered chunks"),
-        ({"shape": {"0": -4}}, "must have sizes that are whole numbers"),
-        ({"shape": {"0": True}}, "must have sizes that are whole numbers"),
-        ({"shape": {"0": "4"}}, "must have sizes that are whole numbers"),
-        ({"shape": {str(i): 1 for i in range(33)}}, "must have sizes that are whole numbers"),
-        ({"chunks": {}}, "must be made of flat arrays of one type"),
-        ({"chunks": {"0": PIECE, "1": 3}}, "must be made of flat arrays of one type"),
+        ({"shape": None}, "must have numbered sizes and chunks"),
+        ({"shape": [4]}, "must have numbered sizes and chunks"),
+        ({"shape": {"1": 4}}, "must have numbered sizes and chunks"),
+        ({"chunks": {"0": PIECE, "2": PIECE}}, "must have numbered sizes and chunks"),
+        ({"chunks": {"0": PIECE, "01": PIECE}}, "must have numbered sizes and chunks"),
+        ({"chunks": [PIECE, PIECE]}, "must have numbered sizes and chunks"),
+        ({"shape": {"0": -4}}, "must have a shape of non-negative integers"),
+        ({"shape": {"0": True}}, "must have a shape of non-negative integers"),
+        ({"shape": {"0": "4"}}, "must have a shape of non-negative integers"),
+        ({"shape": {str(i): 1 for i in range(33)}}, "must have a shape of non-negative integers"),
+        ({"chunks": {}}, "must consist of flat arrays of one type"),
+        ({"chunks": {"0": PIECE, "1": 3}}, "must consist of flat arrays of one type"),
         (
             {"chunks": {"0": PIECE, "1": extension([2], "int32", bytes(8))}},
-            "must be made of flat arrays of one type",
+            "must consist of flat arrays of one type",
         ),
         (
             {"chunks": {"0": PIECE, "1": extension([2, 1], "float32", bytes(8))}},
-            "must be made of flat arrays of one type",
+            "must consist of flat arrays of one type",
         ),
-        ({"shape": {"0": 5}}, "must have the bytes of float32[5], got 16 bytes"),
-        ({"chunks": {"0": PIECE}}, "must have the bytes of float32[4], got 8 bytes"),
+        ({"shape": {"0": 5}}, "must have the size of float32[5], got 16 bytes"),
+        ({"chunks": {"0": PIECE}}, "must have the size of float32[4], got 8 bytes"),
         (
             {"chunks": {str(i): PIECE for i in range(4097)}, "shape": {"0": 2 * 4097}},
-            "must be made of at most 4096 arrays, got 4097",
+            "must have at most 4096 chunks, got 4097",
         ),
     ],
 )
@@ -548,10 +548,10 @@ def test_read_tree_shortens_names_in_messages(file):
 
 
 def test_read_tree_names_a_file_that_cannot_be_read(tmp_path):
-    assert "must be a file; it is missing or no file" in error_of(tmp_path / "absent")
-    assert "must be a file; it is missing or no file" in error_of(tmp_path)
+    assert "must be a file; it is missing or not a file" in error_of(tmp_path / "absent")
+    assert "must be a file; it is missing or not a file" in error_of(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    assert "must be a file; it is missing or no file" in error_of(tmp_path / "pipe")
+    assert "must be a file; it is missing or not a file" in error_of(tmp_path / "pipe")
     assert "must be a readable file (File name too long)" in error_of(tmp_path / ("x" * 300))
 
 

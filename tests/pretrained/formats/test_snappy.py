@@ -45,9 +45,9 @@ def test_decompress_knows_every_element(elements, content):
         ("03 08 616263 09", "ends within"),  # a copy
         ("80", "ends within"),  # its own length
         ("", "ends within"),
-        ("05 00 61 09 00", "repeat"),  # from nowhere
-        ("05 00 61 09 02", "repeat"),  # from before the beginning
-        ("08 00 61 0f ffffffff", "repeat"),
+        ("05 00 61 09 00", "must copy"),  # from nowhere
+        ("05 00 61 09 02", "must copy"),  # from before the beginning
+        ("08 00 61 0f ffffffff", "must copy"),
         ("02 08 616263", "2 bytes, got 3"),
         ("04 08 616263", "4 bytes, got 3"),
         ("ffffffff0f 08 616263", "4294967295 bytes, got 3"),

@@ -229,7 +229,7 @@ def test_reader_executes_nothing(tmp_path, extension):
 def test_reader_names_what_a_pickle_asks_for(function, name):
     for protocol in (3, 4):
         message = error_of(pickle.dumps({"a": Call(function, "x")}, protocol=protocol))
-        assert f"asks for {name}, which" in message
+        assert f"refers to {name}, which" in message
         assert "may be malicious, do not load it" in message
 
 
@@ -291,7 +291,7 @@ def test_reader_refuses_other_names_however_they_look(module, name):
 )
 def test_reader_refuses_other_instructions_by_name(name, pickled):
     message = error_of(PROTO + pickled + STOP)
-    assert f"instruction {name}," in message
+    assert f"opcode {name}," in message
     assert "malicious" in message
 
 
@@ -472,7 +472,7 @@ def test_reader_stops_after_many_instructions(monkeypatch):
     monkeypatch.setattr(torch_pickle, "_MAX_OPCODES", 1000)
     assert value_of(PROTO + b"N" * 997 + b"\x85.") == (None,)
     message = error_of(PROTO + b"N" * 998 + b"\x85.")
-    assert "at most 1000 instructions" in message
+    assert "at most 1000 opcodes" in message
 
 
 # Fuzzing.

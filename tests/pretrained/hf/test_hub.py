@@ -378,7 +378,7 @@ def test_download_reports_a_failing_hub(online):
 
 @pytest.mark.parametrize("name", ["owner/absent", "runs/defualt"])
 def test_load_of_an_unknown_name_says_that_it_is_neither_folder_nor_model(online, name):
-    pattern = f"^{name} is neither a folder here nor a model on the hub"
+    pattern = f"^{name} is neither a local folder nor a model on the hub"
     assert_one_sentence(online[name], "FileNotFoundError", pattern)
 
 

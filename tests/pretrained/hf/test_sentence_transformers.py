@@ -188,7 +188,7 @@ def test_load_finds_the_tokenizer_beside_the_encoder(make, vocabulary, old):
 def test_load_refuses_another_pooling(make, settings):
     root = make()
     (root / "1_Pooling" / "config.json").write_text(json.dumps(settings))
-    assert "1_Pooling/config.json must take the mean over tokens" in error_of(root)
+    assert "1_Pooling/config.json must set mean pooling over tokens" in error_of(root)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_load_refuses_another_projection(make, changes):
     root = make()
     edit(root / "2_Dense" / "config.json", **changes)
     message = error_of(root)
-    assert "2_Dense/config.json must be a projection without bias, activation and" in message
+    assert "2_Dense/config.json must be a projection without bias, activation or" in message
 
 
 def test_load_refuses_a_projection_without_activation_key(make):
@@ -231,7 +231,7 @@ def test_load_refuses_other_tensors_in_the_projection(make, tensors):
     root = make()
     arrays = {name: np.zeros(shape, np.float32) for name, shape in tensors.items()}
     save_file(arrays, root / "2_Dense" / "model.safetensors")
-    assert "2_Dense/model.safetensors must hold linear.weight alone" in error_of(root)
+    assert "2_Dense/model.safetensors must contain only linear.weight" in error_of(root)
 
 
 @pytest.mark.parametrize("shape", [(WIDTH, 15), (16,), (WIDTH, 16, 1)])
@@ -273,14 +273,14 @@ def test_load_reads_nothing_outside_the_folder(make, i, name):
     for step in ("2_Dense", "1_Pooling"):
         shutil.copytree(root / step, root.parent / step)
     edit_module(root, i, path=name.format(root=root.parent))
-    assert "modules.json: a module must lie in a folder beside it" in error_of(root)
+    assert "modules.json: a module must be in a direct subfolder" in error_of(root)
 
 
 @pytest.mark.parametrize("name", [None, 3, ["2_Dense"], "\n", "x" * 5 + "\0"])
 def test_load_refuses_a_step_without_path(make, name):
     root = make()
     edit_module(root, 2, path=name)
-    assert "modules.json: a module must lie in a folder beside it" in error_of(root)
+    assert "modules.json: a module must be in a direct subfolder" in error_of(root)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_load_names_a_damaged_or_missing_projection(make):
         file.write_bytes(data[:cut])
         assert error_of(root).startswith(f"{file} must be a safetensors file")
     file.unlink()
-    assert error_of(root).startswith(f"{root / '2_Dense'} must hold model.safetensors or")
+    assert error_of(root).startswith(f"{root / '2_Dense'} must contain model.safetensors or")
 
 
 def test_load_refuses_or_reads_modules_with_any_byte_changed(make):

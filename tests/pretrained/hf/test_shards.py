@@ -59,12 +59,12 @@ def test_shard_files_accept_any_plain_name(index, name):
 )
 def test_shard_files_refuse_names_that_are_not_plain(index, name):
     write(index, {"weight_map": {"fine": "model.bin", "shared.weight": name}})
-    assert "shared.weight must lie in a file of the same folder, got " in error_of(index)
+    assert "shared.weight must be in a file in the same folder, got " in error_of(index)
 
 
 def test_shard_files_shorten_tensors_in_messages(index):
     write(index, {"weight_map": {"t\n" * 10_000: "../model.bin"}})
-    assert "must lie in a file of the same folder, got '../model.bin'" in error_of(index)
+    assert "must be in a file in the same folder, got '../model.bin'" in error_of(index)
 
 
 @pytest.mark.parametrize("value", [{}, {"weight_map": None}, {"weight_map": ["a"]}])
