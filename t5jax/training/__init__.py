@@ -1,4 +1,4 @@
-"""The training step, the trainer around it, and the parts of a run."""
+"""Training step, training loop and run setup."""
 
 from t5jax._lazy import attach
 

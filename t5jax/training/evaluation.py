@@ -1,4 +1,4 @@
-"""Held-out loss of a model, and the losses of baselines that it must beat."""
+"""Held-out loss of a model, and of baselines that it should beat."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -21,12 +21,24 @@ _OPTIONS = StepConfig(z_loss=0.0)
 def make_eval_step(
     config: T5Config, *, policy: ComputePolicy, mesh: Mesh
 ) -> Callable[[Params, Any], LossSums]:
-    """Compile `step(params, batch) -> LossSums`, without dropout, smoothing and z-loss.
+    """Make a jitted `step(params, batch) -> LossSums` without dropout, smoothing or z-loss.
 
     Args:
-      config: of the model.
-      policy: how the model computes.
-      mesh: to compute on.
+      config: architecture.
+      policy: dtype and attention kernel.
+      mesh: device mesh of the parameters.
+    Returns:
+      The step function; sums are float32 scalars over the target tokens.
+
+    Example:
+      >>> mesh = t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig())
+      >>> policy = t5jax.models.ComputePolicy()
+      >>> step = t5jax.training.make_eval_step(config, policy=policy, mesh=mesh)
+      >>> tokens = np.ones((8, 4), np.int32)
+      >>> batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": tokens,
+      ...     "decoder_target_tokens": tokens, "decoder_loss_weights": tokens.astype(np.float32)}
+      >>> float(step(params, t5jax.parallel.shard_batch(batch, mesh=mesh)).weight)
+      32.0
     """
 
     def step(params: Params, batch: Any) -> LossSums:
@@ -42,15 +54,24 @@ def evaluate_loss(
     *,
     mesh: Mesh,
 ) -> dict[str, float]:
-    """Return token-weighted means over all batches.
+    """Evaluate the token-weighted mean loss and accuracy over batches.
 
     Args:
-      eval_step: as from `make_eval_step`.
+      eval_step: step from `make_eval_step`.
       params: parameters of the model.
-      batches: the rows of this process, see `local_rows`.
-      mesh: of `eval_step`.
+      batches: batches with the rows of this process, see `t5jax.parallel.local_rows`.
+      mesh: mesh of `eval_step`.
     Returns:
-      `loss`, in nats per target token, and `accuracy`, the share of targets with the highest logit.
+      "loss" in nats per target token, and "accuracy", the fraction of targets with the highest
+      logit.
+
+    Example:
+      >>> from t5jax.training.loss import LossSums
+      >>> sums = LossSums(*map(jnp.float32, (8.0, 8.0, 3.0, 4.0)))  # of 4 target tokens
+      >>> mesh = t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig())
+      >>> batch, step = {"decoder_target_tokens": np.ones((8, 4), np.int32)}, lambda *args: sums
+      >>> t5jax.training.evaluate_loss(step, params, [batch, batch], mesh=mesh)
+      {'loss': 2.0, 'accuracy': 0.75}
     """
     sums = [eval_step(params, shard_batch(batch, mesh=mesh)) for batch in batches]
     weight = max(sum(float(part.weight) for part in sums), 1.0)
@@ -61,37 +82,67 @@ def evaluate_loss(
 
 
 class LossEvaluator:
-    """Evaluates the loss and the accuracy on held-out batches, and ranks by the loss."""
+    """Evaluator of the loss and accuracy on held-out batches; ranks checkpoints by loss.
+
+    Example:
+      >>> mesh = t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig())
+      >>> policy = t5jax.models.ComputePolicy()
+      >>> evaluator = t5jax.training.LossEvaluator(config, [], policy=policy, mesh=mesh)
+      >>> evaluator.ranking_key({"loss": 2.5, "accuracy": 0.5})
+      2.5
+    """
 
     def __init__(
         self, config: T5Config, batches: Iterable[Batch], *, policy: ComputePolicy, mesh: Mesh
     ):
-        """Compile the evaluation.
+        """Store the batches and make the evaluation step.
 
         Args:
-          config: of the model.
-          batches: held-out data, the rows of this process.
-          policy: how the model computes.
-          mesh: to compute on.
+          config: architecture.
+          batches: held-out batches with the rows of this process.
+          policy: dtype and attention kernel.
+          mesh: device mesh of the parameters.
         """
         self._eval_step = make_eval_step(config, policy=policy, mesh=mesh)
         self._batches = list(batches)
         self._mesh = mesh
 
     def evaluate(self, params: Params, step: int) -> dict[str, float]:
-        """Return `loss` and `accuracy`; see `evaluate_loss`."""
+        """Evaluate parameters.
+
+        Args:
+          params: parameters of the model.
+          step: ignored.
+        Returns:
+          "loss" in nats per target token, and "accuracy" in [0, 1].
+        """
         del step
         return evaluate_loss(self._eval_step, params, self._batches, mesh=self._mesh)
 
     def ranking_key(self, evaluation: Mapping[str, float]) -> float:
-        """Return the loss."""
+        """Return the loss of an evaluation.
+
+        Args:
+          evaluation: metrics from `evaluate`.
+        Returns:
+          The number that checkpoints are ranked by; lower is better.
+        """
         return evaluation["loss"]
 
 
 def count_targets(
     chunks: ExampleSource, objective: Objective, vocab_size: int, *, max_examples: int = 2000
 ) -> Int[np.ndarray, " V"]:
-    """Count how often each id is a target in the first `max_examples` chunks."""
+    """Count the target ids of the first `max_examples` chunks.
+
+    Args:
+      chunks: chunks of token ids.
+      objective: pre-training objective, which makes the targets.
+      vocab_size: V.
+      max_examples: maximum number of chunks to count.
+    Returns:
+      [V] int64 counts.
+    """
     counts = np.zeros(vocab_size, np.int64)
     for i in range(min(len(chunks), max_examples)):
         targets = objective.example(chunks[i], np.random.default_rng(i))["decoder_target_tokens"]
@@ -102,15 +153,16 @@ def count_targets(
 def baseline_losses(
     counts: Int[np.ndarray, " V"], eval_batches: Sequence[Batch]
 ) -> tuple[float, float]:
-    """Return held-out losses of two baselines that read no inputs, in nats per target token.
+    """Return the held-out losses of the uniform and the unigram baseline.
 
     Args:
-      counts: [V] how often each id is a target in the training data.
-      eval_batches: held-out data.
+      counts: [V] counts of the target ids in the training data.
+      eval_batches: held-out batches.
     Returns:
-      The losses of the uniform distribution over the ids, and of their smoothed frequencies.
+      Losses of the uniform and of the add-one smoothed unigram distribution, in nats per target
+      token.
     """
-    # One more of each, so that an unseen id is improbable rather than impossible.
+    # Add-one smoothing: an unseen id has a finite loss.
     log_probs = np.log((counts + 1) / (counts + 1).sum())
     targets = np.concatenate([batch["decoder_target_tokens"].ravel() for batch in eval_batches])
     weights = np.concatenate([batch["decoder_loss_weights"].ravel() for batch in eval_batches])

@@ -1,7 +1,7 @@
-"""What training minimises.
+"""Cross-entropy loss, with the logits of a whole batch or computed in vocabulary chunks.
 
-Shape letters: B batch, T target length, V vocabulary, D d_model; P parts of the vocabulary that lie
-on different devices, C columns of one chunk of one part.
+Shape letters: B batch, T target length, V vocabulary, D d_model; P vocabulary shards on different
+devices, C columns per chunk of a shard.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ _NO_MESH = Sharder()
 
 
 class LossSums(NamedTuple):
-    """Sums over the tokens of a batch, so that batches and devices add up; all float32 scalars.
+    """Weighted sums over target tokens, float32 scalars; add them over batches and devices.
 
     Attributes:
-      total: Cross entropy with smoothed targets plus z-loss, weighted: what is differentiated.
-      cross_entropy: In nats, weighted, without smoothing or z-loss.
-      correct: Weighted count of targets that had the highest logit, alone or with others.
-      weight: Sum of the weights: the number of tokens that counted.
+      total: training loss: cross entropy with label smoothing, plus z-loss, in nats.
+      cross_entropy: cross entropy without label smoothing or z-loss, in nats.
+      correct: weighted number of targets with the highest logit, ties included.
+      weight: sum of the weights; with weights 0 and 1, the number of target tokens.
     """
 
     total: Float[Array, ""]
@@ -42,21 +42,23 @@ def cross_entropy(
     z_loss: float,
     label_smoothing: float,
 ) -> LossSums:
-    r"""Token-weighted cross entropy with a penalty on the log-partition function.
+    r"""Compute the token-weighted cross entropy with z-loss.
 
     .. math:: \sum_i w_i \left( \log Z_i - (1 - \epsilon) x_{i, y_i}
         - \frac{\epsilon}{V} \sum_v x_{i, v} + \zeta \log^2 Z_i \right)
 
-    The penalty keeps logits from drifting; T5 v1.1 and later were trained with 1e-4.
-    (arXiv:2204.02311, section 5)  A smoothed target is one of every id with the probability
-    epsilon / V, and else the token itself.  (arXiv:1512.00567, section 7)
+    The z-loss keeps logits from drifting (arXiv:2204.02311, section 5); T5 v1.1 and later used
+    1e-4.  Label smoothing assigns probability epsilon / V to every id, and the rest to the target
+    (arXiv:1512.00567, section 7).
 
     Args:
-      logits: float32.
-      targets: ids.
-      weights: 0 where a token does not count.
-      z_loss: weight of the penalty, the zeta above.
-      label_smoothing: in [0, 1), the epsilon above; V counts all columns of the logits.
+      logits: [B, T, V] float32.
+      targets: [B, T] target ids.
+      weights: [B, T] loss weights, 0 to ignore a token.
+      z_loss: weight zeta of the z-loss.
+      label_smoothing: smoothing epsilon, in [0, 1); V counts all columns of the logits.
+    Returns:
+      float32 sums over the target tokens.
     """
     log_z = jax.scipy.special.logsumexp(logits, axis=-1)
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -83,25 +85,27 @@ def chunked_cross_entropy(
     num_parts: int = 1,
     sharder: Sharder = _NO_MESH,
 ) -> LossSums:
-    """`cross_entropy` of `states @ kernel * scale`, whose logits never exist all at once.
+    """Compute `cross_entropy` of `states @ kernel * scale` without materializing all logits.
 
-    They are made one chunk of the vocabulary after the other, once for the loss and once more for
-    its gradient; in between, one log-partition a token is kept.  (as in arXiv:2411.09009)
+    Logits are computed one vocabulary chunk at a time, for the loss and again for its gradient;
+    only log Z is saved per token (as in arXiv:2411.09009).
 
     Args:
-      states: final decoder states.
-      kernel: [D, V] or [V, D]; its gradient is float32 until it is rounded to the kernel's type.
-      targets: ids.
-      weights: 0 where a token does not count.  They have no gradient.
-      vocab_axis: the axis of `kernel` that counts the vocabulary.
-      scale: of the logits.
-      z_loss: weight of the penalty.
-      label_smoothing: in [0, 1), the share of a target that all ids of the kernel have.
-      num_chunks: how many chunks to make, at least.
-      num_parts: ways in which devices divide the vocabulary; every chunk takes from each.
-      sharder: of the model.
+      states: [B, T, D] final decoder states.
+      kernel: [D, V] or [V, D]; its gradient is accumulated in float32 and cast to its dtype.
+      targets: [B, T] target ids.
+      weights: [B, T] loss weights, 0 to ignore a token; not differentiable.
+      vocab_axis: vocabulary axis of `kernel`.
+      scale: factor of the logits.
+      z_loss: weight of the z-loss.
+      label_smoothing: smoothing epsilon, in [0, 1), spread over all V ids.
+      num_chunks: minimum number of chunks.
+      num_parts: number of vocabulary shards; each chunk takes columns from every shard.
+      sharder: sharder of the model.
+    Returns:
+      float32 sums over the target tokens.
     Raises:
-      ValueError: `num_parts` does not divide the vocabulary.
+      ValueError: `num_parts` does not divide the vocabulary size.
     """
     vocab_size = kernel.shape[vocab_axis]
     if vocab_size % num_parts:
@@ -116,7 +120,7 @@ def chunked_cross_entropy(
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """How a kernel is cut: axis `vocab_axis` seen as [P, chunks, C]."""
+    """Chunking of a kernel: axis `vocab_axis` is viewed as [P, chunks, C]."""
 
     vocab_size: int
     vocab_axis: int
@@ -132,7 +136,7 @@ class _Plan:
 
     @property
     def columns(self) -> int:
-        """C; the last chunk overlaps the one before it if they do not divide a part."""
+        """C; the last chunk overlaps the previous one if C does not divide the shard."""
         return -(-self.part_size // min(self.num_chunks, self.part_size))
 
     @property
@@ -144,14 +148,15 @@ class _Plan:
         return self.num_steps * self.columns > self.part_size
 
     def first_column(self, index: Array) -> Array:
-        """Where chunk `index` begins in every part."""
+        """Return the first column of chunk `index` within every shard."""
         return jnp.minimum(index * self.columns, self.part_size - self.columns)
 
 
 def _chunk(plan: _Plan, kernel: Array, index: Array, rank: int) -> tuple[Array, Array, Array]:
-    """Chunk `index`: its kernel, the id of every column, and which are not of the chunk before.
+    """Return the kernel of chunk `index`, its column ids, and a mask of its new columns.
 
-    The last two have the shape [... P C] and [... 1 C], of a rank to be broadcast.
+    Ids and mask have shapes [..., P, C] and [..., 1, C], with leading axes of size 1 up to `rank`.
+    The mask is False for columns shared with the previous chunk.
     """
     start = plan.first_column(index)
     split = kernel.reshape(_split_shape(plan, kernel.shape))
@@ -169,7 +174,7 @@ def _split_shape(plan: _Plan, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _letters(plan: _Plan, rows: Array) -> tuple[str, str]:
-    """Subscripts of the rows' own axes and of a chunk of the kernel."""
+    """Return the einsum subscripts of the leading axes of the rows, and of a kernel chunk."""
     return "bt"[: rows.ndim - 1], "pcd" if plan.vocab_axis == 0 else "dpc"
 
 
@@ -180,7 +185,7 @@ def _logits(plan: _Plan, rows: Array, part: Array) -> Float[Array, "*A P C"]:
 
 
 def _mean_logits(plan: _Plan, rows: Array, kernel: Array) -> Float[Array, "*A"]:
-    """Over the vocabulary: a product with the kernel's mean, which needs no logits."""
+    """Return the mean logit over the vocabulary, from the kernel's mean instead of the logits."""
     mean = jnp.mean(kernel.astype(rows.dtype), axis=plan.vocab_axis, dtype=jnp.float32)
     return plan.scale * jnp.einsum(
         "...d,d->...", rows.astype(jnp.float32), mean, precision=jax.lax.Precision.HIGHEST
@@ -198,8 +203,8 @@ def _forward(
     lowest = jnp.finfo(jnp.float32).min
 
     def add(carry, index):
-        # The greatest logit so far, the sum of exponentials below it, and the target's logit, of
-        # each part.
+        # Online log-sum-exp per shard: maximum logit, sum of exponentials relative to it, and the
+        # logit of the target.
         top, total, target = carry
         part, ids, new = _chunk(plan, kernel, index, rows.ndim + 1)
         logits = jnp.where(new, _logits(plan, rows, part), -jnp.inf)
@@ -234,9 +239,9 @@ def _forward(
 def _backward(plan: _Plan, kept: Any, cotangents: LossSums):
     rows, kernel, targets, weights, log_z = kept
     own, of_kernel = _letters(plan, rows)
-    # Of every probability, and of the target's logit.
+    # Factor of every probability, and of the target's logit.
     plain = (cotangents.total + cotangents.cross_entropy) * weights
-    # What smoothing takes from the target's logit, and gives to all in equal shares.
+    # Label smoothing moves this amount from the target's logit to all ids in equal parts.
     moved = plan.label_smoothing * cotangents.total * weights if plan.label_smoothing else None
     slope = plain + cotangents.total * weights * (2 * plan.z_loss) * log_z
     slope = jnp.where(weights != 0, slope, 0.0)
@@ -250,14 +255,14 @@ def _backward(plan: _Plan, kept: Any, cotangents: LossSums):
         hit = targets[..., None, None] == ids
         of_target = plain
         if moved is not None:
-            # Before they are rounded: most probabilities come close to their share.
+            # In float32, before the cast: most probabilities nearly cancel their part.
             to_logits = to_logits - (moved / plan.vocab_size)[..., None, None]
             of_target = plain - moved
         to_logits = jnp.where(hit, to_logits - of_target[..., None, None], to_logits)
         counts = new & (weights != 0)[..., None, None]
         to_logits = (jnp.where(counts, to_logits, 0.0) * plan.scale).astype(rows.dtype)
         narrow = part.astype(rows.dtype)
-        # Parts stay apart until the end, so that devices add up once and not for every chunk.
+        # Sum over shards after the scan: one all-reduce instead of one per chunk.
         subscripts = f"{own}pc,{of_kernel}->p{own}d"
         to_rows = to_rows + jnp.einsum(
             subscripts, to_logits, narrow, preferred_element_type=jnp.float32
@@ -265,7 +270,7 @@ def _backward(plan: _Plan, kept: Any, cotangents: LossSums):
         subscripts = f"{own}pc,{own}d->{of_kernel}"
         to_part = jnp.einsum(subscripts, to_logits, rows, preferred_element_type=jnp.float32)
         axis, start = plan.vocab_axis + 1, plan.first_column(index)
-        if plan.overlaps:  # what the last chunk shares with the one before gets nothing from it
+        if plan.overlaps:  # keep the gradient of columns shared with the previous chunk
             before = jax.lax.dynamic_slice_in_dim(to_kernel, start, plan.columns, axis=axis)
             to_part = to_part + before
         to_kernel = jax.lax.dynamic_update_slice_in_dim(to_kernel, to_part, start, axis=axis)
@@ -286,7 +291,7 @@ _chunked.defvjp(_forward, _backward)
 def _sums(
     log_z: Array, target_logits: Array, correct: Array, weights: Array, *, z_loss: float
 ) -> LossSums:
-    # Chosen, not multiplied: what does not count must not be able to turn the sum into NaN.
+    # `where` rather than a product: ignored tokens must not turn the sum into NaN.
     counts = weights != 0
     entropy = jnp.sum(jnp.where(counts, weights * (log_z - target_logits), 0.0))
     penalty = z_loss * jnp.sum(jnp.where(counts, weights * jnp.square(log_z), 0.0))
@@ -302,6 +307,6 @@ def _smoothed(
     *,
     label_smoothing: float,
 ) -> LossSums:
-    """`plain`, the share `label_smoothing` of whose targets is spread over the vocabulary."""
+    """Add label smoothing to the total of `plain`."""
     rise = jnp.where(weights != 0, weights * (target_logits - mean_logits), 0.0)
     return plain._replace(total=plain.total + label_smoothing * jnp.sum(rise))

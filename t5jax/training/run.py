@@ -1,6 +1,6 @@
-"""A run: the options that all runs share, and the folder that records them.
+"""Options shared by all runs, and the run directory that records them.
 
-The folder makes the same command continue the run, and refuses another one.
+The same options resume the run of a directory; other options are rejected.
 """
 
 import dataclasses
@@ -33,36 +33,37 @@ from t5jax.training.trainer import FitConfig
 RUN_FILE = "run.json"
 OPTIONS_FILE = "options.yaml"
 
-# Options that were added later, with the values of runs that do not record them.
+# Options added later, with the values that older runs used implicitly.
 UNRECORDED = {"optimizer.momentum": 0.95}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Options that pre-training and fine-tuning share.
+    """Options shared by pre-training and fine-tuning.
 
     Attributes:
-      output: Folder of the run, made if absent; if it holds this same run, the run continues.
-      model: Architecture: 'tiny', a published size such as 't5-v1_1-base', or a JSON file with the
-        fields of T5Config.  But for a JSON file, the vocabulary size is the tokenizer's.
-      tokenizer: Folder of a tokenizer, such as a downloaded T5's, or 'bytes'.  Without it, one is
-        trained.
-      vocab_size: Pieces of the tokenizer that is trained, 4000 unless given; 100 sentinels are
-        added.
-      batch_size: Rows a step, over all devices.
-      optimizer: How parameters are updated.
-      dropout_rate: Instead of the model's.
-      dropout_steps: Steps with that dropout, and none after them, for models that are too small or
-        trained too briefly to overfit (early dropout, arXiv:2303.01500).  Unless given, all.
-      dtype: Type to compute in; auto is bfloat16 on TPU and GPU and float32 on a CPU.
-      remat: What the backward pass recomputes to save memory: nothing (the default), all but the
-        matrix products with weights ('dots'), or each block ('full').
-      attention: How attention is computed: for all pairs of positions at once ('plain'), or block
-        by block, in less memory ('blockwise', or 'pallas' as a kernel for TPU).  'auto', the
-        default, chooses by the length.
-      mesh: How devices share the work.
-      hosts: The processes that train together.
-      seed: Of initial parameters, dropout, and what is random about the data.
+      output: run directory, created if missing; a run with the same options is resumed.
+      model: architecture: 'tiny', a published size such as 't5-v1_1-base', or a JSON file with the
+        fields of T5Config.  The vocabulary size is the tokenizer's, except with a JSON file.
+      tokenizer: folder of a tokenizer, such as that of a downloaded T5, or 'bytes'; by default, a
+        tokenizer is trained.
+      vocab_size: vocabulary size of the trained tokenizer, without its 100 sentinels; 4000 by
+        default.
+      batch_size: number of rows per step, over all devices.
+      fit: number of steps, evaluation, checkpoints and logs.
+      optimizer: optimizer and learning rate schedule.
+      step: loss, gradient accumulation, freezing and parameter averaging.
+      dropout_rate: dropout probability; defaults to the model's.
+      dropout_steps: number of initial steps with dropout, for models that underfit (early dropout,
+        arXiv:2303.01500); defaults to all steps.
+      dtype: compute dtype; auto = bfloat16 on TPU and GPU, float32 on CPU.
+      remat: rematerialization in the backward pass, to save memory: 'none' (default), 'dots'
+        (recompute everything except matmuls with weights) or 'full' (recompute whole blocks).
+      attention: attention kernel: 'plain' (all scores at once), 'blockwise' (in blocks, less
+        memory), 'pallas' (blockwise TPU kernel) or 'auto' (default, chosen by length).
+      mesh: device mesh.
+      hosts: processes of a multi-process run.
+      seed: random seed for init, dropout and data order.
     """
 
     output: str
@@ -93,8 +94,8 @@ class RunConfig:
             raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
         if self.tokenizer is not None and self.vocab_size is not None:
             raise ValueError(
-                f"vocab_size must be left out with a tokenizer, got {self.vocab_size}; it is the "
-                "size of one that is trained."
+                f"vocab_size must be left out with a tokenizer, got {self.vocab_size}; it only "
+                "applies if a tokenizer is trained."
             )
         if "://" in self.output:
             raise ValueError(
@@ -105,18 +106,21 @@ class RunConfig:
 
     @property
     def folder(self) -> Path:
-        """Return the folder of the run."""
+        """Return the run directory."""
         return Path(self.output).expanduser()
 
     @property
     def model_changes(self) -> dict[str, Any]:
-        """Return the fields of T5Config that options override."""
+        """Return the fields of T5Config that the options override."""
         return {} if self.dropout_rate is None else {"dropout_rate": self.dropout_rate}
 
     def compute_policy(self) -> ComputePolicy:
-        """Return how the model computes.
+        """Return the compute policy of the options.
 
-        A model file of an older version may set what the options leave open.
+        A model file of an older version sets the defaults of unset options.
+
+        Returns:
+          Policy with a resolved dtype, "float32" or "bfloat16".
         """
         dtype = None if self.dtype == "auto" else self.dtype
         options = {"dtype": dtype, "remat": self.remat, "attention": self.attention}
@@ -126,7 +130,7 @@ class RunConfig:
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Return the numbers of tokens in a row of inputs and in one of targets."""
+        """Return the number of tokens in a row of inputs, and in a row of targets."""
         raise NotImplementedError
 
     @property
@@ -136,12 +140,12 @@ class RunConfig:
 
     @property
     def keep_round(self) -> tuple[int, int] | None:
-        """Return `keep_round` of `CheckpointManager`."""
+        """Return the argument `keep_round` of `CheckpointManager`."""
         return None
 
 
-# Options that may change when a run is continued: they do not affect what it learns, except for the
-# last bits where devices divide a sum differently.
+# Options that may change when a run is resumed: results differ at most by rounding, when devices
+# split a sum differently.
 _RESUMABLE = (
     "output",
     "mesh",
@@ -157,23 +161,23 @@ _RESUMABLE = (
 def check_run_dir(
     folder: Path, options: dict[str, Any], *, unrecorded: dict[str, Any] | None = None
 ) -> None:
-    """Check that the folder of a run is new, or holds a run with these options.
+    """Check that a run directory is new, or holds a run with the same options.
 
     Args:
-      folder: folder of the run.
+      folder: run directory.
       options: options by dotted name.
-      unrecorded: options that were added later, with the values of runs that do not record them.
+      unrecorded: options added later, with the values that older runs used implicitly.
     Raises:
-      FileExistsError: the folder holds something else.
-      FileNotFoundError: this process does not see what process 0 wrote.
+      FileExistsError: the folder is not empty and not a run directory.
+      FileNotFoundError: this process does not see the files of process 0.
       ValueError: the folder holds a run with other options.
     """
     path = folder / RUN_FILE
     if not path.exists():
         if not is_main_process():
             raise FileNotFoundError(
-                f"output must be a folder on a disk that all processes share, got {folder}, in "
-                f"which process {process_index()} does not see what process 0 wrote."
+                f"output must be a folder on a disk shared by all processes, got {folder}, where "
+                f"process {process_index()} does not see the files of process 0."
             )
         if folder.exists() and not (folder.is_dir() and all(map(is_temporary, folder.iterdir()))):
             raise FileExistsError(
@@ -182,8 +186,8 @@ def check_run_dir(
             )
         return
     recorded = {**(unrecorded or {}), **_read_run(path)["options"]}
-    # Older versions recorded "auto" if a model file set the type, and the type in the config, which
-    # a run that crashed in between lacks.
+    # Older versions recorded "auto" if a model file set the dtype.  The dtype is in the config,
+    # which is missing if the run crashed before writing it.
     if recorded.get("dtype") == "auto":
         config = folder / CONFIG_FILE
         fields = read_compute_fields(config) if config.exists() else {}
@@ -192,21 +196,23 @@ def check_run_dir(
         if options.get(name) != recorded.get(name):
             raise ValueError(
                 f"{folder} holds another run: its {name} is {recorded.get(name)!r}, and "
-                f"{options.get(name)!r} was asked for; choose another --output, or give the "
-                "options of that run to continue it."
+                f"{options.get(name)!r} was asked for; choose another --output, or use the "
+                "options of that run to resume it."
             )
 
 
 def recorded_options(config: RunConfig, *, resumable: Collection[str]) -> dict[str, Any]:
-    """Return all options that affect the numbers of a run, by dotted name.
+    """Return the options that affect the results of a run, by dotted name.
 
     Args:
       config: options of the run.
-      resumable: further options that may change when the run is continued.
+      resumable: additional options that may change when the run is resumed.
+    Returns:
+      JSON values by name, such as "optimizer.clip_norm"; "dtype" is resolved.
     """
     excluded = {*_RESUMABLE, *resumable}
     if not config.optimizer.schedule.spans_run:
-        excluded.add("fit.steps")  # such a run can be made longer
+        excluded.add("fit.steps")  # the schedule allows more steps later
 
     def flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         if prefix in excluded:
@@ -215,10 +221,10 @@ def recorded_options(config: RunConfig, *, resumable: Collection[str]) -> dict[s
             for name, inner in value.items():
                 yield from flatten(f"{prefix}.{name}".lstrip("."), inner)
         else:
-            # JSON, in which they are compared, has no tuples.
+            # Compared with JSON, which has no tuples.
             yield prefix, list(value) if isinstance(value, tuple) else value
 
-    # Resolved, so that a run begun on one kind of device does not change type on another.
+    # Resolved, so that a run cannot change dtype when resumed on another kind of device.
     dtype = config.compute_policy().dtype
     return {**dict(flatten("", dataclasses.asdict(config))), "dtype": dtype}
 
@@ -231,25 +237,25 @@ def claim_run_dir(
     model: T5Config,
     tokenizer: Tokenizer,
 ) -> None:
-    """Make the folder this run's, or check that its run has this text and this model.
+    """Record a run in its directory, or check that the recorded text and model are the same.
 
-    Process 0 writes; the others check.
+    Process 0 writes; all processes check.
 
     Args:
-      folder: folder of the run.
-      options: as from `recorded_options`.
-      text_digest: identity of the training data, as from `corpus_digest`.
+      folder: run directory.
+      options: options from `recorded_options`.
+      text_digest: digest of the training data, such as from `corpus_digest`.
       model: architecture, written to the folder.
-      tokenizer: of the run, written to the folder.
+      tokenizer: tokenizer of the run, written to the folder.
     Raises:
-      ValueError: the run has other text, or another model.
+      ValueError: the folder holds a run with other text or another model.
     """
     path = folder / RUN_FILE
     if path.exists():
         if _read_run(path)["corpus"] != text_digest:
             raise ValueError(
-                f"{folder} holds a run on other text: what {RUN_FILE} records of the corpus is not "
-                "what is there now; restore the text, or choose another --output."
+                f"{folder} holds a run on other text: the corpus differs from the digest in "
+                f"{RUN_FILE}; restore the text, or choose another --output."
             )
         if (folder / CONFIG_FILE).exists():
             before = T5Config.from_file(folder / CONFIG_FILE)
@@ -264,19 +270,19 @@ def claim_run_dir(
         return
     folder.mkdir(parents=True, exist_ok=True)
     record = {"options": options, "corpus": text_digest}
-    # Older versions recorded fewer options, and a dtype of "auto", which the config written below
-    # no longer resolves.
+    # Older versions recorded fewer options, and dtype "auto", which the config written below no
+    # longer resolves.
     if not path.exists() or _read_run(path) != record:
         write_atomically(path, json.dumps(record, indent=2) + "\n")
-    # Written even if the record is there, since a run may have crashed in between.
+    # Written even if the record exists: a run may have crashed before writing these.
     tokenizer.save(folder)
     write_atomically(folder / CONFIG_FILE, model.to_json())
 
 
 def save_options(config: RunConfig) -> None:
-    """Write the options of a run to its folder, as a file for `--config`; process 0 only.
+    """Write the options of a run to `options.yaml`, a file for `--config`; process 0 only.
 
-    Leaves out `output` and `hosts`, which belong to one run on one machine.
+    `output` and `hosts` are excluded, as they are specific to a run and a machine.
 
     Args:
       config: options of the run.
@@ -291,7 +297,7 @@ def save_options(config: RunConfig) -> None:
 
 
 def corpus_digest(chunks: ExampleSource) -> str:
-    """Return a hash of the number of chunks and of up to 64 evenly spaced ones."""
+    """Return the SHA-256 of the number of chunks and of up to 64 evenly spaced chunks."""
     digest = hashlib.sha256(str(len(chunks)).encode())
     for i in range(0, len(chunks), -(-len(chunks) // 64)):
         digest.update(chunks[i].tobytes())

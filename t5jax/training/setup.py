@@ -1,4 +1,4 @@
-"""Build the parts of a run from its options: mesh, tokenizer, model, state, trainer."""
+"""Build the mesh, tokenizer, model, state and trainer of a run from its options."""
 
 import functools
 import itertools
@@ -28,12 +28,12 @@ from t5jax.training.step import Metrics, TrainState, make_train_step
 from t5jax.training.tracker import Tracker, open_tracker, read_evaluations
 from t5jax.training.trainer import Evaluator, FitResult, Trainer, check_steps, restore_state
 
-# The name of ByT5's tokenizer, which needs no files.
+# Option value for ByT5's tokenizer, which needs no files.
 BYTES = "bytes"
 
 DEFAULT_VOCAB_SIZE = 4000
 
-# The model of a run without arguments: minutes on two cores.
+# Default model; trains in minutes on two CPU cores.
 TINY = {
     "d_model": 128,
     "d_ff": 512,
@@ -47,12 +47,14 @@ TINY = {
 
 
 def setup_mesh(config: RunConfig) -> Mesh:
-    """Make the mesh of a run.
+    """Make the device mesh of a run.
 
     Args:
       config: options of the run.
+    Returns:
+      Mesh that divides the batch size and the lengths.
     Raises:
-      ValueError: the mesh does not divide the rows of a batch, or their lengths.
+      ValueError: the mesh does not divide the batch size, or the input or target length.
     """
     mesh = make_mesh(config.mesh)
     check_batch_size(config.batch_size, mesh=mesh, accumulate=config.step.accumulate)
@@ -61,14 +63,16 @@ def setup_mesh(config: RunConfig) -> Mesh:
 
 
 def setup_tokenizer(config: RunConfig, texts: Callable[[], Iterable[str]]) -> Tokenizer:
-    """Return the tokenizer of a run: its own if it has one already, else that of the options.
+    """Load the tokenizer of a run directory or of the options, else train one.
 
     Args:
       config: options of the run.
-      texts: returns the text to train a tokenizer on, if the options name none.
+      texts: function that returns the text to train a tokenizer on.
+    Returns:
+      The tokenizer.
     Raises:
-      FileNotFoundError: the options name a tokenizer that does not exist.
-      ValueError: padding and unknown text have the same id.
+      FileNotFoundError: `config.tokenizer` does not exist or holds no tokenizer.
+      ValueError: the padding id is also the unknown id.
     """
     tokenizer = load_tokenizer(config.folder) if config.folder.is_dir() else None
     if tokenizer is None and config.tokenizer == BYTES:
@@ -78,22 +82,22 @@ def setup_tokenizer(config: RunConfig, texts: Callable[[], Iterable[str]]) -> To
         tokenizer = load_tokenizer(config.tokenizer)
     if tokenizer is None:
         vocab_size = config.vocab_size or DEFAULT_VOCAB_SIZE
-        log_once(f"training a vocabulary of {vocab_size} pieces")
+        log_once(f"training a tokenizer with a vocabulary of {vocab_size}")
         tokenizer = train_tokenizer(texts(), vocab_size=vocab_size)
     if tokenizer.pad_id == tokenizer.unk_id:
         raise ValueError(
-            f"the tokenizer must have a padding id of its own, got {tokenizer.pad_id} for padding "
+            f"the tokenizer must have a separate padding id, got {tokenizer.pad_id} for padding "
             "and for unknown text; train one with t5jax.tokenizers.train_tokenizer."
         )
     return tokenizer
 
 
 def check_files(model: str, tokenizer: str | None) -> None:
-    """Check that the files named by options exist, before anything slow is done.
+    """Check that the files named by options exist, before any slow work.
 
     Raises:
       FileNotFoundError: `model` is a JSON file, or `tokenizer` a folder, that does not exist.
-      ValueError: the JSON file is not that of a model.
+      ValueError: the JSON file is not a model config.
     """
     if tokenizer is not None:
         check_tokenizer(tokenizer)
@@ -110,7 +114,7 @@ def check_files(model: str, tokenizer: str | None) -> None:
 
 
 def check_tokenizer(tokenizer: str) -> None:
-    """Raise FileNotFoundError unless there is a tokenizer of this name."""
+    """Raise FileNotFoundError if a tokenizer does not exist."""
     if tokenizer == BYTES:
         return
     if not Path(tokenizer).is_dir():
@@ -120,22 +124,24 @@ def check_tokenizer(tokenizer: str) -> None:
         )
     if load_tokenizer(tokenizer) is None:
         raise FileNotFoundError(
-            f"{tokenizer} must hold spiece.model or a ByT5 tokenizer_config.json, and "
-            "holds neither; leave --tokenizer out to train one on the corpus."
+            f"tokenizer {tokenizer} must hold spiece.model or a ByT5 tokenizer_config.json, got "
+            "neither; leave it out to train one on the corpus."
         )
 
 
 def setup_model(
     config: RunConfig, tokenizer: Tokenizer, *, architecture: Mapping[str, Any] | None = None
 ) -> T5Config:
-    """Return the architecture that the options name: 'tiny', a published size, or a JSON file.
+    """Return the architecture of a run: 'tiny', a published size, or a JSON file.
 
     Args:
       config: options of the run.
-      tokenizer: sets the vocabulary and its special ids.
-      architecture: fields of T5Config to override, before those that the options override.
+      tokenizer: tokenizer of the run, which sets the vocabulary size and special ids.
+      architecture: fields of T5Config to override; `config.model_changes` take precedence.
+    Returns:
+      The architecture.
     Raises:
-      ValueError: the vocabulary of a JSON file is not the tokenizer's.
+      ValueError: the vocabulary of a JSON file does not fit the tokenizer.
     """
     name = config.model
     changes = {**(architecture or {}), **config.model_changes}
@@ -154,7 +160,17 @@ def setup_model(
 
 
 def check_vocabulary(model: T5Config, source: str, tokenizer: Tokenizer) -> T5Config:
-    """Return the model, or raise ValueError if its vocabulary is not the tokenizer's."""
+    """Check that the vocabulary of a model fits a tokenizer.
+
+    Args:
+      model: architecture.
+      source: file or checkpoint of the model, for error messages.
+      tokenizer: tokenizer of the run.
+    Returns:
+      `model`.
+    Raises:
+      ValueError: the vocabulary is too small, or the padding or EOS id differs.
+    """
     if model.vocab_size < tokenizer.vocab_size:
         raise ValueError(
             f"{source}: vocab_size must be at least the tokenizer's {tokenizer.vocab_size}, "
@@ -183,17 +199,17 @@ def open_checkpoints(config: RunConfig) -> CheckpointManager:
 def restore_run(
     config: RunConfig, checkpoints: CheckpointManager, abstract: TrainState, batches: Any
 ) -> TrainState | None:
-    """Restore the state that a run continues from, with `batches` moved to its position.
+    """Restore the newest state of a run, and move `batches` to its data position.
 
     Args:
       config: options of the run.
-      checkpoints: of the run.
+      checkpoints: checkpoints of the run.
       abstract: shapes, dtypes and shardings of the state.
       batches: iterator with `set_state`.
     Returns:
-      The state; None if the run has no checkpoint yet.
+      The state, or None if there is no checkpoint.
     Raises:
-      ValueError: no checkpoint can be read, or the run is beyond its last step.
+      ValueError: all checkpoints are damaged, or the run is beyond its last step.
     """
     state = restore_state(checkpoints, abstract, batches, warn=log_once)
     if state is not None:
@@ -203,7 +219,14 @@ def restore_run(
 
 
 def log_model(model: T5Config, params: Params, policy: ComputePolicy, mesh: Mesh) -> None:
-    """Print the size of a model and the devices that it is trained on."""
+    """Log the size of a model, its dtype and its devices.
+
+    Args:
+      model: architecture.
+      params: parameters of the model.
+      policy: compute policy.
+      mesh: device mesh.
+    """
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     devices = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     several = f", {process_count()} processes" if process_count() > 1 else ""
@@ -228,20 +251,24 @@ def run_trainer(
     trackers: Sequence[Tracker] = (),
     chunk_ids: Callable[[int], Sequence[int]] | None = None,
 ) -> FitResult:
-    """Assemble the trainer of a run, train to the end or an interruption, and close everything.
+    """Assemble the trainer of a run, train, and close trackers and checkpoints.
 
     Args:
       config: options of the run.
-      state: consumed.
-      batches: iterator with `get_state`, at the position that belongs to `state`.
+      state: initial state; its buffers are donated.
+      batches: iterator with `get_state`, at the data position of `state`.
       model: architecture.
-      policy: how the model computes.
-      optimizer: as from `make_optimizer`.
-      mesh: mesh of the state.
-      evaluator: evaluates the parameters, and ranks the evaluations.
-      checkpoints: of the run.
-      trackers: receive the metrics, besides the files of the run.
-      chunk_ids: returns the chunks of text that a step trains on.
+      policy: dtype, rematerialization and attention kernel.
+      optimizer: optax transformation, such as from `t5jax.optim.make_optimizer`.
+      mesh: device mesh of the state.
+      evaluator: evaluates parameters and ranks evaluations.
+      checkpoints: checkpoints of the run, closed at the end.
+      trackers: additional metric trackers, used by process 0 and closed at the end.
+      chunk_ids: function from a step to the chunks of text in its batch.
+    Returns:
+      The final state and its evaluation.
+    Raises:
+      ValueError, OSError: see `Trainer.fit`.
     """
     start_step = int(state.step)
     previous_evaluations = read_evaluations(config.folder, until=start_step)
@@ -264,14 +291,17 @@ def run_trainer(
     checkpoints.close()
     last_step = int(result.state.step)
     if result.interrupted:
-        log_once(f"saved step {last_step} in {config.folder}; the same command continues it")
+        log_once(f"saved step {last_step} in {config.folder}; run the same command to resume")
     elif last_step < config.fit.steps:
-        log_once(f"stopped at step {last_step}: {config.fit.patience} evaluations without a better")
+        log_once(
+            f"stopped early at step {last_step}: no improvement in {config.fit.patience} "
+            "evaluations"
+        )
     return result
 
 
 def _peak_step_seconds(config: RunConfig, model: T5Config, mesh: Mesh) -> float | None:
-    """Return the seconds of a step at the peak rate of the devices; None if that is unknown."""
+    """Return the seconds per step at the devices' peak FLOP/s; None if unknown."""
     chip = chip_of_kind(mesh.devices.flat[0].device_kind)
     if chip is None:
         return None
@@ -293,7 +323,7 @@ def _setup_train_step(
     mesh: Mesh,
     start_step: int,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """Make the train step of a run, to be called once for each step from `start_step` on."""
+    """Make the train step of a run; call it once per step, from `start_step`."""
     make = functools.partial(
         make_train_step,
         optimizer=optimizer,
@@ -308,5 +338,5 @@ def _setup_train_step(
         return with_dropout
     last = config.dropout_steps
     without = make(model.replace(dropout_rate=0.0))
-    steps = itertools.count(start_step)  # reading the state's own count would wait for the device
+    steps = itertools.count(start_step)  # reading `state.step` would wait for the device
     return lambda *args: (with_dropout if next(steps) < last else without)(*args)

@@ -1,4 +1,4 @@
-"""The training step: one program, the same on one device and on many."""
+"""Training step: one jitted program for any number of devices."""
 
 import dataclasses
 import functools
@@ -28,31 +28,38 @@ from t5jax.parallel import (
 from t5jax.training import loss
 
 Metrics = dict[str, Array]
-# Logits of one chunk of the vocabulary take about this much of a device's memory.
+# Default memory limit per device for the logits of one vocabulary chunk.
 _CHUNK_BYTES = 2**26
-# Decay of the running mean of gradient norms, and steps before it is compared with.
+# Decay of the running mean of gradient norms, and number of steps before spikes are skipped.
 _NORM_DECAY, _SPIKE_WARMUP_STEPS = 0.98, 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepConfig:
-    """Options of a training step, besides those of the model and the optimizer.
+    """Options of the training step.
 
     Attributes:
-      z_loss: Weight of the z-loss.
-      label_smoothing: Share of every target that is spread over the whole vocabulary, in the loss
-        that is trained with but not in evaluations.
-      accumulate: Parts that a batch is computed in, one after the other: the same gradient with
-        less memory, though another dropout.
-      vocab_chunks: Parts of the vocabulary that logits are computed in, one after the other;
-        without it, as many as keep the logits of a part below 64 MiB a device.
-      spike_factor: Leave parameters as they are in steps whose gradient norm is more than this
-        many times its running mean; those with a loss or a gradient that is not finite are left
-        out in any case.
-      frozen: Parameters to leave as they are: regular expressions that fit whole '/'-separated
-        parts of a path, such as 'encoder' or 'token_embedder'.
-      ema_decay: Keep an exponential moving average of the parameters too, with this decay a step;
-        it is what is evaluated and used.
+      z_loss: weight of the z-loss, the penalty on log^2 of the softmax normalizer.
+      label_smoothing: probability spread over the vocabulary in training targets; evaluations do
+        not smooth.
+      accumulate: number of gradient accumulation microbatches per batch; same gradient with less
+        memory, except for different dropout masks.
+      vocab_chunks: number of vocabulary chunks for the logits, computed in turn to save memory;
+        by default, enough to keep a chunk below 64 MiB per device.
+      spike_factor: skip the update if the gradient norm exceeds this multiple of its running mean;
+        None disables it.  Steps with a non-finite loss or gradient are always skipped.
+      frozen: parameters to freeze, as regular expressions that match whole '/'-separated parts of
+        their paths, such as 'encoder' or 'token_embedder'.
+      ema_decay: decay per step of an exponential moving average (EMA) of the parameters, used for
+        evaluation and as the result; None disables it.
+
+    Example:
+      >>> options = t5jax.training.StepConfig(accumulate=4, ema_decay=0.999)
+      >>> options.z_loss
+      0.0001
+      >>> t5jax.training.StepConfig(spike_factor=1.0)
+      Traceback (most recent call last):
+      ValueError: spike_factor must be above 1, got 1.0; 10 is a good start.
     """
 
     z_loss: float = 1e-4
@@ -72,18 +79,18 @@ class StepConfig:
             )
         if self.spike_factor is not None and self.spike_factor <= 1:
             raise ValueError(
-                f"spike_factor must be above 1, got {self.spike_factor}; 10 is a sane choice."
+                f"spike_factor must be above 1, got {self.spike_factor}; 10 is a good start."
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in (0, 1), got {self.ema_decay}; 0.9999 is usual.")
 
 
 class GradientNorms(NamedTuple):
-    """Gradient norms of the steps that were not skipped.
+    """Gradient norm statistics of the steps that were not skipped.
 
     Attributes:
-      mean: Running mean, float32.
-      num_steps: Number of steps in it.
+      mean: running mean, float32.
+      num_steps: number of steps in the mean, int32.
     """
 
     mean: Float[Array, ""]
@@ -91,11 +98,20 @@ class GradientNorms(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """The training state: everything that a step changes.
+    """Training state: everything that a training step updates.
 
     Attributes:
-      ema_params: Exponential moving average of the parameters, if one is kept.
-      norms: Gradient norms of the steps so far, if spikes are skipped.
+      step: number of completed steps, skipped ones included, int32.
+      params: parameters, see `t5jax.models.init_params`.
+      opt_state: optimizer state of the trainable parameters.
+      ema_params: exponential moving average of the parameters; None without `ema_decay`.
+      norms: gradient norm statistics; None without `spike_factor`.
+
+    Example:
+      >>> step = jnp.zeros((), jnp.int32)
+      >>> state = t5jax.training.TrainState(step, params, opt_state=())
+      >>> int(state._replace(step=state.step + 1).step)
+      1
     """
 
     step: Int[Array, ""]
@@ -114,15 +130,27 @@ def init_state(
     options: StepConfig | None = None,
     params: Params | None = None,
 ) -> TrainState:
-    """Initialize a training state, every array on the devices that hold it.
+    """Initialize a sharded training state.
 
     Args:
-      config: of the model.
-      optimizer: as from `make_optimizer`.
-      mesh: to train on.
-      seed: of random parameters.
-      options: of the training step.
-      params: parameters to start from instead, which are consumed.
+      config: architecture.
+      optimizer: optax transformation, such as from `t5jax.optim.make_optimizer`.
+      mesh: device mesh to shard over.
+      seed: random seed for the parameters.
+      options: options of the training step; defaults to `StepConfig()`.
+      params: initial parameters to use instead of random ones; their buffers are donated.
+    Returns:
+      State at step 0, with float32 parameters.
+    Raises:
+      ValueError: a mesh axis does not divide the dimension it shards, or `options.frozen` matches
+        no parameter or all of them.
+
+    Example:
+      >>> import optax
+      >>> mesh = t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig())
+      >>> state = t5jax.training.init_state(config, optax.sgd(0.1), mesh=mesh, seed=0)
+      >>> int(state.step), state.params["token_embedder"]["embedding"].shape
+      (0, (97, 16))
     """
     options = options or StepConfig()
     abstract = abstract_state(config, optimizer, mesh=mesh, options=options)
@@ -144,10 +172,25 @@ def abstract_state(
     mesh: Mesh,
     options: StepConfig | None = None,
 ) -> TrainState:
-    """Return shapes, dtypes and shardings of `init_state` without computing anything.
+    """Return the shapes, dtypes and shardings of `init_state`, without allocating arrays.
 
+    Args:
+      config: architecture.
+      optimizer: optax transformation.
+      mesh: device mesh to shard over.
+      options: options of the training step; defaults to `StepConfig()`.
+    Returns:
+      Training state with a `jax.ShapeDtypeStruct` in place of every array.
     Raises:
-      ValueError: an axis of the mesh does not divide an axis that it shards.
+      ValueError: a mesh axis does not divide the dimension it shards, or `options.frozen` matches
+        no parameter or all of them.
+
+    Example:
+      >>> import optax
+      >>> mesh = t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig())
+      >>> state = t5jax.training.abstract_state(config, optax.adam(1e-3), mesh=mesh)
+      >>> state.params["token_embedder"]["embedding"].shape
+      (97, 16)
     """
     if config.num_heads % mesh.shape["tensor"]:
         raise ValueError(
@@ -161,7 +204,7 @@ def abstract_state(
 
 
 class MeshJit:
-    """A jitted function under `jax.set_mesh`, where a model finds its mesh."""
+    """Jitted function called under `jax.set_mesh`, from which the model reads its mesh."""
 
     def __init__(self, function: Any, mesh: Mesh):
         self._function, self._mesh = function, mesh
@@ -171,7 +214,7 @@ class MeshJit:
             return self._function(*args)
 
     def lower(self, *args: Any) -> Any:
-        """Lower the program for these arguments, which may be shapes, as `jax.jit(...).lower`."""
+        """Lower the function for these arguments or shapes, like `jax.jit(...).lower`."""
         with jax.set_mesh(self._mesh):
             return self._function.lower(*args)
 
@@ -186,23 +229,42 @@ def make_train_step(
     options: StepConfig,
     seed: int,
 ) -> MeshJit:
-    """Compile `step(state, batch) -> (state, metrics)`, which consumes the state.
+    """Make a jitted `step(state, batch) -> (state, metrics)`, which donates the state.
 
-    Dropout depends on `seed` and the step alone, so a resumed run repeats what the first one would
-    have drawn.
+    Dropout masks depend only on `seed` and `state.step`, so a resumed run repeats them.
 
     Args:
-      config: of the model.
-      optimizer: as from `make_optimizer`.
-      policy: how the model computes.
-      schedule: learning rate of each update, for the metrics; the optimizer has its own.
-      mesh: to compute on.
-      options: as for `init_state`.
-      seed: of dropout.
+      config: architecture.
+      optimizer: optax transformation, the same as for `init_state`.
+      policy: dtype, rematerialization and attention kernel.
+      schedule: learning rate schedule, only for the metrics; the optimizer has its own.
+      mesh: device mesh of the state.
+      options: options of the training step, the same as for `init_state`.
+      seed: random seed for dropout.
     Returns:
-      The step.  Metrics are float32 scalars: `loss` (with smoothed targets and z-loss) and
-      `cross_entropy` (without), in nats per target token, `accuracy`, `grad_norm`, `learning_rate`,
-      and `skipped`, which is 1 if parameters and optimizer were left unchanged, and else 0.
+      The step function.  Batches come from `t5jax.parallel.shard_batch`.  Metrics are float32
+      scalars: "loss" (with label smoothing and z-loss) and "cross_entropy" (without), in nats per
+      target token, "accuracy" in [0, 1], "grad_norm", "learning_rate", and "skipped", 1.0 if
+      parameters and optimizer state were left unchanged.
+    Raises:
+      ValueError: see `abstract_state`.  Later: the step got a batch whose rows or lengths the
+        mesh or `options.accumulate` does not divide.
+
+    Example:
+      >>> import optax
+      >>> mesh = t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig())
+      >>> options, optimizer = t5jax.training.StepConfig(), optax.sgd(0.1)
+      >>> step = t5jax.training.make_train_step(
+      ...     config, optimizer, policy=t5jax.models.ComputePolicy(), schedule=lambda step: 0.1,
+      ...     mesh=mesh, options=options, seed=0,
+      ... )
+      >>> state = t5jax.training.init_state(config, optimizer, mesh=mesh, seed=0)
+      >>> tokens = np.ones((8, 4), np.int32)
+      >>> batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": tokens,
+      ...     "decoder_target_tokens": tokens, "decoder_loss_weights": tokens.astype(np.float32)}
+      >>> state, metrics = step(state, t5jax.parallel.shard_batch(batch, mesh=mesh))
+      >>> int(state.step), float(metrics["skipped"])
+      (1, 0.0)
     """
     shardings = jax.tree.map(
         lambda x: x.sharding, abstract_state(config, optimizer, mesh=mesh, options=options)
@@ -211,7 +273,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         _check_shapes(batch, options, mesh)
-        # 1 apart from the key that parameters were drawn from.
+        # Folding in 1 separates dropout from the key of the initial parameters.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
         trained, frozen = partition_params(state.params, options.frozen)
         weight = jnp.maximum(jnp.sum(batch["decoder_loss_weights"]), 1.0)
@@ -224,13 +286,11 @@ def make_train_step(
             )
             return sums.total / weight, sums
 
-        # Gradient.
         grads, sums = _gradients(
             part_loss, trained, batch, key, options.accumulate, trained_shardings
         )
         norm = optax.tree.norm(grads)
         applied, norms = should_apply(state.norms, sums.total, norm, options.spike_factor)
-        # Update, unless the step is skipped.
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         updated: Any = optax.apply_updates(trained, updates)
         trained, opt_state = select_tree(applied, (updated, opt_state), (trained, state.opt_state))
@@ -238,7 +298,7 @@ def make_train_step(
         ema_params = state.ema_params
         if options.ema_decay is not None:
             ema_params = _update_ema(ema_params, params, applied, options.ema_decay)
-        # What `make_optimizer` returns counts updates; a skipped step makes none.
+        # The optimizer state of `make_optimizer` counts updates, which exclude skipped steps.
         updates_before = getattr(state.opt_state, "count", state.step)
         metrics = {
             **_means(sums),
@@ -258,12 +318,23 @@ def make_train_step(
 
 
 def inference_params(state: TrainState) -> Params:
-    """Return the parameters to evaluate and to use: their moving average, if one is kept."""
+    """Return the parameters for inference: the moving average if there is one.
+
+    Args:
+      state: training state.
+    Returns:
+      `state.ema_params`, or `state.params` if that is None.
+
+    Example:
+      >>> state = t5jax.training.TrainState(0, params, opt_state=(), ema_params={"x": 1})
+      >>> t5jax.training.inference_params(state)
+      {'x': 1}
+    """
     return state.params if state.ema_params is None else state.ema_params
 
 
 def state_to_trees(state: TrainState) -> dict[str, Any]:
-    """Return the named pytrees that a checkpoint of a state holds."""
+    """Convert a state to the named pytrees of a checkpoint; the step is stored separately."""
     trees = {"params": state.params, "optimizer": state.opt_state}
     if state.ema_params is not None:
         trees["average"] = state.ema_params
@@ -273,33 +344,33 @@ def state_to_trees(state: TrainState) -> dict[str, Any]:
 
 
 def state_from_trees(step: Int[Array, ""], trees: dict[str, Any]) -> TrainState:
-    """Return the state that `state_to_trees` took apart."""
+    """Rebuild a state from the trees of `state_to_trees`."""
     norms = GradientNorms(*trees["norms"]) if "norms" in trees else None
     return TrainState(step, trees["params"], trees["optimizer"], trees.get("average"), norms)
 
 
 def partition_params(tree: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
-    """Split parameters into two trees of the same structure, with None where the other has a leaf.
+    """Split parameters into trainable and frozen trees of the same structure.
 
-    The loss is differentiated by the trained ones alone; `optax.selective_transform` would compute
-    the gradient of all parameters first, and count frozen ones in its norm.
+    Only trainable parameters are differentiated; `optax.selective_transform` would compute all
+    gradients first and include frozen ones in the gradient norm.
 
     Args:
-      tree: a nested dict of parameters.
-      patterns: regular expressions over whole '/'-separated parts of a path, such as `encoder` or
-        `(encoder|decoder)/.*/relative_bias`; parameters that match one of them are frozen.
+      tree: nested dict of parameters.
+      patterns: regular expressions that match whole '/'-separated parts of a path, such as
+        `encoder` or `(encoder|decoder)/.*/relative_bias`; matching parameters are frozen.
     Returns:
-      Trained and frozen parameters.
+      Trainable and frozen parameters, each with None in place of the other's leaves.
     Raises:
-      ValueError: a pattern matches no parameter, or nothing is left to train.
+      ValueError: a pattern matches no parameter, or all parameters are frozen.
     """
     paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(tree)]
     for pattern in patterns:
         if not any(matches_path(pattern, path) for path in paths):
             raise ValueError(
-                f"frozen must name parameters of this model, got {pattern!r}, which fits none; "
-                f"there are {', '.join(sorted({path.partition('/')[0] for path in paths}))}, and "
-                f"paths below them such as {paths[0]}."
+                f"frozen must match parameters of this model, got {pattern!r}, which matches none; "
+                f"use {', '.join(sorted({path.partition('/')[0] for path in paths}))} or a path "
+                f"such as {paths[0]}."
             )
 
     def frozen(path: Any) -> bool:
@@ -307,12 +378,12 @@ def partition_params(tree: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
 
     trained = jax.tree.map_with_path(lambda path, x: None if frozen(path) else x, tree)
     if not jax.tree.leaves(trained):
-        raise ValueError(f"frozen must leave something to train, got {list(patterns)}.")
+        raise ValueError(f"frozen must leave parameters to train, got {list(patterns)}.")
     return trained, jax.tree.map_with_path(lambda path, x: x if frozen(path) else None, tree)
 
 
 def merge_params(trained: Any, frozen: Any) -> Any:
-    """Merge the trees that `partition_params` returned."""
+    """Merge the trees returned by `partition_params`."""
     return jax.tree.map(
         lambda x, y: y if x is None else x, trained, frozen, is_leaf=lambda x: x is None
     )
@@ -348,11 +419,11 @@ def _gradients(
     count: int,
     shardings: Any,
 ) -> tuple[Params, loss.LossSums]:
-    """Return the gradient of the sum of `part_loss` over `count` parts of a batch, and the sums."""
+    """Return the gradient of `part_loss` summed over `count` microbatches, and the loss sums."""
     grad = jax.grad(part_loss, has_aux=True)
     if count == 1:
         return grad(trained, batch, key)
-    # Every part takes rows from every device: no row moves.
+    # Every microbatch takes rows from every device, so that no row moves between devices.
     parts = jax.tree.map(
         lambda x: x.reshape(len(x) // count, count, *x.shape[1:]).swapaxes(0, 1), batch
     )
@@ -360,7 +431,7 @@ def _gradients(
     def add(carry, part_and_key):
         return jax.tree.map(jnp.add, carry, grad(trained, *part_and_key)), None
 
-    # The type of a parameter is that of its gradient.
+    # Gradients have the dtype of their parameters.
     zeros = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, trained), shardings)
     none = loss.LossSums(*[jnp.zeros((), jnp.float32)] * len(loss.LossSums._fields))
     total, _ = jax.lax.scan(add, (zeros, none), (parts, jax.random.split(key, count)))
@@ -368,7 +439,7 @@ def _gradients(
 
 
 def init_norms() -> GradientNorms:
-    """Return the norms before the first step."""
+    """Return the gradient norm statistics before the first step."""
     return GradientNorms(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
 
@@ -377,23 +448,23 @@ def should_apply(
 ) -> tuple[Bool[Array, ""], GradientNorms | None]:
     """Decide whether to apply the update of a step.
 
-    `optax.apply_if_finite` does not replace this: it looks at updates and not at the loss, knows no
-    spikes, and applies what is not finite after too many skipped steps, where the trainer raises
-    an error.  Its counters would become part of the optimizer state in checkpoints.
+    `optax.apply_if_finite` checks updates instead of the loss, ignores spikes, and applies
+    non-finite updates after too many skipped steps, where the trainer raises an error.  It would
+    also add its counters to the optimizer state in checkpoints.
 
     Args:
-      norms: gradient norms of the steps before; None disables spike detection.
+      norms: gradient norm statistics of earlier steps; None disables spike detection.
       total: loss of the step.
-      norm: norm of its gradient.
-      spike_factor: a norm above this many times the mean is a spike.
+      norm: gradient norm of the step.
+      spike_factor: a norm above this multiple of the mean is a spike; None disables detection.
     Returns:
-      True to apply the update, and the norms that later steps are compared with.
+      bool scalar, True to apply the update, and the updated statistics.
     """
     applied = jnp.isfinite(total) & jnp.isfinite(norm)
     if norms is None or spike_factor is None:
         return applied, norms
     applied &= (norms.num_steps < _SPIKE_WARMUP_STEPS) | (norm <= spike_factor * norms.mean)
-    # A plain mean at first, a fading one later.
+    # Arithmetic mean at first, exponential moving average later.
     share = jnp.maximum(1.0 / (norms.num_steps + 1).astype(jnp.float32), 1.0 - _NORM_DECAY)
     mean = norms.mean + share * (norm - norms.mean)
     return applied, select_tree(applied, GradientNorms(mean, norms.num_steps + 1), norms)
@@ -405,10 +476,10 @@ def select_tree(applied: Bool[Array, ""], new: Any, old: Any) -> Any:
 
 
 def _update_ema(ema_params: Any, params: Any, applied: Array, decay: float) -> Any:
-    """Update the moving average, if the update of the parameters was applied.
+    """Update the moving average if the parameter update was applied.
 
-    `optax.incremental_update` computes `share * x + (1 - share) * mean`, which rounds differently:
-    runs begun before would not continue bit for bit.
+    `optax.incremental_update` computes `share * x + (1 - share) * mean`, which rounds differently;
+    older runs would not resume bit for bit.
     """
     share = jnp.where(applied, 1.0 - decay, 0.0)
     return jax.tree.map(
@@ -425,7 +496,18 @@ def batch_loss(
     options: StepConfig,
     dropout_key: Any,
 ) -> loss.LossSums:
-    """Return the loss sums of a batch; `dropout_key` is None without dropout."""
+    """Return the loss sums of a batch.
+
+    Args:
+      config: architecture.
+      params: parameters of the model.
+      batch: dict of token ids [B, S] and [B, T], loss weights and optional segment ids.
+      policy: dtype, rematerialization and attention kernel.
+      options: z-loss, label smoothing and vocabulary chunks.
+      dropout_key: PRNG key; None disables dropout.
+    Returns:
+      float32 sums over the target tokens.
+    """
     encoder_tokens = batch["encoder_input_tokens"]
     segments = batch.get("encoder_segment_ids")
     model = bind(config, params, policy=policy)
@@ -455,7 +537,7 @@ def batch_loss(
 
 
 def _num_chunks(shape: tuple[int, ...], vocab_size: int, sharder: Sharder) -> int:
-    """Return the number of chunks that keeps their logits below `_CHUNK_BYTES` a device."""
+    """Return the number of chunks that keeps their logits below `_CHUNK_BYTES` per device."""
     rows = math.prod(shape) // sharder.num_shards((*BATCH_AXES, "sequence"))
     return -(-4 * rows * vocab_size // (sharder.num_shards(("tensor",)) * _CHUNK_BYTES))
 

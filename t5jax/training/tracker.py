@@ -1,8 +1,7 @@
-"""Trackers: where the metrics of a run go.
+"""Trackers of the metrics of a run.
 
-The trainer logs metrics under names with a group: `train/loss`, `eval/loss`,
-`speed/tokens_per_second`, `skipped/chunks`. A tracker takes the groups that it knows, and ignores
-the others.
+Metric names have the form `group/name`: `train/loss`, `eval/loss`, `speed/tokens_per_second`,
+`skipped/chunks`. Trackers ignore groups they do not know.
 """
 
 import contextlib
@@ -23,13 +22,13 @@ METRICS_FILE = "metrics.jsonl"
 
 _log = logging.getLogger("t5jax")
 
-# Rates of wall time, for the progress bar; files have `speed/tokens_per_second`.
+# Wall-clock rates for the progress bar; files record `speed/tokens_per_second` instead.
 TOKEN_RATE, NON_PAD_TOKEN_RATE = "speed/tok/s", "speed/non-pad tok/s"
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Receives the metrics of a run.
+    """Protocol of objects that receive the metrics of a run.
 
     Example:
       >>> class Printer:
@@ -38,7 +37,7 @@ class Tracker(Protocol):
       ...
       ...     def close(self):
       ...         pass
-      >>> isinstance(Printer(), Tracker)
+      >>> isinstance(Printer(), t5jax.training.Tracker)
       True
     """
 
@@ -46,16 +45,16 @@ class Tracker(Protocol):
         """Record metrics of a step.
 
         Args:
-          step: number of the step, from 1; it never decreases, and occurs in several calls.
-          metrics: by name. Numbers, some of which may not be finite, in
-            `train/*` (every training step), `batch/tokens` and `batch/non_pad_tokens` (with them),
-            `eval/*` (an evaluation), `speed/*` (since the last such call) and `skipped/steps` (in
-            all, at a skipped step); a list of numbers in `skipped/chunks`.
+          step: step, counted from 1; it never decreases, and several calls may have the same step.
+          metrics: metrics by name.  Numbers, not always finite: `train/*`, `batch/tokens` and
+            `batch/non_pad_tokens` for every training step, `eval/*` for an evaluation, `speed/*`
+            since the last such call, and `skipped/steps`, the total at a skipped step.  A list of
+            numbers: `skipped/chunks`.
         """
         ...
 
     def close(self) -> None:
-        """Write what is left and free resources; nothing is logged afterwards."""
+        """Flush and free resources; nothing is logged afterwards."""
         ...
 
 
@@ -70,15 +69,17 @@ def open_tracker(
 ) -> Iterator[Tracker]:
     """Open the trackers of a run, and close them at the end.
 
-    Process 0 writes `metrics.jsonl`, `loss.png` and TensorBoard's files and shows a progress bar;
-    every other process writes a text file of its own.
+    Process 0 writes `metrics.jsonl`, `loss.png` and TensorBoard files and shows a progress bar;
+    every other process writes a separate text log.
 
     Args:
-      folder: folder of the run.
-      total_steps: steps of the whole run.
-      start_step: step that the run continues from; entries of later steps are dropped.
-      others: further trackers, which receive what process 0 logs.
-      process: index of the process, defaults to this one's.
+      folder: run directory.
+      total_steps: total number of steps in the run.
+      start_step: step that the run resumes from; entries of later steps are dropped.
+      others: additional trackers, used by process 0.
+      process: process index; defaults to this process.
+    Yields:
+      A tracker that logs to all of them.
     """
     process = process_index() if process is None else process
     if process > 0:
@@ -95,7 +96,7 @@ def open_tracker(
     try:
         yield tracker
     except BaseException:
-        # The first error must not be hidden by those that follow from it.
+        # Errors while closing must not replace the original error.
         with contextlib.suppress(OSError):
             tracker.close()
         raise
@@ -103,10 +104,10 @@ def open_tracker(
 
 
 class TrackerGroup:
-    """Several trackers as one."""
+    """Tracker that forwards to several trackers."""
 
     def __init__(self, trackers: Sequence[Tracker]):
-        """Combine trackers; they are closed in reverse order."""
+        """Store the trackers; they are closed in reverse order."""
         self._trackers = trackers
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -122,15 +123,15 @@ class TrackerGroup:
 
 
 class MetricsFile:
-    """Writes `metrics.jsonl`, and draws `loss.png` at the end.
+    """Tracker that writes `metrics.jsonl`, and plots `loss.png` at the end.
 
-    One object a line: `{"step": 7, "loss": ...}` for a training step, `{"step": 200, "eval_loss":
-    ...}` for an evaluation, `{"step": 10, "goodput": ...}` for the speed, and `{"step": 9,
-    "skipped_chunks": ...}` for a skipped step. Numbers that are not finite are null.
+    One JSON object per line: `{"step": 7, "loss": ...}` for a training step, `{"step": 200,
+    "eval_loss": ...}` for an evaluation, `{"step": 10, "goodput": ...}` for the speed, and
+    `{"step": 9, "skipped_chunks": ...}` for a skipped step. Non-finite numbers are null.
     """
 
     def __init__(self, folder: str | os.PathLike, *, start_step: int):
-        """Open the file; entries of steps after `start_step` are dropped, to be written again."""
+        """Open the file and drop entries after `start_step`, which the run repeats."""
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / METRICS_FILE
@@ -147,7 +148,7 @@ class MetricsFile:
             self._file.flush()
 
     def close(self) -> None:
-        """Close the file and draw the losses."""
+        """Close the file and plot the losses."""
         self._file.close()
         entries = read_metrics(self._folder)
         names = {name for e in entries for name, value in e.items() if value is not None}
@@ -156,10 +157,10 @@ class MetricsFile:
 
 
 class TensorBoard:
-    """Writes scalars for TensorBoard, to the folder `tensorboard`."""
+    """Tracker that writes TensorBoard scalars to `tensorboard/`."""
 
     def __init__(self, folder: str | os.PathLike, *, start_step: int):
-        """Open the folder; TensorBoard hides what it holds of steps after `start_step`."""
+        """Open the folder; TensorBoard hides existing entries after `start_step`."""
         from tensorboardX import SummaryWriter
 
         self._writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=start_step + 1)
@@ -171,12 +172,12 @@ class TensorBoard:
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close the files."""
         self._writer.close()
 
 
 class ProgressBar:
-    """Progress bar with the losses and the speed; off a terminal and a notebook, lines of a log."""
+    """Progress bar with losses and speed; outside a terminal or notebook, log messages."""
 
     def __init__(self, *, total_steps: int, start_step: int):
         """Show the bar at `start_step` of `total_steps`."""
@@ -194,10 +195,10 @@ class ProgressBar:
         self._shown: dict[str, str] = {}
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Note the metrics of a training step, show those of all others; see `Tracker.log`."""
+        """Store training metrics and show them with the next other metrics; see `Tracker.log`."""
         if "skipped/steps" in metrics:
             _log.warning(
-                "step %d was skipped, its loss or gradient could not be trusted; chunks %s",
+                "step %d was skipped: non-finite loss or gradient, or gradient spike; chunks %s",
                 step,
                 metrics["skipped/chunks"],
             )
@@ -221,15 +222,15 @@ class ProgressBar:
             self._bar.refresh()
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar and leave it on screen."""
         self._bar.close()
 
 
 class ProcessLog:
-    """Writes lines to `logs/process-<i>.log`, for processes other than the first."""
+    """Tracker that writes `logs/process-<i>.log`, for processes other than 0."""
 
     def __init__(self, folder: str | os.PathLike, *, process: int):
-        """Open the file of a process."""
+        """Open the log of a process."""
         path = Path(folder) / "logs" / f"process-{process}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
@@ -261,12 +262,12 @@ class ProcessLog:
 
 
 def _of_training_step(metrics: Mapping[str, Any]) -> bool:
-    """Return True for metrics that come with every step, which nobody waits for."""
+    """Return True for the metrics of a training step, which need no flush."""
     return "train/loss" in metrics
 
 
 def _record(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metrics under the names that files have for them."""
+    """Return metrics under their names in `metrics.jsonl`."""
     record = {}
     for name, value in metrics.items():
         group, _, rest = name.partition("/")
@@ -280,7 +281,7 @@ def _record(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _line(entry: dict[str, Any]) -> str:
-    # JSON has no word for what is not finite, such as the loss of a step that was skipped.
+    # JSON has no NaN or infinity, such as the loss of a skipped step.
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in entry.items()
@@ -289,7 +290,7 @@ def _line(entry: dict[str, Any]) -> str:
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """Read all entries of a run's `metrics.jsonl`, except a last line that was cut off."""
+    """Read the entries of a run's `metrics.jsonl`, up to an incomplete last line."""
     path = Path(folder) / METRICS_FILE
     entries = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -301,7 +302,7 @@ def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def read_evaluations(folder: str | os.PathLike, *, until: int) -> list[dict[str, float]]:
-    """Read the evaluations of a run up to a step; numbers that were not finite are NaN."""
+    """Read the evaluations of a run up to a step, with NaN for non-finite numbers."""
     evaluations = []
     for entry in read_metrics(folder):
         numbers = {
@@ -315,7 +316,7 @@ def read_evaluations(folder: str | os.PathLike, *, until: int) -> list[dict[str,
 
 
 def _draw(entries: list[dict[str, Any]], path: Path) -> None:
-    # The object interface: pyplot would choose a backend for the whole process.
+    # pyplot would set a backend for the whole process.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")

@@ -1,4 +1,4 @@
-"""The trainer: steps, evaluations, checkpoints, and a clean stop at any moment."""
+"""Training loop with evaluations, checkpoints and clean interruption."""
 
 import collections
 import contextlib
@@ -30,7 +30,7 @@ from t5jax.training.step import (
 )
 from t5jax.training.tracker import NON_PAD_TOKEN_RATE, TOKEN_RATE, Tracker
 
-# Steps that are dispatched before the first of them has finished: devices never wait.
+# Number of steps dispatched ahead, so that devices never wait for the host.
 _AHEAD = 2
 
 
@@ -39,19 +39,27 @@ class FitConfig:
     """Number of steps, and intervals of evaluations, checkpoints and logs.
 
     Attributes:
-      steps: Updates of the parameters in the whole run.
-      eval_every: Steps between evaluations on held-out data; there is always one at the end.
-      checkpoint_every: Steps between checkpoints; there is always one at the end.
-      keep_checkpoints: How many of the newest checkpoints to keep.
-      keep_every: Keep checkpoints of steps that are a multiple of this too.
-      keep_best: Keep so many checkpoints with the lowest held-out loss too, of one at each
-        evaluation; in fine-tuning, the best by `best_by`.
-      patience: Stop after so many evaluations in a row without one better than all before.
-      log_every: Steps between updates of the progress bar and the logs; every step is logged.
-      max_skipped: Steps in a row that may be skipped, because their loss or gradient could not be
-        trusted.
-      profile_steps: First and last step of a trace, written to the folder `profile`; SIGUSR1 asks
-        for one of the next 5 steps.
+      steps: total number of training steps.
+      eval_every: steps between evaluations on held-out data; the last step is always evaluated.
+      checkpoint_every: steps between checkpoints; the last step is always saved.
+      keep_checkpoints: number of newest checkpoints to keep.
+      keep_every: also keep checkpoints whose step is a multiple of this; None disables it.
+      keep_best: also keep the N best checkpoints, saved at evaluations; best means lowest held-out
+        loss, or `best_by` in fine-tuning.
+      patience: early stopping after this number of evaluations without improvement; None disables
+        it.
+      log_every: steps between updates of the progress bar and log files, which record every step.
+      max_skipped: maximum number of consecutive skipped steps (non-finite loss or gradient, or a
+        gradient spike) before the run fails.
+      profile_steps: first and last step to profile; traces are written to `profile/`.  SIGUSR1
+        profiles the next 5 steps.
+
+    Example:
+      >>> t5jax.training.FitConfig(steps=10000, eval_every=500, patience=3).checkpoint_every
+      200
+      >>> t5jax.training.FitConfig(steps=10, profile_steps=(5, 4))
+      Traceback (most recent call last):
+      ValueError: profile_steps must be a first and a last step, got (5, 4).
     """
 
     steps: int
@@ -81,24 +89,57 @@ class FitConfig:
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Evaluates parameters on held-out data."""
+    """Protocol of objects that evaluate parameters on held-out data.
+
+    Example:
+      >>> class WeightEvaluator:
+      ...     def evaluate(self, params, step):
+      ...         return {"loss": float(jnp.sum(params["w"] ** 2))}
+      ...
+      ...     def ranking_key(self, evaluation):
+      ...         return evaluation["loss"]
+      >>> isinstance(WeightEvaluator(), t5jax.training.Evaluator)
+      True
+      >>> WeightEvaluator().evaluate({"w": jnp.array([1.0, 2.0])}, step=100)
+      {'loss': 5.0}
+    """
 
     def evaluate(self, params: Params, step: int) -> dict[str, float]:
-        """Return metrics by name, `loss` among them, of the parameters after a step."""
+        """Evaluate parameters.
+
+        Args:
+          params: parameters for inference, see `inference_params`.
+          step: number of completed steps.
+        Returns:
+          Metrics by name, including "loss".
+        """
         ...
 
     def ranking_key(self, evaluation: Mapping[str, float]) -> float:
-        """Return the number that checkpoints are ranked by; less is better."""
+        """Return the number that checkpoints are ranked by.
+
+        Args:
+          evaluation: metrics from `evaluate`.
+        Returns:
+          Ranking key; lower is better.
+        """
         ...
 
 
 class FitResult(NamedTuple):
-    """The outcome of `Trainer.fit`, which ends before the last step if patience runs out.
+    """Result of `Trainer.fit`.
 
     Attributes:
-      evaluation: Evaluation of the final state; None if the run was interrupted or there was
-        nothing to do.
-      interrupted: True after Ctrl-C or SIGTERM; everything is saved, and the same call continues.
+      state: final state; its step is below `steps` after early stopping or an interruption.
+      evaluation: evaluation of the final state; None if the run was interrupted or already
+        complete.
+      interrupted: True after Ctrl-C or SIGTERM; the state is saved, and the same call resumes.
+
+    Example:
+      >>> state = t5jax.training.TrainState(jnp.int32(100), params, opt_state=())
+      >>> result = t5jax.training.FitResult(state, {"loss": 2.5}, interrupted=False)
+      >>> int(result.state.step), result.evaluation["loss"]
+      (100, 2.5)
     """
 
     state: TrainState
@@ -107,9 +148,27 @@ class FitResult(NamedTuple):
 
 
 class Trainer:
-    """Trains a state on batches, and evaluates, logs and saves it at intervals.
+    """Training loop that evaluates, logs and saves a state at intervals.
 
-    With several processes all must construct it and call `fit`.
+    In a multi-process run, every process must construct it and call `fit`.
+
+    Example:
+      >>> from t5jax.training.tracker import MetricsFile
+      >>> mesh = t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig())
+      >>> policy = t5jax.models.ComputePolicy()
+      >>> checkpoints = t5jax.checkpoint.CheckpointManager("run/checkpoints", keep=2)
+      >>> trainer = t5jax.training.Trainer(
+      ...     t5jax.training.FitConfig(steps=1000),
+      ...     train_step=lambda state, batch: (state, {}),  # use make_train_step
+      ...     evaluator=t5jax.training.LossEvaluator(config, [], policy=policy, mesh=mesh),
+      ...     checkpoints=checkpoints,
+      ...     tracker=MetricsFile("run", start_step=0),
+      ...     mesh=mesh,
+      ...     pad_id=config.pad_id,
+      ... )
+      >>> trainer.fit(state, batches).interrupted  # doctest: +SKIP
+      False
+      >>> checkpoints.close()
     """
 
     def __init__(
@@ -126,20 +185,21 @@ class Trainer:
         peak_step_seconds: float | None = None,
         chunk_ids: Callable[[int], Sequence[int]] | None = None,
     ):
-        """Assemble a trainer; it opens and closes none of its parts.
+        """Assemble a trainer; the caller opens and closes its parts.
 
         Args:
           config: number of steps, and intervals.
-          train_step: as from `make_train_step`.
-          evaluator: evaluates the parameters, and ranks the evaluations.
-          checkpoints: receives the state, and the position in the data as the record `data`.
+          train_step: step function, such as from `make_train_step`.
+          evaluator: evaluates parameters and ranks evaluations.
+          checkpoints: stores the state, and the data position as the record "data".
           tracker: receives the metrics.
-          mesh: mesh of the state.
-          pad_id: id that does not count as an input token.
-          profiler: traces steps, if set.
-          peak_step_seconds: seconds of a step at the peak rate of the devices, for the utilization.
-          chunk_ids: returns the chunks of text that a step trains on, to name those of a skipped
-            step.
+          mesh: device mesh of the state.
+          pad_id: padding id, excluded from the count of non-pad tokens.
+          profiler: profiler to trace steps with; None disables it.
+          peak_step_seconds: seconds per step at the devices' peak FLOP/s, to compute the MFU; None
+            if unknown.
+          chunk_ids: function from a step to the chunks of text in its batch, logged if the step is
+            skipped.
         """
         self._config = config
         self._train_step = train_step
@@ -159,15 +219,17 @@ class Trainer:
         *,
         previous_evaluations: Sequence[Mapping[str, float]] = (),
     ) -> FitResult:
-        """Train from `state` to the last step.
+        """Train from `state` to the last step, early stopping or an interruption.
 
         Args:
-          state: consumed.
-          batches: iterator with `get_state`, at the position that belongs to `state`.
-          previous_evaluations: evaluations of the run before `state`, which count for patience.
+          state: initial state; its buffers are donated.
+          batches: iterator with `get_state`, at the data position of `state`.
+          previous_evaluations: earlier evaluations of the run, which count for early stopping.
+        Returns:
+          The final state and its evaluation.
         Raises:
-          ValueError: the state is beyond the last step, a loss is not finite, or too many steps in
-            a row were skipped.
+          ValueError: the state is beyond the last step, a loss is not finite, or too many
+            consecutive steps were skipped.
           OSError: a checkpoint or a log could not be written.
         """
         config = self._config
@@ -225,15 +287,17 @@ class Trainer:
 
 
 def ranking_keys(evaluator: Evaluator, evaluations: Sequence[Mapping[str, float]]) -> list[float]:
-    """Return the ranking key of each evaluation; one that is not finite ranks last."""
+    """Return the ranking key of each evaluation, with inf for non-finite ones."""
     keys = map(evaluator.ranking_key, evaluations)
     return [key if math.isfinite(key) else math.inf for key in keys]
 
 
 def check_steps(config: FitConfig, step: int) -> None:
-    """Raise ValueError if a run is beyond its last step."""
+    """Raise ValueError if a run is already beyond its last step."""
     if step > config.steps:
-        raise ValueError(f"steps must be at least {step}, where the run is, got {config.steps}.")
+        raise ValueError(
+            f"steps must be at least {step}, the current step of the run, got {config.steps}."
+        )
 
 
 def final_step(config: FitConfig, step: int, keys: Sequence[float]) -> int:
@@ -241,8 +305,10 @@ def final_step(config: FitConfig, step: int, keys: Sequence[float]) -> int:
 
     Args:
       config: steps and patience.
-      step: number of steps done, which are all if patience has run out.
+      step: number of completed steps.
       keys: ranking keys of the evaluations so far.
+    Returns:
+      `step` if patience has run out, else `config.steps`.
     """
     if config.patience is None or not keys:
         return config.steps
@@ -257,13 +323,13 @@ def save_state(
     *,
     loss: float | None = None,
 ) -> None:
-    """Start writing a checkpoint of the state and of the position in the data.
+    """Save the state and the data position in a checkpoint, asynchronously.
 
     Args:
-      checkpoints: of the run.
-      state: arrays may change as soon as this returns.
+      checkpoints: checkpoints of the run.
+      state: state to save; its buffers may be donated as soon as this returns.
       batches: iterator with `get_state`.
-      loss: ranking key of an evaluation of the state, if there was one.
+      loss: ranking key of the state's evaluation; None without one.
     """
     record = {"data": batches.get_state()}
     checkpoints.save(int(state.step), state_to_trees(state), record, loss=loss)
@@ -276,15 +342,15 @@ def restore_state(
     *,
     warn: Callable[[str], None],
 ) -> TrainState | None:
-    """Restore the newest readable state, and move `batches` to its position.
+    """Restore the newest intact state, and move `batches` to its data position.
 
     Args:
-      checkpoints: of the run.
+      checkpoints: checkpoints of the run.
       abstract: shapes, dtypes and shardings of the state.
       batches: iterator with `set_state`.
-      warn: receives a sentence for every damaged checkpoint.
+      warn: called with a message for each damaged checkpoint.
     Returns:
-      The state; None at the start of a run.
+      The state, or None if there is no checkpoint.
     """
     restored = checkpoints.restore_latest(state_to_trees(abstract), warn=warn)
     if restored is None:
@@ -296,7 +362,7 @@ def restore_state(
 
 
 class SkipMonitor:
-    """Counts skipped steps, and ends a run in which no step succeeds any more."""
+    """Counter of skipped steps that raises after too many consecutive ones."""
 
     def __init__(
         self,
@@ -305,12 +371,12 @@ class SkipMonitor:
         tracker: Tracker,
         chunk_ids: Callable[[int], Sequence[int]] | None,
     ):
-        """Count from zero.
+        """Start with a count of zero.
 
         Args:
-          max_skipped: number of steps in a row that may be skipped.
+          max_skipped: maximum number of consecutive skipped steps.
           tracker: receives the number of skipped steps and their chunks.
-          chunk_ids: returns the chunks of text that a step trains on.
+          chunk_ids: function from a step to the chunks of text in its batch.
         """
         self._max_skipped = max_skipped
         self._tracker = tracker
@@ -319,17 +385,18 @@ class SkipMonitor:
         self.total = 0
 
     def check(self, step: int, metrics: dict[str, float]) -> None:
-        """Check the metrics of a step; steps come in order.
+        """Check the metrics of a step; call it for every step in order.
 
         Raises:
-          ValueError: the loss is not finite and the step was not skipped, or too many were.
+          ValueError: the loss is not finite and the step was not skipped, or too many consecutive
+            steps were skipped.
         """
         if not metrics.get("skipped"):
             if not math.isfinite(metrics["loss"]):
                 raise ValueError(
-                    f"the loss must be finite, got {metrics['loss']} at step {step}; lower the "
-                    "learning rate and start again, or continue with other text: checkpoints "
-                    "before are intact."
+                    f"the loss must be finite, got {metrics['loss']} at step {step}; start again "
+                    "with a lower learning rate, or continue from an earlier checkpoint, which is "
+                    "intact, with other text."
                 )
             self._in_a_row = 0
             return
@@ -340,8 +407,8 @@ class SkipMonitor:
         if self._in_a_row > self._max_skipped:
             raise ValueError(
                 f"at most {self._max_skipped} steps in a row may be skipped, got {self._in_a_row} "
-                f"up to step {step}, with loss {metrics['loss']}; lower the learning rate, or look "
-                "at the chunks of text in metrics.jsonl: checkpoints before are intact."
+                f"up to step {step}, with loss {metrics['loss']}; lower the learning rate, or "
+                "check the skipped chunks in metrics.jsonl; earlier checkpoints are intact."
             )
 
 
@@ -353,7 +420,7 @@ class _StepRecord(NamedTuple):
 
 
 class _RunningSteps:
-    """The steps that were dispatched to the devices, until they have finished and are logged."""
+    """Queue of steps that were dispatched to the devices and not logged yet."""
 
     def __init__(
         self,
@@ -376,7 +443,7 @@ class _RunningSteps:
         self._clock = time.perf_counter()
 
     def add(self, step: int, metrics: Metrics, batch: Batch) -> None:
-        """Add a step that was dispatched, and wait for the one `_AHEAD` before it."""
+        """Add a dispatched step, and wait for the step `_AHEAD` before it."""
         self._running.append((step, metrics, batch))
         if len(self._running) > _AHEAD:
             self._finish()
@@ -385,20 +452,20 @@ class _RunningSteps:
         """Wait for all steps.
 
         Raises:
-          ValueError: a loss is not finite, or too many steps were skipped; nothing is to be saved.
+          ValueError: a loss is not finite, or too many steps were skipped; do not save the state.
         """
         while self._running:
             self._finish()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude the time spent inside from that of the steps; all of them must have finished."""
+        """Exclude the time inside from step times; all steps must have finished."""
         with self.timer.paused():
             yield
         self._clock = time.perf_counter()
 
     def log(self, step: int) -> None:
-        """Log the finished steps and their speed; `step` is the last of them."""
+        """Log the finished steps and their speed; `step` is the last one."""
         if not self._finished:
             return
         for record in self._finished:
@@ -424,7 +491,7 @@ class _RunningSteps:
         step, metrics, batch = self._running.popleft()
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         inputs, weights = batch["encoder_input_tokens"], batch["decoder_loss_weights"]
-        # Other processes have the same number of rows, and about as much padding.
+        # Assumes as much padding in the rows of other processes.
         share = global_batch_size(len(inputs), mesh=self._mesh) / len(inputs)
         non_pad = np.count_nonzero(inputs != self._pad_id) + np.count_nonzero(weights)
         tokens = round(share * (inputs.size + weights.size))
@@ -435,32 +502,32 @@ class _RunningSteps:
 
 @contextlib.contextmanager
 def _saved_before_errors(checkpoints: CheckpointManager) -> Iterator[None]:
-    """Let a save finish before a ValueError leaves `fit`, since it may end the process.
+    """Wait for pending saves before a ValueError leaves `fit`, since it may end the process.
 
-    Other errors do not wait: they come from files, or from another process that is gone.
+    Other errors do not wait: they come from files or a lost process.
     """
     try:
         yield
     except ValueError:
         try:
             checkpoints.wait()
-        except OSError as error:  # the first error must not be hidden
+        except OSError as error:  # must not replace the ValueError
             log_once(str(error))
         raise
 
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a request; a second one interrupts at once."""
+    """Yield a function that returns True after Ctrl-C or SIGTERM; a second signal interrupts."""
     received: list[int] = []
 
     def handle(number, frame):
         received.append(number)
         if len(received) > 1:
             raise KeyboardInterrupt
-        # Not `print`, which may be interrupted by itself; the reader of a pipe may be gone.
+        # `print` is not reentrant; the pipe may be closed.
         with contextlib.suppress(OSError):
-            os.write(2, b"\nstopping after this step; once more to stop at once\n")
+            os.write(2, b"\nstopping after this step; press Ctrl-C again to abort\n")
 
     signals: Iterable[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread():

@@ -335,7 +335,7 @@ def test_finetune_refuses_another_run_in_its_folder(learned):
     other = task(metrics=("exact_match", "f1"), metric_options=MetricOptions(positive="B"))
     with pytest.raises(ValueError, match=r"tasks.up.metric_options.positive is None, and 'B' was"):
         run(folder, other)
-    with pytest.raises(ValueError, match="steps must be at least 60, where the run is, got 40"):
+    with pytest.raises(ValueError, match=r"steps must be at least 60, .*got 40"):
         run(folder, steps=40)
     with pytest.raises(ValueError, match="names of their own, got 'up' twice"):
         run(folder, task(), task())

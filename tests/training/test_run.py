@@ -56,8 +56,8 @@ def test_compute_policy_is_that_of_the_options():
 @pytest.mark.parametrize(
     ("config", "inherited", "own"),
     [
-        (PretrainConfig, "But for a JSON file, the vocabulary size", "Tokens the encoder reads"),
-        (FinetuneConfig, "The processes that train together", "Architecture without a checkpoint"),
+        (PretrainConfig, "The vocabulary size is the tokenizer's", "T5 used 512"),
+        (FinetuneConfig, "processes of a multi-process run", "checkpoint 'tiny', a published size"),
     ],
 )
 def test_help_has_the_words_of_the_options_that_are_shared(config, inherited, own, capsys):

@@ -31,7 +31,7 @@ def test_split_freezes_what_a_pattern_fits(patterns, frozen):
 
 
 def test_split_refuses_patterns_that_fit_nothing_or_everything():
-    with pytest.raises(ValueError, match="got 'encode', which fits none; there are decoder, enc"):
+    with pytest.raises(ValueError, match=r"got 'encode', .*use decoder, enc"):
         partition_params(TREE, ["encode"])
-    with pytest.raises(ValueError, match="must leave something to train"):
+    with pytest.raises(ValueError, match="frozen must leave"):
         partition_params(TREE, [".*"])

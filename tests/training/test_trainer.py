@@ -167,7 +167,7 @@ def test_fit_config_refuses_intervals_below_one():
 def test_fit_refuses_fewer_steps_than_are_done(tmp_path):
     run(tmp_path, steps=3)
     late = TrainState(jax.device_put(np.int32(3)), *fresh_state()[1:])
-    with pytest.raises(ValueError, match="steps must be at least 3, where the run is, got 2"):
+    with pytest.raises(ValueError, match=r"steps must be at least 3, .*got 2"):
         run(tmp_path, steps=2, state=late)
 
 
