@@ -189,7 +189,14 @@ class RelativeBias(nnx.Module):
     def for_mask(
         self, mask: Bool[Array, "#B 1 #length length"] | Segments, length: int
     ) -> Float[Array, "1 N length length"] | Float[Array, "N offsets"]:
-        """Return the bias in the form that attention takes: by offset if `mask` is `Segments`."""
+        """Return the bias in the form that attention takes.
+
+        Args:
+          mask: as from `attention_mask`.
+          length: number of queries and keys.
+        Returns:
+          The bias by offset if the mask is `Segments`, else for all pairs.
+        """
         return self.by_offset(length) if isinstance(mask, Segments) else self(length)
 
 
@@ -339,7 +346,12 @@ class KVCache(NamedTuple):
     position: Int[Array, ""] | Int[Array, " B"]
 
     def write(self, k: Float[Array, "B N 1 H"], v: Float[Array, "B N 1 H"]) -> "KVCache":
-        """Return the cache with the keys and values of one more token per row."""
+        """Return the cache with the keys and values of one more token per row.
+
+        Args:
+          k: keys of the tokens.
+          v: values of the tokens.
+        """
         return self._replace(keys=self._put(self.keys, k), values=self._put(self.values, v))
 
     def read(self, num_rows: int) -> tuple[Float[Array, "B N C H"], Float[Array, "B N C H"]]:

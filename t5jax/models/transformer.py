@@ -252,7 +252,14 @@ class Stack(nnx.Module):
         return [self.layers[f"block_{i}"] for i in range(len(self.layers))]
 
     def shared_bias(self, mask: Any, length: int) -> Array | None:
-        """Return the bias that all layers share, or None if each has its own."""
+        """Return the bias that all layers share.
+
+        Args:
+          mask: as from `attention_mask`.
+          length: number of queries and keys.
+        Returns:
+          The bias; None if each layer has its own.
+        """
         return None if self.relative_bias is None else self.relative_bias.for_mask(mask, length)
 
     def _scan_layers(self, block: Callable, x: Array, key: Key[Array, ""] | None) -> Array:

@@ -120,7 +120,12 @@ class _Plan(NamedTuple):
         return jnp.minimum(-(-(i + 1) * self.query_block // self.key_block), self.num_key_blocks)
 
     def first_offset(self, i: Any, j: Any) -> Any:
-        """Return the index, in the padded row, of the first distance between two blocks."""
+        """Return the index, in the padded row, of the first distance between two blocks.
+
+        Args:
+          i: block of queries.
+          j: block of keys.
+        """
         last = self.query_block * (self.num_query_blocks - 1)
         return last - i * self.query_block + j * self.key_block
 

@@ -89,7 +89,12 @@ class _Plan(NamedTuple):
     interpret: bool
 
     def pair(self, i: Any, j: Any) -> Any:
-        """Return the index of the offset between two blocks, from 0."""
+        """Return the index of the offset between two blocks, from 0.
+
+        Args:
+          i: block of queries.
+          j: block of keys.
+        """
         return j - i + self.num_query_blocks - 1
 
     def grid(self, batch: int, heads: int, *, by_keys: bool) -> tuple[int, ...]:
@@ -97,7 +102,12 @@ class _Plan(NamedTuple):
         return batch, heads, *(counts[::-1] if by_keys else counts)
 
     def specs(self, head_dim: int, *, by_keys: bool) -> dict[str, pl.BlockSpec]:
-        """Return the block spec of each array; the inner loop is over queries if `by_keys`."""
+        """Return the block spec of each array.
+
+        Args:
+          head_dim: size of a head.
+          by_keys: whether the inner loop is over queries instead of keys.
+        """
 
         def spec(shape, index):
             def of_step(b, n, outer, inner):

@@ -471,7 +471,13 @@ def should_apply(
 
 
 def select_tree(applied: Bool[Array, ""], new: Any, old: Any) -> Any:
-    """Return the new tree if the update is applied, else the old one."""
+    """Return the new tree if the update is applied, else the old one.
+
+    Args:
+      applied: whether the update is applied.
+      new: tree after the update.
+      old: tree before the update, with the same structure.
+    """
     return jax.tree.map(lambda x, y: jnp.where(applied, x, y), new, old)
 
 

@@ -387,6 +387,9 @@ class SkipMonitor:
     def check(self, step: int, metrics: dict[str, float]) -> None:
         """Check the metrics of a step; call it for every step in order.
 
+        Args:
+          step: number of the step, from 1.
+          metrics: metrics of the step, on the host.
         Raises:
           ValueError: the loss is not finite and the step was not skipped, or too many consecutive
             steps were skipped.
@@ -443,7 +446,13 @@ class _RunningSteps:
         self._clock = time.perf_counter()
 
     def add(self, step: int, metrics: Metrics, batch: Batch) -> None:
-        """Add a dispatched step, and wait for the step `_AHEAD` before it."""
+        """Add a dispatched step, and wait for the step `_AHEAD` before it.
+
+        Args:
+          step: number of the step, from 1.
+          metrics: metrics of the step, which may not be computed yet.
+          batch: batch of the step.
+        """
         self._running.append((step, metrics, batch))
         if len(self._running) > _AHEAD:
             self._finish()
