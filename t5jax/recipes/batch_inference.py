@@ -98,7 +98,8 @@ def generate_file(
     with _lock(path):
         if path.exists() and not overwrite:
             raise FileExistsError(
-                f"output must be a new file, got {path}, which exists; or pass --overwrite."
+                f"output must be a new file, got {path}, which exists; pass --overwrite to "
+                "replace it."
             )
         texts = list(read_rows(input, column))
         source = {
