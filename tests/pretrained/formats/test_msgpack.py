@@ -231,7 +231,7 @@ def test_read_tree_returns_what_flax_wrote(file, tree):
     content = serialization.msgpack_serialize(tree)
     flat = traverse_util.flatten_dict(serialization.msgpack_restore(content))
     if len({"/".join(keys) for keys in flat}) < len(flat):
-        assert "is there twice" in error_of(file, content)
+        assert "is duplicated" in error_of(file, content)
     else:
         assert_same(read(file, content), expected_of(content))
 
