@@ -96,7 +96,7 @@ def resulting_params(
     params = average_checkpoints(folder, steps, tree, abstract.params)
     which = f"the {config.use} checkpoint" if len(steps) == 1 else f"the mean of {len(steps)}"
     log_once(
-        f"\nthe result is {which} (step {', '.join(map(str, steps))}): {config.folder / MODEL}"
+        f"the result is {which} (step {', '.join(map(str, steps))}): {config.folder / MODEL}"
     )
     if config.use == "best" and not is_best(folder, steps[0], ranking_keys):
         log_once(
