@@ -14,7 +14,7 @@ def check_at_least(minimum: int | float, hint: str = "", /, **options: int | flo
     Raises:
       ValueError: a value is below `minimum` or NaN.
 
-    Example:
+    Examples:
       >>> check_at_least(1, steps=10, batch_size=None)
     """
     for name, value in options.items():
@@ -34,7 +34,7 @@ def suggest(name: str, known: Iterable[str], otherwise: str, *, cutoff: float = 
     Returns:
       "did you mean ...?", or `otherwise`.
 
-    Example:
+    Examples:
       >>> suggest("blue", ["bleu", "chrf"], "choose one of these.")
       "did you mean 'bleu'?"
     """

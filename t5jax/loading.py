@@ -49,7 +49,7 @@ def load(
       ConnectionError: the hub cannot be reached and the model is not in its cache.
       ValueError: the files are not a T5 or are inconsistent, or an option is invalid.
 
-    Example:
+    Examples:
       >>> t5.save("my-model")
       >>> t5jax.load("my-model").generate(["the baker"], allowed_texts=["Lisbon"])
       ['Lisbon']
@@ -84,7 +84,7 @@ def export_hf(t5: Text2Text, folder: str | os.PathLike, *, overwrite: bool = Fal
       ValueError: the weights are int8.
       FileExistsError: `folder` exists, is not empty, and `overwrite` is False.
 
-    Example:
+    Examples:
       >>> t5jax.export_hf(t5, "hf-folder")
       >>> t5jax.load("hf-folder").config == t5.config
       True

@@ -52,7 +52,7 @@ class Text2Text:
     Attributes:
       logit_error: change of the logits caused by int8 weights; None for float weights.
 
-    Example:
+    Examples:
       >>> t5.generate(["the baker"], allowed_texts=["Lisbon"])
       ['Lisbon']
       >>> t5.embed(["the baker", "my sister"]).shape
@@ -165,7 +165,7 @@ class Text2Text:
           ValueError: an option is invalid, ineffective or contradicts another, a text is too long,
             the constraints rule out every token, or the model has no tokenizer.
 
-        Example:
+        Examples:
           >>> t5.generate(["the baker", "my sister"], allowed_texts=["Lisbon"])
           ['Lisbon', 'Lisbon']
         """
@@ -215,7 +215,7 @@ class Text2Text:
             has `finish_reason` "dead_end"; or `num_return_sequences` or `num_alternatives` is out
             of range.
 
-        Example:
+        Examples:
           >>> [[output]] = t5.generate_outputs(["the baker"], allowed_texts=["Lisbon"])
           >>> output.text, output.finish_reason, len(output.token_log_probs) == len(output.ids)
           ('Lisbon', 'eos', True)
@@ -266,7 +266,7 @@ class Text2Text:
           ValueError: as in `generate`, before the iteration starts, except that an output whose
             constraints rule out every token has `finish_reason` "dead_end".
 
-        Example:
+        Examples:
           >>> "".join(event.text for event in t5.stream(["the baker"], allowed_texts=["Lisbon"]))
           'Lisbon'
         """
@@ -317,7 +317,7 @@ class Text2Text:
           ValueError: as in `generate`, or the arrays are not both [B, S], or an id is outside the
             vocabulary.
 
-        Example:
+        Examples:
           >>> automaton = t5jax.decoding.trie([[5, 6]], eos_id=1, vocab_size=97)
           >>> tokens, mask = np.array([[8, 9, 1]], np.int32), np.ones((1, 3), bool)
           >>> t5.generate_ids(tokens, encoder_mask=mask, automaton=automaton, max_new_tokens=4)
@@ -367,7 +367,7 @@ class Text2Text:
           TypeError: an option is unknown.
           ValueError: an option is invalid, ineffective or contradicts another.
 
-        Example:
+        Examples:
           >>> t5.warmup(input_lengths=[16], allowed_texts=["Lisbon"]) > 0
           True
         """
@@ -400,7 +400,7 @@ class Text2Text:
           TypeError: `texts` is not a list of strings.
           ValueError: a text is too long, or the model has no tokenizer.
 
-        Example:
+        Examples:
           >>> states, mask = t5.encode(["the baker", ""])
           >>> states.shape[2], int(mask[1].sum())  # the empty text is EOS alone
           (16, 1)
@@ -433,7 +433,7 @@ class Text2Text:
           TypeError: as in `encode`.
           ValueError: as in `encode`.
 
-        Example:
+        Examples:
           >>> embeddings = t5.embed(["the baker", "my sister"])
           >>> np.linalg.norm(embeddings, axis=1).round(3).tolist()
           [1.0, 1.0]
@@ -465,7 +465,7 @@ class Text2Text:
           TypeError: `inputs` or `targets` is not a list of strings.
           ValueError: the lists differ in length, a text is too long, or the model has no tokenizer.
 
-        Example:
+        Examples:
           >>> log_probs = t5.score(["the baker", "my sister"], ["counts", "paints"])
           >>> log_probs.shape, bool((log_probs < 0).all())
           ((2,), True)
@@ -511,7 +511,7 @@ class Text2Text:
           TypeError: as in `score`.
           ValueError: as in `score`.
 
-        Example:
+        Examples:
           >>> scores = t5.score_candidates(["the baker", "my sister"], [["counts", "paints"], []])
           >>> [row.shape for row in scores]
           [(2,), (0,)]
@@ -548,7 +548,7 @@ class Text2Text:
           TypeError: as in `score`.
           ValueError: as in `score`.
 
-        Example:
+        Examples:
           >>> [[counts, empty]] = t5.score_tokens(["the baker"], [["counts", ""]])
           >>> len(counts) == len(t5.tokenizer.encode("counts")) + 1, len(empty)
           (True, 1)
@@ -601,7 +601,7 @@ class Text2Text:
           TypeError: `candidates` is neither a list of texts nor a list of lists; or as in `score`.
           ValueError: as in `score`.
 
-        Example:
+        Examples:
           >>> [ranked] = t5.rank(["the baker"], ["counts", "paints"])
           >>> sorted(candidate.text for candidate in ranked)
           ['counts', 'paints']
@@ -646,7 +646,7 @@ class Text2Text:
           TypeError: `texts` is not a list of strings.
           ValueError: a text is too long, or the model has no tokenizer.
 
-        Example:
+        Examples:
           >>> t5.tokenize([""], max_tokens=8, truncate=False)
           [[1]]
         """
@@ -667,7 +667,7 @@ class Text2Text:
           ValueError: the weights are int8.
           FileExistsError: `folder` exists, is not empty, and `overwrite` is False.
 
-        Example:
+        Examples:
           >>> t5.save("my-model")
           >>> t5jax.load("my-model").config == t5.config
           True

@@ -10,6 +10,7 @@ import re
 import textwrap
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 
 import datasets
 import jax
@@ -80,7 +81,7 @@ def function_faults(function: typing.Any, *, example: bool) -> Iterator[str]:
         yield "no Returns"
     if re.search(r"^\s+raise \w", source, re.MULTILINE) and "\nRaises:" not in doc:
         yield "no Raises"
-    if example and ">>>" not in doc:
+    if example and "\nExamples:\n  >>>" not in doc:
         yield "no example"
 
 
@@ -93,7 +94,7 @@ def class_faults(cls: type) -> Iterator[str]:
     if _NO_VERB.match(doc):
         yield f"first line starts with {doc.split()[0]}"
     protocol = getattr(cls, "_is_protocol", False)
-    if ">>>" not in doc and not issubclass(cls, Exception):
+    if "\nExamples:\n  >>>" not in doc and not issubclass(cls, Exception):
         yield "no example"
     fields = []
     if dataclasses.is_dataclass(cls) or hasattr(cls, "_fields") or typing.is_typeddict(cls):
@@ -119,6 +120,18 @@ def test_dir_shows_the_public_names_and_each_can_be_imported(package):
     assert sorted(dir(module)) == sorted(set(module.__all__))
     for name in module.__all__:
         getattr(module, name)
+
+
+def test_reference_lists_the_public_names():
+    pages = Path(__file__).parents[1].glob("docs/reference/*.md")
+    listed = re.findall(r"^::: (\S+)$", "\n".join(page.read_text() for page in pages), re.MULTILINE)
+    public = {
+        f"{package}.{name}"
+        for package in PACKAGES
+        for name in importlib.import_module(package).__all__
+        if not inspect.ismodule(getattr(importlib.import_module(package), name))
+    }
+    assert sorted(listed) == sorted(public - {"t5jax.__version__"})
 
 
 @pytest.mark.parametrize(("package", "name"), public_names())

@@ -74,7 +74,7 @@ def average_checkpoints(folder: Path, steps: Sequence[int], name: str, abstract:
     Raises:
       ValueError: a checkpoint is damaged, or its arrays differ from `abstract`.
 
-    Example:
+    Examples:
       >>> from pathlib import Path
       >>> checkpoints = t5jax.checkpoint.CheckpointManager("run", keep=2)
       >>> for step in (1, 2):

@@ -34,7 +34,7 @@ class CheckpointManager:
     such as the position in the data.  It is written in the background, and gets its final name only
     when complete.
 
-    Example:
+    Examples:
       >>> checkpoints = t5jax.checkpoint.CheckpointManager("run", keep=2)
       >>> checkpoints.save(10, {"params": {"w": jnp.ones(3)}}, {"examples": 640})
       >>> checkpoints.wait()

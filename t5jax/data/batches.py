@@ -29,7 +29,7 @@ Batch = dict[str, np.ndarray]
 class ExampleSource(Protocol):
     """Protocol of an indexed sequence of raw examples, such as a list or `Chunks`.
 
-    Example:
+    Examples:
       >>> isinstance(["one", "two"], t5jax.data.ExampleSource)
       True
     """
@@ -53,7 +53,7 @@ def shift_right(targets: Int[np.ndarray, "*B T"], *, start_id: int) -> Int[np.nd
     Returns:
       [..., T] ids, the start id and then all targets except the last.
 
-    Example:
+    Examples:
       >>> t5jax.data.shift_right(np.array([5, 6, 1]), start_id=0).tolist()
       [0, 5, 6]
     """
@@ -84,7 +84,7 @@ def training_batches(
     Returns:
       A grain iterator over batches of `len(rows)` examples.
 
-    Example:
+    Examples:
       >>> def make_example(chunk, rng):
       ...     return {"decoder_target_tokens": chunk}
       >>> chunks = np.array([[5, 1], [6, 1]])
@@ -153,7 +153,7 @@ def evaluation_batches(
     Yields:
       Batches of `len(rows)` examples.
 
-    Example:
+    Examples:
       >>> def make_example(chunk, rng):
       ...     return {"decoder_loss_weights": np.ones(1, np.float32)}
       >>> batches = t5jax.data.evaluation_batches(

@@ -48,7 +48,7 @@ class DataConfig:
         is used for training.
       eval_split: split of `eval_path` if it is a Hub dataset; its configuration is `name`.
 
-    Example:
+    Examples:
       >>> t5jax.data.DataConfig(path="allenai/c4", name="en", holdout=0.01).split
       'train'
     """
@@ -103,7 +103,7 @@ def read_corpus(config: DataConfig) -> "tuple[datasets.Dataset, datasets.Dataset
         reached.
       ValueError: a source cannot be read, lacks the column or split, or has too few documents.
 
-    Example:
+    Examples:
       >>> from pathlib import Path
       >>> _ = Path("corpus.txt").write_text("One.\nTwo.\nThree.\n")
       >>> train, heldout = t5jax.data.read_corpus(t5jax.data.DataConfig(path="corpus.txt"))
@@ -139,7 +139,7 @@ def corpus_documents(dataset: "datasets.Dataset") -> Iterator[str]:
     Yields:
       The text of each document, read from disk in batches of 1000.
 
-    Example:
+    Examples:
       >>> import datasets
       >>> dataset = datasets.Dataset.from_dict({"text": ["One.", "Two."]})
       >>> list(t5jax.data.corpus_documents(dataset))
@@ -364,7 +364,7 @@ def tokenize_dataset(documents: "datasets.Dataset", tokenizer: Tokenizer) -> "da
     Returns:
       A dataset with the single column "ids", int32.
 
-    Example:
+    Examples:
       >>> import datasets
       >>> documents = datasets.Dataset.from_dict({"text": ["a"]})
       >>> t5jax.data.tokenize_dataset(documents, t5jax.tokenizers.ByteTokenizer())["ids"][0]
@@ -393,7 +393,7 @@ class TokenStream:
     Args:
       documents: dataset with the column "ids", from `tokenize_dataset`.
 
-    Example:
+    Examples:
       >>> import datasets
       >>> documents = datasets.Dataset.from_dict({"ids": [[5, 6, 1], [7, 1]]})
       >>> stream = t5jax.data.TokenStream(documents)
@@ -438,7 +438,7 @@ class Chunks:
     Raises:
       ValueError: the stream is shorter than one chunk.
 
-    Example:
+    Examples:
       >>> import datasets
       >>> documents = datasets.Dataset.from_dict({"ids": [[5, 6, 1], [7, 1]]})
       >>> chunks = t5jax.data.Chunks(t5jax.data.TokenStream(documents), 2)

@@ -30,7 +30,7 @@ def mixing_rates(
     Raises:
       ValueError: only some tasks have a weight.
 
-    Example:
+    Examples:
       >>> t5jax.data.mixing_rates({"a": 300, "b": 900}, {"a": None, "b": None}, size_limit=700)
       {'a': 0.3, 'b': 0.7}
     """
@@ -60,7 +60,7 @@ def mixture_stream(tasks: Sequence[Pairs], rates: Sequence[float], *, seed: int)
     Returns:
       A grain `MapDataset` of (index of the task, `Pair`).
 
-    Example:
+    Examples:
       >>> pairs = t5jax.data.Pairs([t5jax.data.Pair([5, 1], [6, 1])])
       >>> stream = t5jax.data.mixture_stream([pairs], [1.0], seed=0)
       >>> index, pair = stream[1000]
@@ -92,7 +92,7 @@ class MixtureBatches:
       decoder_start_id: decoder start id.
       rows: rows of each global batch to make in this process; None makes all.
 
-    Example:
+    Examples:
       >>> pairs = t5jax.data.Pairs([t5jax.data.Pair([5, 1], [6, 1])])
       >>> batches = t5jax.data.MixtureBatches(
       ...     t5jax.data.mixture_stream([pairs], [1.0], seed=0),

@@ -31,7 +31,7 @@ class PairLimits:
       too_long: policy for pairs over a limit: "error", "drop" or "truncate".
       empty_targets: policy for pairs whose target is only EOS: "error", "drop" or "keep".
 
-    Example:
+    Examples:
       >>> t5jax.data.PairLimits(input_length=512, target_length=114).lengths
       (512, 114)
     """
@@ -57,7 +57,7 @@ class Pair(NamedTuple):
       input: [S] ids.
       target: [T] ids.
 
-    Example:
+    Examples:
       >>> t5jax.data.Pair(input=[5, 6, 1], target=[7, 1]).target
       [7, 1]
     """
@@ -72,7 +72,7 @@ class Pairs:
     Args:
       pairs: the pairs to copy.
 
-    Example:
+    Examples:
       >>> pairs = t5jax.data.Pairs([t5jax.data.Pair([5, 6, 1], [7, 1])])
       >>> pairs[0].input.tolist(), pairs.tokens
       ([5, 6, 1], (3, 2))

@@ -48,7 +48,7 @@ class Task:
       postprocess: function applied to predictions and references before they are compared and
         written.
 
-    Example:
+    Examples:
       >>> rows = [{"en": "yes", "de": "ja"}]
       >>> task = t5jax.data.Task(
       ...     name="ende", train=rows, validation=rows, input="translate: {en}", target="{de}"
@@ -103,7 +103,7 @@ class Example(NamedTuple):
       input: text from the input template.
       references: correct targets, at least one.
 
-    Example:
+    Examples:
       >>> t5jax.data.Example("translate: yes", ["ja"]).references
       ['ja']
     """
@@ -125,7 +125,7 @@ def load_tasks(path: str | Path) -> list[Task]:
       FileNotFoundError: the file does not exist.
       ValueError: the file does not hold tasks, or a field is unknown or has the wrong type.
 
-    Example:
+    Examples:
       >>> import json, pathlib
       >>> fields = {"name": "copy", "train": "train.tsv", "validation": "validation.tsv"}
       >>> _ = pathlib.Path("tasks.json").write_text(json.dumps(fields))
@@ -154,7 +154,7 @@ def read_split(task: Task, split: Split) -> list[Example]:
       FileNotFoundError: the source is neither on this machine nor on the Hub.
       ValueError: the source cannot be read or is empty, or lacks a column used in a template.
 
-    Example:
+    Examples:
       >>> rows = [{"en": "yes", "de": "ja"}]
       >>> task = t5jax.data.Task(
       ...     name="ende", train=rows, validation=rows, input="translate: {en}", target="{de}"

@@ -32,7 +32,7 @@ class CorpusError(ValueError):
 def file_suffix(file: str) -> str:
     """Return the lower-case suffix of a file name, ignoring a compression suffix.
 
-    Example:
+    Examples:
       >>> file_suffix("answers.TSV.gz")
       '.tsv'
     """

@@ -37,7 +37,7 @@ class Automaton:
       ends: True for states in which a sequence is complete.
       max_edges: maximum number of exceptions per state; static.
 
-    Example:
+    Examples:
       >>> automaton = t5jax.decoding.trie([[5, 6], [5, 7]], eos_id=1, vocab_size=9)
       >>> int(automaton.distance[0])  # two tokens and EOS
       3

@@ -29,7 +29,7 @@ def from_edges(
     Raises:
       ValueError: a token is outside the vocabulary, or a state outside [0, 2**24).
 
-    Example:
+    Examples:
       >>> edges = {0: {5: 0, 1: 1}}  # any number of 5, then EOS
       >>> t5jax.decoding.from_edges(edges, vocab_size=9, ends=[1]).distance.tolist()
       [1, 0]
@@ -55,7 +55,7 @@ def trie(sequences: Sequence[Sequence[int]], *, eos_id: int, vocab_size: int) ->
       ValueError: `sequences` is empty, a sequence contains EOS, or a token is outside the
         vocabulary.
 
-    Example:
+    Examples:
       >>> automaton = t5jax.decoding.trie([[5, 6], [5, 7]], eos_id=1, vocab_size=9)
       >>> automaton.ends[:5].tolist()  # prefixes "", 5, 5 6, 5 7 and the end
       [False, False, False, False, True]
@@ -97,7 +97,7 @@ def matcher(
       ValueError: `patterns` is empty, a pattern is empty or not bytes, or there are more pieces
         than tokens.
 
-    Example:
+    Examples:
       >>> from t5jax.decoding.automaton import advance_states, is_end
       >>> automaton = t5jax.decoding.matcher([b"stop"], [b"st", b"op"], vocab_size=2)
       >>> state = advance_states(automaton, jnp.array([0]), jnp.array([0]))

@@ -36,7 +36,7 @@ class Beams(NamedTuple):
       lengths: number of tokens after the start token, including the prefix.
       failed: first position with non-finite logits, or -1.
 
-    Example:
+    Examples:
       >>> beams = t5jax.decoding.Beams(
       ...     tokens=jnp.array([[[0, 5, 6, 1], [0, 5, 1, 0]]]), scores=jnp.array([[-0.4, -0.6]]),
       ...     log_probs=jnp.array([[-1.2, -1.2]]), finish=jnp.array([[1, 1]]),
@@ -80,7 +80,7 @@ def power_penalty(alpha: Float[Array, ""]) -> Callable[[Array], Array]:
     Returns:
       A function from lengths, >= 1, to float32 divisors of log-probabilities.
 
-    Example:
+    Examples:
       >>> t5jax.decoding.power_penalty(jnp.float32(1.0))(jnp.array([1, 7])).tolist()
       [1.0, 7.0]
     """
@@ -97,7 +97,7 @@ def gnmt_penalty(alpha: Float[Array, ""]) -> Callable[[Array], Array]:
     Returns:
       A function from lengths, >= 1, to float32 divisors of log-probabilities.
 
-    Example:
+    Examples:
       >>> t5jax.decoding.gnmt_penalty(jnp.float32(1.0))(jnp.array([1, 7])).tolist()
       [1.0, 2.0]
     """
@@ -144,7 +144,7 @@ def beam_search(
     Returns:
       The K best finished sequences of every input.
 
-    Example:
+    Examples:
       >>> probs = jnp.array([[0, 0, 0.6, 0.4], [0, 1, 0, 0], [0, 0.5, 0.5, 0], [0, 1, 0, 0]])
       >>> beams = t5jax.decoding.beam_search(
       ...     lambda tokens, cache: (jnp.log(probs)[tokens], cache), (), num_beams=2,

@@ -56,7 +56,7 @@ class LogitsProcessors:
       stop_automaton: ends a row that reaches one of its ends; rules nothing out.
       no_repeat_ngram_size: size of n-grams that must not occur twice; static.
 
-    Example:
+    Examples:
       >>> from t5jax.decoding.logits_processors import Context
       >>> zero = jnp.array([0])
       >>> context = Context(zero[None], jnp.int32(1), zero, jnp.int32(8), zero)

@@ -42,7 +42,7 @@ def greedy(logits: Float[Array, "B V"], position: Int[Array, ""]) -> Int[Array, 
     Returns:
       [B] int32.
 
-    Example:
+    Examples:
       >>> t5jax.decoding.greedy(jnp.array([[0.0, 2.0, 2.0]]), jnp.int32(0)).tolist()
       [1]
     """
@@ -65,7 +65,7 @@ class Finish(enum.IntEnum):
       STOP: 3, an automaton reached an end, such as a stop string.
       DEAD_END: 4, every token was ruled out.
 
-    Example:
+    Examples:
       >>> t5jax.decoding.Finish(2).name
       'LIMIT'
     """
@@ -90,7 +90,7 @@ class LoopState(NamedTuple):
       failed: first position with non-finite logits, or -1.
       cache: cache of the step.
 
-    Example:
+    Examples:
       >>> state = t5jax.decoding.init_loop(
       ...     (), start_tokens=jnp.array([0]), prefix=jnp.array([[7, 8]]), done=jnp.array([False]),
       ...     max_len=3, pad_id=0)
@@ -129,7 +129,7 @@ def init_loop(
     Returns:
       The state at position 0.
 
-    Example:
+    Examples:
       >>> state = t5jax.decoding.init_loop(
       ...     (), start_tokens=jnp.array([0]), prefix=jnp.array([[7, 8]]), done=jnp.array([False]),
       ...     max_len=3, pad_id=0)
@@ -185,7 +185,7 @@ def decode_loop(
     Returns:
       The state after the last step.
 
-    Example:
+    Examples:
       >>> table = jax.nn.one_hot(jnp.array([2, 0, 3, 1]), 4)  # 0 -> 2 -> 3 -> 1
       >>> state = t5jax.decoding.init_loop(
       ...     (), start_tokens=jnp.array([0]), prefix=jnp.zeros((1, 0), jnp.int32),

@@ -23,7 +23,7 @@ def sampler(
     Returns:
       A `SampleFn` that folds the position into every row's key and returns [B] int32.
 
-    Example:
+    Examples:
       >>> keys = jax.random.split(jax.random.key(0), 2)
       >>> sample = t5jax.decoding.sampler(keys, temperature=jnp.float32(0.7))
       >>> sample(jnp.log(jnp.array([[0.0, 1.0], [1.0, 0.0]])), jnp.int32(0)).tolist()
@@ -47,7 +47,7 @@ def top_k(logits: Float[Array, "B V"], k: Int[Array, ""], *, max_k: int) -> Floa
     Returns:
       [B, V] logits, -inf for all other tokens.  Ties with the last kept token are kept.
 
-    Example:
+    Examples:
       >>> logits = jnp.array([[3.0, 1.0, 2.0]])
       >>> t5jax.decoding.top_k(logits, jnp.int32(2), max_k=3).tolist()
       [[3.0, -inf, 2.0]]
@@ -68,7 +68,7 @@ def top_p(logits: Float[Array, "B V"], p: Float[Array, ""]) -> Float[Array, "B V
     Returns:
       [B, V] logits, -inf for all other tokens.  Ties with the last kept token are kept.
 
-    Example:
+    Examples:
       >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
       >>> (t5jax.decoding.top_p(logits, jnp.float32(0.7)) > -jnp.inf).tolist()
       [[True, True, False]]
@@ -90,7 +90,7 @@ def min_p(logits: Float[Array, "B V"], p: Float[Array, ""]) -> Float[Array, "B V
     Returns:
       [B, V] logits, -inf for all other tokens.
 
-    Example:
+    Examples:
       >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
       >>> (t5jax.decoding.min_p(logits, jnp.float32(0.5)) > -jnp.inf).tolist()
       [[True, True, False]]
@@ -110,7 +110,7 @@ def typical(logits: Float[Array, "B V"], p: Float[Array, ""]) -> Float[Array, "B
     Returns:
       [B, V] logits, -inf for all other tokens.  Ties with the last kept token are kept.
 
-    Example:
+    Examples:
       >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))  # 0.69, 1.20, 1.61 nats; entropy 1.03
       >>> (t5jax.decoding.typical(logits, jnp.float32(0.2)) > -jnp.inf).tolist()
       [[False, True, False]]

@@ -32,7 +32,7 @@ class EvalTask:
       options: options for metrics that take any.
       keyed: whether to read files with other suffixes as .tsv.
 
-    Example:
+    Examples:
       >>> from pathlib import Path
       >>> task = t5jax.evaluation.EvalTask(predictions=Path("run.jsonl"), metrics=["bleu", "chrf"])
       >>> task.options.tokenize
@@ -65,7 +65,7 @@ def evaluate_files(
         library is missing.
       OSError: a file cannot be read.
 
-    Example:
+    Examples:
       >>> from pathlib import Path
       >>> _ = Path("run.jsonl").write_text('{"prediction": "a cat", "references": ["a dog"]}')
       >>> task = t5jax.evaluation.EvalTask(predictions=Path("run.jsonl"), metrics=["wer"])

@@ -22,7 +22,7 @@ class Predictions(NamedTuple):
       predictions: one text per example.
       references: one or more texts per prediction.
 
-    Example:
+    Examples:
       >>> predictions, references = t5jax.evaluation.Predictions(["a cat"], [["a cat", "cat"]])
       >>> len(references[0])
       2
@@ -55,7 +55,7 @@ def read_predictions(
       ValueError: a file is empty or damaged, or the files do not match.
       OSError: a file cannot be read.
 
-    Example:
+    Examples:
       >>> from pathlib import Path
       >>> _ = Path("run.tsv").write_text("read\\tR IY D")
       >>> _ = Path("words.dict").write_text("read R EH D")

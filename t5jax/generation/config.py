@@ -60,7 +60,7 @@ class GenerationConfig:
       max_input_tokens: maximum input length, including EOS; memory grows with its square.
       truncate: truncate longer inputs with a warning instead of raising an error.
 
-    Example:
+    Examples:
       >>> t5jax.GenerationConfig(num_beams=4, length_penalty=0.6).max_new_tokens
       64
       >>> t5jax.GenerationConfig(top_p=0.9)
@@ -295,7 +295,7 @@ class GenerationOverrides(TypedDict, total=False):
       max_input_tokens: maximum input length.
       truncate: truncate longer inputs instead of raising an error.
 
-    Example:
+    Examples:
       >>> overrides: t5jax.generation.GenerationOverrides = {"num_beams": 4}
       >>> t5jax.GenerationConfig(**overrides).num_beams
       4
@@ -344,7 +344,7 @@ def override_config(
       TypeError: an option is unknown; the message suggests the most similar one.
       ValueError: an option is invalid, ineffective or contradicts another.
 
-    Example:
+    Examples:
       >>> t5jax.generation.override_config(None, {"num_beams": 4}).num_beams
       4
     """

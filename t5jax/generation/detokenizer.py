@@ -19,7 +19,7 @@ class StreamingDetokenizer:
       stop_strings: strings; the text ends before the first one.
       prefix_len: number of leading ids in which stop strings are ignored.
 
-    Example:
+    Examples:
       >>> ids = t5.tokenizer.encode("the baker counts")
       >>> detokenizer = t5jax.generation.StreamingDetokenizer(t5.tokenizer)
       >>> pieces = [detokenizer.grow(ids[:n], ended=n == len(ids)) for n in range(len(ids) + 1)]

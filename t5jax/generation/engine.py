@@ -68,7 +68,7 @@ class GeneratedSequence(NamedTuple):
       log_prob: log-probability of the ids after the prefix, in nats, after logits processors; NaN
         without beam search.
 
-    Example:
+    Examples:
       >>> sequence = t5jax.generation.GeneratedSequence(
       ...     [7, 5, 6, 1], prefix_len=1, finish_reason="eos", score=-0.4, log_prob=-1.2)
       >>> sequence.ids[sequence.prefix_len :]
@@ -91,7 +91,7 @@ class StreamedSequence(NamedTuple):
       prefix_len: number of ids of the prefix.
       finish_reason: as in `GenerationOutput`, None while the sequence is growing.
 
-    Example:
+    Examples:
       >>> sequence = t5jax.generation.StreamedSequence(
       ...     row=0, ids=[7, 5], prefix_len=1, finish_reason=None)
       >>> sequence.ids[sequence.prefix_len :]
@@ -113,7 +113,7 @@ class Engine:
       tokenizer: tokenizer of the model; required for constraints given as text.
       policy: compute policy.
 
-    Example:
+    Examples:
       >>> engine = t5jax.generation.Engine(t5.config, t5.params, None, policy=t5.policy)
       >>> automaton = t5jax.decoding.trie([[5, 6]], eos_id=1, vocab_size=97)
       >>> [[sequence]] = engine.generate([[8, 9, 1]], t5jax.GenerationConfig(automaton=automaton))

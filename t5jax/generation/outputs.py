@@ -20,7 +20,7 @@ class TokenAlternative(NamedTuple):
       id: token id.
       log_prob: log-probability in nats.
 
-    Example:
+    Examples:
       >>> alternative = t5jax.generation.TokenAlternative(id=5, log_prob=-0.6931)
       >>> round(float(np.exp(alternative.log_prob)), 2)
       0.5
@@ -45,7 +45,7 @@ class GenerationOutput(NamedTuple):
       alternatives: the most likely tokens at each position, best first, if requested.
       cross_attention: attention of each id to each input token, per layer and head, if requested.
 
-    Example:
+    Examples:
       >>> [[output]] = t5.generate_outputs(["the baker"], allowed_texts=["Lisbon"])
       >>> output.text, output.finish_reason
       ('Lisbon', 'eos')
@@ -69,7 +69,7 @@ class StreamEvent(NamedTuple):
       text: next piece of text; the last one may be empty.
       finish_reason: as in `GenerationOutput` in the last piece, otherwise None.
 
-    Example:
+    Examples:
       >>> event = t5jax.StreamEvent
       >>> events = [event(0, "Das", None), event(1, "Ja.", "eos"), event(0, " ist gut.", "eos")]
       >>> "".join(event.text for event in events if event.row == 0)
@@ -89,7 +89,7 @@ class RankedCandidate(NamedTuple):
       place: position in the list of candidates.
       log_prob: log-probability of all its tokens and EOS, in nats.
 
-    Example:
+    Examples:
       >>> [ranked] = t5.rank(["the baker"], ["counts", "paints"])
       >>> ranked[0].log_prob >= ranked[1].log_prob
       True

@@ -39,7 +39,7 @@ class Scorer:
       params: parameters of the model.
       policy: compute policy.
 
-    Example:
+    Examples:
       >>> scorer = t5jax.generation.Scorer(config, params, policy=t5jax.ComputePolicy())
       >>> states, mask = scorer.encode([[5, 6, 1], [7, 1]], batch_size=2)
       >>> states.shape, mask.sum(axis=1).tolist()

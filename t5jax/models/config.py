@@ -49,7 +49,7 @@ class T5Config:
       eos_id: end-of-sequence id.
       decoder_start_id: first id of the decoder input.
 
-    Example:
+    Examples:
       >>> base = t5jax.T5Config.preset("t5-v1_1-base", dropout_rate=0.1)
       >>> base.d_model, base.num_heads * base.d_kv
       (768, 768)
@@ -215,7 +215,7 @@ class ComputePolicy:
         to 512 * 512 query-key pairs, then pallas where available, else blockwise.  Decoding loops
         are always plain.
 
-    Example:
+    Examples:
       >>> t5jax.ComputePolicy(dtype="bfloat16").replace(remat="full")
       ComputePolicy(dtype='bfloat16', remat='full', attention='auto')
     """
@@ -271,7 +271,7 @@ def pad_vocab(num_tokens: int) -> int:
     Returns:
       The next multiple of 128, as in every T5.
 
-    Example:
+    Examples:
       >>> t5jax.models.pad_vocab(32100)
       32128
     """

@@ -25,7 +25,7 @@ class Family:
       partition_rules: (path pattern, mesh axes) pairs that cover every parameter.  Blocks are
         stacked, so the first axis of their parameters is the layer.
 
-    Example:
+    Examples:
       >>> [block.__name__ for block in t5jax.models.FAMILIES["t5"].decoder_blocks]
       ['DecoderBlock']
     """
@@ -65,7 +65,7 @@ def get_family(config: T5Config) -> Family:
     Raises:
       ValueError: unknown family; the message suggests the nearest.
 
-    Example:
+    Examples:
       >>> t5jax.models.get_family(config) is t5jax.models.FAMILIES["t5"]
       True
     """

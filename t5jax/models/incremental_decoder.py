@@ -28,7 +28,7 @@ class DecoderCache(NamedTuple):
       keys: self-attention keys of each layer, [B, N, C, H]; [N, C, H] for a single row.
       values: self-attention values of each layer, likewise.
 
-    Example:
+    Examples:
       >>> empty = [jnp.zeros((2, 3, 8, 5))] * 3  # of 3 layers
       >>> cache = t5jax.models.DecoderCache(jnp.asarray(0), empty, empty)
       >>> cache._replace(position=jnp.array([0, 4])).position.shape  # one per row
@@ -56,7 +56,7 @@ class IncrementalDecoder:
       output: output kernel, [D, V].
       logit_scale: factor applied to the logits.
 
-    Example:
+    Examples:
       >>> decoder = t5jax.models.bind(config, params).incremental_decoder()
       >>> encoded, mask = jnp.zeros((2, 4, config.d_model)), jnp.ones((2, 4), bool)
       >>> step, cache = decoder.start(encoded, encoder_mask=mask, max_len=8)
@@ -153,7 +153,7 @@ class DecodeStep:
       cross_mask: [I, 1, 1, S], False on padding.
       biases: relative bias of each layer for every offset between two cache positions.
 
-    Example:
+    Examples:
       >>> decoder = t5jax.models.bind(config, params).incremental_decoder()
       >>> encoded, mask = jnp.zeros((2, 4, config.d_model)), jnp.ones((2, 4), bool)
       >>> step, cache = decoder.start(encoded, encoder_mask=mask, max_len=8)

@@ -61,7 +61,7 @@ def relative_position_bucket(
     Returns:
       int32 in [0, num_buckets), same shape as `offset`.
 
-    Example:
+    Examples:
       >>> offsets = np.array([-200, -64, -3, 0, 3])
       >>> t5jax.models.relative_position_bucket(
       ...     offsets, bidirectional=True, num_buckets=32, max_distance=128

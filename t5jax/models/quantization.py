@@ -27,7 +27,7 @@ class LogitError(NamedTuple):
       largest: largest absolute error.
       agreement: fraction of positions with the same argmax.
 
-    Example:
+    Examples:
       >>> error = t5jax.models.LogitError(relative=0.01, largest=0.2, agreement=0.98)
       >>> f"{error.relative:.1%} error, same argmax at {error.agreement:.0%} of positions"
       '1.0% error, same argmax at 98% of positions'
@@ -51,7 +51,7 @@ def quantize_params(
       Parameters with `Int8Kernel`s, and the error of their logits on random ids, on which a model
       is less certain than on text.
 
-    Example:
+    Examples:
       >>> policy = t5jax.ComputePolicy()
       >>> quantized, error = t5jax.models.quantize_params(params, config, policy=policy)
       >>> error.relative < 0.05

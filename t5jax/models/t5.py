@@ -38,7 +38,7 @@ def is_stacked(path: str) -> bool:
     Returns:
       True if the parameter is stacked.
 
-    Example:
+    Examples:
       >>> t5jax.models.is_stacked("encoder/layers/mlp/wi")
       True
       >>> t5jax.models.is_stacked("encoder/final_norm/scale")
@@ -58,7 +58,7 @@ class T5(nnx.Module):
       sharder: sharding of activations.
       rngs: random streams; `params` initializes the parameters.
 
-    Example:
+    Examples:
       >>> model = t5jax.models.bind(config, params)
       >>> tokens = jnp.ones((2, 5), jnp.int32)
       >>> jax.eval_shape(model, tokens, tokens[:, :3], encoder_mask=tokens != config.pad_id)
@@ -321,7 +321,7 @@ def init_params(config: T5Config, key: Key[Array, ""]) -> Params:
       Nested dict of arrays.  Blocks of a stack share leaves with a leading layer axis, such as
       `params["encoder"]["layers"]["mlp"]["wi"]`, [L, D, F].
 
-    Example:
+    Examples:
       >>> encoder_only = config.replace(num_decoder_layers=0)
       >>> params = t5jax.models.init_params(encoder_only, jax.random.key(0))
       >>> params["encoder"]["layers"]["mlp"]["wi"].shape
@@ -339,7 +339,7 @@ def abstract_params(config: T5Config) -> Params:
     Returns:
       Nested dict of `jax.ShapeDtypeStruct`.
 
-    Example:
+    Examples:
       >>> t5jax.models.abstract_params(config)["output"]["kernel"]
       ShapeDtypeStruct(shape=(16, 97), dtype=float32)
     """
@@ -365,7 +365,7 @@ def bind(
     Raises:
       ValueError: a parameter is missing, unknown or has the wrong shape; the message names it.
 
-    Example:
+    Examples:
       >>> @jax.jit
       ... def encode(params, tokens, mask):
       ...     return t5jax.models.bind(config, params).encode(tokens, encoder_mask=mask)
@@ -413,7 +413,7 @@ def resolve_dtype(dtype: str) -> ComputeDtype:
     Raises:
       ValueError: any other name.
 
-    Example:
+    Examples:
       >>> t5jax.models.resolve_dtype("auto")  # on CPU
       'float32'
     """

@@ -37,7 +37,7 @@ class Int8Kernel:
       values: [*L, I, O] int8, in [-127, 127].
       scale: [*L, O] float32.
 
-    Example:
+    Examples:
       >>> kernel = t5jax.ops.Int8Kernel(jnp.array([[127, -64]], jnp.int8), jnp.array([0.5, 2.0]))
       >>> kernel.dequantize(jnp.float32).tolist()
       [[63.5, -128.0]]
@@ -78,7 +78,7 @@ def is_kernel(leaf: object) -> bool:
     Returns:
       True for an `Int8Kernel`.
 
-    Example:
+    Examples:
       >>> tree = {"query": t5jax.ops.quantize_kernel(jnp.ones((3, 4)))}
       >>> len(jax.tree.leaves(tree)), len(jax.tree.leaves(tree, is_leaf=t5jax.ops.is_kernel))
       (2, 1)
@@ -96,7 +96,7 @@ def quantize_kernel(kernel: Float[Array, "*L I O"]) -> Int8Kernel:
     Returns:
       The int8 kernel.
 
-    Example:
+    Examples:
       >>> t5jax.ops.quantize_kernel(jnp.array([[2.0, -4.0], [0.0, 1.0]])).values.tolist()
       [[127, -127], [0, 32]]
     """
@@ -135,7 +135,7 @@ def matmul(
     Returns:
       [*A, O] in the dtype of `x`.
 
-    Example:
+    Examples:
       >>> kernel = jnp.array([[1.0, 0.0], [10.0, 1.0]])
       >>> t5jax.ops.matmul(jnp.array([[1.0, 2.0]]), kernel).tolist()
       [[21.0, 2.0]]

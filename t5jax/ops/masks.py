@@ -26,7 +26,7 @@ class Segments:
       keys: [B, S] int32, segment of each key, 0 = masked; None = all in segment 1.
       causal: whether to mask keys at later positions than the query.
 
-    Example:
+    Examples:
       >>> t5jax.ops.Segments(None, None, causal=True).dense(3, 3)[0, 0].astype(int).tolist()
       [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     """
@@ -88,7 +88,7 @@ def segments_from_ids(
     Returns:
       The segments, numbered from 1.
 
-    Example:
+    Examples:
       >>> ids = jnp.array([[1, 1, 2, 0]])
       >>> segments = t5jax.ops.segments_from_ids(ids, ids, key_mask=ids > 0, causal=False)
       >>> segments.dense(4, 4)[0, 0].astype(int).tolist()
@@ -116,7 +116,7 @@ def attention_mask(
     Returns:
       A dense mask for plain attention, otherwise the segments.
 
-    Example:
+    Examples:
       >>> segments = t5jax.ops.Segments(None, None, causal=True)
       >>> t5jax.ops.attention_mask(segments, 512, 512, kind="auto").shape
       (1, 1, 512, 512)

@@ -49,7 +49,7 @@ class OptimizerConfig:
         vectors are exempt
       momentum: muon: decay of the running mean of gradients
 
-    Example:
+    Examples:
       >>> schedule = t5jax.optim.ScheduleConfig(
       ...     name="cosine", learning_rate=0.02, warmup_steps=10000
       ... )
@@ -128,7 +128,7 @@ def make_optimizer(
       ValueError: the run is too short for the schedule.  Later: `init` found no matrix in a stack
         (muon), or `update` got no parameters.
 
-    Example:
+    Examples:
       >>> schedule = t5jax.optim.ScheduleConfig(
       ...     name="constant", learning_rate=0.1, warmup_steps=0
       ... )

@@ -27,7 +27,7 @@ class ScheduleConfig:
       warmup_steps: number of warm-up steps; for rsqrt, length of the flat start
       final_fraction: linear, cosine: rate at the last step as a fraction of the peak
 
-    Example:
+    Examples:
       >>> t5jax.optim.ScheduleConfig(name="rsqrt", learning_rate=1.0, warmup_steps=10000).peak
       0.01
     """
@@ -95,7 +95,7 @@ def learning_rate_schedule(config: ScheduleConfig, *, total_steps: int) -> optax
     Raises:
       ValueError: total_steps <= warmup_steps, for linear and cosine.
 
-    Example:
+    Examples:
       >>> config = t5jax.optim.ScheduleConfig(name="linear", learning_rate=0.4, warmup_steps=4)
       >>> rate = t5jax.optim.learning_rate_schedule(config, total_steps=8)
       >>> [round(float(rate(step)), 3) for step in range(9)]

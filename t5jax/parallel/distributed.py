@@ -47,7 +47,7 @@ class HostsConfig:
       auto: detect the processes from Slurm, a TPU pod, Kubernetes or MPI.
       timeout: seconds to wait for all processes to join.
 
-    Example:
+    Examples:
       >>> hosts = t5jax.parallel.HostsConfig(coordinator="10.0.0.1:8476", count=2, index=1)
       >>> hosts.index, hosts.timeout
       (1, 300)
@@ -101,7 +101,7 @@ def initialize(config: HostsConfig) -> None:
         has already joined with another config.
       RuntimeError: JAX has already computed something.
 
-    Example:
+    Examples:
       >>> t5jax.parallel.initialize(t5jax.parallel.HostsConfig())
       >>> t5jax.parallel.process_count()
       1
@@ -145,7 +145,7 @@ def process_index() -> int:
     Returns:
       Index from 0 to `process_count()` - 1.
 
-    Example:
+    Examples:
       >>> t5jax.parallel.process_index()
       0
     """
@@ -158,7 +158,7 @@ def process_count() -> int:
     Returns:
       Number of processes, 1 unless `initialize` joined others.
 
-    Example:
+    Examples:
       >>> t5jax.parallel.process_count()
       1
     """
@@ -171,7 +171,7 @@ def is_main_process() -> bool:
     Returns:
       True in process 0, False in the others.
 
-    Example:
+    Examples:
       >>> t5jax.parallel.is_main_process()
       True
     """
@@ -195,7 +195,7 @@ def abort_together() -> Iterator[None]:
     Raises:
       RunAborted: the body failed here (the error is the cause) or in another process.
 
-    Example:
+    Examples:
       >>> with t5jax.parallel.abort_together():
       ...     print("training")
       training
@@ -222,7 +222,7 @@ def barrier(name: str, *, timeout: float = 600.0) -> None:
     Raises:
       TimeoutError: some processes did not arrive; the message names them.
 
-    Example:
+    Examples:
       >>> t5jax.parallel.barrier("corpus written", timeout=60.0)
     """
     if process_count() == 1:
@@ -299,7 +299,7 @@ def gather_arrays(tree: Any) -> Any:
     Returns:
       The tree with each array whole on one local device; unchanged with a single process.
 
-    Example:
+    Examples:
       >>> params = {"scale": jnp.ones(3)}
       >>> t5jax.parallel.gather_arrays(params) is params
       True

@@ -28,7 +28,7 @@ class MeshConfig:
       dcn_data: factor of the data axis across slices.
       dcn_fsdp: factor of the fsdp axis across slices.
 
-    Example:
+    Examples:
       >>> t5jax.parallel.MeshConfig(fsdp=2).sizes(8)
       {'data': 4, 'fsdp': 2, 'sequence': 1, 'tensor': 1}
     """
@@ -97,7 +97,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     Raises:
       ValueError: the axes do not fit the devices or their slices.
 
-    Example:
+    Examples:
       >>> t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig(fsdp=-1, data=1)).axis_names
       ('data', 'fsdp', 'sequence', 'tensor')
     """

@@ -38,7 +38,7 @@ class Sharder:
     Attributes:
       mesh: mesh with the axes of `MeshConfig`, or None.
 
-    Example:
+    Examples:
       >>> with jax.set_mesh(t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig())):
       ...     sharder = t5jax.parallel.Sharder.from_context()
       >>> sharder.num_shards() == jax.device_count()
@@ -134,7 +134,7 @@ def infer_shardings(tree: PyTree, *, mesh: Mesh, rules: PartitionRules) -> PyTre
     Raises:
       ValueError: no rule matches a path, or a mesh axis does not divide an array's axis.
 
-    Example:
+    Examples:
       >>> mesh = t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig())
       >>> rules = [("mlp/wi", jax.sharding.PartitionSpec("fsdp", "tensor"))]
       >>> params = {"mlp": {"wi": jnp.ones((4, 6))}}
@@ -185,7 +185,7 @@ def local_rows(batch_size: int, *, mesh: Mesh) -> Int[np.ndarray, " R"]:
     Returns:
       [R] int, row indices in ascending order.
 
-    Example:
+    Examples:
       >>> mesh = t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig())
       >>> t5jax.parallel.local_rows(8, mesh=mesh).tolist()
       [0, 1, 2, 3, 4, 5, 6, 7]
@@ -231,7 +231,7 @@ def shard_batch(batch: Mapping[str, np.ndarray], *, mesh: Mesh) -> dict[str, jax
     Raises:
       ValueError: the global batch size is not a multiple of data x fsdp.
 
-    Example:
+    Examples:
       >>> mesh = t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig())
       >>> batch = t5jax.parallel.shard_batch({"targets": np.ones((8, 3), np.int32)}, mesh=mesh)
       >>> batch["targets"].shape, len(batch["targets"].devices()) == jax.device_count()

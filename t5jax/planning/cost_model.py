@@ -43,7 +43,7 @@ class Estimate:
       largest: shape, bytes and producing operation of the largest arrays.
       unknown_loops: loops of unknown trip count, counted as one trip.
 
-    Example:
+    Examples:
       >>> estimate = t5jax.planning.Estimate(
       ...     memory={"parameters": 60, "temporaries": 40}, hbm_bytes=1000,
       ...     compiled_flops=9.0, model_flops=6.0, bytes_accessed=30.0, collectives=[],

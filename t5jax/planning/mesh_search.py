@@ -62,7 +62,7 @@ def rank_meshes(
     Raises:
       ValueError: no mesh divides the work.
 
-    Example:
+    Examples:
       >>> workload = t5jax.planning.Workload(
       ...     config=config, policy=t5jax.ComputePolicy(), mesh=t5jax.parallel.MeshConfig(),
       ...     batch_size=2, input_length=8, target_length=8,

@@ -22,7 +22,7 @@ def plan_step(task: Workload, devices: Sequence[Any], *, chip: Chip) -> cost_mod
       ValueError: the devices do not divide the work, or the step does not fit into their memory;
         the message suggests changes.
 
-    Example:
+    Examples:
       >>> workload = t5jax.planning.Workload(
       ...     config=config, policy=t5jax.ComputePolicy(), mesh=t5jax.parallel.MeshConfig(),
       ...     batch_size=2, input_length=8, target_length=8,

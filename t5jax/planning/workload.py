@@ -51,7 +51,7 @@ class Workload:
       accumulate: number of micro-batches of a training step.
       decode: True for a decoding step.
 
-    Example:
+    Examples:
       >>> workload = t5jax.planning.Workload(
       ...     config=t5jax.T5Config.preset("t5-small"), policy=t5jax.ComputePolicy(),
       ...     mesh=t5jax.parallel.MeshConfig(), batch_size=1, input_length=512, target_length=114,
@@ -114,7 +114,7 @@ def slice_devices(topology: str) -> Sequence[Any]:
     Raises:
       ValueError: the slice does not exist, or libtpu, the compiler for TPUs, is not installed.
 
-    Example:
+    Examples:
       >>> len(t5jax.planning.slice_devices("v5e:4x8"))  # doctest: +SKIP
       32
     """

@@ -28,7 +28,7 @@ class Conversion(NamedTuple):
       source: source checkpoint.
       report: content of `conversion.json`: every tensor written, renamed or ignored.
 
-    Example:
+    Examples:
       >>> t5jax.pretrained.save_pretrained("model", config, params, None)
       >>> source, report = t5jax.pretrained.convert_checkpoint("model", "hf", to="hf")
       >>> source.format, report["to"]
@@ -76,7 +76,7 @@ def convert_checkpoint(
         cannot represent it.
       FileExistsError: the destination exists and is not a model, or `overwrite` is False.
 
-    Example:
+    Examples:
       >>> t5jax.pretrained.save_pretrained("tiny-t5", config, params, None)
       >>> report = t5jax.pretrained.convert_checkpoint("tiny-t5", "tiny-t5-hf", to="hf").report
       >>> [x["name"] for x in report["tensors"] if x["path"] == "token_embedder/embedding"]

@@ -26,7 +26,7 @@ def describe_checkpoint(
     Raises:
       ValueError: the source cannot be read.
 
-    Example:
+    Examples:
       >>> t5jax.pretrained.save_pretrained("model", config, params, None)
       >>> facts = t5jax.pretrained.describe_checkpoint("model")
       >>> facts["format"], facts["sizes"]["vocab_size"], facts["types"].keys()

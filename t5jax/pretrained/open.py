@@ -42,7 +42,7 @@ def load_pretrained(
       ConnectionError: the hub cannot be reached.
       ValueError: the checkpoint is damaged or not a T5.
 
-    Example:
+    Examples:
       >>> t5jax.pretrained.save_pretrained("tiny-t5", config, params, None)
       >>> loaded_config, loaded, tokenizer = t5jax.pretrained.load_pretrained("tiny-t5")
       >>> loaded_config == config, tokenizer
@@ -100,7 +100,7 @@ def open_checkpoint(path: Path, *, encoder_only: bool = False) -> CheckpointSour
     Raises:
       ValueError: the checkpoint is damaged or not a T5.
 
-    Example:
+    Examples:
       >>> from pathlib import Path
       >>> t5jax.pretrained.save_pretrained("encoder", config, params, None)
       >>> source = t5jax.pretrained.open_checkpoint(Path("encoder"), encoder_only=True)
@@ -165,7 +165,7 @@ def save_pretrained(
     Raises:
       FileExistsError: `path` contains files that must not be replaced.
 
-    Example:
+    Examples:
       >>> from pathlib import Path
       >>> t5jax.pretrained.save_pretrained("model", config, params, None)
       >>> sorted(path.name for path in Path("model").iterdir())

@@ -43,7 +43,7 @@ class Weights(NamedTuple):
       dtypes: parameter dtypes, by path.
       read: function that reads a parameter, by path.
 
-    Example:
+    Examples:
       >>> weights = t5jax.pretrained.Weights.from_params(params)
       >>> weights.shapes["token_embedder/embedding"]
       (97, 16)

@@ -21,7 +21,7 @@ def train_step_flops(
     Returns:
       FLOPs of the whole batch.
 
-    Example:
+    Examples:
       >>> config = t5jax.models.T5Config.preset("t5-small")
       >>> flops = t5jax.profiling.train_step_flops(
       ...     config, batch_size=1, input_length=512, target_length=114
@@ -47,7 +47,7 @@ def forward_flops(
     Returns:
       FLOPs of the whole batch.
 
-    Example:
+    Examples:
       >>> config = t5jax.models.T5Config.preset("t5-small")
       >>> flops = t5jax.profiling.forward_flops(
       ...     config, batch_size=1, input_length=512, target_length=114
@@ -82,7 +82,7 @@ def encode_flops(config: T5Config, *, batch_size: int, input_length: int) -> flo
     Returns:
       FLOPs of the whole batch.
 
-    Example:
+    Examples:
       >>> config = t5jax.models.T5Config.preset("t5-small")
       >>> f"{t5jax.profiling.encode_flops(config, batch_size=1, input_length=512):.2e}"
       '2.25e+10'
@@ -103,7 +103,7 @@ def decode_step_flops(
     Returns:
       FLOPs of the whole batch.
 
-    Example:
+    Examples:
       >>> config = t5jax.models.T5Config.preset("t5-small")
       >>> flops = t5jax.profiling.decode_step_flops(
       ...     config, batch_size=1, input_length=512, cache_length=114

@@ -27,7 +27,7 @@ class Chip:
       torus: number of axes of a TPU's network; 0 for GPUs.
       largest: axes of the largest slice with a single network; empty for GPUs.
 
-    Example:
+    Examples:
       >>> chip = t5jax.profiling.chip_of_topology("v5e:4x8")
       >>> chip.name, chip.flops / 1e12, chip.hbm_bytes // 2**30
       ('v5e', 197.0, 16)
@@ -92,7 +92,7 @@ def chip_of_kind(device_kind: str) -> Chip | None:
     Returns:
       The chip, or None if unknown.
 
-    Example:
+    Examples:
       >>> t5jax.profiling.chip_of_kind("NVIDIA H200").hbm_bandwidth / 1e9
       4800.0
     """
@@ -109,7 +109,7 @@ def chip_of_topology(name: str) -> Chip:
     Raises:
       ValueError: the chip or the slice does not exist.
 
-    Example:
+    Examples:
       >>> t5jax.profiling.chip_of_topology("v5p:4x4x8").torus
       3
     """

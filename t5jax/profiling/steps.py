@@ -28,7 +28,7 @@ class StepTimer:
     Args:
       clock: function that returns the time in seconds.
 
-    Example:
+    Examples:
       >>> times = iter([0.0, 10.0, 12.0, 16.0])
       >>> timer = t5jax.profiling.StepTimer(clock=lambda: next(times))
       >>> timer.finished(tokens=100)  # compiled from 0 to 10
@@ -113,7 +113,7 @@ def peak_memory_bytes(devices: Sequence) -> float:
     Returns:
       Bytes; the peak memory of this process if no device reports its own.
 
-    Example:
+    Examples:
       >>> t5jax.profiling.peak_memory_bytes(jax.local_devices()) > 0
       True
     """
@@ -133,7 +133,7 @@ class Profiler:
       folder: folder for the traces.
       steps: first and last step to trace, counted from 1; None traces only on SIGUSR1.
 
-    Example:
+    Examples:
       >>> with t5jax.profiling.Profiler("traces", steps=(10, 12)) as profiler:
       ...     for step in range(1, 4):
       ...         profiler.before(step)  # then run the step

@@ -29,7 +29,7 @@ class FileReport(NamedTuple):
       dead_ends: number of outputs that are empty because the constraints allowed no token.
       logit_error: error of the logits after int8 quantization; None for float weights.
 
-    Example:
+    Examples:
       >>> report = t5jax.recipes.FileReport(inputs=1000, resumed=400, dead_ends=0, logit_error=None)
       >>> report.inputs - report.resumed
       600
@@ -80,7 +80,7 @@ def generate_file(
         belongs to another call.
       FileExistsError: the output exists, or another process is writing it.
 
-    Example:
+    Examples:
       >>> import pathlib
       >>> t5.save("model")
       >>> _ = pathlib.Path("in.txt").write_text("a\\nb\\n")

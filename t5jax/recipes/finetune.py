@@ -68,7 +68,7 @@ class FinetuneResult(NamedTuple):
       validation: task -> metric -> percent; None if the run was interrupted.
       test: same for the tasks that have a test split.
 
-    Example:
+    Examples:
       >>> scores = {"translate": {"bleu": 27.5, "chrf": 54.0}}
       >>> result = t5jax.recipes.FinetuneResult(t5, validation=scores, test={})
       >>> result.validation["translate"]["bleu"]
@@ -104,7 +104,7 @@ def finetune(
       ValueError, OSError: invalid options, tasks or files, raised before training starts.
       RunAborted: another process failed or died, or this one failed in a multi-process run.
 
-    Example:
+    Examples:
       >>> rows = [{"input": "count: a a", "target": "2"}, {"input": "count: a", "target": "1"}]
       >>> task = t5jax.Task(name="count", train=rows, validation=rows)
       >>> config = t5jax.FinetuneConfig(checkpoint="google/t5-v1_1-small", dropout_rate=0.1)

@@ -59,7 +59,7 @@ class FinetuneConfig(RunConfig):
       average: number of best or last checkpoints to average for the result; 1 = no averaging.
       optimizer: optimizer and learning rate schedule; defaults to T5's for fine-tuning.
 
-    Example:
+    Examples:
       >>> t5jax.FinetuneConfig(checkpoint="google/t5-v1_1-small", target_length=32).lengths
       (128, 32)
       >>> t5jax.FinetuneConfig(checkpoint="google/t5-v1_1-small", vocab_size=8000)

@@ -95,9 +95,7 @@ def resulting_params(
     tree = "params" if abstract.ema_params is None else "average"
     params = average_checkpoints(folder, steps, tree, abstract.params)
     which = f"the {config.use} checkpoint" if len(steps) == 1 else f"the mean of {len(steps)}"
-    log_once(
-        f"the result is {which} (step {', '.join(map(str, steps))}): {config.folder / MODEL}"
-    )
+    log_once(f"the result is {which} (step {', '.join(map(str, steps))}): {config.folder / MODEL}")
     if config.use == "best" and not is_best(folder, steps[0], ranking_keys):
         log_once(
             f"warning: an evaluation was better than that of step {steps[0]}, but its checkpoint "

@@ -22,7 +22,7 @@ def plain_sentences(documents: Iterable[str], *, count: int) -> list[str]:
     Returns:
       Sentences of at least 8 words and 62 to 142 characters, on one line each.
 
-    Example:
+    Examples:
       >>> sentence = "The old dog sleeps in the kitchen while the rain falls on the roof."
       >>> documents = ["def f(x): ...", "Too short. " + sentence]
       >>> t5jax.recipes.plain_sentences(documents, count=5)
@@ -85,7 +85,7 @@ def fill_blanks(
     Raises:
       ValueError: the model has no tokenizer.
 
-    Example:
+    Examples:
       >>> texts = ["The <extra_id_0> sleeps.", "No blanks."]
       >>> [len(blanks) for blanks in t5jax.recipes.fill_blanks(t5, texts, max_new_tokens=4)]
       [1, 0]
@@ -145,7 +145,7 @@ def show_blanks(t5: Text2Text, sentences: Sequence[str], *, seed: int) -> Iterat
     Raises:
       ValueError: a sentence is too short, or the model has no tokenizer.
 
-    Example:
+    Examples:
       >>> sentence = "The old dog sleeps in the warm kitchen."
       >>> for line in t5jax.recipes.show_blanks(t5, [sentence], seed=0):  # doctest: +SKIP
       ...     print(line)

@@ -69,7 +69,7 @@ class PretrainResult(NamedTuple):
         run was interrupted.
       heldout: held-out documents, in the column "text".
 
-    Example:
+    Examples:
       >>> result = t5jax.recipes.PretrainResult(t5, {"loss": 2.0, "accuracy": 0.55}, heldout=None)
       >>> f"perplexity {np.exp(result.evaluation['loss']):.2f}"
       'perplexity 7.39'
@@ -96,7 +96,7 @@ def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> Pre
         raised before training starts and before anything is written to a new `config.output`.
       RunAborted: another process failed or died, or this one failed in a multi-process run.
 
-    Example:
+    Examples:
       >>> data = t5jax.data.DataConfig(path="corpus.txt")
       >>> config = t5jax.recipes.PretrainConfig(output="runs/corpus", data=data)
       >>> result = t5jax.recipes.pretrain(config)  # doctest: +SKIP

@@ -32,7 +32,7 @@ class PretrainConfig(RunConfig):
       eval_examples: maximum number of held-out examples per evaluation.
       optimizer: optimizer and learning rate schedule; defaults to Adafactor with rsqrt decay.
 
-    Example:
+    Examples:
       >>> config = t5jax.recipes.PretrainConfig(input_length=512, batch_size=128)
       >>> config.lengths
       (512, 114)

@@ -25,7 +25,7 @@ class Tokenizer(Protocol):
       num_sentinels: number of sentinels, the maximum number of masked spans in an example.
       fingerprint: cache key, equal for tokenizers that return equal ids.
 
-    Example:
+    Examples:
       >>> isinstance(t5.tokenizer, t5jax.tokenizers.Tokenizer)
       True
     """
@@ -97,7 +97,7 @@ def encode_with_eos(tokenizer: Tokenizer, text: str) -> list[int]:
     Returns:
       The ids, ending in EOS.
 
-    Example:
+    Examples:
       >>> t5jax.tokenizers.encode_with_eos(t5jax.tokenizers.ByteTokenizer(), "a")
       [100, 1]
     """

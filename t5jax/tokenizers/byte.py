@@ -23,7 +23,7 @@ class ByteTokenizer(Tokenizer):
     0xFF ... 0xF5, which UTF-8 never uses, and are decoded as `<extra_id_k>`; the others are decoded
     as bytes. Invalid UTF-8 is dropped from decoded text.
 
-    Example:
+    Examples:
       >>> t5jax.tokenizers.ByteTokenizer().encode("T5")
       [87, 56]
     """

@@ -84,7 +84,7 @@ class HuggingFaceTokenizer:
     Raises:
       ValueError: a file is damaged, or the vocabulary has no EOS; the message names the file.
 
-    Example:
+    Examples:
       >>> import tokenizers
       >>> model = tokenizers.models.WordLevel({"</s>": 0, "hello": 1}, unk_token="</s>")
       >>> tokenizers.Tokenizer(model).save("tokenizer.json")

@@ -25,7 +25,7 @@ def load_tokenizer(folder: StrPath) -> Tokenizer | None:
     Raises:
       ValueError: a file is damaged; the message names it.
 
-    Example:
+    Examples:
       >>> t5jax.tokenizers.ByteTokenizer().save("byt5")
       >>> t5jax.tokenizers.load_tokenizer("byt5").vocab_size
       259

@@ -31,7 +31,7 @@ class SentencePieceTokenizer(Tokenizer):
     Raises:
       ValueError: the model is not a complete SentencePiece model, or has no EOS piece.
 
-    Example:
+    Examples:
       >>> tokenizer = t5jax.tokenizers.SentencePieceTokenizer(t5.tokenizer.model, num_sentinels=100)
       >>> tokenizer.vocab_size - tokenizer.sentinel_id(0)
       1
@@ -160,7 +160,7 @@ def train_tokenizer(
     Raises:
       ValueError: there is no text, or `vocab_size` is too large or too small for it.
 
-    Example:
+    Examples:
       >>> tokenizer = t5jax.tokenizers.train_tokenizer(
       ...     ["the cat sat on the mat"], vocab_size=14, num_sentinels=4
       ... )

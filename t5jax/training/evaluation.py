@@ -30,7 +30,7 @@ def make_eval_step(
     Returns:
       The step function; sums are float32 scalars over the target tokens.
 
-    Example:
+    Examples:
       >>> mesh = t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig())
       >>> policy = t5jax.models.ComputePolicy()
       >>> step = t5jax.training.make_eval_step(config, policy=policy, mesh=mesh)
@@ -65,7 +65,7 @@ def evaluate_loss(
       "loss" in nats per target token, and "accuracy", the fraction of targets with the highest
       logit.
 
-    Example:
+    Examples:
       >>> from t5jax.training.loss import LossSums
       >>> sums = LossSums(*map(jnp.float32, (8.0, 8.0, 3.0, 4.0)))  # of 4 target tokens
       >>> mesh = t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig())
@@ -84,7 +84,7 @@ def evaluate_loss(
 class LossEvaluator:
     """Evaluator of the loss and accuracy on held-out batches; ranks checkpoints by loss.
 
-    Example:
+    Examples:
       >>> mesh = t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig())
       >>> policy = t5jax.models.ComputePolicy()
       >>> evaluator = t5jax.training.LossEvaluator(config, [], policy=policy, mesh=mesh)

@@ -53,7 +53,7 @@ class StepConfig:
       ema_decay: decay per step of an exponential moving average (EMA) of the parameters, used for
         evaluation and as the result; None disables it.
 
-    Example:
+    Examples:
       >>> options = t5jax.training.StepConfig(accumulate=4, ema_decay=0.999)
       >>> options.z_loss
       0.0001
@@ -107,7 +107,7 @@ class TrainState(NamedTuple):
       ema_params: exponential moving average of the parameters; None without `ema_decay`.
       norms: gradient norm statistics; None without `spike_factor`.
 
-    Example:
+    Examples:
       >>> step = jnp.zeros((), jnp.int32)
       >>> state = t5jax.training.TrainState(step, params, opt_state=())
       >>> int(state._replace(step=state.step + 1).step)
@@ -145,7 +145,7 @@ def init_state(
       ValueError: a mesh axis does not divide the dimension it shards, or `options.frozen` matches
         no parameter or all of them.
 
-    Example:
+    Examples:
       >>> import optax
       >>> mesh = t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig())
       >>> state = t5jax.training.init_state(config, optax.sgd(0.1), mesh=mesh, seed=0)
@@ -185,7 +185,7 @@ def abstract_state(
       ValueError: a mesh axis does not divide the dimension it shards, or `options.frozen` matches
         no parameter or all of them.
 
-    Example:
+    Examples:
       >>> import optax
       >>> mesh = t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig())
       >>> state = t5jax.training.abstract_state(config, optax.adam(1e-3), mesh=mesh)
@@ -250,7 +250,7 @@ def make_train_step(
       ValueError: see `abstract_state`.  Later: the step got a batch whose rows or lengths the
         mesh or `options.accumulate` does not divide.
 
-    Example:
+    Examples:
       >>> import optax
       >>> mesh = t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig())
       >>> options, optimizer = t5jax.training.StepConfig(), optax.sgd(0.1)
@@ -325,7 +325,7 @@ def inference_params(state: TrainState) -> Params:
     Returns:
       `state.ema_params`, or `state.params` if that is None.
 
-    Example:
+    Examples:
       >>> state = t5jax.training.TrainState(0, params, opt_state=(), ema_params={"x": 1})
       >>> t5jax.training.inference_params(state)
       {'x': 1}

@@ -30,7 +30,7 @@ TOKEN_RATE, NON_PAD_TOKEN_RATE = "speed/tok/s", "speed/non-pad tok/s"
 class Tracker(Protocol):
     """Protocol of objects that receive the metrics of a run.
 
-    Example:
+    Examples:
       >>> class Printer:
       ...     def log(self, step, metrics):
       ...         print(step, metrics)

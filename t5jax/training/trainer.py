@@ -54,7 +54,7 @@ class FitConfig:
       profile_steps: first and last step to profile; traces are written to `profile/`.  SIGUSR1
         profiles the next 5 steps.
 
-    Example:
+    Examples:
       >>> t5jax.training.FitConfig(steps=10000, eval_every=500, patience=3).checkpoint_every
       200
       >>> t5jax.training.FitConfig(steps=10, profile_steps=(5, 4))
@@ -91,7 +91,7 @@ class FitConfig:
 class Evaluator(Protocol):
     """Protocol of objects that evaluate parameters on held-out data.
 
-    Example:
+    Examples:
       >>> class WeightEvaluator:
       ...     def evaluate(self, params, step):
       ...         return {"loss": float(jnp.sum(params["w"] ** 2))}
@@ -135,7 +135,7 @@ class FitResult(NamedTuple):
         complete.
       interrupted: True after Ctrl-C or SIGTERM; the state is saved, and the same call resumes.
 
-    Example:
+    Examples:
       >>> state = t5jax.training.TrainState(jnp.int32(100), params, opt_state=())
       >>> result = t5jax.training.FitResult(state, {"loss": 2.5}, interrupted=False)
       >>> int(result.state.step), result.evaluation["loss"]
@@ -152,7 +152,7 @@ class Trainer:
 
     In a multi-process run, every process must construct it and call `fit`.
 
-    Example:
+    Examples:
       >>> from t5jax.training.tracker import MetricsFile
       >>> mesh = t5jax.parallel.make_mesh(t5jax.parallel.MeshConfig())
       >>> policy = t5jax.models.ComputePolicy()

@@ -16,7 +16,7 @@ class ExampleLengths(NamedTuple):
       inputs: number of encoder tokens, EOS included.
       targets: number of decoder tokens, EOS included.
 
-    Example:
+    Examples:
       >>> t5jax.data.objectives.SpanCorruptionConfig().lengths(512)
       ExampleLengths(raw=568, inputs=512, targets=114)
     """
@@ -33,7 +33,7 @@ class Objective(Protocol):
     An objective is bound to its tokenizer at construction. Pre-training cuts the text into chunks
     of `lengths(input_length).raw` tokens and makes a new example from each chunk every epoch.
 
-    Example:
+    Examples:
       >>> objective = t5jax.data.objectives.SpanCorruption(
       ...     t5jax.data.objectives.SpanCorruptionConfig(),
       ...     tokenizer=t5jax.tokenizers.ByteTokenizer(),

@@ -21,7 +21,7 @@ class SpanCorruptionConfig:
       density: fraction of tokens to mask, in (0, 1).
       mean_span: mean length of a masked span, in tokens, >= 1.
 
-    Example:
+    Examples:
       >>> t5jax.data.objectives.SpanCorruptionConfig(density=0.15, mean_span=3.0).counts(512)
       (77, 26)
     """
@@ -86,7 +86,7 @@ class SpanCorruption:
       tokenizer: provides the sentinels and EOS.
       decoder_start_id: decoder start id.
 
-    Example:
+    Examples:
       >>> objective = t5jax.data.objectives.SpanCorruption(
       ...     t5jax.data.objectives.SpanCorruptionConfig(),
       ...     tokenizer=t5jax.tokenizers.ByteTokenizer(),

@@ -20,7 +20,7 @@ class MetricResult:
       combine: function from the rows of any number of examples to the metric.
       detail: signature of the library that computed the metric; states its settings.
 
-    Example:
+    Examples:
       >>> metrics = t5jax.evaluation.metrics
       >>> result = metrics.compute_metrics(["exact_match"], ["a", "b"], ["a", "c"])["exact_match"]
       >>> result.score, result.combine(result.rows[:1])
@@ -74,7 +74,7 @@ def bootstrap_interval(
     Raises:
       ValueError: an argument is outside its range.
 
-    Example:
+    Examples:
       >>> metrics = t5jax.evaluation.metrics
       >>> texts = ["a", "b", "c", "d"]
       >>> result = metrics.compute_metrics(["exact_match"], texts, texts)["exact_match"]

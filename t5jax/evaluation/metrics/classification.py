@@ -107,7 +107,7 @@ def choice_accuracy(
       ValueError: the lengths differ or are 0, an answer is not one of the choices, an example has
         no choices, or a score is NaN.
 
-    Example:
+    Examples:
       >>> choice_accuracy([np.array([-3.1, -0.2]), np.array([-1.0, -4.0])], [1, 1]).score
       50.0
     """

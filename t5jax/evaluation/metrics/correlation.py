@@ -56,7 +56,7 @@ def perplexity(
       ValueError: the lengths differ or are 0, a log-probability is positive or NaN, or a count is
         below 1.
 
-    Example:
+    Examples:
       >>> log_probs = np.log([1 / 4, 1 / 16])
       >>> round(t5jax.evaluation.metrics.perplexity(log_probs, np.array([1, 2])).score, 2)
       4.0

@@ -71,7 +71,7 @@ def id_accuracy(
       Percentage of correct targets, and of rows whose targets are all correct; rows without
       targets are ignored.
 
-    Example:
+    Examples:
       >>> ids, targets = np.array([[5, 6, 1]]), np.array([[5, 7, 1]])
       >>> tokens, sequences = id_accuracy(ids, targets, np.ones((1, 3), bool))
       >>> round(tokens.score, 1), sequences.score

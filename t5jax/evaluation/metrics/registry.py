@@ -24,7 +24,7 @@ class TextOptions:
       lowercase: ignore case in BLEU and chrF.
       use_stemmer: match words with the same stem in ROUGE; English only.
 
-    Example:
+    Examples:
       >>> t5jax.evaluation.metrics.TextOptions(tokenize="zh")
       TextOptions(tokenize='zh', lowercase=False, use_stemmer=False)
     """
@@ -51,7 +51,7 @@ class MetricOptions(TextOptions):
     Attributes:
       positive: positive class for F1.
 
-    Example:
+    Examples:
       >>> metrics = t5jax.evaluation.metrics
       >>> options = metrics.MetricOptions(positive="spam")
       >>> labels = ["spam", "ham", "spam"]
@@ -159,7 +159,7 @@ def compute_metrics(
       ValueError: a metric is unknown, an option is unused or missing, predictions and references
         differ in length, or a text is invalid for a metric.
 
-    Example:
+    Examples:
       >>> predictions, references = ["the cat", "dogs"], [["a cat", "cats"], "dog"]
       >>> metrics = t5jax.evaluation.metrics
       >>> metrics.compute_metrics(["squad_f1"], predictions, references)["squad_f1"].score
@@ -188,7 +188,7 @@ def mean_score(scores: Mapping[str, Mapping[str, float]]) -> float:
     Raises:
       ValueError: there are no tasks, or a task has no metrics.
 
-    Example:
+    Examples:
       >>> scores = {"mrpc": {"accuracy": 90.0, "f1": 80.0}, "g2p": {"wer": 25.0}}
       >>> t5jax.evaluation.metrics.mean_score(scores)
       80.0

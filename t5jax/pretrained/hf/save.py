@@ -43,7 +43,7 @@ def save_hf(
       FileExistsError: `path` contains files that must not be replaced.
       ValueError: `max_shard_bytes` is not positive.
 
-    Example:
+    Examples:
       >>> from pathlib import Path
       >>> weights = t5jax.pretrained.Weights.from_params(params)
       >>> t5jax.pretrained.hf.save_hf("model", config, weights, None)

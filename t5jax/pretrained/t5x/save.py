@@ -52,7 +52,7 @@ def save_t5x(
       FileExistsError: `path` contains files that must not be replaced.
       ValueError: the model has a sentence encoder's projection, which T5X does not support.
 
-    Example:
+    Examples:
       >>> from pathlib import Path
       >>> weights = t5jax.pretrained.Weights.from_params(params)
       >>> t5jax.pretrained.t5x.save_t5x("model", config, weights, None)
