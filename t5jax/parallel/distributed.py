@@ -139,30 +139,7 @@ def initialize(config: HostsConfig) -> None:
     atexit.register(group.leave)
 
 
-def process_index() -> int:
-    """Return the index of this process.
-
-    Returns:
-      Index from 0 to `process_count()` - 1.
-
-    Examples:
-      >>> t5jax.parallel.process_index()
-      0
-    """
-    return jax.process_index()
-
-
-def process_count() -> int:
-    """Return the number of processes of the run.
-
-    Returns:
-      Number of processes, 1 unless `initialize` joined others.
-
-    Examples:
-      >>> t5jax.parallel.process_count()
-      1
-    """
-    return jax.process_count()
+process_index, process_count = jax.process_index, jax.process_count
 
 
 def is_main_process() -> bool:

@@ -213,10 +213,12 @@ class ProgressBar:
         ):
             if name in metrics:
                 self._shown[shown] = format(metrics[name], form)
-        if self._bar.disable and not _of_training_step(metrics):
+        if _of_training_step(metrics):
+            return
+        if self._bar.disable:
             values = ", ".join(f"{name} {value}" for name, value in self._shown.items())
             _log.info("step %d of %d: %s", step, self._total_steps, values)
-        elif not _of_training_step(metrics):
+        else:
             self._bar.set_postfix(self._shown, refresh=False)
             self._bar.n = step
             self._bar.refresh()
