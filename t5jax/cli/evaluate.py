@@ -9,7 +9,13 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
 
 from t5jax.evaluation import EvalTask, evaluate_files
-from t5jax.evaluation.metrics import MetricOptions, TextOptions, check_metrics, used_options
+from t5jax.evaluation.metrics import (
+    METRICS,
+    MetricOptions,
+    TextOptions,
+    check_metrics,
+    used_options,
+)
 from t5jax.fileio import JsonObject, write_atomically
 
 
@@ -24,11 +30,10 @@ class Evaluate:
     For several tasks, write NAME=FILE; NAME=METRIC and NAME=CLASS apply to one task only.
 
     Attributes:
-      predictions: prediction file, one per task.
+      predictions: prediction file, one per task; required, except with `--metrics list`.
       references: reference files, each with one reference per prediction; not needed for .jsonl
         files that contain both.
-      metrics: metrics such as bleu, chrf, rougeL, squad_f1, accuracy or wer; an unknown name lists
-        all.
+      metrics: metrics such as bleu, chrf, rougeL, squad_f1, accuracy or wer; `list` prints all.
       keyed: read files with any other extension as .tsv.
       text: options of text metrics.
       positive: positive class for F1.
@@ -37,7 +42,7 @@ class Evaluate:
       json: JSON file to write the results to.
     """
 
-    predictions: Annotated[tuple[str, ...], arg(metavar="[NAME=]FILE ...")]
+    predictions: Annotated[tuple[str, ...], arg(metavar="[NAME=]FILE ...")] = ()
     references: Annotated[tuple[str, ...], arg(metavar="[NAME=]FILE ...")] = ()
     metrics: Annotated[tuple[str, ...], arg(metavar="[NAME=]METRIC ...")]
     keyed: FlagCreatePairsOff[bool] = False
@@ -49,7 +54,7 @@ class Evaluate:
 
 
 def evaluate(options: Evaluate) -> None:
-    """Print the metrics of each task.
+    """Print the metrics of each task, or the list of all metrics.
 
     Args:
       options: options of the command.
@@ -57,6 +62,9 @@ def evaluate(options: Evaluate) -> None:
       ValueError: names, files or metrics do not match, or a library is missing.
       OSError: a file cannot be read or written.
     """
+    if options.metrics == ("list",):
+        _print_metrics()
+        return
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
     report = evaluate_files(parse_tasks(options), bootstrap=options.bootstrap, seed=options.seed)
@@ -71,6 +79,14 @@ def evaluate(options: Evaluate) -> None:
         print(f"intervals: {options.bootstrap} bootstrap resamples, seed {options.seed}")
     if options.json:
         write_atomically(options.json, jsons.dumps(report, indent=1, ensure_ascii=False) + "\n")
+
+
+def _print_metrics() -> None:
+    width = max(map(len, METRICS))
+    for name, metric in METRICS.items():
+        flags = " ".join(f"--{option.replace('_', '-')}" for option in metric.options)
+        notes = ["lower is better"] * metric.is_error + [flags] * bool(flags)
+        print(f"{name:{width}}  {metric.summary}" + (f" ({'; '.join(notes)})" if notes else ""))
 
 
 def _print_task(name: str, report: JsonObject) -> None:
@@ -100,6 +116,8 @@ def parse_tasks(options: Evaluate) -> dict[str, EvalTask]:
     Raises:
       ValueError: names, or metrics and options, do not match.
     """
+    if not options.predictions:
+        raise ValueError("predictions must name at least one file, got none; add --predictions.")
     files = _files_by_name(options.predictions)
     references = _files_by_name(options.references)
     _check_files(options, files, references)

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from t5jax.evaluation.metrics.bootstrap import bootstrap_interval
-from t5jax.evaluation.metrics.registry import compute_metrics
+from t5jax.evaluation.metrics.registry import METRICS, compute_metrics
 
 
 @pytest.fixture
@@ -232,3 +232,17 @@ def test_evaluate_refuses_in_one_sentence(evaluate, arguments, message):
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_metrics_list_prints_every_metric(evaluate):
+    status, out, err = evaluate("--metrics list")
+    assert (status, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == list(METRICS)
+    assert "wer                word error rate (lower is better)\n" in out
+    assert "(--tokenize --lowercase)\n" in out
+
+
+def test_predictions_are_required(evaluate):
+    status, _, err = evaluate("--metrics wer")
+    assert status == 2
+    assert "--predictions" in err

@@ -73,37 +73,49 @@ class Metric:
 
     Attributes:
       function: function of predictions, references and, by keyword, the options below.
+      summary: one-line description for a list of metrics.
       options: fields of `MetricOptions` that the function takes.
       is_error: whether lower is better.
     """
 
     function: Callable[..., MetricResult]
+    summary: str
     options: tuple[str, ...] = ()
     is_error: bool = False
 
 
+def _rouge(name: str, summary: str) -> Metric:
+    return Metric(functools.partial(bleu_rouge.rouge, name), summary, ("use_stemmer",))
+
+
 METRICS: dict[str, Metric] = {
-    "exact_match": Metric(matching.exact_match),
-    "token_accuracy": Metric(matching.token_accuracy),
-    "sequence_accuracy": Metric(matching.sequence_accuracy),
-    "squad_em": Metric(matching.squad_exact_match),
-    "squad_f1": Metric(matching.squad_f1),
-    "bleu": Metric(bleu_rouge.bleu, ("tokenize", "lowercase")),
-    "chrf": Metric(bleu_rouge.chrf, ("lowercase",)),
-    "chrf++": Metric(functools.partial(bleu_rouge.chrf, word_order=2), ("lowercase",)),
-    "rouge1": Metric(functools.partial(bleu_rouge.rouge, "rouge1"), ("use_stemmer",)),
-    "rouge2": Metric(functools.partial(bleu_rouge.rouge, "rouge2"), ("use_stemmer",)),
-    "rougeL": Metric(functools.partial(bleu_rouge.rouge, "rougeL"), ("use_stemmer",)),
-    "rougeLsum": Metric(functools.partial(bleu_rouge.rouge, "rougeLsum"), ("use_stemmer",)),
-    "wer": Metric(error_rates.word_error_rate, is_error=True),
-    "cer": Metric(error_rates.character_error_rate, is_error=True),
-    "per": Metric(error_rates.phoneme_error_rate, is_error=True),
-    "g2p_wer": Metric(error_rates.pronunciation_error_rate, is_error=True),
-    "accuracy": Metric(classification.accuracy),
-    "f1": Metric(classification.f1, ("positive",)),
-    "matthews": Metric(classification.matthews),
-    "pearson": Metric(correlation.pearson),
-    "spearman": Metric(correlation.spearman),
+    "exact_match": Metric(matching.exact_match, "equal texts"),
+    "token_accuracy": Metric(matching.token_accuracy, "equal tokens, position by position"),
+    "sequence_accuracy": Metric(matching.sequence_accuracy, "equal sequences of tokens"),
+    "squad_em": Metric(matching.squad_exact_match, "SQuAD exact match"),
+    "squad_f1": Metric(matching.squad_f1, "SQuAD F1 of words"),
+    "bleu": Metric(bleu_rouge.bleu, "sacrebleu's corpus BLEU", ("tokenize", "lowercase")),
+    "chrf": Metric(bleu_rouge.chrf, "sacrebleu's chrF2 of characters", ("lowercase",)),
+    "chrf++": Metric(
+        functools.partial(bleu_rouge.chrf, word_order=2),
+        "sacrebleu's chrF2 of characters and words",
+        ("lowercase",),
+    ),
+    "rouge1": _rouge("rouge1", "ROUGE F1 of words"),
+    "rouge2": _rouge("rouge2", "ROUGE F1 of pairs of words"),
+    "rougeL": _rouge("rougeL", "ROUGE F1 of the longest common subsequence"),
+    "rougeLsum": _rouge("rougeLsum", "rougeL by line, for summaries of several sentences"),
+    "wer": Metric(error_rates.word_error_rate, "word error rate", is_error=True),
+    "cer": Metric(error_rates.character_error_rate, "character error rate", is_error=True),
+    "per": Metric(error_rates.phoneme_error_rate, "phoneme error rate", is_error=True),
+    "g2p_wer": Metric(
+        error_rates.pronunciation_error_rate, "words without a correct pronunciation", is_error=True
+    ),
+    "accuracy": Metric(classification.accuracy, "correct classes"),
+    "f1": Metric(classification.f1, "F1 of one class", ("positive",)),
+    "matthews": Metric(classification.matthews, "Matthews correlation of classes"),
+    "pearson": Metric(correlation.pearson, "Pearson correlation of numbers"),
+    "spearman": Metric(correlation.spearman, "Spearman rank correlation of numbers"),
 }
 
 
