@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import runpy
 from pathlib import Path
 
 import datasets
@@ -66,6 +67,16 @@ def test_docs_python_blocks_run(page, workplace):
 def test_docs_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_pictures_are_drawn(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 5.0, "eval_loss": 5.5}\n')
+    pictures = runpy.run_path(str(ROOT / "docs" / "pictures.py"))
+    pictures["draw_all"](tmp_path / "images", run=tmp_path)
+    shown = "".join((ROOT / "docs" / page).read_text() for page in ("models.md", "pretraining.md"))
+    assert {f"images/{path.name}" for path in (tmp_path / "images").iterdir()} == set(
+        re.findall(r"images/\w+\.svg", shown)
+    )
 
 
 def test_source_names_files_that_exist():

@@ -84,7 +84,7 @@ class Metric:
     is_error: bool = False
 
 
-def _rouge(name: str, summary: str) -> Metric:
+def _rouge(name: bleu_rouge.Rouge, summary: str) -> Metric:
     return Metric(functools.partial(bleu_rouge.rouge, name), summary, ("use_stemmer",))
 
 
