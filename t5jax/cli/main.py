@@ -9,6 +9,7 @@ import importlib.metadata
 import logging
 import operator
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn
 
 from t5jax.cli.config_file import UNPREFIXED, expand_config
+from t5jax.interruption import handle_signals
 from t5jax.parallel import RunAborted
 
 _PACKAGE = Path(__file__).parents[1]
@@ -35,10 +37,11 @@ def run_command(
 ) -> None:
     """Parse the command line into a config and call a function with it.
 
-    The exit status is 0 on success, 2 after a user error, 130 after a Ctrl-C that the function does
-    not handle (a training run saves and exits with 0), and 1 if any process of a multi-process run
-    fails.  A ValueError raised by t5jax, or any OSError, is printed as one line; other errors keep
-    their traceback.  T5JAX_TRACEBACK=1 prints all tracebacks.
+    The exit status is 0 on success, 2 after a user error, and 1 if any process of a multi-process
+    run fails.  Ctrl-C and SIGTERM end the process within seconds with status 130 and 143, except in
+    training, which saves its state and exits with 0; a second signal ends it at once.  A ValueError
+    raised by t5jax, or any OSError, is printed as one line; other errors keep their traceback.
+    T5JAX_TRACEBACK=1 prints all tracebacks.
 
     Args:
       config_class: dataclass whose fields become options and whose docstring becomes the help, or a
@@ -51,10 +54,9 @@ def run_command(
     Raises:
       SystemExit: the command line is invalid, or the function failed or was interrupted.
     """
-    import tyro
+    with _exit_status():
+        import tyro
 
-    previous_hook, threading.excepthook = threading.excepthook, _end_if_aborted
-    try:
         arguments = sys.argv[1:] if arguments is None else arguments
         if reads_config and isinstance(config_class, type):
             arguments = expand_config(arguments, config_class)
@@ -62,18 +64,28 @@ def run_command(
         config = tyro.cli(form, args=arguments, description=description, prog=name)
         with _console_log():
             function(config)
-    except RunAborted as error:
-        _end(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError) as error:
-        if not _is_expected(error):
-            raise
-        print(_sentence(error), file=sys.stderr)
-        sys.exit(2)
-    finally:
-        threading.excepthook = previous_hook
+
+
+@contextlib.contextmanager
+def _exit_status() -> Iterator[None]:
+    """Exit with a status and one line after signals and expected errors."""
+    previous_hook, threading.excepthook = threading.excepthook, _end_if_aborted
+    with handle_signals() as request:
+        try:
+            yield
+        except RunAborted as error:
+            _end(error)
+        except (KeyboardInterrupt, Exception) as error:
+            # Libraries may turn an interruption into an error of their own.
+            if request.number is not None or isinstance(error, KeyboardInterrupt):
+                print("interrupted", file=sys.stderr)
+                sys.exit(128 + (request.number or signal.SIGINT))
+            if not (isinstance(error, ValueError | OSError) and _is_expected(error)):
+                raise
+            print(_sentence(error), file=sys.stderr)
+            sys.exit(2)
+        finally:
+            threading.excepthook = previous_hook
 
 
 class _Console(logging.Handler):
@@ -135,9 +147,13 @@ def entry(*arguments: str) -> None:
     Args:
       *arguments: a subcommand and its options; default to `sys.argv[1:]`.
     """
+    with _exit_status():
+        _run(arguments or tuple(sys.argv[1:]))
+
+
+def _run(arguments: tuple[str, ...]) -> None:
     from tyro.conf import subcommand
 
-    arguments = arguments or tuple(sys.argv[1:])
     if arguments == ("--version",):
         print(f"t5jax {importlib.metadata.version('t5jax')}")
         return

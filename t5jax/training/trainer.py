@@ -4,11 +4,8 @@ import collections
 import contextlib
 import dataclasses
 import math
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -18,6 +15,7 @@ from jax.sharding import Mesh
 from t5jax.checkpoint import CheckpointManager
 from t5jax.data import Batch
 from t5jax.errors import check_at_least
+from t5jax.interruption import stop_request
 from t5jax.models import Params
 from t5jax.parallel import StopVote, global_batch_size, log_once, shard_batch
 from t5jax.profiling import Profiler, StepTimer, peak_memory_bytes
@@ -244,9 +242,9 @@ class Trainer:
             peak_step_seconds=self._peak_step_seconds,
             chunk_ids=self._chunk_ids,
         )
-        vote = StopVote(self._mesh)
+        vote, request = StopVote(self._mesh), stop_request()
         with (
-            _stop_signals() as stopping,
+            request.deferred() as stopping,
             _saved_before_errors(self._checkpoints),
             self._profiler or contextlib.nullcontext(),
         ):
@@ -268,7 +266,8 @@ class Trainer:
                 with steps.paused():
                     steps.log(step)
                     if evaluate_now:
-                        evaluation = self._evaluator.evaluate(inference_params(state), step)
+                        with request.waiting_for(f"the evaluation of step {step}"):
+                            evaluation = self._evaluator.evaluate(inference_params(state), step)
                         keys += ranking_keys(self._evaluator, [evaluation])
                         self._tracker.log(
                             step, {f"eval/{name}": value for name, value in evaluation.items()}
@@ -278,10 +277,11 @@ class Trainer:
                         save_state(self._checkpoints, state, batches, loss=loss)
                         saved_step = step
             steps.settle()
-            if saved_step < step:
-                save_state(self._checkpoints, state, batches)
-            self._checkpoints.wait()
-            steps.log(step)
+            steps.log(step)  # before the checkpoint, from which a killed run resumes
+            with request.waiting_for(f"the checkpoint of step {step}"):
+                if saved_step < step:
+                    save_state(self._checkpoints, state, batches)
+                self._checkpoints.wait()
         interrupted = step < final_step(config, step, keys)
         return FitResult(state, None if interrupted else evaluation, interrupted)
 
@@ -523,27 +523,3 @@ def _saved_before_errors(checkpoints: CheckpointManager) -> Iterator[None]:
         except OSError as error:  # must not replace the ValueError
             log_once(str(error))
         raise
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns True after Ctrl-C or SIGTERM; a second signal interrupts."""
-    received: list[int] = []
-
-    def handle(number, frame):
-        received.append(number)
-        if len(received) > 1:
-            raise KeyboardInterrupt
-        # `print` is not reentrant; the pipe may be closed.
-        with contextlib.suppress(OSError):
-            os.write(2, b"\nstopping after this step; press Ctrl-C again to abort\n")
-
-    signals: Iterable[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():
-        signals = ()  # only the main thread may set handlers
-    previous = {number: signal.signal(number, handle) for number in signals}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
