@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from t5jax.interruption import stop_request
+
 StrPath = str | os.PathLike[str]
 JsonObject = dict[str, Any]
 
@@ -73,17 +75,18 @@ def atomic_folder(
     unique = uuid.uuid4().hex[:8]
     temporary = path.with_name(f".{path.name}.{unique}.tmp")
     replaced = path.with_name(f".{path.name}.{unique}.old")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            path.rename(replaced)
-        temporary.rename(path)
-    finally:
-        if replaced.exists() and not path.exists():
-            replaced.rename(path)
-        _remove(temporary)
-        _remove(replaced)
+    with stop_request().cleaned():
+        try:
+            temporary.mkdir()
+            yield temporary
+            if path.exists():
+                path.rename(replaced)
+            temporary.rename(path)
+        finally:
+            if replaced.exists() and not path.exists():
+                replaced.rename(path)
+            _remove(temporary)
+            _remove(replaced)
 
 
 def _refuse_to_replace(path: Path) -> None:

@@ -7,8 +7,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
-# Seconds for the main thread to end the process before another thread does.
+# Seconds for the main thread to clean up and end the process before another thread does.
 _GRACE_SECONDS = 4.0
 # A second signal within this time repeats the first: a terminal and a launcher may both send one.
 _REPEAT_SECONDS = 0.5
@@ -18,9 +19,9 @@ class StopRequest:
     """Request to stop by a signal.
 
     Python runs a signal handler in the main thread, between two of its instructions.  An exception
-    that it raises is lost inside a callback of the garbage collector, such as JAX's, and the main
-    thread may be inside a compilation.  So a thread of its own reads the signals too, and ends the
-    process if the main thread does not.
+    that it raises is lost inside a callback of the garbage collector, such as JAX's, crashes some
+    libraries while they are imported, and comes late during a compilation.  So a thread reads the
+    signals and ends the process, unless the main thread is in the body of `deferred` or `cleaned`.
 
     Examples:
       >>> from t5jax.interruption import StopRequest
@@ -36,6 +37,7 @@ class StopRequest:
         self._deadline = 0.0
         self._raised = False
         self._deferred = False
+        self._cleaned = 0
         self._accepted = False
         self._waiting_for = "this step"
 
@@ -43,8 +45,8 @@ class StopRequest:
     def handle(self) -> Iterator[None]:
         """Handle signals in a whole process, for a command.
 
-        The first signal raises KeyboardInterrupt in the main thread, or is left to the body of
-        `deferred`; a second one ends the process at once.  No effect outside the main thread.
+        The first signal ends the process, or is left to the body of `deferred` or `cleaned`; a
+        second one ends the process at once.  No effect outside the main thread.
 
         Yields:
           None.
@@ -60,9 +62,7 @@ class StopRequest:
 
         def interrupt(number: int, frame: object) -> None:
             self.number = self.number or number
-            if not (self._raised or self._deferred):
-                self._raised = True
-                raise KeyboardInterrupt
+            self._raise_once()
 
         try:
             with _handlers(interrupt):
@@ -77,16 +77,18 @@ class StopRequest:
     def deferred(self) -> Iterator[Callable[[], bool]]:
         """Leave signals to the body, which must ask for them.
 
-        Under `handle`, a request that the body has not seen raises KeyboardInterrupt at its end.
-        Otherwise this handles signals itself, in the main thread: the first is left to the body, a
-        second raises KeyboardInterrupt.
+        Outside of `handle`, this handles signals itself, in the main thread: the first is left to
+        the body, a second raises KeyboardInterrupt.
 
         Yields:
           Function that returns True after a signal.
         """
         if _current is self:
-            with self._defer() as stopping:
-                yield stopping
+            self._deferred = True
+            try:
+                yield self._accept
+            finally:
+                self._deferred = False
             return
 
         def interrupt(number: int, frame: object) -> None:
@@ -98,20 +100,29 @@ class StopRequest:
         with _handlers(interrupt):
             yield lambda: self.number is not None
 
-    @contextlib.contextmanager
-    def _defer(self) -> Iterator[Callable[[], bool]]:
-        self._deferred = True
-        try:
-            yield self._accept
-        finally:
-            self._deadline = time.monotonic() + _GRACE_SECONDS
-            self._deferred = False
-        if self.number is not None and not self._accepted:
-            raise KeyboardInterrupt
-
     def _accept(self) -> bool:
         self._accepted = self.number is not None
         return self._accepted
+
+    @contextlib.contextmanager
+    def cleaned(self) -> Iterator[None]:
+        """Let a signal raise KeyboardInterrupt in the body, which cleans up.
+
+        Yields:
+          None.
+        """
+        self._cleaned += 1
+        try:
+            if self.number is not None:
+                self._raise_once()
+            yield
+        finally:
+            self._cleaned -= 1
+
+    def _raise_once(self) -> None:
+        if self._cleaned and not (self._raised or self._deferred or self._accepted):
+            self._raised = True
+            raise KeyboardInterrupt
 
     @contextlib.contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:
@@ -134,28 +145,32 @@ class StopRequest:
         while True:
             reader.settimeout(0.1 if received else None)
             try:
-                numbers = [n for n in reader.recv(64) or [None] if n in (None, *_SIGNALS)]
+                content = reader.recv(64)
+                if not content:
+                    return
             except TimeoutError:
-                numbers = []
+                content = b""
             now = time.monotonic()
-            if None in numbers:
-                return
-            for number in numbers:
+            for number in (number for number in content if number in _SIGNALS):
+                self.number = self.number or number
+                if received and now - received > _REPEAT_SECONDS:
+                    self._exit("aborted")
                 if not received:
                     received, self._deadline = now, now + _GRACE_SECONDS
-                    self.number = self.number or number
                     if self._deferred:
                         _say("stopping after this step; press Ctrl-C again to abort")
-                elif now - received > _REPEAT_SECONDS:
-                    _say("aborted")
-                    os._exit(128 + int(number or 0))
-            if received and now > self._deadline:
-                if not (self._deferred or self._accepted):
-                    _say("interrupted")
-                    os._exit(128 + int(self.number or 0))
-                if said != self._waiting_for:
+            if not received:
+                continue
+            if self._deferred or self._accepted:
+                if now > self._deadline and said != self._waiting_for:
                     said = self._waiting_for
                     _say(f"waiting for {said}; press Ctrl-C again to abort")
+            elif now > self._deadline or not (self._cleaned or self._raised):
+                self._exit("interrupted")
+
+    def _exit(self, message: str) -> NoReturn:
+        _say(message)
+        os._exit(128 + int(self.number or 0))
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

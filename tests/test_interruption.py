@@ -41,7 +41,22 @@ def test_first_signal_ends_a_command(number, status):
     process = start("ready(); time.sleep(60)")
     process.send_signal(number)
     _, err = process.communicate(timeout=10)
-    assert (process.returncode, err) == (status, "interrupted\n")
+    assert (process.returncode, err) == (status, "\ninterrupted\n")
+
+
+def test_first_signal_lets_a_command_clean_up():
+    process = start(
+        """
+        with stop_request().cleaned():
+            try:
+                ready(); time.sleep(60)
+            finally:
+                print("clean")
+        """
+    )
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err) == (143, "clean\n", "interrupted\n")
 
 
 def test_signal_lost_in_a_callback_of_the_collector_ends_the_command():
@@ -49,9 +64,10 @@ def test_signal_lost_in_a_callback_of_the_collector_ends_the_command():
     process = start(
         """
         gc.callbacks.append(lambda phase, info: time.sleep(1.0))
-        ready()
-        while True:
-            gc.collect()
+        with stop_request().cleaned():
+            ready()
+            while True:
+                gc.collect()
         """
     )
     process.send_signal(signal.SIGINT)
@@ -70,11 +86,12 @@ def test_signal_during_work_outside_python_ends_the_command():
 def test_error_that_a_library_makes_of_an_interruption_is_one():
     process = start(
         """
-        ready()
-        try:
-            time.sleep(60)
-        except KeyboardInterrupt:
-            raise ImportError("interrupted while importing")
+        with stop_request().cleaned():
+            ready()
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt:
+                raise ImportError("interrupted while importing")
         """
     )
     process.send_signal(signal.SIGINT)

@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import filelock
 
 from t5jax.data import KNOWN_ENDINGS, file_ending, read_rows
-from t5jax.fileio import write_atomically
+from t5jax.fileio import JsonObject, write_atomically
 from t5jax.generation import GenerationConfig, detokenize
+from t5jax.interruption import stop_request
 from t5jax.loading import load
 from t5jax.models import LogitError, resolve_dtype
 from t5jax.text2text import Text2Text
@@ -116,7 +117,7 @@ def generate_file(
         inputs = t5.tokenize(
             texts, max_tokens=config.max_input_tokens, truncate=config.truncate, name="inputs"
         )
-        with _journal(partial, header, done) as write:
+        with _journal(partial, header, done) as write, stop_request().cleaned():
             if progress is not None:
                 progress(len(done), len(texts))
             for batch in _generate(t5, config, inputs, done):
@@ -182,7 +183,7 @@ def _lines(suffix: str, texts: list[str], done: Done) -> Iterator[str]:
             yield " ".join(answer.splitlines()) + "\n"
 
 
-def _fingerprint(source: dict[str, Any], config: GenerationConfig, texts: list[str]) -> str:
+def _fingerprint(source: JsonObject, config: GenerationConfig, texts: list[str]) -> str:
     """Return a hash of everything that determines the outputs: model, options and inputs."""
     fields = {**source, **vars(config), "dtype": resolve_dtype(source["dtype"])}
     del fields["batch_size"]
@@ -197,7 +198,7 @@ def _fingerprint(source: dict[str, Any], config: GenerationConfig, texts: list[s
     return digest.hexdigest()
 
 
-def _read_partial(partial: Path, header: dict[str, Any], *, overwrite: bool) -> Done:
+def _read_partial(partial: Path, header: JsonObject, *, overwrite: bool) -> Done:
     """Read the outputs of an interrupted call, without an incomplete last line.
 
     Args:
@@ -233,7 +234,7 @@ def _read_partial(partial: Path, header: dict[str, Any], *, overwrite: bool) -> 
 
 
 @contextlib.contextmanager
-def _journal(partial: Path, header: dict[str, Any], done: Done):
+def _journal(partial: Path, header: JsonObject, done: Done):
     """Open the partial output for appending; each batch is flushed to disk before the next."""
     lines = [json.dumps(header)]
     lines += [json.dumps([place, *answer]) for place, answer in done.items()]
