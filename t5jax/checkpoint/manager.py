@@ -17,6 +17,7 @@ from t5jax.checkpoint.trees import (
     load_tree,
     this_process_only,
 )
+from t5jax.fileio import JsonObject
 from t5jax.parallel import (
     agree_on,
     barrier,
@@ -100,7 +101,7 @@ class CheckpointManager:
         self,
         step: int,
         trees: Mapping[str, PyTree],
-        record: Mapping[str, Any],
+        record: JsonObject,
         *,
         loss: float | None = None,
     ) -> None:
@@ -130,7 +131,7 @@ class CheckpointManager:
 
     def restore_latest(
         self, abstract: Mapping[str, PyTree], *, warn: Callable[[str], None]
-    ) -> tuple[int, dict[str, PyTree], dict[str, Any]] | None:
+    ) -> tuple[int, dict[str, PyTree], JsonObject] | None:
         """Restore the newest intact checkpoint.
 
         Newer damaged checkpoints are renamed to `<step>.damaged`.  All processes must call it.
@@ -181,7 +182,7 @@ class CheckpointManager:
 
     def _restore(
         self, step: int, abstract: Mapping[str, PyTree]
-    ) -> tuple[dict[str, PyTree], dict[str, Any]]:
+    ) -> tuple[dict[str, PyTree], JsonObject]:
         """Read the pytrees and the record of a step.
 
         Raises:
@@ -358,7 +359,7 @@ def complete_steps(folder: str | os.PathLike) -> list[int]:
     )
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
+def _read_record(folder: Path) -> JsonObject:
     import orbax.checkpoint as ocp
 
     alone = this_process_only()

@@ -3,6 +3,7 @@
 from . import objectives as objectives, pydocs as pydocs
 from .batches import (
     Batch as Batch,
+    BatchIterator as BatchIterator,
     ExampleSource as ExampleSource,
     batch_chunks as batch_chunks,
     evaluation_batches as evaluation_batches,
@@ -56,6 +57,7 @@ from .text_files import (
 
 __all__ = [
     "Batch",
+    "BatchIterator",
     "Chunks",
     "DataConfig",
     "Example",

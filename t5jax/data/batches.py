@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
+from t5jax.fileio import JsonObject
+
 if TYPE_CHECKING:
     import grain
 
@@ -37,6 +39,35 @@ class ExampleSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Any: ...
+
+
+@runtime_checkable
+class BatchIterator(Protocol):
+    """Protocol of an iterator over batches that can be moved to an earlier position.
+
+    Examples:
+      >>> batches = t5jax.data.training_batches(
+      ...     ["a", "b"], lambda text, rng: {"x": np.ones(1)}, batch_size=2, seed=0
+      ... )
+      >>> isinstance(batches, t5jax.data.BatchIterator)
+      True
+    """
+
+    def __next__(self) -> Batch:
+        """Return the next batch."""
+        ...
+
+    def get_state(self) -> JsonObject:
+        """Return the position, for a checkpoint."""
+        ...
+
+    def set_state(self, state: JsonObject) -> None:
+        """Move to a position.
+
+        Args:
+          state: result of `get_state`.
+        """
+        ...
 
 
 def stack_examples(examples: Sequence[Batch]) -> Batch:

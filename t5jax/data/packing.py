@@ -8,7 +8,7 @@ in a mixture is a single count of examples.
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -97,7 +97,7 @@ class Pairs:
         )
         return Pair(*parts)
 
-    def update(self, digest: Any) -> None:
+    def update(self, digest: "hashlib._Hash") -> None:
         """Update a hash with all ids and lengths.
 
         Args:

@@ -12,7 +12,7 @@ import numpy as np
 from t5jax.data import corpus, text_files
 from t5jax.errors import suggest
 from t5jax.evaluation.metrics import MetricOptions, check_metrics
-from t5jax.fileio import read_json
+from t5jax.fileio import JsonObject, read_json
 
 _NAME = string.ascii_letters + string.digits + "-_."
 Split = Literal["train", "validation", "test"]
@@ -68,7 +68,7 @@ class Task:
     weight: float | None = None
     several_targets: bool = False
     subset: str | None = None
-    preprocess: Callable[[dict[str, Any]], Row | None] | None = None
+    preprocess: Callable[[JsonObject], Row | None] | None = None
     postprocess: Callable[[str], str] | None = None
 
     def __post_init__(self):
@@ -226,7 +226,7 @@ _KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
 }
 
 
-def _task(path: Path, number: int, fields: Any) -> Task:
+def _task(path: Path, number: int, fields: object) -> Task:
     where = f"{path}: task {number}"
     if not isinstance(fields, dict):
         raise ValueError(f"{path} must hold objects, got {fields!r:.60} as task {number}.")
@@ -298,7 +298,7 @@ def _examples(task: Task, split: Split, source: Source) -> Iterator[Example]:
         yield Example(_fill(reads, row, where), references)
 
 
-def _preprocess(task: Task, row: Any, where: str, columns: Sequence[str]) -> Row | None:
+def _preprocess(task: Task, row: object, where: str, columns: Sequence[str]) -> Row | None:
     """Preprocess a row and check that it has all columns; return None to skip it."""
     if not isinstance(row, Mapping):
         raise ValueError(f"{where} must be a dict from column to text, got {row!r:.60}.")
@@ -356,7 +356,7 @@ def _file_rows(path: str, columns: list[str] | None) -> Iterator[Row]:
     yield from text_files.read_records(path, columns)
 
 
-def _check_columns(where: str, columns: Sequence[str], row: Mapping[str, Any]) -> None:
+def _check_columns(where: str, columns: Sequence[str], row: Mapping[str, object]) -> None:
     for column in columns:
         if column not in row:
             hint = suggest(column, row, "correct the template or the data.")

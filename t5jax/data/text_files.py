@@ -259,7 +259,7 @@ def _open(file: str) -> io.BufferedReader:
     return io.BufferedReader(opener(file)) if opener else open(file, "rb")
 
 
-def _open_zstd(file: str) -> Any:
+def _open_zstd(file: str) -> io.BufferedIOBase:
     import pyarrow  # unlike the package zstandard, it reads all frames and detects truncation
 
     return pyarrow.input_stream(file, compression="zstd")

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from t5jax.data import file_suffix, numbered_records, read_lines
 from t5jax.fileio import JsonObject
@@ -200,7 +200,10 @@ def _read_lines(file: Path) -> list[str]:
     return _not_empty(file, list(read_lines(str(file))))
 
 
-def _not_empty(file: Path, examples: list[Any]) -> list[Any]:
+T = TypeVar("T")
+
+
+def _not_empty(file: Path, examples: list[T]) -> list[T]:
     if not examples:
         raise ValueError(f"{file} must hold at least one example, got none.")
     return examples

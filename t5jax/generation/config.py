@@ -258,7 +258,7 @@ _SAMPLING_DTYPES = {
 }
 
 
-def _check_integer(name: str, value: Any) -> None:
+def _check_integer(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise ValueError(f"{name} must be an integer, got {value!r:.60}.")
 

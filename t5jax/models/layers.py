@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from t5jax.models.config import ComputePolicy, T5Config
@@ -260,7 +261,7 @@ class Attention(nnx.Module):
         *,
         mask: Bool[Array, "#B 1 #T S"],
         bias: Float[Array, "#B N T S"] | None,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ) -> Float[Array, "B N T S"]:
         """Return softmax(q . k + bias), computed in float32.
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from t5jax.models.config import ComputeDtype, ComputePolicy, T5Config
 from t5jax.models.families import get_family
@@ -348,7 +348,7 @@ def abstract_params(config: T5Config) -> Params:
 
 def bind(
     config: T5Config,
-    params: Mapping[str, Any],
+    params: Mapping[str, PyTree],
     *,
     policy: ComputePolicy = ComputePolicy(),
     sharder: Sharder | None = None,
@@ -394,7 +394,9 @@ def bind(
 
 
 @functools.lru_cache(maxsize=32)
-def _graph(config: T5Config, policy: ComputePolicy, sharder: Sharder) -> tuple[Any, Params]:
+def _graph(
+    config: T5Config, policy: ComputePolicy, sharder: Sharder
+) -> tuple[nnx.GraphDef, Params]:
     def init(key):
         return T5(config, policy, sharder, rngs=nnx.Rngs(params=key))
 

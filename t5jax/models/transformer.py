@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from t5jax.models.config import ComputePolicy, T5Config
 from t5jax.models.layers import Attention, FeedForward, KVCache, RelativeBias, RMSNorm, dropout
@@ -101,7 +101,7 @@ class DecoderBlock(nnx.Module):
         bias: Float[Array, "#R N T C"] | Float[Array, "N offsets"] | None = None,
         cache: KVCache | None = None,
         dropout_key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "R T D"], Any]:
+    ) -> tuple[Float[Array, "R T D"], PyTree]:
         """Apply the block to whole targets or, with a cache, to one more token per row.
 
         Args:
@@ -182,7 +182,7 @@ def split_key(key: Key[Array, ""] | None, count: int):
     return [None] * count if key is None else jax.random.split(key, count)
 
 
-def _own_bias(relative_bias: RelativeBias | None, mask: Any, length: int) -> Array:
+def _own_bias(relative_bias: RelativeBias | None, mask: Segments | Array, length: int) -> Array:
     assert relative_bias is not None, "a block without a relative bias needs that of its stack"
     return relative_bias.for_mask(mask, length)
 
@@ -251,7 +251,7 @@ class Stack(nnx.Module):
             return [self.layers]
         return [self.layers[f"block_{i}"] for i in range(len(self.layers))]
 
-    def shared_bias(self, mask: Any, length: int) -> Array | None:
+    def shared_bias(self, mask: Segments | Array, length: int) -> Array | None:
         """Return the bias that all layers share.
 
         Args:

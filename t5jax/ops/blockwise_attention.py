@@ -113,13 +113,13 @@ class _Plan(NamedTuple):
     def key_fill(self, length: int) -> int:
         return self.key_block * self.num_key_blocks - length
 
-    def key_blocks(self, i: Any) -> Any:
+    def key_blocks(self, i: int | Array) -> int | Array:
         """Return the number of leading key blocks that query block `i` attends to."""
         if not self.causal:
             return self.num_key_blocks
         return jnp.minimum(-(-(i + 1) * self.query_block // self.key_block), self.num_key_blocks)
 
-    def first_offset(self, i: Any, j: Any) -> Any:
+    def first_offset(self, i: int | Array, j: int | Array) -> int | Array:
         """Return the index, in the padded row, of the first distance between two blocks.
 
         Args:
@@ -271,7 +271,7 @@ def _part(x: Array, index: Int[Array, ""], size: int, axis: int = 2) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis=axis)
 
 
-def _add(total: Array, part: Array, start: Any) -> Array:
+def _add(total: Array, part: Array, start: int | Array) -> Array:
     size = part.shape[2]
     before = jax.lax.dynamic_slice_in_dim(total, start, size, axis=2)
     return jax.lax.dynamic_update_slice_in_dim(total, before + part, start, axis=2)

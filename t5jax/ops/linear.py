@@ -10,10 +10,10 @@ Shape letters: I input features, O output features.
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8
 
 from t5jax.parallel import Sharder, on_cpu
@@ -255,12 +255,16 @@ def _einsum_narrow(subscripts: str, x: Array, y: Array) -> Float[Array, "..."]:
     return product[..., : x.shape[-2], :] if two is not x else product
 
 
-def _einsum_narrow_forward(subscripts: str, x: Array, y: Array) -> tuple[Array, Any]:
+def _einsum_narrow_forward(
+    subscripts: str, x: Array, y: Array
+) -> tuple[Array, tuple[Array, Array]]:
     return _einsum_narrow(subscripts, x, y), (x, y)
 
 
-def _einsum_narrow_backward(subscripts: str, kept: Any, cotangent: Array) -> tuple[Array, Array]:
-    x, y = kept
+def _einsum_narrow_backward(
+    subscripts: str, residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    x, y = residuals
     terms, out = subscripts.split("->")
     of_x, of_y = terms.split(",")
     narrow = cotangent.astype(x.dtype)
@@ -317,7 +321,7 @@ def _add_shared_backward(_: None, cotangent: Array) -> tuple[Array, Array]:
 _add_shared.defvjp(_add_shared_forward, _add_shared_backward)
 
 
-def softmax(scores: Float[Array, "*A S"], dtype: Any) -> Float[Array, "*A S"]:
+def softmax(scores: Float[Array, "*A S"], dtype: DTypeLike) -> Float[Array, "*A S"]:
     """Compute the softmax over the last axis in float32 and round it to `dtype`.
 
     The gradient is taken at the rounded result, to avoid a float32 residual (jax 0.10.2,
@@ -329,16 +333,16 @@ def softmax(scores: Float[Array, "*A S"], dtype: Any) -> Float[Array, "*A S"]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _softmax_narrow(scores: Array, dtype: Any) -> Array:
+def _softmax_narrow(scores: Array, dtype: DTypeLike) -> Array:
     return jax.nn.softmax(scores).astype(dtype)
 
 
-def _softmax_narrow_forward(scores: Array, dtype: Any) -> tuple[Any, Any]:
-    weights = _softmax_narrow(scores, dtype)
+def _softmax_narrow_forward(scores: Array, dtype: DTypeLike) -> tuple[Array, Array]:
+    weights: Array = _softmax_narrow(scores, dtype)
     return weights, weights
 
 
-def _softmax_narrow_backward(dtype: Any, weights: Array, cotangent: Array) -> tuple[Array]:
+def _softmax_narrow_backward(dtype: DTypeLike, weights: Array, cotangent: Array) -> tuple[Array]:
     wide = weights.astype(jnp.float32)
     product = wide * cotangent.astype(jnp.float32)
     return (product - wide * jnp.sum(product, axis=-1, keepdims=True),)

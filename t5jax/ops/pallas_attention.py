@@ -88,7 +88,7 @@ class _Plan(NamedTuple):
     has_bias: bool
     interpret: bool
 
-    def pair(self, i: Any, j: Any) -> Any:
+    def pair(self, i: int | Array, j: int | Array) -> int | Array:
         """Return the index of the offset between two blocks, from 0.
 
         Args:

@@ -58,7 +58,7 @@ def scale_by_adafactor(
         )
         return AdafactorState(count=jnp.zeros((), jnp.int32), moments=moments)
 
-    def update(updates: PyTree, state: Any, params: Any = None) -> tuple[PyTree, AdafactorState]:
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, AdafactorState]:
         del params
         beta = 1.0 - (state.count + 1).astype(jnp.float32) ** -decay_exponent
 

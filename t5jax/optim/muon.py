@@ -71,7 +71,7 @@ def scale_by_muon(
     def average(mean: Array, grad: Array) -> Array:
         return momentum * mean + (1.0 - momentum) * grad
 
-    def update(updates: PyTree, state: Any, params: Any = None) -> tuple[PyTree, MuonState]:
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, MuonState]:
         del params
 
         def update_leaf(

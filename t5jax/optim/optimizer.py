@@ -7,7 +7,7 @@ parameters.
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +147,7 @@ def make_optimizer(
         return scale.init(_float32(params))
 
     def update(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None
+        updates: optax.Updates, state: PyTree, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError(
@@ -196,7 +196,9 @@ def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
     """Return Adam's scaling (arXiv:1412.6980, algorithm 1), usable with strict promotion."""
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
 
-    def update(updates: PyTree, state: Any, params: Any = None) -> tuple[PyTree, optax.OptState]:
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None
+    ) -> tuple[PyTree, optax.OptState]:
         del params
         # optax raises a Python float to the power of the int32 count, which strict promotion
         # rejects.

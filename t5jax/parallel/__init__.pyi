@@ -25,6 +25,7 @@ from .rendezvous import (
 from .sharding import (
     BATCH_AXES as BATCH_AXES,
     BATCH_SPEC as BATCH_SPEC,
+    DeviceBatch as DeviceBatch,
     PartitionRules as PartitionRules,
     Sharder as Sharder,
     check_batch_size as check_batch_size,

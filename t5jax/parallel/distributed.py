@@ -20,11 +20,12 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, SupportsInt
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jaxtyping import PyTree
 
 from t5jax.parallel import rendezvous
 from t5jax.parallel.rendezvous import RunAborted
@@ -244,7 +245,7 @@ def main_process_first(name: str) -> Iterator[None]:
         yield
 
 
-def agree_on(value: int, *, reduce: Callable[[np.ndarray], Any] = np.min) -> int:
+def agree_on(value: int, *, reduce: Callable[[np.ndarray], SupportsInt] = np.min) -> int:
     """Reduce one number per process to one number for all; all processes must call it.
 
     Args:
@@ -268,7 +269,7 @@ def broadcast_from_main(values: Sequence[float]) -> list[float]:
     return np.asarray(received).tolist()
 
 
-def gather_arrays(tree: Any) -> Any:
+def gather_arrays(tree: PyTree) -> PyTree:
     """Gather arrays so that this process can use them alone; all processes must call it.
 
     Args:

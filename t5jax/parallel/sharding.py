@@ -220,6 +220,10 @@ def shard_rows(local: np.ndarray, *, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_callback(shape, NamedSharding(mesh, BATCH_SPEC), piece)
 
 
+# Batch on the devices, see `t5jax.data.Batch`.
+DeviceBatch = Mapping[str, jax.Array]
+
+
 def shard_batch(batch: Mapping[str, np.ndarray], *, mesh: Mesh) -> dict[str, jax.Array]:
     """Shard a batch over the mesh.
 

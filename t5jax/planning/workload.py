@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from t5jax.generation import prefill, prepare_decoder
 from t5jax.models import ComputePolicy, T5Config, abstract_params, get_family, is_stacked
@@ -100,7 +102,7 @@ class Lowered:
       num_bytes: bytes per device that persist between steps, by purpose.
     """
 
-    program: Any
+    program: jax.stages.Lowered
     num_bytes: dict[str, int]
 
 
@@ -159,7 +161,7 @@ def lower_step(workload: Workload, devices: Sequence[Any]) -> Lowered:
     return _lower_decoding(workload, mesh) if workload.decode else _lower_training(workload, mesh)
 
 
-def bytes_per_device(tree: Any) -> int:
+def bytes_per_device(tree: PyTree) -> int:
     """Return the bytes per device of a tree of shapes with shardings."""
     leaves = jax.tree.leaves(tree)
     return sum(
@@ -184,7 +186,7 @@ def _lower_training(workload: Workload, mesh: Mesh) -> Lowered:
     )
     sharding = NamedSharding(mesh, BATCH_SPEC)
 
-    def tokens(length: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+    def tokens(length: int, dtype: DTypeLike = jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((workload.batch_size, length), dtype, sharding=sharding)
 
     batch = {
@@ -235,6 +237,6 @@ def _lower_decoding(workload: Workload, mesh: Mesh) -> Lowered:
     return Lowered(program, num_bytes)
 
 
-def _outputs(lowered: Any) -> Any:
+def _outputs(lowered: jax.stages.Lowered) -> PyTree:
     """Return the shapes of a program's outputs, with the shardings that the compiler chose."""
     return with_shardings(lowered.out_info, lowered.compile().output_shardings)

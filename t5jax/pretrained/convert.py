@@ -4,12 +4,12 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from t5jax.fileio import write_atomically
+from t5jax.fileio import JsonObject, write_atomically
 from t5jax.models import Params
 from t5jax.pretrained import open
 from t5jax.pretrained.formats import DTYPES
@@ -36,7 +36,7 @@ class Conversion(NamedTuple):
     """
 
     source: CheckpointSource
-    report: dict[str, Any]
+    report: JsonObject
 
 
 def convert_checkpoint(
@@ -161,7 +161,7 @@ def _read_params(source: CheckpointSource, dtype: np.dtype | None, progress: Pro
 
 def _report(
     source: CheckpointSource, written: list[WrittenArray], *, to: str, dtype: str
-) -> dict[str, Any]:
+) -> JsonObject:
     return {
         "source": str(source.path),
         "format": source.format,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from t5jax.fileio import JsonObject
 from t5jax.models import T5Config, preset_fields
 from t5jax.pretrained import open
 from t5jax.pretrained.source import CheckpointSource
@@ -14,7 +15,7 @@ from t5jax.tokenizers import Tokenizer
 
 def describe_checkpoint(
     source: str | Path, *, revision: str | None = None, subfolder: str | None = None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Describe a checkpoint without reading its weights.
 
     Args:
@@ -36,7 +37,7 @@ def describe_checkpoint(
     return _describe(open.open_checkpoint(path), open.find_tokenizer(path))
 
 
-def _describe(source: CheckpointSource, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def _describe(source: CheckpointSource, tokenizer: Tokenizer | None) -> JsonObject:
     config = source.config
     counts = {path: int(np.prod(shape)) for path, shape in source.shapes.items()}
     types: dict[str, int] = {}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from t5jax.fileio import read_json_object, write_json
+from t5jax.fileio import JsonObject, read_json_object, write_json
 from t5jax.models import T5Config
 from t5jax.pretrained.infer_config import infer_switches
 from t5jax.pretrained.model_folder import CONFIG_FILE
@@ -67,7 +67,7 @@ def check_family(path: Path) -> str:
     return _family(path, read_json_object(path))
 
 
-def _family(path: Path, raw: Mapping[str, Any]) -> str:
+def _family(path: Path, raw: JsonObject) -> str:
     family = raw.get("model_type", "t5")
     if not isinstance(family, str) or family not in _FAMILIES:
         why = _RELATIVES.get(str(family))
@@ -138,9 +138,7 @@ def read_hf_config(
         raise ValueError(f"{path}: {_FIELDS.get(name, (name,))[0]} {rest}") from error
 
 
-def _activation(
-    path: Path, raw: Mapping[str, Any], family: str, *, gated: bool, notes: list[str]
-) -> str:
+def _activation(path: Path, raw: JsonObject, family: str, *, gated: bool, notes: list[str]) -> str:
     project, name = raw.get("feed_forward_proj"), raw.get("dense_act_fn")
     if gated and name == "gelu":
         notes.append(
@@ -167,7 +165,7 @@ def _activation(
     return _ACTIVATIONS[str(name)]
 
 
-def _switch(path: Path, raw: Mapping[str, Any], key: str) -> bool | None:
+def _switch(path: Path, raw: JsonObject, key: str) -> bool | None:
     value = raw.get(key)
     if value is not None and not isinstance(value, bool):
         raise ValueError(f"{path}: {key} must be true or false, got {value!r}.")
@@ -185,7 +183,7 @@ def write_hf_config(folder: Path, config: T5Config) -> None:
     write_json(folder / GENERATION_FILE, ids)
 
 
-def _to_hf(config: T5Config) -> dict[str, Any]:
+def _to_hf(config: T5Config) -> JsonObject:
     activation = {"gelu_tanh": "gelu_new", "gelu_erf": "gelu"}.get(
         config.activation, config.activation
     )

@@ -1,8 +1,8 @@
 """Config inference from parameter shapes."""
 
 from collections.abc import Mapping
-from typing import Any
 
+from t5jax.fileio import JsonObject
 from t5jax.pretrained.formats import LazyArray
 from t5jax.pretrained.name_map import EMBEDDING_PATH, OUTPUT_PATH, PROJECTION_PATH, Leaf
 
@@ -52,7 +52,7 @@ def drop_decoder(layout: dict[str, Leaf], ignored: dict[str, str]) -> None:
         ignored |= dict.fromkeys(layout.pop(path).names, "decoder only")
 
 
-def infer_switches(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def infer_switches(shapes: Mapping[str, tuple[int, ...]]) -> JsonObject:
     """Infer the fields of `T5Config` that determine which parameters exist.
 
     Args:
@@ -67,7 +67,7 @@ def infer_switches(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-def infer_fields(shapes: Mapping[str, tuple[int, ...]], *, source: object) -> dict[str, Any]:
+def infer_fields(shapes: Mapping[str, tuple[int, ...]], *, source: object) -> JsonObject:
     """Infer the fields of `T5Config` that follow from the parameters, for files without a config.
 
     Logits are scaled if and only if the output layer is tied to the embedding.  Gated feed-forward

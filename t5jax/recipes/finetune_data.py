@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jax.sharding import Mesh
 
@@ -23,6 +23,7 @@ from t5jax.data import (
     split_overlap,
     truncate_ids,
 )
+from t5jax.fileio import JsonObject
 from t5jax.models import T5Config
 from t5jax.parallel import local_rows, log_once
 from t5jax.recipes.finetune_config import FinetuneConfig
@@ -33,7 +34,7 @@ Say = Callable[[str], None]
 _HELDOUT: tuple[Split, ...] = ("validation", "test")
 
 
-def recorded_task_options(tasks: Sequence[Task]) -> tuple[dict[str, Any], dict[str, Any]]:
+def recorded_task_options(tasks: Sequence[Task]) -> tuple[JsonObject, JsonObject]:
     """Return the options of tasks that a run records.
 
     Returns:

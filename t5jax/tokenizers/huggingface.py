@@ -10,12 +10,15 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from t5jax.fileio import JsonObject, StrPath, parse_json_object, read_json_object, write_atomically
 from t5jax.tokenizers.base import checked_sentinel, content_ids
+
+if TYPE_CHECKING:
+    import tokenizers
 
 MAX_BYTES = 64 << 20
 MAX_VOCAB = 10_000_000
@@ -206,7 +209,7 @@ class HuggingFaceTokenizer:
         from tokenizers import decoders
 
         ids = sorted(self._known - self._dropped - {self.eos_id})
-        names = [self._library.id_to_token(i) for i in ids]
+        names = [str(self._library.id_to_token(i)) for i in ids]
         if isinstance(self._library.decoder, decoders.ByteLevel):
             pieces = dict(zip(ids, map(_bytes_of, names), strict=True))
         else:
@@ -242,7 +245,7 @@ class HuggingFaceTokenizer:
         for name, content in self._contents.items():
             write_atomically(Path(folder) / name, content)
 
-    def _encoding(self, text: str) -> Any:
+    def _encoding(self, text: str) -> "tokenizers.Encoding":
         failure = f"{self._file} must have ids for every text, got none for {text[:40]!r}"
         with _in_our_words(f"{failure}; download it again."):
             return self._library.encode(text)
@@ -261,7 +264,7 @@ class HuggingFaceTokenizer:
             )
         return name
 
-    def _from_tokenizer_json(self) -> Any:
+    def _from_tokenizer_json(self) -> "tokenizers.Tokenizer":
         import tokenizers
 
         content = self._contents[_TOKENIZER]
@@ -280,7 +283,7 @@ class HuggingFaceTokenizer:
             library.model.dropout = None
         return library
 
-    def _from_vocab_and_merges(self, config: dict, special: dict) -> Any:
+    def _from_vocab_and_merges(self, config: dict, special: dict) -> "tokenizers.Tokenizer":
         from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
         from tokenizers.models import BPE
 
@@ -344,7 +347,7 @@ def _kind(content: bytes) -> str:
     return "a git-lfs pointer" if pointer else f"{len(content)} bytes"
 
 
-def _spelling(token: Any) -> str | None:
+def _spelling(token: object) -> str | None:
     """Return the text of a token, stored as a string or as an object with flags."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None

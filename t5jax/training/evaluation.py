@@ -1,7 +1,6 @@
 """Held-out loss of a model, and of baselines that it should beat."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +10,7 @@ from jaxtyping import Int
 from t5jax.data import Batch, ExampleSource
 from t5jax.data.objectives import Objective
 from t5jax.models import ComputePolicy, Params, T5Config
-from t5jax.parallel import shard_batch
+from t5jax.parallel import DeviceBatch, shard_batch
 from t5jax.training.loss import LossSums
 from t5jax.training.step import MeshJit, StepConfig, batch_loss
 
@@ -20,7 +19,7 @@ _OPTIONS = StepConfig(z_loss=0.0)
 
 def make_eval_step(
     config: T5Config, *, policy: ComputePolicy, mesh: Mesh
-) -> Callable[[Params, Any], LossSums]:
+) -> Callable[[Params, DeviceBatch], LossSums]:
     """Make a jitted `step(params, batch) -> LossSums` without dropout, smoothing or z-loss.
 
     Args:
@@ -41,14 +40,14 @@ def make_eval_step(
       32.0
     """
 
-    def step(params: Params, batch: Any) -> LossSums:
+    def step(params: Params, batch: DeviceBatch) -> LossSums:
         return batch_loss(config, params, batch, policy=policy, options=_OPTIONS, dropout_key=None)
 
     return MeshJit(jax.jit(step, out_shardings=NamedSharding(mesh, P())), mesh)
 
 
 def evaluate_loss(
-    eval_step: Callable[[Params, Any], LossSums],
+    eval_step: Callable[[Params, DeviceBatch], LossSums],
     params: Params,
     batches: Iterable[Batch],
     *,

@@ -14,7 +14,7 @@ import yaml
 
 from t5jax.data import ExampleSource
 from t5jax.errors import check_at_least
-from t5jax.fileio import is_temporary, read_json_object, write_atomically
+from t5jax.fileio import JsonObject, is_temporary, read_json_object, write_atomically
 from t5jax.models import (
     AttentionKind,
     ComputePolicy,
@@ -110,7 +110,7 @@ class RunConfig:
         return Path(self.output).expanduser()
 
     @property
-    def model_changes(self) -> dict[str, Any]:
+    def model_changes(self) -> JsonObject:
         """Return the fields of T5Config that the options override."""
         return {} if self.dropout_rate is None else {"dropout_rate": self.dropout_rate}
 
@@ -159,7 +159,7 @@ _RESUMABLE = (
 
 
 def check_run_dir(
-    folder: Path, options: dict[str, Any], *, unrecorded: dict[str, Any] | None = None
+    folder: Path, options: JsonObject, *, unrecorded: JsonObject | None = None
 ) -> None:
     """Check that a run directory is new, or holds a run with the same options.
 
@@ -201,7 +201,7 @@ def check_run_dir(
             )
 
 
-def recorded_options(config: RunConfig, *, resumable: Collection[str]) -> dict[str, Any]:
+def recorded_options(config: RunConfig, *, resumable: Collection[str]) -> JsonObject:
     """Return the options that affect the results of a run, by dotted name.
 
     Args:
@@ -231,7 +231,7 @@ def recorded_options(config: RunConfig, *, resumable: Collection[str]) -> dict[s
 
 def claim_run_dir(
     folder: Path,
-    options: dict[str, Any],
+    options: JsonObject,
     text_digest: str,
     *,
     model: T5Config,
@@ -304,7 +304,7 @@ def corpus_digest(chunks: ExampleSource) -> str:
     return digest.hexdigest()
 
 
-def _read_run(path: Path) -> dict[str, Any]:
+def _read_run(path: Path) -> JsonObject:
     try:
         record = read_json_object(path)
         return {"options": dict(record["options"]), "corpus": str(record["corpus"])}

@@ -11,9 +11,11 @@ import optax
 from jax.sharding import Mesh
 
 from t5jax.checkpoint import CheckpointManager
+from t5jax.data import BatchIterator
 from t5jax.models import ComputePolicy, Params, T5Config, get_family, pad_vocab
 from t5jax.optim import learning_rate_schedule
 from t5jax.parallel import (
+    DeviceBatch,
     check_batch_size,
     check_lengths,
     log_once,
@@ -197,7 +199,7 @@ def open_checkpoints(config: RunConfig) -> CheckpointManager:
 
 
 def restore_run(
-    config: RunConfig, checkpoints: CheckpointManager, abstract: TrainState, batches: Any
+    config: RunConfig, checkpoints: CheckpointManager, abstract: TrainState, batches: BatchIterator
 ) -> TrainState | None:
     """Restore the newest state of a run, and move `batches` to its data position.
 
@@ -240,7 +242,7 @@ def log_model(model: T5Config, params: Params, policy: ComputePolicy, mesh: Mesh
 def run_trainer(
     config: RunConfig,
     state: TrainState,
-    batches: Any,
+    batches: BatchIterator,
     *,
     model: T5Config,
     policy: ComputePolicy,
@@ -322,7 +324,7 @@ def _setup_train_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     start_step: int,
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]:
     """Make the train step of a run; call it once per step, from `start_step`."""
     make = functools.partial(
         make_train_step,

@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jax.tree_util import KeyPath
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from t5jax.errors import check_at_least
 from t5jax.models import ComputePolicy, Params, T5Config, bind, get_family, init_params
 from t5jax.parallel import (
     BATCH_AXES,
     BATCH_SPEC,
+    DeviceBatch,
     Sharder,
     check_batch_size,
     check_lengths,
@@ -116,7 +118,7 @@ class TrainState(NamedTuple):
 
     step: Int[Array, ""]
     params: Params
-    opt_state: Any
+    opt_state: PyTree
     ema_params: Params | None = None
     norms: GradientNorms | None = None
 
@@ -271,7 +273,7 @@ def make_train_step(
     )
     trained_shardings, _ = partition_params(shardings.params, options.frozen)
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         _check_shapes(batch, options, mesh)
         # Folding in 1 separates dropout from the key of the initial parameters.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), state.step)
@@ -292,7 +294,7 @@ def make_train_step(
         norm = optax.tree.norm(grads)
         applied, norms = should_apply(state.norms, sums.total, norm, options.spike_factor)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        updated: Any = optax.apply_updates(trained, updates)
+        updated: PyTree = optax.apply_updates(trained, updates)
         trained, opt_state = select_tree(applied, (updated, opt_state), (trained, state.opt_state))
         params = merge_params(trained, frozen)
         ema_params = state.ema_params
@@ -333,7 +335,7 @@ def inference_params(state: TrainState) -> Params:
     return state.params if state.ema_params is None else state.ema_params
 
 
-def state_to_trees(state: TrainState) -> dict[str, Any]:
+def state_to_trees(state: TrainState) -> dict[str, PyTree]:
     """Convert a state to the named pytrees of a checkpoint; the step is stored separately."""
     trees = {"params": state.params, "optimizer": state.opt_state}
     if state.ema_params is not None:
@@ -343,13 +345,13 @@ def state_to_trees(state: TrainState) -> dict[str, Any]:
     return trees
 
 
-def state_from_trees(step: Int[Array, ""], trees: dict[str, Any]) -> TrainState:
+def state_from_trees(step: Int[Array, ""], trees: dict[str, PyTree]) -> TrainState:
     """Rebuild a state from the trees of `state_to_trees`."""
     norms = GradientNorms(*trees["norms"]) if "norms" in trees else None
     return TrainState(step, trees["params"], trees["optimizer"], trees.get("average"), norms)
 
 
-def partition_params(tree: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
+def partition_params(tree: PyTree, patterns: Sequence[str]) -> tuple[PyTree, PyTree]:
     """Split parameters into trainable and frozen trees of the same structure.
 
     Only trainable parameters are differentiated; `optax.selective_transform` would compute all
@@ -373,7 +375,7 @@ def partition_params(tree: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
                 f"such as {paths[0]}."
             )
 
-    def frozen(path: Any) -> bool:
+    def frozen(path: KeyPath) -> bool:
         return any(matches_path(pattern, path_name(path)) for pattern in patterns)
 
     trained = jax.tree.map_with_path(lambda path, x: None if frozen(path) else x, tree)
@@ -382,7 +384,7 @@ def partition_params(tree: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
     return trained, jax.tree.map_with_path(lambda path, x: x if frozen(path) else None, tree)
 
 
-def merge_params(trained: Any, frozen: Any) -> Any:
+def merge_params(trained: PyTree, frozen: PyTree) -> PyTree:
     """Merge the trees returned by `partition_params`."""
     return jax.tree.map(
         lambda x, y: y if x is None else x, trained, frozen, is_leaf=lambda x: x is None
@@ -390,7 +392,10 @@ def merge_params(trained: Any, frozen: Any) -> Any:
 
 
 def _init(
-    config: T5Config, optimizer: optax.GradientTransformation, options: StepConfig, seed: Any
+    config: T5Config,
+    optimizer: optax.GradientTransformation,
+    options: StepConfig,
+    seed: Int[Array, ""],
 ) -> TrainState:
     return _start(optimizer, options, init_params(config, jax.random.key(seed)))
 
@@ -404,7 +409,7 @@ def _start(
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained), ema_params, norms)
 
 
-def _check_shapes(batch: Any, options: StepConfig, mesh: Mesh) -> None:
+def _check_shapes(batch: DeviceBatch, options: StepConfig, mesh: Mesh) -> None:
     rows = len(batch["encoder_input_tokens"])
     check_batch_size(rows, mesh=mesh, accumulate=options.accumulate)
     names = ("encoder_input_tokens", "decoder_input_tokens")
@@ -414,10 +419,10 @@ def _check_shapes(batch: Any, options: StepConfig, mesh: Mesh) -> None:
 def _gradients(
     part_loss: Callable[..., Any],
     trained: Params,
-    batch: Any,
+    batch: DeviceBatch,
     key: Array,
     count: int,
-    shardings: Any,
+    shardings: PyTree,
 ) -> tuple[Params, loss.LossSums]:
     """Return the gradient of `part_loss` summed over `count` microbatches, and the loss sums."""
     grad = jax.grad(part_loss, has_aux=True)
@@ -470,7 +475,7 @@ def should_apply(
     return applied, select_tree(applied, GradientNorms(mean, norms.num_steps + 1), norms)
 
 
-def select_tree(applied: Bool[Array, ""], new: Any, old: Any) -> Any:
+def select_tree(applied: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
     """Return the new tree if the update is applied, else the old one.
 
     Args:
@@ -481,7 +486,7 @@ def select_tree(applied: Bool[Array, ""], new: Any, old: Any) -> Any:
     return jax.tree.map(lambda x, y: jnp.where(applied, x, y), new, old)
 
 
-def _update_ema(ema_params: Any, params: Any, applied: Array, decay: float) -> Any:
+def _update_ema(ema_params: PyTree, params: Params, applied: Array, decay: float) -> PyTree:
     """Update the moving average if the parameter update was applied.
 
     `optax.incremental_update` computes `share * x + (1 - share) * mean`, which rounds differently;
@@ -496,11 +501,11 @@ def _update_ema(ema_params: Any, params: Any, applied: Array, decay: float) -> A
 def batch_loss(
     config: T5Config,
     params: Params,
-    batch: Any,
+    batch: DeviceBatch,
     *,
     policy: ComputePolicy,
     options: StepConfig,
-    dropout_key: Any,
+    dropout_key: Array | None,
 ) -> loss.LossSums:
     """Return the loss sums of a batch.
 

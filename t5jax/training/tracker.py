@@ -13,12 +13,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from t5jax.fileio import write_atomically
+from t5jax.fileio import JsonObject, write_atomically
 from t5jax.parallel import process_index
 
 METRICS_FILE = "metrics.jsonl"
+
+# Metrics by name: numbers, not always finite, and the list `skipped/chunks`.
+LoggedMetrics = Mapping[str, float | Sequence[int]]
 
 _log = logging.getLogger("t5jax")
 
@@ -41,7 +44,7 @@ class Tracker(Protocol):
       True
     """
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def log(self, step: int, metrics: LoggedMetrics) -> None:
         """Record metrics of a step.
 
         Args:
@@ -110,7 +113,7 @@ class TrackerGroup:
         """Store the trackers; they are closed in reverse order."""
         self._trackers = trackers
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def log(self, step: int, metrics: LoggedMetrics) -> None:
         """Log to each tracker in order."""
         for tracker in self._trackers:
             tracker.log(step, metrics)
@@ -139,7 +142,7 @@ class MetricsFile:
         write_atomically(path, "".join(map(_line, entries)))
         self._file = path.open("a")
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def log(self, step: int, metrics: LoggedMetrics) -> None:
         """Append a line; see `Tracker.log`."""
         record = _record(metrics)
         if record:
@@ -165,7 +168,7 @@ class TensorBoard:
 
         self._writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=start_step + 1)
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def log(self, step: int, metrics: LoggedMetrics) -> None:
         """Add scalars; see `Tracker.log`."""
         for name, value in metrics.items():
             if name.startswith(("train/", "eval/", "speed/")):
@@ -194,7 +197,7 @@ class ProgressBar:
         self._total_steps = total_steps
         self._shown: dict[str, str] = {}
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def log(self, step: int, metrics: LoggedMetrics) -> None:
         """Store training metrics and show them with the next other metrics; see `Tracker.log`."""
         if "skipped/steps" in metrics:
             _log.warning(
@@ -238,7 +241,7 @@ class ProcessLog:
         self._file = path.open("a", encoding="utf-8")
         self._note("started")
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def log(self, step: int, metrics: LoggedMetrics) -> None:
         """Write a line; see `Tracker.log`."""
         if "train/loss" in metrics:
             self._note(
@@ -263,12 +266,12 @@ class ProcessLog:
         self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
-def _of_training_step(metrics: Mapping[str, Any]) -> bool:
+def _of_training_step(metrics: LoggedMetrics) -> bool:
     """Return True for the metrics of a training step, which need no flush."""
     return "train/loss" in metrics
 
 
-def _record(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _record(metrics: LoggedMetrics) -> JsonObject:
     """Return metrics under their names in `metrics.jsonl`."""
     record = {}
     for name, value in metrics.items():
@@ -282,7 +285,7 @@ def _record(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _line(entry: dict[str, Any]) -> str:
+def _line(entry: JsonObject) -> str:
     # JSON has no NaN or infinity, such as the loss of a skipped step.
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -291,7 +294,7 @@ def _line(entry: dict[str, Any]) -> str:
     return json.dumps(finite, allow_nan=False) + "\n"
 
 
-def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
+def read_metrics(folder: str | os.PathLike) -> list[JsonObject]:
     """Read the entries of a run's `metrics.jsonl`, up to an incomplete last line."""
     path = Path(folder) / METRICS_FILE
     entries = []
@@ -317,7 +320,7 @@ def read_evaluations(folder: str | os.PathLike, *, until: int) -> list[dict[str,
     return evaluations
 
 
-def _draw(entries: list[dict[str, Any]], path: Path) -> None:
+def _draw(entries: list[JsonObject], path: Path) -> None:
     # pyplot would set a backend for the whole process.
     from matplotlib.figure import Figure
 

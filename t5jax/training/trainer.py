@@ -6,18 +6,18 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from t5jax.checkpoint import CheckpointManager
-from t5jax.data import Batch
+from t5jax.data import Batch, BatchIterator
 from t5jax.errors import check_at_least
 from t5jax.interruption import stop_request
 from t5jax.models import Params
-from t5jax.parallel import StopVote, global_batch_size, log_once, shard_batch
+from t5jax.parallel import DeviceBatch, StopVote, global_batch_size, log_once, shard_batch
 from t5jax.profiling import Profiler, StepTimer, peak_memory_bytes
 from t5jax.training.step import (
     Metrics,
@@ -173,7 +173,7 @@ class Trainer:
         self,
         config: FitConfig,
         *,
-        train_step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
+        train_step: Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]],
         evaluator: Evaluator,
         checkpoints: CheckpointManager,
         tracker: Tracker,
@@ -213,7 +213,7 @@ class Trainer:
     def fit(
         self,
         state: TrainState,
-        batches: Any,
+        batches: BatchIterator,
         *,
         previous_evaluations: Sequence[Mapping[str, float]] = (),
     ) -> FitResult:
@@ -319,7 +319,7 @@ def final_step(config: FitConfig, step: int, keys: Sequence[float]) -> int:
 def save_state(
     checkpoints: CheckpointManager,
     state: TrainState,
-    batches: Any,
+    batches: BatchIterator,
     *,
     loss: float | None = None,
 ) -> None:
@@ -338,7 +338,7 @@ def save_state(
 def restore_state(
     checkpoints: CheckpointManager,
     abstract: TrainState,
-    batches: Any,
+    batches: BatchIterator,
     *,
     warn: Callable[[str], None],
 ) -> TrainState | None:

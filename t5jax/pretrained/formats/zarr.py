@@ -10,11 +10,10 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from t5jax.fileio import is_plain_name, parse_json_object
+from t5jax.fileio import JsonObject, is_plain_name, parse_json_object
 from t5jax.pretrained.formats.lazy_array import BLOCK_BYTES, DTYPES, Index
 
 _MANIFEST = "manifest.ocdbt"
@@ -116,7 +115,7 @@ def open_zarr_folder(
 def open_zarr_array(
     path: Path,
     name: str,
-    metadata: Mapping[str, Any],
+    metadata: JsonObject,
     *,
     driver: str = "zarr",
     stored: bool,
@@ -175,7 +174,7 @@ def open_zarr_array(
     else:
         kvstore = {**base, "path": f"{path.resolve() / name}/"}
     # Otherwise TensorStore returns zeros for missing chunks.
-    spec: dict[str, Any] = {"driver": driver, "kvstore": kvstore, "fill_missing_data_reads": False}
+    spec: JsonObject = {"driver": driver, "kvstore": kvstore, "fill_missing_data_reads": False}
     if not stored:
         spec |= {"metadata": dict(metadata), "assume_metadata": True}
     try:
@@ -221,7 +220,7 @@ def _files(folder: Path) -> tuple[int, int]:
     return len(sizes), sum(sizes)
 
 
-def _check_codecs(metadata: Mapping[str, Any], where: Path) -> None:
+def _check_codecs(metadata: JsonObject, where: Path) -> None:
     left = [metadata.get("compressor"), metadata.get("codecs")]
     while left:
         codec = left.pop()

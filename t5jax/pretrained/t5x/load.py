@@ -7,7 +7,6 @@ is the layer, and heads may be a separate axis.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from t5jax.pretrained.formats import (
     FileRegion,
@@ -214,7 +213,7 @@ def _leaves(
 
 
 def _open_spec(
-    leaf: Mapping[str, Any], name: str, file: Path, folder: Path, *, old: bool
+    leaf: Mapping[str, object], name: str, file: Path, folder: Path, *, old: bool
 ) -> LazyArray:
     """Open an array written by TensorStore, given its spec in the msgpack file."""
     kvstore = leaf.get("kvstore")

@@ -5,11 +5,10 @@ They contain the model without optimizer state, like T5X's own exports for infer
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from t5jax.fileio import StrPath
+from t5jax.fileio import JsonObject, StrPath
 from t5jax.models import T5Config
 from t5jax.pretrained.formats import tensorstore_reason
 from t5jax.pretrained.model_folder import CONFIG_FILE, write_model_folder
@@ -68,7 +67,7 @@ def save_t5x(
     with write_model_folder(path, overwrite=overwrite) as folder:
         checkpoint = folder / _FOLDER
         checkpoint.mkdir()
-        tree: dict[str, Any] = {}
+        tree: JsonObject = {}
         for ours in weights.shapes:
             leaf = name_map.leaf(ours, num_layers(config, ours))
             for name, values in leaf.split(weights.read(ours)):
@@ -81,14 +80,14 @@ def save_t5x(
             tokenizer.save(folder)
 
 
-def _write_array(checkpoint: Path, name: str, values: np.ndarray) -> dict[str, Any]:
+def _write_array(checkpoint: Path, name: str, values: np.ndarray) -> JsonObject:
     """Write one array and return its spec for the msgpack file."""
     import tensorstore
 
     own = f"target.{name.replace('/', '.')}"
     row_bytes = max(1, values.nbytes // max(1, len(values)))
     rows = max(1, min(len(values), _CHUNK_BYTES // row_bytes))
-    spec: dict[str, Any] = {
+    spec: JsonObject = {
         "driver": "zarr",
         "dtype": values.dtype.name,
         "kvstore": {"driver": "file", "path": f"{own}/"},
@@ -111,7 +110,7 @@ def _write_array(checkpoint: Path, name: str, values: np.ndarray) -> dict[str, A
     return spec
 
 
-def _write_tree(file: Path, target: dict[str, Any]) -> None:
+def _write_tree(file: Path, target: JsonObject) -> None:
     import msgpack
 
     # Flax encodes an array as packed shape, dtype and bytes.
@@ -122,7 +121,7 @@ def _write_tree(file: Path, target: dict[str, Any]) -> None:
         msgpack.pack(tree, out, use_bin_type=True)
 
 
-def _insert(tree: dict[str, Any], path: list[str], value: object) -> None:
+def _insert(tree: JsonObject, path: list[str], value: object) -> None:
     for part in path[:-1]:
         tree = tree.setdefault(part, {})
     tree[path[-1]] = value
