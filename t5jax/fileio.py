@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -14,6 +15,8 @@ from t5jax.interruption import stop_request
 
 StrPath = str | os.PathLike[str]
 JsonObject = dict[str, Any]
+
+_log = logging.getLogger("t5jax")
 
 _SUFFIX = ".writing"
 
@@ -48,6 +51,36 @@ def write_atomically(path: StrPath, content: bytes | str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def exclusive(path: StrPath, message: str) -> Iterator[None]:
+    """Hold a lock file that no other process may hold.
+
+    The lock ends with the process, however it ends.  Where the file system has no locks, a warning
+    is logged and nothing is locked.
+
+    Args:
+      path: lock file, created if missing.
+      message: message of the error.
+    Yields:
+      None.
+    Raises:
+      FileExistsError: another process holds the lock.
+    """
+    import filelock
+
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise FileExistsError(message) from None
+    except NotImplementedError:
+        _log.warning(f"{path} cannot be locked on this disk; let only one process write there")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

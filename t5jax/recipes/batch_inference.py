@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import filelock
-
 from t5jax.data import KNOWN_ENDINGS, file_ending, read_rows
-from t5jax.fileio import JsonObject, write_atomically
+from t5jax.fileio import JsonObject, exclusive, write_atomically
 from t5jax.generation import GenerationConfig, detokenize
 from t5jax.interruption import stop_request
 from t5jax.loading import load
@@ -134,19 +132,14 @@ def generate_file(
 @contextlib.contextmanager
 def _lock(output: Path) -> Iterator[None]:
     """Lock an output, so that only one process writes it."""
-    lock = filelock.FileLock(output.with_name(output.name + ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise FileExistsError(
-            f"output must not be in use, got {output}, which another process is writing; wait for "
-            "it to finish."
-        ) from None
-    try:
+    lock = output.with_name(output.name + ".lock")
+    message = (
+        f"output must not be in use, got {output}, which another process is writing; wait for it "
+        "to finish."
+    )
+    with exclusive(lock, message):
         yield
-        Path(lock.lock_file).unlink(missing_ok=True)
-    finally:
-        lock.release()
+        lock.unlink(missing_ok=True)
 
 
 # Position of an input -> its output and finish reason.

@@ -30,17 +30,12 @@ from t5jax.recipes.finetune_data import (
     tokenize_pairs,
     validation_splits,
 )
-from t5jax.recipes.finetune_model import (
-    MODEL,
-    resulting_params,
-    starting_model,
-    starting_params,
-    starting_tokenizer,
-)
+from t5jax.recipes.finetune_model import MODEL, resulting_params
 from t5jax.recipes.validation import EvalSplit, TaskEvaluator, results_table, score_splits
 from t5jax.text2text import Text2Text
 from t5jax.training import (
     UNRECORDED,
+    RunLock,
     Tracker,
     abstract_state,
     check_files,
@@ -48,6 +43,7 @@ from t5jax.training import (
     claim_run_dir,
     inference_params,
     init_state,
+    initial_params,
     log_model,
     open_checkpoints,
     ranking_keys,
@@ -57,6 +53,8 @@ from t5jax.training import (
     run_trainer,
     save_options,
     setup_mesh,
+    setup_model,
+    setup_tokenizer,
 )
 
 
@@ -118,13 +116,14 @@ def finetune(
             "architecture must be left out with a checkpoint or a model, got both; remove one."
         )
     initialize(config.hosts)
-    with abort_together():
-        return _run(tasks, config, architecture, trackers)
+    with abort_together(), RunLock(config.folder) as lock:
+        return _run(tasks, config, lock, architecture, trackers)
 
 
 def _run(
     tasks: Sequence[Task],
     config: FinetuneConfig,
+    lock: RunLock,
     architecture: Mapping[str, Any] | None,
     trackers: Sequence[Tracker],
 ) -> FinetuneResult:
@@ -138,8 +137,8 @@ def _run(
 
         texts = read_task_texts(tasks, say=log_once)
         path = None if config.checkpoint is None else locate_checkpoint(config.checkpoint)
-        tokenizer = starting_tokenizer(config, path, texts.documents)
-        model = starting_model(config, path, tokenizer, architecture)
+        tokenizer = setup_tokenizer(config, texts.documents, checkpoint=path)
+        model = setup_model(config, tokenizer, architecture=architecture, checkpoint=path)
         policy = config.compute_policy()
         limits, say = config.limits, log_once
         pairs = tokenize_pairs(texts, tokenizer=tokenizer, limits=limits, say=say)
@@ -150,7 +149,7 @@ def _run(
         optimizer = make_optimizer(config.optimizer, total_steps=steps, stacked=is_stacked)
         abstract = abstract_state(model, optimizer, mesh=mesh, options=config.step)
         digest = data_digest(pairs, splits)
-        claim_run_dir(config.folder, options, digest, model=model, tokenizer=tokenizer)
+        claim_run_dir(config.folder, options, digest, model=model, tokenizer=tokenizer, lock=lock)
         save_options(config)
 
     batches = mixture_batches(config, model, pairs, shares, mesh)
@@ -159,7 +158,7 @@ def _run(
     state = restore_run(config, checkpoints, abstract, batches)
     if state is None:
         init = functools.partial(init_state, model, optimizer, mesh=mesh, options=config.step)
-        state = init(seed=config.seed, params=starting_params(config, mesh))
+        state = init(seed=config.seed, params=initial_params(config, mesh))
     log_model(model, state.params, policy, mesh)
     log_mixture(pairs, shares)
 

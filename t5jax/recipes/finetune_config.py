@@ -29,12 +29,6 @@ class FinetuneConfig(RunConfig):
     Attributes:
       output: run directory, created if missing; a run with the same options is resumed.  The
         fine-tuned model is saved in `model/`, its predictions in `predictions/`.
-      checkpoint: folder, file or hub id of the initial checkpoint, in any format that t5jax loads;
-        random initialization if unset.
-      model: architecture if there is no checkpoint: 'tiny', a published size such as
-        't5-v1_1-base', or a JSON file with the fields of T5Config.
-      tokenizer: folder of a tokenizer, or 'bytes'; defaults to the checkpoint's, or without a
-        checkpoint to one trained on the tasks.
       input_length: maximum number of tokens per input, EOS included; length of an encoder row.
       target_length: maximum number of tokens per target, EOS included; length of a decoder row.
       batch_size: number of rows per step, over all devices; T5 used 128 rows of 512 tokens.
@@ -68,9 +62,6 @@ class FinetuneConfig(RunConfig):
     """
 
     output: str = "runs/finetune"
-    checkpoint: str | None = None
-    model: str = "tiny"
-    tokenizer: str | None = None
     input_length: int = 128
     target_length: int = 128
     batch_size: int = 32
@@ -104,16 +95,6 @@ class FinetuneConfig(RunConfig):
             eval_batch_size=self.eval_batch_size,
             average=self.average,
         )
-        if self.checkpoint is not None and self.model != "tiny":
-            raise ValueError(
-                f"model must be left out with a checkpoint, got {self.model}; the checkpoint "
-                "defines the architecture."
-            )
-        if self.checkpoint is not None and self.vocab_size is not None:
-            raise ValueError(
-                f"vocab_size must be left out with a checkpoint, got {self.vocab_size}; it only "
-                "applies if a tokenizer is trained."
-            )
         for count in (self.num_beams, self.final_num_beams):
             self.writing(count)  # reject a bad length penalty before training
 

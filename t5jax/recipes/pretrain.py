@@ -1,5 +1,6 @@
 """Pre-training: text, tokenizer, objective, model, optimizer, trainer and final report."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,10 +32,12 @@ from t5jax.parallel import (
     log_once,
     main_process_first,
 )
+from t5jax.pretrained import locate_checkpoint
 from t5jax.recipes.pretrain_config import RESUMABLE, UNRECORDED, PretrainConfig
 from t5jax.text2text import Text2Text
 from t5jax.training import (
     LossEvaluator,
+    RunLock,
     Tracker,
     abstract_state,
     baseline_losses,
@@ -45,6 +48,7 @@ from t5jax.training import (
     count_targets,
     inference_params,
     init_state,
+    initial_params,
     log_model,
     open_checkpoints,
     recorded_options,
@@ -104,21 +108,22 @@ def pretrain(config: PretrainConfig, *, trackers: Sequence[Tracker] = ()) -> Pre
       [['cat']]
     """
     initialize(config.hosts)
-    with abort_together():
-        return _run(config, trackers)
+    with abort_together(), RunLock(config.folder) as lock:
+        return _run(config, lock, trackers)
 
 
-def _run(config: PretrainConfig, trackers: Sequence[Tracker]) -> PretrainResult:
+def _run(config: PretrainConfig, lock: RunLock, trackers: Sequence[Tracker]) -> PretrainResult:
     jax.devices()  # needs all processes at once, so before process 0 reads the text
     with main_process_first("the preparation of the run"):
         check_files(config.model, config.tokenizer)
         options = recorded_options(config, resumable=RESUMABLE)
-        check_run_dir(config.folder, options, unrecorded=UNRECORDED)
+        check_run_dir(config.folder, options, unrecorded=UNRECORDED, resumable=RESUMABLE)
         mesh = setup_mesh(config)
 
         text, heldout_text = read_corpus(config.data)
-        tokenizer = setup_tokenizer(config, lambda: corpus_documents(text))
-        model, policy = setup_model(config, tokenizer), config.compute_policy()
+        path = None if config.checkpoint is None else locate_checkpoint(config.checkpoint)
+        tokenizer = setup_tokenizer(config, lambda: corpus_documents(text), checkpoint=path)
+        model, policy = setup_model(config, tokenizer, checkpoint=path), config.compute_policy()
         objective = config.make_objective(tokenizer, decoder_start_id=model.decoder_start_id)
         raw_length = objective.lengths(config.input_length).raw
         chunks = Chunks(TokenStream(tokenize_dataset(text, tokenizer)), raw_length)
@@ -129,7 +134,7 @@ def _run(config: PretrainConfig, trackers: Sequence[Tracker]) -> PretrainResult:
         optimizer = make_optimizer(config.optimizer, total_steps=steps, stacked=is_stacked)
         abstract = abstract_state(model, optimizer, mesh=mesh, options=config.step)
         digest = corpus_digest(chunks)
-        claim_run_dir(config.folder, options, digest, model=model, tokenizer=tokenizer)
+        claim_run_dir(config.folder, options, digest, model=model, tokenizer=tokenizer, lock=lock)
         save_options(config)
 
     size, seed, rows = config.batch_size, config.seed, local_rows(config.batch_size, mesh=mesh)
@@ -139,7 +144,8 @@ def _run(config: PretrainConfig, trackers: Sequence[Tracker]) -> PretrainResult:
     checkpoints = open_checkpoints(config)
     state = restore_run(config, checkpoints, abstract, batches)
     if state is None:
-        state = init_state(model, optimizer, mesh=mesh, seed=seed, options=config.step)
+        init = functools.partial(init_state, model, optimizer, mesh=mesh, options=config.step)
+        state = init(seed=seed, params=initial_params(config, mesh))
     log_model(model, state.params, policy, mesh)
     _log_corpus(config, len(chunks), raw_length)
 

@@ -10,7 +10,10 @@ from t5jax.tokenizers import Tokenizer
 from t5jax.training import UNRECORDED as UNRECORDED_IN_ALL_RUNS, RunConfig
 
 # Options that may change when a run is resumed, in addition to those of every run.
-RESUMABLE = ("eval_examples",)
+RESUMABLE = (
+    "eval_examples",
+    "data.path",  # the text itself is recorded, by its digest
+)
 
 # Options added later, with the values that older runs used implicitly.
 UNRECORDED = {**UNRECORDED_IN_ALL_RUNS, "step.label_smoothing": 0.0}
@@ -20,8 +23,9 @@ UNRECORDED = {**UNRECORDED_IN_ALL_RUNS, "step.label_smoothing": 0.0}
 class PretrainConfig(RunConfig):
     """Options of pre-training by span corruption.
 
-    The defaults train a tiny model on the Python documentation of this machine, in minutes.  After
-    Ctrl-C, SIGTERM or a crash, the same options resume the run.
+    The defaults train a tiny model on the Python documentation of this machine, in minutes; with a
+    checkpoint, they train it further.  After Ctrl-C, SIGTERM or a crash, the same options resume
+    the run.
 
     Attributes:
       output: run directory, created if missing; a run with the same options is resumed.

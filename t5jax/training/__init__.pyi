@@ -10,6 +10,7 @@ from .evaluation import (
 from .run import (
     UNRECORDED as UNRECORDED,
     RunConfig as RunConfig,
+    RunLock as RunLock,
     check_run_dir as check_run_dir,
     claim_run_dir as claim_run_dir,
     corpus_digest as corpus_digest,
@@ -19,6 +20,7 @@ from .run import (
 from .setup import (
     check_files as check_files,
     check_vocabulary as check_vocabulary,
+    initial_params as initial_params,
     log_model as log_model,
     open_checkpoints as open_checkpoints,
     restore_run as restore_run,

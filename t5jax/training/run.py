@@ -3,6 +3,7 @@
 The same options resume the run of a directory; other options are rejected.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,7 +15,7 @@ import yaml
 
 from t5jax.data import ExampleSource
 from t5jax.errors import check_at_least
-from t5jax.fileio import JsonObject, is_temporary, read_json_object, write_atomically
+from t5jax.fileio import JsonObject, exclusive, is_temporary, read_json_object, write_atomically
 from t5jax.models import (
     AttentionKind,
     ComputePolicy,
@@ -32,6 +33,7 @@ from t5jax.training.trainer import FitConfig
 
 RUN_FILE = "run.json"
 OPTIONS_FILE = "options.yaml"
+_LOCK_FILE = ".lock"
 
 # Options added later, with the values that older runs used implicitly.
 UNRECORDED = {"optimizer.momentum": 0.95}
@@ -43,10 +45,13 @@ class RunConfig:
 
     Attributes:
       output: run directory, created if missing; a run with the same options is resumed.
-      model: architecture: 'tiny', a published size such as 't5-v1_1-base', or a JSON file with the
-        fields of T5Config.  The vocabulary size is the tokenizer's, except with a JSON file.
-      tokenizer: folder of a tokenizer, such as that of a downloaded T5, or 'bytes'; by default, a
-        tokenizer is trained.
+      checkpoint: folder, file or hub id of the initial checkpoint, in any format that t5jax loads;
+        random initialization if unset.
+      model: architecture if there is no checkpoint: 'tiny', a published size such as
+        't5-v1_1-base', or a JSON file with the fields of T5Config.  The vocabulary size is the
+        tokenizer's, except with a JSON file.
+      tokenizer: folder of a tokenizer, such as that of a downloaded T5, or 'bytes'; defaults to the
+        checkpoint's, or without a checkpoint to one trained on the data.
       vocab_size: vocabulary size of the trained tokenizer, without its 100 sentinels; 4000 by
         default.
       batch_size: number of rows per step, over all devices.
@@ -67,6 +72,7 @@ class RunConfig:
     """
 
     output: str
+    checkpoint: str | None = None
     model: str = "tiny"
     tokenizer: str | None = None
     vocab_size: int | None = None
@@ -95,6 +101,16 @@ class RunConfig:
         if self.tokenizer is not None and self.vocab_size is not None:
             raise ValueError(
                 f"vocab_size must be left out with a tokenizer, got {self.vocab_size}; it only "
+                "applies if a tokenizer is trained."
+            )
+        if self.checkpoint is not None and self.model != "tiny":
+            raise ValueError(
+                f"model must be left out with a checkpoint, got {self.model}; the checkpoint "
+                "defines the architecture."
+            )
+        if self.checkpoint is not None and self.vocab_size is not None:
+            raise ValueError(
+                f"vocab_size must be left out with a checkpoint, got {self.vocab_size}; it only "
                 "applies if a tokenizer is trained."
             )
         if "://" in self.output:
@@ -148,6 +164,7 @@ class RunConfig:
 # split a sum differently.
 _RESUMABLE = (
     "output",
+    "model",  # compared as an architecture
     "mesh",
     "hosts",
     "remat",
@@ -158,8 +175,49 @@ _RESUMABLE = (
 )
 
 
+class RunLock:
+    """Lock of a run directory, held by process 0 until the end of the run."""
+
+    def __init__(self, folder: Path):
+        """Store the run directory.
+
+        Args:
+          folder: run directory; the lock file is `.lock` in it.
+        """
+        self._folder = folder
+        self._stack = contextlib.ExitStack()
+        self._held = False
+
+    def __enter__(self) -> "RunLock":
+        if (self._folder / RUN_FILE).exists():
+            self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def acquire(self) -> None:
+        """Take the lock of a folder that exists; a new run does so when it makes its folder.
+
+        Raises:
+          FileExistsError: another run holds it.
+        """
+        if self._held or not is_main_process():
+            return
+        message = (
+            f"output must not be in use, got {self._folder}, which another process is writing; "
+            "wait for it to finish, or choose another --output."
+        )
+        self._stack.enter_context(exclusive(self._folder / _LOCK_FILE, message))
+        self._held = True
+
+
 def check_run_dir(
-    folder: Path, options: JsonObject, *, unrecorded: JsonObject | None = None
+    folder: Path,
+    options: JsonObject,
+    *,
+    unrecorded: JsonObject | None = None,
+    resumable: Collection[str] = (),
 ) -> None:
     """Check that a run directory is new, or holds a run with the same options.
 
@@ -167,6 +225,7 @@ def check_run_dir(
       folder: run directory.
       options: options by dotted name.
       unrecorded: options added later, with the values that older runs used implicitly.
+      resumable: options that older runs recorded, although they may change.
     Raises:
       FileExistsError: the folder is not empty and not a run directory.
       FileNotFoundError: this process does not see the files of process 0.
@@ -179,7 +238,7 @@ def check_run_dir(
                 f"output must be a folder on a disk shared by all processes, got {folder}, where "
                 f"process {process_index()} does not see the files of process 0."
             )
-        if folder.exists() and not (folder.is_dir() and all(map(is_temporary, folder.iterdir()))):
+        if folder.exists() and not (folder.is_dir() and all(map(_is_leftover, folder.iterdir()))):
             raise FileExistsError(
                 f"output must be a new or empty folder or a run to continue, got {folder}, which "
                 "holds something else; choose another --output."
@@ -192,13 +251,17 @@ def check_run_dir(
         config = folder / CONFIG_FILE
         fields = read_compute_fields(config) if config.exists() else {}
         recorded["dtype"] = fields.get("dtype", options.get("dtype"))
-    for name in sorted({*options, *recorded}):
+    for name in sorted({*options, *recorded} - {*_RESUMABLE, *resumable}):
         if options.get(name) != recorded.get(name):
             raise ValueError(
-                f"{folder} holds another run: its {name} is {recorded.get(name)!r}, and "
-                f"{options.get(name)!r} was asked for; choose another --output, or use the "
-                "options of that run to resume it."
+                f"{folder} holds a run with {name} = {recorded.get(name)!r}, got "
+                f"{options.get(name)!r}; choose another --output, or repeat the options of that "
+                "run to resume it."
             )
+
+
+def _is_leftover(path: Path) -> bool:
+    return path.name == _LOCK_FILE or is_temporary(path)
 
 
 def recorded_options(config: RunConfig, *, resumable: Collection[str]) -> JsonObject:
@@ -236,6 +299,7 @@ def claim_run_dir(
     *,
     model: T5Config,
     tokenizer: Tokenizer,
+    lock: RunLock,
 ) -> None:
     """Record a run in its directory, or check that the recorded text and model are the same.
 
@@ -247,15 +311,17 @@ def claim_run_dir(
       text_digest: digest of the training data, such as from `corpus_digest`.
       model: architecture, written to the folder.
       tokenizer: tokenizer of the run, written to the folder.
+      lock: lock of the folder.
     Raises:
       ValueError: the folder holds a run with other text or another model.
+      FileExistsError: another process writes the folder.
     """
     path = folder / RUN_FILE
     if path.exists():
         if _read_run(path)["corpus"] != text_digest:
             raise ValueError(
-                f"{folder} holds a run on other text: the corpus differs from the digest in "
-                f"{RUN_FILE}; restore the text, or choose another --output."
+                f"{folder} holds a run on other text: the data must have the digest in {RUN_FILE}; "
+                "restore the data of that run, or choose another --output."
             )
         if (folder / CONFIG_FILE).exists():
             before = T5Config.from_file(folder / CONFIG_FILE)
@@ -263,12 +329,13 @@ def claim_run_dir(
                 old, new = getattr(before, field.name), getattr(model, field.name)
                 if old != new:
                     raise ValueError(
-                        f"{folder} holds another run: its model has {field.name} = {old!r}, and "
-                        f"{new!r} was asked for; choose another --output."
+                        f"{folder} holds a run whose model has {field.name} = {old!r}, got "
+                        f"{new!r}; choose another --output."
                     )
     if not is_main_process():
         return
     folder.mkdir(parents=True, exist_ok=True)
+    lock.acquire()
     record = {"options": options, "corpus": text_digest}
     # Older versions recorded fewer options, and dtype "auto", which the config written below no
     # longer resolves.

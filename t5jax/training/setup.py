@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -22,7 +23,7 @@ from t5jax.parallel import (
     make_mesh,
     process_count,
 )
-from t5jax.pretrained import CHECKPOINTS
+from t5jax.pretrained import CHECKPOINTS, find_tokenizer, load_pretrained, open_checkpoint
 from t5jax.profiling import Profiler, chip_of_kind, train_step_flops
 from t5jax.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer, train_tokenizer
 from t5jax.training.run import RunConfig
@@ -64,19 +65,34 @@ def setup_mesh(config: RunConfig) -> Mesh:
     return mesh
 
 
-def setup_tokenizer(config: RunConfig, texts: Callable[[], Iterable[str]]) -> Tokenizer:
-    """Load the tokenizer of a run directory or of the options, else train one.
+def setup_tokenizer(
+    config: RunConfig,
+    texts: Callable[[], Iterable[str]],
+    *,
+    checkpoint: Path | None = None,
+) -> Tokenizer:
+    """Load the tokenizer of a checkpoint, a run directory or the options, else train one.
 
     Args:
       config: options of the run.
       texts: function that returns the text to train a tokenizer on.
+      checkpoint: local path of the initial checkpoint, if any.
     Returns:
       The tokenizer.
     Raises:
       FileNotFoundError: `config.tokenizer` does not exist or holds no tokenizer.
-      ValueError: the padding id is also the unknown id.
+      ValueError: the padding id is also the unknown id, or the checkpoint has no tokenizer and
+        `config.tokenizer` is not set.
     """
-    tokenizer = load_tokenizer(config.folder) if config.folder.is_dir() else None
+    if checkpoint is not None and config.tokenizer is None:
+        tokenizer = find_tokenizer(checkpoint)
+        if tokenizer is None:
+            raise ValueError(
+                f"tokenizer must be set for {config.checkpoint}, which has no tokenizer; set it to "
+                "a folder that has one, or to bytes."
+            )
+    else:
+        tokenizer = load_tokenizer(config.folder) if config.folder.is_dir() else None
     if tokenizer is None and config.tokenizer == BYTES:
         tokenizer = ByteTokenizer()
     if tokenizer is None and config.tokenizer is not None:
@@ -132,19 +148,28 @@ def check_tokenizer(tokenizer: str) -> None:
 
 
 def setup_model(
-    config: RunConfig, tokenizer: Tokenizer, *, architecture: Mapping[str, Any] | None = None
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    *,
+    architecture: Mapping[str, Any] | None = None,
+    checkpoint: Path | None = None,
 ) -> T5Config:
-    """Return the architecture of a run: 'tiny', a published size, or a JSON file.
+    """Return the architecture of a run: the checkpoint's, 'tiny', a published size or a JSON file.
 
     Args:
       config: options of the run.
       tokenizer: tokenizer of the run, which sets the vocabulary size and special ids.
-      architecture: fields of T5Config to override; `config.model_changes` take precedence.
+      architecture: fields of T5Config to override without a checkpoint; `config.model_changes`
+        take precedence.
+      checkpoint: local path of the initial checkpoint, if any.
     Returns:
       The architecture.
     Raises:
-      ValueError: the vocabulary of a JSON file does not fit the tokenizer.
+      ValueError: the vocabulary of the checkpoint or of a JSON file does not fit the tokenizer, or
+        the checkpoint has no decoder.
     """
+    if checkpoint is not None:
+        return _checkpoint_model(config, tokenizer, checkpoint)
     name = config.model
     changes = {**(architecture or {}), **config.model_changes}
     if name.endswith(".json"):
@@ -159,6 +184,33 @@ def setup_model(
     if name == "tiny":
         return T5Config(**{**TINY, **fields})
     return T5Config.preset(name, **fields)
+
+
+def _checkpoint_model(config: RunConfig, tokenizer: Tokenizer, checkpoint: Path) -> T5Config:
+    model = open_checkpoint(checkpoint).config
+    if not model.num_decoder_layers:
+        raise ValueError(
+            f"checkpoint must have a decoder, got {config.checkpoint}, an encoder-only model; use "
+            "an encoder-decoder."
+        )
+    check_vocabulary(model, str(config.checkpoint), tokenizer)
+    if not model.dropout_rate and config.dropout_rate is None:
+        log_once("dropout is off, as in the checkpoint; T5 was fine-tuned with --dropout-rate 0.1")
+    return model.replace(**config.model_changes)
+
+
+def initial_params(config: RunConfig, mesh: Mesh) -> Params | None:
+    """Load the initial parameters, in all processes at once.
+
+    Args:
+      config: options of the run.
+      mesh: device mesh to load them on.
+    Returns:
+      float32 parameters; None without a checkpoint.
+    """
+    if config.checkpoint is None:
+        return None
+    return load_pretrained(config.checkpoint, dtype=np.dtype(np.float32), mesh=mesh)[1]
 
 
 def check_vocabulary(model: T5Config, source: str, tokenizer: Tokenizer) -> T5Config:

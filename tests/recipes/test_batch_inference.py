@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from t5jax.fileio import exclusive
 from t5jax.generation import GenerationConfig
 from t5jax.recipes import batch_inference
 from t5jax.recipes.batch_inference import _generate, generate_file
@@ -190,7 +191,7 @@ def test_run_goes_on_after_an_interrupt_with_overwrite(t5, texts, folder, tmp_pa
 def test_run_is_one_process_at_a_time(texts, folder, tmp_path):
     options = command(folder, tmp_path, texts)
     with (
-        batch_inference.filelock.FileLock(options["output"] + ".lock"),
+        exclusive(options["output"] + ".lock", "held"),
         pytest.raises(FileExistsError, match="another process is writing; wait for it"),
     ):
         generate_file(**options)

@@ -12,7 +12,7 @@ from t5jax.recipes.finetune_config import FinetuneConfig
 from t5jax.recipes.pretrain_config import PretrainConfig
 from t5jax.tokenizers.byte import ByteTokenizer
 from t5jax.tokenizers.load import load_tokenizer
-from t5jax.training.run import check_run_dir, claim_run_dir, corpus_digest
+from t5jax.training.run import RunLock, check_run_dir, claim_run_dir, corpus_digest
 
 MODEL = T5Config(
     vocab_size=384, d_model=8, d_ff=8, num_heads=1, num_encoder_layers=1, num_decoder_layers=1
@@ -69,7 +69,15 @@ def test_help_has_the_words_of_the_options_that_are_shared(config, inherited, ow
 
 
 def claim(folder, *, options=None, text="abc", model=MODEL) -> None:
-    claim_run_dir(folder, options or {"seed": 0}, text, model=model, tokenizer=ByteTokenizer())
+    with RunLock(folder) as lock:
+        claim_run_dir(
+            folder,
+            options or {"seed": 0},
+            text,
+            model=model,
+            tokenizer=ByteTokenizer(),
+            lock=lock,
+        )
 
 
 def test_claim_writes_what_check_then_accepts(tmp_path):
@@ -83,17 +91,38 @@ def test_claim_writes_what_check_then_accepts(tmp_path):
 @pytest.mark.parametrize("options", [{"seed": 1}, {}, {"seed": 0, "more": 2}])
 def test_check_refuses_any_other_option(tmp_path, options):
     claim(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"holds another run: its (seed|more) is"):
+    with pytest.raises(ValueError, match=r"holds a run with (seed|more) = "):
         check_run_dir(tmp_path / "run", options)
 
 
 def test_check_knows_what_runs_did_before_an_option_came(tmp_path):
     claim(tmp_path / "run")
     check_run_dir(tmp_path / "run", {"seed": 0, "more": 2}, unrecorded={"more": 2})
-    with pytest.raises(ValueError, match=r"its more is 2, and 3 was asked for"):
+    with pytest.raises(ValueError, match="more = 2, got 3"):
         check_run_dir(tmp_path / "run", {"seed": 0, "more": 3}, unrecorded={"more": 2})
     claim(tmp_path / "later", options={"seed": 0, "more": 3})
     check_run_dir(tmp_path / "later", {"seed": 0, "more": 3}, unrecorded={"more": 2})
+
+
+def test_check_ignores_what_may_change(tmp_path):
+    claim(tmp_path / "run", options={"seed": 0, "data.path": "a.txt"})  # as older runs recorded it
+    check_run_dir(tmp_path / "run", {"seed": 0}, resumable=["data.path"])
+
+
+def test_lock_is_for_one_process_at_a_time(tmp_path):
+    folder = tmp_path / "run"
+    with RunLock(folder) as lock:
+        folder.mkdir()
+        lock.acquire()
+        lock.acquire()
+        check_run_dir(folder, {"seed": 0})  # the lock alone makes no run
+        with RunLock(folder) as other, pytest.raises(FileExistsError, match="another process"):
+            other.acquire()
+        (folder / "run.json").write_text("{}")
+        with pytest.raises(FileExistsError, match=r"output must not be in use, got .*run"):
+            RunLock(folder).__enter__()
+    with RunLock(folder) as again:
+        again.acquire()
 
 
 def test_check_refuses_a_file_and_a_record_that_is_none(tmp_path):
@@ -109,7 +138,7 @@ def test_claim_refuses_other_text_and_other_models(tmp_path):
     claim(tmp_path / "run")
     with pytest.raises(ValueError, match="a run on other text"):
         claim(tmp_path / "run", text="abd")
-    with pytest.raises(ValueError, match="d_ff = 8, and 9 was asked for"):
+    with pytest.raises(ValueError, match="d_ff = 8, got 9"):
         claim(tmp_path / "run", model=MODEL.replace(d_ff=9))
 
 
