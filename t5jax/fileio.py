@@ -1,6 +1,7 @@
 """Atomic writes of files and folders, and JSON files."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -51,6 +52,12 @@ def write_atomically(path: StrPath, content: bytes | str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether an error comes from a full disk or an exhausted quota."""
+    full = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+    return isinstance(error, OSError) and error.errno in full
 
 
 @contextlib.contextmanager

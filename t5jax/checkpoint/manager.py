@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import PyTree
 
@@ -17,7 +19,7 @@ from t5jax.checkpoint.trees import (
     load_tree,
     this_process_only,
 )
-from t5jax.fileio import JsonObject
+from t5jax.fileio import JsonObject, is_full
 from t5jax.parallel import (
     agree_on,
     barrier,
@@ -26,6 +28,8 @@ from t5jax.parallel import (
 )
 
 _RECORD = "record"
+# Metadata of a checkpoint, at most.
+_OVERHEAD_BYTES = 256 * 1024
 
 
 class CheckpointManager:
@@ -119,6 +123,7 @@ class CheckpointManager:
         """
         import orbax.checkpoint as ocp
 
+        self._check_space(trees)
         checksums = {name: int(checksum(tree)) for name, tree in trees.items()}
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items[_RECORD] = ocp.args.JsonSave(
@@ -128,6 +133,23 @@ class CheckpointManager:
             self._losses[step] = loss
         with self._explain_write_errors():
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def _check_space(self, trees: Mapping[str, PyTree]) -> None:
+        """Raise OSError if the disk has no space, before Orbax fails to write in the background."""
+        shards = (
+            shard.data.nbytes
+            for leaf in jax.tree.leaves(dict(trees))
+            for shard in getattr(leaf, "addressable_shards", ())
+            if shard.replica_id == 0
+        )
+        needed, free = sum(shards) + _OVERHEAD_BYTES, shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise OSError(
+                f"could not write a checkpoint to {self._folder}: it needs "
+                f"{needed / 2**20:.1f} MiB, got {free / 2**20:.1f} MiB of free space. Earlier "
+                f"checkpoints are intact (steps {self.steps()}); free disk space and rerun the "
+                "same command."
+            )
 
     def restore_latest(
         self, abstract: Mapping[str, PyTree], *, warn: Callable[[str], None]
@@ -252,10 +274,12 @@ class CheckpointManager:
             yield
         # A full disk arrives as OSError from Python or as ValueError from TensorStore.
         except (OSError, ValueError, RuntimeError) as error:
+            full = is_full(error) or "RESOURCE_EXHAUSTED" in str(error)
+            remedy = "free disk space" if full else "make it writable"
             raise OSError(
                 f"could not write a checkpoint to {self._folder}: {first_line(error)}. Earlier "
-                f"checkpoints are intact (steps {self.steps()}); free disk space and rerun the "
-                "same command."
+                f"checkpoints are intact (steps {self.steps()}); {remedy} and rerun the same "
+                "command."
             ) from error
 
 

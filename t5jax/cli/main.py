@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import importlib
 import importlib.metadata
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn
 
 from t5jax.cli.config_file import UNPREFIXED, expand_config
+from t5jax.cli.streams import safe_streams
+from t5jax.fileio import is_full
 from t5jax.interruption import handle_signals
 from t5jax.parallel import RunAborted
 
@@ -54,7 +55,7 @@ def run_command(
     Raises:
       SystemExit: the command line is invalid, or the function failed or was interrupted.
     """
-    with _exit_status():
+    with safe_streams(lenient=False), _exit_status():
         import tyro
 
         arguments = sys.argv[1:] if arguments is None else arguments
@@ -120,6 +121,8 @@ class _Command(NamedTuple):
     options: str
     function: str
     reads_config: bool = False
+    # Whether the result is files, not what is printed.
+    writes: bool = True
 
     def load(self) -> tuple[type, Callable[[Any], object]]:
         """Import the options dataclass and the function that takes one."""
@@ -134,10 +137,10 @@ _COMMANDS = {
         "train_tokenizer", "TrainTokenizer", "train_and_save", reads_config=True
     ),
     "generate": _Command("generate", "Generate", "generate"),
-    "evaluate": _Command("evaluate", "Evaluate", "evaluate"),
+    "evaluate": _Command("evaluate", "Evaluate", "evaluate", writes=False),
     "convert": _Command("convert", "Convert", "convert"),
-    "inspect": _Command("inspect", "Inspect", "inspect"),
-    "plan": _Command("plan", "Plan", "plan"),
+    "inspect": _Command("inspect", "Inspect", "inspect", writes=False),
+    "plan": _Command("plan", "Plan", "plan", writes=False),
 }
 
 
@@ -147,8 +150,11 @@ def entry(*arguments: str) -> None:
     Args:
       *arguments: a subcommand and its options; default to `sys.argv[1:]`.
     """
-    with _exit_status():
-        _run(arguments or tuple(sys.argv[1:]))
+    arguments = arguments or tuple(sys.argv[1:])
+    command = _COMMANDS.get(arguments[0]) if arguments else None
+    lenient = command is not None and command.writes
+    with safe_streams(lenient=lenient), _exit_status():
+        _run(arguments)
 
 
 def _run(arguments: tuple[str, ...]) -> None:
@@ -236,8 +242,9 @@ def _end_if_aborted(failure: threading.ExceptHookArgs) -> None:
 
 
 def _sentence(error: BaseException) -> str:
-    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    return f"error: {error}" + ("; free disk space and run the same command again" if full else "")
+    return f"error: {error}" + (
+        "; free disk space and run the same command again" if is_full(error) else ""
+    )
 
 
 def _is_expected(error: BaseException) -> bool:

@@ -4,11 +4,15 @@
 second run or process starts at once.
 """
 
+import atexit
 import functools
 import glob
 import hashlib
+import logging
 import os
 import re
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +29,8 @@ from t5jax.tokenizers import Tokenizer, encode_with_eos
 if TYPE_CHECKING:
     import datasets
 
+
+_log = logging.getLogger("t5jax")
 
 _QUIET_BYTES = 100_000_000  # smaller files are read in seconds and need no progress bar
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -246,6 +252,7 @@ def _texts(path: str, files: list[str], column: str) -> Iterator[str]:
 def _store(texts: Callable[[], Iterator[str]], *, key: str) -> "datasets.Dataset":
     """Write texts to the cache, or open the cached copy with the same key."""
     import datasets
+    from datasets import config
     from datasets.exceptions import DatasetGenerationError
 
     def rows() -> Iterator[dict[str, str]]:
@@ -255,6 +262,7 @@ def _store(texts: Callable[[], Iterator[str]], *, key: str) -> "datasets.Dataset
     try:
         dataset = datasets.Dataset.from_generator(
             rows,
+            cache_dir=_cache_folder(str(config.HF_DATASETS_CACHE)),
             features=datasets.Features({"text": datasets.Value("string")}),
             fingerprint=f"t5jax-{key}",
         )
@@ -262,6 +270,23 @@ def _store(texts: Callable[[], Iterator[str]], *, key: str) -> "datasets.Dataset
     except DatasetGenerationError as error:
         cause = error.__cause__ or error
     raise cause  # the reader's error, without the wrapper of `datasets`
+
+
+@functools.cache
+def _cache_folder(cache: str) -> str:
+    """Return the cache of `datasets`, or a temporary folder if that is not writable."""
+    try:
+        os.makedirs(cache, exist_ok=True)
+        if os.access(cache, os.W_OK):
+            return cache
+    except OSError:
+        pass
+    folder = tempfile.mkdtemp(prefix="t5jax-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _log.warning(
+        f"the cache of datasets must be writable, got {cache}; set HF_HOME to cache tokenized text"
+    )
+    return folder
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +22,12 @@ from t5jax.parallel import process_index
 METRICS_FILE = "metrics.jsonl"
 
 # Metrics by name: numbers, not always finite, and the list `skipped/chunks`.
-LoggedMetrics = Mapping[str, float | Sequence[int]]
+LoggedMetrics = Mapping[str, float | int | Sequence[int]]
 
 _log = logging.getLogger("t5jax")
 
+# Seconds between writes of TensorBoard's file to disk.
+_FLUSH_SECONDS = 30.0
 # Wall-clock rates for the progress bar; files record `speed/tokens_per_second` instead.
 TOKEN_RATE, NON_PAD_TOKEN_RATE = "speed/tok/s", "speed/non-pad tok/s"
 
@@ -164,15 +167,35 @@ class TensorBoard:
 
     def __init__(self, folder: str | os.PathLike, *, start_step: int):
         """Open the folder; TensorBoard hides existing entries after `start_step`."""
-        from tensorboardX import SummaryWriter
+        from tensorboardX import RecordWriter
+        from tensorboardX.proto import event_pb2
 
-        self._writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=start_step + 1)
+        # The thread of tensorboardX's SummaryWriter outlives a full disk, and so does its noise.
+        path = Path(folder) / "tensorboard"
+        path.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+        self._writer = RecordWriter(str(path / name))
+        self._flush_at = time.monotonic()
+        self._write(file_version="brain.Event:2")
+        start = {"status": event_pb2.SessionLog.START}  # pyright: ignore[reportAttributeAccessIssue]
+        self._write(step=start_step + 1, session_log=start)
 
     def log(self, step: int, metrics: LoggedMetrics) -> None:
         """Add scalars; see `Tracker.log`."""
+        from tensorboardX.summary import scalar
+
         for name, value in metrics.items():
             if name.startswith(("train/", "eval/", "speed/")):
-                self._writer.add_scalar(name, value, step)
+                self._write(step=step, summary=scalar(name, value))
+        if time.monotonic() > self._flush_at:
+            self._writer.flush()
+            self._flush_at = time.monotonic() + _FLUSH_SECONDS
+
+    def _write(self, **fields: object) -> None:
+        from tensorboardX.proto import event_pb2
+
+        event = event_pb2.Event(wall_time=time.time(), **fields)  # pyright: ignore[reportAttributeAccessIssue]
+        self._writer.write(event.SerializeToString())
 
     def close(self) -> None:
         """Flush and close the files."""
