@@ -2,7 +2,7 @@
 
 import sys
 
-from t5jax.cli import entry
+from t5jax.cli.command import entry
 
 if __name__ == "__main__":
     entry("pretrain", *sys.argv[1:])
