@@ -7,8 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from t5jax.generation import from_generation_file, to_generation_file
 from t5jax.models import ComputePolicy, check_saveable, quantize_params, resolve_dtype
-from t5jax.pretrained import Weights, load_pretrained
+from t5jax.pretrained import (
+    Weights,
+    find_generation_settings,
+    load_pretrained,
+    locate_checkpoint,
+)
 from t5jax.pretrained.hf import save_hf
 from t5jax.text2text import Text2Text
 from t5jax.tokenizers import Tokenizer
@@ -59,10 +65,10 @@ def load(
         raise ValueError(f"weights must be 'float' or 'int8', got {weights!r}.")
     if weights == "int8" and (mesh is not None or encoder_only):
         raise ValueError("weights='int8' must come without mesh and encoder_only; remove them.")
+    path = locate_checkpoint(name_or_path, revision=revision, subfolder=subfolder)
+    generation = from_generation_file(find_generation_settings(path), source=path)
     config, params, own_tokenizer = load_pretrained(
-        name_or_path,
-        revision=revision,
-        subfolder=subfolder,
+        path,
         encoder_only=encoder_only,
         dtype=np.dtype(jnp.float32 if dtype == "auto" else dtype),
         mesh=mesh,
@@ -70,7 +76,14 @@ def load(
     error = None
     if weights == "int8":
         params, error = quantize_params(params, config, policy=policy)
-    return Text2Text(config, params, tokenizer or own_tokenizer, policy=policy, logit_error=error)
+    return Text2Text(
+        config,
+        params,
+        tokenizer or own_tokenizer,
+        policy=policy,
+        generation_config=generation,
+        logit_error=error,
+    )
 
 
 def export_hf(t5: Text2Text, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
@@ -90,4 +103,11 @@ def export_hf(t5: Text2Text, folder: str | os.PathLike, *, overwrite: bool = Fal
       True
     """
     check_saveable(t5.params)
-    save_hf(folder, t5.config, Weights.from_params(t5.params), t5.tokenizer, overwrite=overwrite)
+    save_hf(
+        folder,
+        t5.config,
+        Weights.from_params(t5.params),
+        t5.tokenizer,
+        generation=to_generation_file(t5.generation_config),
+        overwrite=overwrite,
+    )

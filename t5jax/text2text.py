@@ -26,7 +26,9 @@ from t5jax.generation import (
     length_bucket,
     limit_lengths,
     make_outputs,
+    merge_config,
     override_config,
+    to_generation_file,
     unpad_batch,
 )
 from t5jax.models import (
@@ -50,6 +52,7 @@ class Text2Text:
     order of the texts.  Each new combination of lengths compiles once.
 
     Attributes:
+      generation_config: default generation options: those of the model's generation_config.json.
       logit_error: change of the logits caused by int8 weights; None for float weights.
 
     Examples:
@@ -66,6 +69,7 @@ class Text2Text:
         tokenizer: Tokenizer | None,
         *,
         policy: ComputePolicy = ComputePolicy(),
+        generation_config: GenerationConfig | None = None,
         logit_error: LogitError | None = None,
     ):
         """Create a model from config, parameters and tokenizer.
@@ -75,6 +79,7 @@ class Text2Text:
           params: parameters, as returned by `t5jax.models.init_params`.
           tokenizer: tokenizer of the model; if None, only methods that take ids work.
           policy: compute policy; defaults to float32.
+          generation_config: default generation options; defaults to `GenerationConfig()`.
           logit_error: change of the logits caused by int8 weights.
         Raises:
           ValueError: the parameters do not match the config, or the tokenizer has more ids than
@@ -94,6 +99,7 @@ class Text2Text:
         self._config = config
         self._params = params
         self._tokenizer = tokenizer
+        self.generation_config = generation_config or GenerationConfig()
         self.logit_error = logit_error
 
     def __repr__(self) -> str:
@@ -155,7 +161,7 @@ class Text2Text:
 
         Args:
           texts: inputs, including the task prefix the model was trained with.
-          config: generation options; defaults to `GenerationConfig()`.
+          config: generation options; defaults to `generation_config`.
           **overrides: fields of `t5jax.GenerationConfig`, such as `max_new_tokens` (default 64),
             `num_beams` (1), `temperature` (0.0, greedy) or `stop_strings`; they override `config`.
         Returns:
@@ -169,7 +175,7 @@ class Text2Text:
           >>> t5.generate(["the baker", "my sister"], allowed_texts=["Lisbon"])
           ['Lisbon', 'Lisbon']
         """
-        config = override_config(config, overrides)
+        config = self._merge(config, overrides)
         tokenizer = self._require_tokenizer()
         inputs = self.tokenize(texts, max_tokens=config.max_input_tokens, truncate=config.truncate)
         sequences = [row[0] for row in self.engine.generate(inputs, config)]
@@ -220,7 +226,7 @@ class Text2Text:
           >>> output.text, output.finish_reason, len(output.token_log_probs) == len(output.ids)
           ('Lisbon', 'eos', True)
         """
-        config = override_config(config, overrides)
+        config = self._merge(config, overrides)
         check_at_least(1, num_return_sequences=num_return_sequences)
         if not 0 <= num_alternatives <= self.config.vocab_size:
             raise ValueError(
@@ -270,7 +276,7 @@ class Text2Text:
           >>> "".join(event.text for event in t5.stream(["the baker"], allowed_texts=["Lisbon"]))
           'Lisbon'
         """
-        config = override_config(config, overrides)
+        config = self._merge(config, overrides)
         if config.num_beams > 1:
             raise ValueError(
                 f"num_beams must be 1 to stream, got {config.num_beams}; the best beam is known "
@@ -323,7 +329,7 @@ class Text2Text:
           >>> t5.generate_ids(tokens, encoder_mask=mask, automaton=automaton, max_new_tokens=4)
           array([[5, 6, 1, 0]], dtype=int32)
         """
-        config = override_config(config, overrides)
+        config = self._merge(config, overrides)
         inputs = unpad_batch(
             np.asarray(encoder_tokens),
             np.asarray(encoder_mask, bool),
@@ -371,7 +377,7 @@ class Text2Text:
           >>> t5.warmup(input_lengths=[16], allowed_texts=["Lisbon"]) > 0
           True
         """
-        config = override_config(config, overrides)
+        config = self._merge(config, overrides)
         start = time.perf_counter()
         for length in dict.fromkeys(map(length_bucket, input_lengths)):
             for count in dict.fromkeys(map(batch_bucket, num_texts)):
@@ -658,7 +664,10 @@ class Text2Text:
         )
 
     def save(self, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
-        """Save config, parameters and tokenizer to a folder that `t5jax.load` reads.
+        """Save the model to a folder that `t5jax.load` reads.
+
+        Config, parameters, tokenizer and those default generation options that
+        generation_config.json can express.
 
         Args:
           folder: output folder, written atomically.
@@ -673,7 +682,21 @@ class Text2Text:
           True
         """
         check_saveable(self.params)
-        save_pretrained(folder, self.config, self.params, self.tokenizer, overwrite=overwrite)
+        save_pretrained(
+            folder,
+            self.config,
+            self.params,
+            self.tokenizer,
+            generation=to_generation_file(self.generation_config),
+            overwrite=overwrite,
+        )
+
+    def _merge(
+        self, config: GenerationConfig | None, overrides: GenerationOverrides
+    ) -> GenerationConfig:
+        if config is None:
+            return merge_config(self.generation_config, overrides)
+        return override_config(config, overrides)
 
     def _require_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:

@@ -1,25 +1,41 @@
 """`t5jax generate`: generate an output for every row of a file."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, Suppress, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from t5jax.decoding import Automaton
-from t5jax.generation import GenerationConfig, Ids
+from t5jax.generation import GenerationConfig
 from t5jax.recipes import generate_file
 from t5jax.runtime import enable_compilation_cache
 
+# Types that differ from those of GenerationConfig.
+_TYPES: dict[str, Any] = {"decoder_prefix": str, "truncate": FlagCreatePairsOff[bool]}
+_NOT_ON_COMMAND_LINE = ("bad_words_ids", "automaton")
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Options(GenerationConfig):
-    """GenerationConfig restricted to types that the command line supports."""
 
-    decoder_prefix: str | None = None
-    bad_words_ids: Suppress[Sequence[Ids]] = ()
-    automaton: Suppress[Automaton | None] = None
-    truncate: FlagCreatePairsOff[bool] = False
+def _options() -> type:
+    """Make a dataclass of the options of GenerationConfig, with None for the model's."""
+    types = get_type_hints(GenerationConfig)
+    fields = []
+    for field in dataclasses.fields(GenerationConfig):
+        if field.name in _NOT_ON_COMMAND_LINE:
+            continue
+        kind = _TYPES.get(field.name, types[field.name])
+        # An empty list and an unset flag stand for the model's too.
+        unset = field.default if field.default == () or field.name == "truncate" else None
+        default = "none" if field.default in (None, ()) else field.default
+        if unset is None:
+            kind = kind | None
+        hint = f"(default: the model's, or {default})"
+        kind = Annotated[kind, arg(help_behavior_hint=hint)]
+        fields.append((field.name, kind, dataclasses.field(default=unset)))
+    return dataclasses.make_dataclass(
+        "Options", fields, namespace={"__doc__": GenerationConfig.__doc__}, frozen=True
+    )
+
+
+_Options = _options()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +68,7 @@ class Generate:
     revision: Annotated[str | None, arg(metavar="NAME")] = None
     subfolder: Annotated[str | None, arg(metavar="FOLDER")] = None
     overwrite: FlagCreatePairsOff[bool] = False
-    generation: OmitArgPrefixes[Annotated[GenerationConfig, arg(constructor=_Options)]] = _Options()
+    generation: OmitArgPrefixes[_Options] = _Options()  # pyright: ignore[reportInvalidTypeForm]
 
 
 def generate(options: Generate) -> None:
@@ -68,6 +84,11 @@ def generate(options: Generate) -> None:
     from tqdm import tqdm
 
     enable_compilation_cache()
+    overrides: Any = {
+        name: value
+        for name, value in vars(options.generation).items()
+        if value not in (None, ()) and not (name == "truncate" and not value)
+    }
     bar: tqdm | None = None
     finished = 0
 
@@ -91,7 +112,7 @@ def generate(options: Generate) -> None:
             options.input,
             options.output,
             column=options.column,
-            config=options.generation,
+            overrides=overrides,
             dtype=options.dtype,
             weights=options.weights,
             revision=options.revision,

@@ -25,6 +25,11 @@ from .engine import (
     prefill as prefill,
     prepare_decoder as prepare_decoder,
 )
+from .generation_file import (
+    from_generation_file as from_generation_file,
+    merge_config as merge_config,
+    to_generation_file as to_generation_file,
+)
 from .outputs import (
     GenerationOutput as GenerationOutput,
     RankedCandidate as RankedCandidate,
@@ -49,5 +54,8 @@ __all__ = [
     "StreamedSequence",
     "StreamingDetokenizer",
     "TokenAlternative",
+    "from_generation_file",
+    "merge_config",
     "override_config",
+    "to_generation_file",
 ]

@@ -1,7 +1,7 @@
 """Generation options and their validation."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -330,6 +330,44 @@ class GenerationOverrides(TypedDict, total=False):
     truncate: bool
 
 
+# Names of other libraries that a similar name of ours would not explain.
+_HINTS = {
+    "constraints": "use allowed_texts or automaton.",
+    "decoder_input_ids": "use decoder_prefix.",
+    "decoder_start_token_id": "set decoder_start_id in the model's config.",
+    "diversity_penalty": "sample with a temperature above 0 instead.",
+    "do_sample": "set a temperature above 0 to sample.",
+    "eos_token_id": "set eos_id in the model's config.",
+    "force_words_ids": "use allowed_texts or automaton.",
+    "length": "use max_new_tokens.",
+    "logits_processor": "use the options, or an automaton.",
+    "max_length": "use max_new_tokens, which does not count the start token.",
+    "max_tokens": "use max_new_tokens.",
+    "min_length": "use min_new_tokens, which does not count the start token.",
+    "num_beam_groups": "sample with a temperature above 0 instead.",
+    "num_return_sequences": "call generate_outputs, which takes it.",
+    "pad_token_id": "set pad_id in the model's config.",
+    "penalty_alpha": "sample with top_p or min_p instead.",
+    "prefix_allowed_tokens_fn": "use automaton.",
+    "return_dict_in_generate": "call generate_outputs.",
+    "stop": "use stop_strings.",
+    "stopping_criteria": "use stop_strings or max_new_tokens.",
+    "streamer": "call stream.",
+    "use_cache": "leave it out; generation always uses a cache.",
+}
+
+
+def check_option_names(names: Iterable[str]) -> None:
+    """Raise TypeError for a name that is no option, with a hint."""
+    options = [field.name for field in dataclasses.fields(GenerationConfig)]
+    for name in names:
+        if name not in options:
+            hint = _HINTS.get(name) or suggest(
+                name, options, f"the options are {', '.join(options)}."
+            )
+            raise TypeError(f"unknown option {name!r}; {hint}")
+
+
 def override_config(
     config: GenerationConfig | None, overrides: Mapping[str, Any]
 ) -> GenerationConfig:
@@ -348,11 +386,5 @@ def override_config(
       >>> t5jax.generation.override_config(None, {"num_beams": 4}).num_beams
       4
     """
-    options = [field.name for field in dataclasses.fields(GenerationConfig)]
-    for name in overrides:
-        if name not in options:
-            hint = suggest(name, options, f"the options are {', '.join(options)}.")
-            raise TypeError(f"unknown option {name!r}; {hint}")
-    if config is None:
-        return GenerationConfig(**overrides)
-    return dataclasses.replace(config, **overrides)
+    check_option_names(overrides)
+    return dataclasses.replace(config or GenerationConfig(), **overrides)

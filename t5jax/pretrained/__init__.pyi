@@ -16,6 +16,7 @@ from .native import (
     CHECKPOINTS as CHECKPOINTS,
 )
 from .open import (
+    find_generation_settings as find_generation_settings,
     find_tokenizer as find_tokenizer,
     load_pretrained as load_pretrained,
     locate_checkpoint as locate_checkpoint,

@@ -87,7 +87,7 @@ def convert_checkpoint(
     path = open.locate_checkpoint(str(source), revision=revision, subfolder=subfolder)
     checkpoint = open.open_checkpoint(path, encoder_only=encoder_only)
     _check_apart(path, checkpoint, Path(destination).expanduser())
-    tokenizer = open.find_tokenizer(path)
+    tokenizer, generation = open.find_tokenizer(path), open.find_generation_settings(path)
     total = sum(checkpoint.num_bytes(name) for name in checkpoint.layout)
 
     def advance(num_bytes: int) -> None:
@@ -99,7 +99,14 @@ def convert_checkpoint(
     written: list[WrittenArray] = []
     if to == "t5jax":
         params = _read_params(checkpoint, array_type, advance)
-        open.save_pretrained(destination, config, params, tokenizer, overwrite=overwrite)
+        open.save_pretrained(
+            destination,
+            config,
+            params,
+            tokenizer,
+            generation=generation,
+            overwrite=overwrite,
+        )
         weights = Weights.from_params(params)
         for name in weights.shapes:
             written.append(WrittenArray.from_values(name, name, weights.read(name)))
@@ -111,6 +118,7 @@ def convert_checkpoint(
                 config,
                 weights,
                 tokenizer,
+                generation=generation,
                 overwrite=overwrite,
                 max_shard_bytes=max_shard_bytes,
                 written=written.append,

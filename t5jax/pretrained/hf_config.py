@@ -7,9 +7,7 @@ from typing import Any
 from t5jax.fileio import JsonObject, read_json_object, write_json
 from t5jax.models import T5Config
 from t5jax.pretrained.infer_config import infer_switches
-from t5jax.pretrained.model_folder import CONFIG_FILE
-
-GENERATION_FILE = "generation_config.json"
+from t5jax.pretrained.model_folder import CONFIG_FILE, GENERATION_FILE
 
 # Supported model_types and their default activations.
 _FAMILIES = {"t5": "relu", "mt5": "gated-gelu", "umt5": "gated-gelu"}
@@ -78,6 +76,53 @@ def _family(path: Path, raw: JsonObject) -> str:
     return family
 
 
+# Fields of generation that transformers wrote to config.json before it had a file for them.
+_GENERATION_FIELDS = (
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "eos_token_id",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "suppress_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+)
+
+
+def read_generation_file(folder: Path) -> JsonObject:
+    """Read the generation_config.json of a folder.
+
+    Args:
+      folder: folder of a model, in any format.
+    Returns:
+      The settings.  Without the file, they are those in a config.json of transformers, which older
+      versions wrote; empty without either.
+    Raises:
+      ValueError: a file is not a JSON object.
+    """
+    if (folder / GENERATION_FILE).is_file():
+        return read_json_object(folder / GENERATION_FILE)
+    config = read_json_object(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
+    return {name: config[name] for name in _GENERATION_FIELDS if name in config}
+
+
 def read_hf_config(
     path: Path, shapes: Mapping[str, tuple[int, ...]], *, notes: list[str]
 ) -> T5Config:
@@ -109,10 +154,13 @@ def read_hf_config(
         fields["num_decoder_layers"] = 0
     elif fields["num_decoder_layers"] is None:
         fields["num_decoder_layers"] = fields["num_encoder_layers"]
-    if fields["decoder_start_id"] is None:
-        generation = path.with_name(GENERATION_FILE)
-        settings = read_json_object(generation) if generation.is_file() else {}
-        start = settings.get("decoder_start_token_id")
+    start = read_generation_file(path.parent).get("decoder_start_token_id")
+    if start is not None and fields["decoder_start_id"] not in (None, start):
+        notes.append(
+            f"decoder_start_token_id is {fields['decoder_start_id']} in config.json and {start} in "
+            f"{GENERATION_FILE}; using the latter, as transformers does to generate."
+        )
+    if start is not None or fields["decoder_start_id"] is None:
         fields["decoder_start_id"] = fields["pad_id"] if start is None else start
     tie = _switch(path, raw, "tie_word_embeddings")
     scale = _switch(path, raw, "scale_decoder_outputs")
@@ -172,15 +220,17 @@ def _switch(path: Path, raw: JsonObject, key: str) -> bool | None:
     return value
 
 
-def write_hf_config(folder: Path, config: T5Config) -> None:
-    """Write config.json and generation_config.json."""
+def write_hf_config(
+    folder: Path, config: T5Config, *, generation: JsonObject | None = None
+) -> None:
+    """Write config.json and generation_config.json, which gets `generation` too."""
     ids = {
         "decoder_start_token_id": config.decoder_start_id,
         "eos_token_id": config.eos_id,
         "pad_token_id": config.pad_id,
     }
     write_json(folder / CONFIG_FILE, {**_to_hf(config), **ids})
-    write_json(folder / GENERATION_FILE, ids)
+    write_json(folder / GENERATION_FILE, {**ids, **(generation or {})})
 
 
 def _to_hf(config: T5Config) -> JsonObject:

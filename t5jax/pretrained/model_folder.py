@@ -8,6 +8,7 @@ from pathlib import Path
 from t5jax.fileio import StrPath, atomic_folder
 
 CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
 PARAMS = "params"
 
 # All files that a saved model may contain.

@@ -18,11 +18,11 @@ from t5jax.checkpoint import (
     save_tree,
     shapes_by_path,
 )
-from t5jax.fileio import StrPath
+from t5jax.fileio import JsonObject, StrPath, write_json
 from t5jax.models import Params, T5Config, abstract_params
 from t5jax.pretrained import infer_config
 from t5jax.pretrained.formats import open_zarr_folder
-from t5jax.pretrained.model_folder import CONFIG_FILE, PARAMS, write_model_folder
+from t5jax.pretrained.model_folder import CONFIG_FILE, GENERATION_FILE, PARAMS, write_model_folder
 from t5jax.pretrained.name_map import Leaf
 from t5jax.pretrained.source import CheckpointSource, Progress
 from t5jax.tokenizers import Tokenizer
@@ -148,6 +148,7 @@ def save_native(
     params: Params,
     tokenizer: Tokenizer | None,
     *,
+    generation: JsonObject | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a folder that `load_native` reads.
@@ -157,6 +158,7 @@ def save_native(
       config: model config.
       params: model parameters.
       tokenizer: tokenizer to save with them, or None.
+      generation: contents of generation_config.json; empty or None for no file.
       overwrite: whether to replace a saved model at `path`.
     Raises:
       FileExistsError: `path` contains files that must not be replaced.
@@ -167,6 +169,8 @@ def save_native(
         (folder / CHECKSUM).write_text(_checksum(params) + "\n")
         if tokenizer is not None:
             tokenizer.save(folder)
+        if generation:
+            write_json(folder / GENERATION_FILE, generation)
 
 
 def _checksum(params: Params) -> str:

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from t5jax.fileio import StrPath
+from t5jax.fileio import JsonObject, StrPath
 from t5jax.models import Params, T5Config
 from t5jax.pretrained import mesh_tf, native
 from t5jax.pretrained.hf import download_snapshot, holds_hf_model, open_hf, transformer_folder
+from t5jax.pretrained.hf_config import read_generation_file
 from t5jax.pretrained.source import CheckpointSource, Progress
 from t5jax.pretrained.t5x import STEP_PATTERN, find_t5x, open_t5x
 from t5jax.tokenizers import Tokenizer, load_tokenizer
@@ -146,12 +147,27 @@ def find_tokenizer(path: Path) -> Tokenizer | None:
     return load_tokenizer(path.parent) if is_step else None
 
 
+def find_generation_settings(path: Path) -> JsonObject:
+    """Read the generation_config.json of a checkpoint.
+
+    Args:
+      path: path returned by `locate_checkpoint`.
+    Returns:
+      The settings, with transformers' names; empty if there are none.
+    Raises:
+      ValueError: a file is not a JSON object.
+    """
+    folder = path if path.is_dir() else path.parent
+    return read_generation_file(folder)
+
+
 def save_pretrained(
     path: StrPath,
     config: T5Config,
     params: Params,
     tokenizer: Tokenizer | None,
     *,
+    generation: JsonObject | None = None,
     overwrite: bool = False,
 ) -> None:
     """Save a model in t5jax's own format.
@@ -161,6 +177,7 @@ def save_pretrained(
       config: model config.
       params: model parameters.
       tokenizer: tokenizer to save with them, or None.
+      generation: contents of generation_config.json; empty or None for no file.
       overwrite: whether to replace a saved model at `path`.
     Raises:
       FileExistsError: `path` contains files that must not be replaced.
@@ -171,4 +188,4 @@ def save_pretrained(
       >>> sorted(path.name for path in Path("model").iterdir())
       ['config.json', 'params', 'params.checksum']
     """
-    native.save_native(path, config, params, tokenizer, overwrite=overwrite)
+    native.save_native(path, config, params, tokenizer, generation=generation, overwrite=overwrite)

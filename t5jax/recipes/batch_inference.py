@@ -10,10 +10,17 @@ from typing import Literal, NamedTuple
 
 from t5jax.data import KNOWN_ENDINGS, file_ending, read_rows
 from t5jax.fileio import JsonObject, exclusive, write_atomically
-from t5jax.generation import GenerationConfig, detokenize
+from t5jax.generation import (
+    GenerationConfig,
+    GenerationOverrides,
+    detokenize,
+    from_generation_file,
+    merge_config,
+)
 from t5jax.interruption import stop_request
 from t5jax.loading import load
 from t5jax.models import LogitError, resolve_dtype
+from t5jax.pretrained import find_generation_settings, locate_checkpoint
 from t5jax.text2text import Text2Text
 
 _FORMATS = (".txt", ".jsonl")
@@ -47,6 +54,7 @@ def generate_file(
     *,
     column: str = "text",
     config: GenerationConfig | None = None,
+    overrides: GenerationOverrides | None = None,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     weights: Literal["float", "int8"] = "float",
     revision: str | None = None,
@@ -64,7 +72,8 @@ def generate_file(
       output: .txt file with one output per line, or .jsonl file with the keys input, output and
         finish_reason.
       column: column or JSON key of the text in `input`.
-      config: generation options; greedy decoding by default.
+      config: generation options; default to those of the model's generation_config.json.
+      overrides: options to replace.
       dtype: dtype of weights and computation.
       weights: "int8" quantizes the weights.
       revision: branch, tag or commit on the hub.
@@ -91,7 +100,10 @@ def generate_file(
         raise ValueError(f"output must end in .txt or .jsonl, got {output!r}.")
     if not file_ending(input):
         raise ValueError(f"input must end in {KNOWN_ENDINGS}, got {input!r}.")
-    config = config or GenerationConfig()
+    located = locate_checkpoint(model, revision=revision, subfolder=subfolder)
+    if config is None:
+        config = from_generation_file(find_generation_settings(located), source=model)
+    config = merge_config(config, overrides or {})
     path = Path(output).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     with _lock(path):

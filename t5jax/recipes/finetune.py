@@ -2,11 +2,13 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from t5jax.data import Task, check_task_names
+from t5jax.generation import GenerationConfig, from_generation_file
 from t5jax.models import is_stacked
 from t5jax.optim import make_optimizer
 from t5jax.parallel import (
@@ -18,7 +20,7 @@ from t5jax.parallel import (
     log_once,
     main_process_first,
 )
-from t5jax.pretrained import locate_checkpoint
+from t5jax.pretrained import find_generation_settings, locate_checkpoint
 from t5jax.recipes.finetune_config import RESUMABLE, FinetuneConfig
 from t5jax.recipes.finetune_data import (
     data_digest,
@@ -139,7 +141,7 @@ def _run(
         path = None if config.checkpoint is None else locate_checkpoint(config.checkpoint)
         tokenizer = setup_tokenizer(config, texts.documents, checkpoint=path)
         model = setup_model(config, tokenizer, architecture=architecture, checkpoint=path)
-        policy = config.compute_policy()
+        policy, generation = config.compute_policy(), _default_generation(config, path)
         limits, say = config.limits, log_once
         pairs = tokenize_pairs(texts, tokenizer=tokenizer, limits=limits, say=say)
         shares = mixing_shares(tasks, pairs, size_limit=config.size_limit)
@@ -153,7 +155,9 @@ def _run(
         save_options(config)
 
     batches = mixture_batches(config, model, pairs, shares, mesh)
-    evaluator = TaskEvaluator(config, model, tokenizer, splits, policy=policy, mesh=mesh)
+    evaluator = TaskEvaluator(
+        config, model, tokenizer, splits, generation=generation, policy=policy, mesh=mesh
+    )
     checkpoints = open_checkpoints(config)
     state = restore_run(config, checkpoints, abstract, batches)
     if state is None:
@@ -177,14 +181,21 @@ def _run(
 
     if result.interrupted:
         params = gather_arrays(inference_params(result.state))
-        t5 = Text2Text(model, params, tokenizer, policy=policy)
+        t5 = Text2Text(model, params, tokenizer, policy=policy, generation_config=generation)
         barrier("the end of the run")
         return FinetuneResult(t5, None, None)
     del state, result  # free the memory before loading the result
     keys = ranking_keys(evaluator, read_evaluations(config.folder, until=steps))
     params = resulting_params(config, abstract, keys)
-    t5 = Text2Text(model, gather_arrays(params), tokenizer, policy=policy)
+    params = gather_arrays(params)
+    t5 = Text2Text(model, params, tokenizer, policy=policy, generation_config=generation)
     return _report(config, t5, splits)
+
+
+def _default_generation(config: FinetuneConfig, path: Path | None) -> GenerationConfig:
+    """Return the generation options of the initial checkpoint, if any."""
+    settings = {} if path is None else find_generation_settings(path)
+    return from_generation_file(settings, source=config.checkpoint)
 
 
 def _report(config: FinetuneConfig, t5: Text2Text, splits: Sequence[EvalSplit]) -> FinetuneResult:
@@ -194,7 +205,7 @@ def _report(config: FinetuneConfig, t5: Text2Text, splits: Sequence[EvalSplit]) 
     results = {}
     for name in ("validation", "test"):
         of_name = [split for split in splits if split.split == name]
-        generation = config.writing(config.final_num_beams)
+        generation = config.writing(config.final_num_beams, t5.generation_config)
         results[name] = score_splits(t5, of_name, generation, config.folder, label=name)
         if of_name:
             log_once(f"{name}:")

@@ -1,12 +1,12 @@
 """Options of fine-tuning."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 from t5jax.checkpoint import CheckpointChoice
 from t5jax.data import Empty, PairLimits, TooLong
 from t5jax.errors import check_at_least
-from t5jax.generation import GenerationConfig
+from t5jax.generation import GenerationConfig, merge_config
 from t5jax.optim import OptimizerConfig, ScheduleConfig
 from t5jax.training import RunConfig
 
@@ -108,22 +108,25 @@ class FinetuneConfig(RunConfig):
         """Return the number and spacing, in steps, of the last checkpoints to average, if any."""
         return (self.average, self.fit.checkpoint_every) if self.use == "last" else None
 
-    def writing(self, num_beams: int) -> GenerationConfig:
+    def writing(self, num_beams: int, base: GenerationConfig | None = None) -> GenerationConfig:
         """Return the generation options of an evaluation.
 
         Args:
           num_beams: beam width; `length_penalty` only applies above 1.
+          base: default options of the checkpoint, for constraints and penalties.
         Returns:
           Options that limit inputs and outputs to `input_length` and `target_length` tokens.
         """
-        beams: dict[str, Any] = {} if num_beams == 1 else {"length_penalty": self.length_penalty}
-        return GenerationConfig(
-            num_beams=num_beams,
-            max_new_tokens=self.target_length,
-            max_input_tokens=self.input_length,
-            batch_size=self.eval_batch_size,
-            **beams,
-        )
+        options = {
+            "num_beams": num_beams,
+            "temperature": 0.0,
+            "max_new_tokens": self.target_length,
+            "max_input_tokens": self.input_length,
+            "batch_size": self.eval_batch_size,
+        }
+        if num_beams > 1:
+            options["length_penalty"] = self.length_penalty
+        return merge_config(base or GenerationConfig(), options)
 
     @property
     def lengths(self) -> tuple[int, int]:

@@ -148,6 +148,7 @@ class TaskEvaluator:
         tokenizer: Tokenizer,
         splits: Sequence[EvalSplit],
         *,
+        generation: GenerationConfig,
         policy: ComputePolicy,
         mesh: Mesh,
     ):
@@ -159,9 +160,11 @@ class TaskEvaluator:
           tokenizer: tokenizer of the run.
           splits: held-out splits; only `config.eval_examples` examples of each validation split
             are used.
+          generation: default generation options of the checkpoint.
           policy: compute policy of the model.
           mesh: device mesh of the parameters.
         """
+        self._generation = config.writing(config.num_beams, generation)
         self._config, self._model, self._tokenizer = config, model, tokenizer
         self._policy = policy
         self._splits = [
@@ -184,12 +187,10 @@ class TaskEvaluator:
           "loss" in nats per target token, "accuracy", "score" (mean over tasks, in percent) and
           every metric as "task/metric".
         """
-        config = self._config
         gathered = gather_arrays(params)
         t5 = Text2Text(self._model, gathered, self._tokenizer, policy=self._policy)
-        results = score_splits(
-            t5, self._splits, config.writing(config.num_beams), config.folder, label=f"{step}"
-        )
+        folder = self._config.folder
+        results = score_splits(t5, self._splits, self._generation, folder, label=f"{step}")
         return {
             **self._loss.evaluate(params, step),
             "score": mean_score(results),

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 
-from t5jax.fileio import StrPath
+from t5jax.fileio import JsonObject, StrPath
 from t5jax.models import T5Config
 from t5jax.pretrained.formats import SafetensorsWriter
 from t5jax.pretrained.hf import load, sentence_transformers
@@ -23,6 +23,7 @@ def save_hf(
     weights: Weights,
     tokenizer: Tokenizer | None,
     *,
+    generation: JsonObject | None = None,
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     written: Callable[[WrittenArray], object] = lambda _: None,
@@ -36,6 +37,7 @@ def save_hf(
       config: model config.
       weights: model parameters, in the dtypes to write.
       tokenizer: tokenizer to save with them, or None.
+      generation: further contents of generation_config.json.
       overwrite: whether to replace a saved model at `path`.
       max_shard_bytes: maximum size of a weights file; larger models get several files and an index.
       written: callback for each tensor that has been written.
@@ -86,7 +88,7 @@ def save_hf(
             writer.close()
         if len(shards) > 1:
             write_shard_index(folder, shards)
-        write_hf_config(folder, config)
+        write_hf_config(folder, config, generation=generation)
         if PROJECTION_PATH in weights.shapes:
             kernel = weights.read(PROJECTION_PATH)
             sentence_transformers.write_sentence_transformers(folder, kernel)
