@@ -333,7 +333,7 @@ def test_finetune_refuses_another_run_in_its_folder(learned):
     with pytest.raises(ValueError, match="other text"):
         run(folder, task(train=rows(201, 5)))
     other = task(metrics=("exact_match", "f1"), metric_options=MetricOptions(positive="B"))
-    with pytest.raises(ValueError, match=rr"tasks\.up\.metric_options\.positive = None, got 'B'"):
+    with pytest.raises(ValueError, match=r"tasks\.up\.metric_options\.positive = None, got 'B'"):
         run(folder, other)
     with pytest.raises(ValueError, match=r"steps must be at least 60, .*got 40"):
         run(folder, steps=40)
