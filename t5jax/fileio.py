@@ -188,7 +188,7 @@ def parse_json(content: bytes | str, *, source: object) -> Any:
       ValueError: the content is not JSON.
     """
     try:
-        text = content.decode("utf-8") if isinstance(content, bytes) else content
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
         if text.startswith("version https://git-lfs"):
             raise ValueError("it is a git-lfs pointer; run `git lfs pull`")
         return json.loads(text)

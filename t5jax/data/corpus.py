@@ -44,11 +44,13 @@ class DataConfig:
     .parquet). All except .parquet may be compressed (.gz, .bz2, .xz, .zst).
 
     Attributes:
-      path: file, folder, glob such as 'c4/*.jsonl.gz', or Hugging Face Hub dataset 'owner/name';
-        defaults to the Python documentation on this machine, about 8 MB.
+      path: file, folder, glob such as 'c4/*.jsonl.gz', folder of `datasets.save_to_disk`, or
+        Hugging Face Hub dataset 'owner/name'; defaults to the Python documentation on this
+        machine, about 8 MB.
       name: configuration of the Hub dataset, such as 'en'.
       split: split of the Hub dataset; slices such as 'train[:1%]' work.
-      column: column or JSON key that holds the text; plain text files have the column 'text'.
+      column: column or JSON key that holds the text, or a path to a nested field, such as
+        'translation.en'; plain text files have the column 'text'.
       holdout: fraction of the documents to hold out for evaluation, taken from the end.
       eval_path: separate source to evaluate on, in the same forms as `path`; if set, all of `path`
         is used for training.
@@ -116,7 +118,7 @@ def read_corpus(config: DataConfig) -> "tuple[datasets.Dataset, datasets.Dataset
       >>> list(train["text"]), list(heldout["text"])
       (['One.', 'Two.'], ['Three.'])
     """
-    files, eval_files = _find(config.path), _find(config.eval_path)
+    files, eval_files = find_files(config.path), find_files(config.eval_path)
     _check_hub_options(config, files=files, eval_files=eval_files)
     shared = set(files) & set(eval_files)
     if shared:
@@ -155,11 +157,13 @@ def corpus_documents(dataset: "datasets.Dataset") -> Iterator[str]:
         yield from cast("dict[str, list[str]]", batch)["text"]
 
 
-def _find(path: str | None) -> list[str]:
+def find_files(path: str | None) -> list[str]:
     """List the files of a source in order; empty for the default corpus or a Hub name."""
     if path is None:
         return []
     local = os.path.abspath(os.path.expanduser(path))
+    if is_saved_dataset(local):
+        return []
     if os.path.isdir(local):
         below = glob.glob(os.path.join(glob.escape(local), "**", "*"), recursive=True)
         files = [file for file in below if text_files.file_ending(file) and os.path.isfile(file)]
@@ -198,8 +202,9 @@ def _find(path: str | None) -> list[str]:
 def _check_hub_options(config: DataConfig, *, files: list[str], eval_files: list[str]) -> None:
     hub = config.path is not None and not files
     eval_hub = config.eval_path is not None and not eval_files
+    saved = [path for path in (config.path, config.eval_path) if path and is_saved_dataset(path)]
     for option, applies, unused in (
-        ("name", hub or eval_hub, None),
+        ("name", (hub or eval_hub) and not saved, None),
         ("split", hub, "train"),
         ("eval_split", eval_hub, "validation"),
     ):
@@ -218,7 +223,9 @@ def _load(
         return _load_pydocs(config.column)
     if files:
         return _load_files(path, files, column=config.column)
-    return _load_hub(path, config.name, split=split, column=config.column)
+    saved = is_saved_dataset(path)
+    rows = saved_rows(path, split=split) if saved else hub_rows(path, config.name, split=split)
+    return _text_column(rows, path, column=config.column)
 
 
 def _load_pydocs(column: str) -> "datasets.Dataset":
@@ -303,6 +310,39 @@ def _progress_bars(shown: bool) -> Iterator[None]:
         datasets.enable_progress_bars()
 
 
+def is_saved_dataset(path: str) -> bool:
+    """Return True for a folder that `datasets.save_to_disk` wrote."""
+    folder = os.path.expanduser(path)
+    return any(
+        os.path.isfile(os.path.join(folder, name)) for name in ("state.json", "dataset_dict.json")
+    )
+
+
+def saved_rows(path: str, *, split: str) -> "datasets.Dataset":
+    """Load a folder of `datasets.save_to_disk`.
+
+    Args:
+      path: the folder.
+      split: name of the split, if the folder has several.
+    Returns:
+      The rows, with all their columns.
+    Raises:
+      ValueError: the folder is damaged, or lacks the split.
+    """
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(os.path.expanduser(path))
+    except Exception as error:  # readers of Arrow files raise all kinds of errors
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} must be a saved dataset, got an error: {reason}.") from error
+    if isinstance(data, datasets.Dataset):
+        return data
+    if split not in data:
+        raise ValueError(f"{path} must have a split {split!r}, got {', '.join(map(str, data))}.")
+    return data[split]
+
+
 def is_hub_name(text: str) -> bool:
     """Return True if a text has the form 'owner/name'."""
     return _HUB_NAME.fullmatch(text) is not None and not text_files.file_ending(text)
@@ -344,10 +384,13 @@ def hub_rows(path: str, name: str | None, *, split: str) -> "datasets.Dataset":
         ) from error
 
 
-def _load_hub(path: str, name: str | None, *, split: str, column: str) -> "datasets.Dataset":
+def _text_column(dataset: "datasets.Dataset", path: str, *, column: str) -> "datasets.Dataset":
+    """Return the non-empty texts of a column, or of a field such as "translation.en"."""
     import datasets
 
-    dataset = hub_rows(path, name, split=split)
+    top = column.partition(".")[0]
+    if column not in dataset.column_names and top in dataset.column_names:
+        dataset = dataset.select_columns([top]).flatten()
     if column not in dataset.column_names:
         raise text_files.missing_column_error(f"dataset {path!r}", column, dataset.column_names)
     feature = dataset.features[column]

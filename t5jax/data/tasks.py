@@ -1,6 +1,10 @@
 """Text-to-text tasks: sources, templates and metrics."""
 
 import dataclasses
+import datetime
+import decimal
+import glob
+import hashlib
 import math
 import string
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,8 +21,8 @@ from t5jax.fileio import JsonObject, read_json
 _NAME = string.ascii_letters + string.digits + "-_."
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-Row = Mapping[str, str | int | float | Sequence[str | int | float] | None]
-Source = str | Sequence[Row]
+Row = Mapping[str, object]
+Source = str | Sequence[str] | Sequence[Row]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,15 +30,18 @@ class Task:
     """Text-to-text task: data, templates and metrics.
 
     A source is a list of rows, each a dict from column to text; a .jsonl, .json, .csv, .tsv or
-    .parquet file; or a Hugging Face Hub dataset, 'owner/name' or 'owner/name:split'. Numbers are
-    converted to text, true and false to "True" and "False", and null to the empty string.
+    .parquet file, a folder, a glob or a list of them; a folder of `datasets.save_to_disk`; or a
+    Hugging Face Hub dataset, 'owner/name' or 'owner/name:split'. Numbers and dates are converted to
+    text, true and false to "True" and "False", and null to the empty string.
 
     Attributes:
       name: unique name, used in logs and file names.
       train: source of the training split.
-      validation: source of the validation split, evaluated during training.
+      validation: source of the validation split, evaluated during training; or the fraction of the
+        training inputs to hold out for it, selected by a hash of their text.
       test: source of the test split, evaluated once at the end.
-      input: template of the model's input, such as 'translate English to German: {en}'.
+      input: template of the model's input, such as 'translate English to German: {en}'; a nested
+        field is written with dots, {translation.en}.
       target: template of the target; if it is a single column, that column may hold a list of
         correct targets, and training uses the first.
       metrics: names of the metrics, keys of `METRICS`.
@@ -59,7 +66,7 @@ class Task:
 
     name: str
     train: Source
-    validation: Source
+    validation: Source | float
     test: Source | None = None
     input: str = "{input}"
     target: str = "{target}"
@@ -81,6 +88,11 @@ class Task:
             raise ValueError(
                 f"weight of task {self.name!r} must be > 0 and finite, got {self.weight}."
             )
+        if isinstance(self.validation, int | float) and not 0 < self.validation < 1:
+            raise ValueError(
+                f"validation of task {self.name!r} must be a source or a fraction in (0, 1), got "
+                f"{self.validation}."
+            )
         check_metrics(self.metrics, self.metric_options)
         for template in (self.input, self.target):
             _parts(template, task=self.name)
@@ -91,9 +103,11 @@ class Task:
         Args:
           split: "train", "validation" or "test".
         Returns:
-          The source, or None if the task has no such split.
+          The source, or None if the task has no such split; that of the training split for a
+          validation split held out from it.
         """
-        return getattr(self, split)
+        source = getattr(self, split)
+        return self.train if isinstance(source, int | float) else source
 
 
 class Example(NamedTuple):
@@ -166,6 +180,10 @@ def read_split(task: Task, split: Split) -> list[Example]:
     if source is None:
         return []
     examples = list(_examples(task, split, source))
+    if isinstance(task.validation, int | float) and split != "test":
+        heldout = [_is_held_out(one.input, task.validation) for one in examples]
+        wanted = split == "validation"
+        examples = [one for one, held in zip(examples, heldout, strict=True) if held == wanted]
     if not examples:
         raise ValueError(f"{split} of task {task.name!r} must have at least one row, got none.")
     if split == "train" or not task.several_targets:
@@ -174,6 +192,12 @@ def read_split(task: Task, split: Split) -> list[Example]:
     for example in examples:
         joined.setdefault(example.input, {}).update(dict.fromkeys(example.references))
     return [Example(text, list(references)) for text, references in joined.items()]
+
+
+def _is_held_out(text: str, fraction: float) -> bool:
+    """Return whether an input is among a fraction of all, the same for equal inputs."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest) < fraction * 2**64
 
 
 class Overlap(NamedTuple):
@@ -214,7 +238,7 @@ def check_task_names(tasks: Sequence[Task]) -> None:
 _KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "name": ("text", (str,)),
     "train": ("text or a list of rows", (str, list)),
-    "validation": ("text or a list of rows", (str, list)),
+    "validation": ("text, a list of rows or a fraction", (str, list, float, int)),
     "test": ("text or a list of rows", (str, list, type(None))),
     "input": ("text", (str,)),
     "target": ("text", (str,)),
@@ -261,8 +285,10 @@ def _float(value: int | float) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def _resolve_source(path: Path, source: Source | None) -> Source | None:
-    """Resolve a source relative to the task file."""
+def _resolve_source(path: Path, source: Any) -> Any:
+    """Resolve the paths of a source relative to the task file."""
+    if isinstance(source, list):
+        return [_resolve_source(path, item) for item in source]
     if not isinstance(source, str):
         return source
     resolved = path.parent / Path(source).expanduser()
@@ -312,28 +338,37 @@ def _preprocess(task: Task, row: object, where: str, columns: Sequence[str]) -> 
                 f"None, got {row!r:.60} for {where}."
             )
     _check_columns(where, columns, row)
-    return row
+    nested = {x: text_files.nested_value(row, x) for x in columns if x not in row}
+    return {**row, **nested} if nested else row  # pyright: ignore[reportReturnType]
 
 
 def _rows(task: Task, split: Split, source: Source, columns: list[str] | None) -> Iterator[Any]:
     """Read the rows of a source; from a file or dataset, only these columns, or all if None."""
     if not isinstance(source, str):
-        yield from source
+        for item in source:
+            if isinstance(item, str):
+                yield from _rows(task, split, item, columns)
+            else:
+                yield item
         return
-    path = str(Path(source).expanduser())
-    if Path(path).exists():
-        yield from _file_rows(path, columns)
+    path, (name, _, wanted) = str(Path(source).expanduser()), source.partition(":")
+    if corpus.is_saved_dataset(path):
+        data = corpus.saved_rows(path, split=split)
+    elif not Path(path).exists() and corpus.is_hub_name(name):
+        data = corpus.hub_rows(name, task.subset, split=wanted or split)
+    elif Path(path).exists() or glob.has_magic(path):
+        for file in corpus.find_files(path):
+            yield from _file_rows(file, columns)
         return
-    name, _, wanted = source.partition(":")
-    if not corpus.is_hub_name(name):
+    else:
         raise FileNotFoundError(
-            f"{split} of task {task.name!r} must be a file or a Hub name 'owner/name', got "
-            f"{source!r}; the file {Path(path).absolute()} does not exist."
+            f"{split} of task {task.name!r} must be a file, a folder, a glob or a Hub name "
+            f"'owner/name', got {source!r}; {Path(path).absolute()} does not exist."
         )
-    data = corpus.hub_rows(name, task.subset, split=wanted or split)
     if columns is not None:
-        _check_columns(f"dataset {source!r}", columns, dict.fromkeys(data.column_names))
-        data = data.select_columns(columns)
+        tops = text_files.top_columns(columns, data.column_names)
+        _check_columns(f"dataset {source!r}", tops, dict.fromkeys(data.column_names))
+        data = data.select_columns(tops)
     features = data.features or {}
     labels = {name: getattr(feature, "names", None) for name, feature in features.items()}
     row: Any
@@ -358,7 +393,7 @@ def _file_rows(path: str, columns: list[str] | None) -> Iterator[Row]:
 
 def _check_columns(where: str, columns: Sequence[str], row: Mapping[str, object]) -> None:
     for column in columns:
-        if column not in row:
+        if not text_files.has_column(row, column):
             hint = suggest(column, row, "correct the template or the data.")
             raise ValueError(
                 f"{where} must have the column {column!r} used in a template, got "
@@ -411,6 +446,10 @@ def _text(value: object, column: str, where: str) -> str:
             f"column {column!r} must hold one text, got {value!r:.60} in {where}; only a target "
             "that is a single column may be a list."
         )
+    if isinstance(value, decimal.Decimal):
+        return str(value)
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(
             f"column {column!r} must hold text or numbers, got {value!r:.60} in {where}; convert "

@@ -13,7 +13,7 @@ import io
 import json
 import lzma
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from t5jax.errors import suggest
@@ -22,7 +22,7 @@ from t5jax.fileio import JsonObject
 Record = JsonObject | None  # None for a blank line
 Reader = Callable[[str, Sequence[str] | None], Iterator[Record]]
 _BLANK = object()  # a blank line among JSON values, which include None
-VERSION = 1  # part of cache keys; bump it when a change here changes what is read
+VERSION = 2  # part of cache keys; bump it when a change here changes what is read
 
 
 class CorpusError(ValueError):
@@ -87,7 +87,7 @@ def read_rows(file: str, column: str) -> Iterator[str]:
       CorpusError: the file is damaged or in another format, or the column is missing or not text.
     """
     for row, record in numbered_records(file, [column]):
-        value = record.get(column)
+        value = nested_value(record, column) if has_column(record, column) else None
         if value is not None and not isinstance(value, str):
             raise CorpusError(
                 f"column {column!r} must hold text, got {value!r:.80} in row {row} of {file}; "
@@ -110,12 +110,56 @@ def read_records(file: str, columns: Sequence[str] | None = None) -> Iterator[Js
     """
     for row, record in numbered_records(file, columns):
         for column in columns or ():
-            if column not in record:
+            if not has_column(record, column):
                 raise CorpusError(
                     f"row {row} of {file} must have the column {column!r}, got "
                     f"{', '.join(record) or 'none'}; write null for a missing text."
                 )
-        yield record if columns is None else {column: record[column] for column in columns}
+        if columns is None:
+            yield record
+        else:
+            yield {column: nested_value(record, column) for column in columns}
+
+
+def has_column(record: Mapping[str, object], column: str) -> bool:
+    """Return whether `nested_value` finds a column."""
+    try:
+        nested_value(record, column)
+    except LookupError:
+        return False
+    return True
+
+
+def nested_value(record: Mapping[str, object], column: str) -> object:
+    """Return the value of a column, or of a field inside it.
+
+    Args:
+      record: one row.
+      column: name of a column, or the path to a field in it, such as "translation.en" or
+        "answers.text.0"; a column whose name contains the dots has priority.
+    Raises:
+      LookupError: there is no such column or field.
+
+    Examples:
+      >>> nested_value({"translation": {"en": "a", "de": "b"}}, "translation.de")
+      'b'
+    """
+    if column in record:
+        return record[column]
+    value: object = record
+    for name in column.split("."):
+        if isinstance(value, Mapping):
+            value = value[name]
+        elif isinstance(value, Sequence) and not isinstance(value, str) and name.isdecimal():
+            value = value[int(name)]
+        else:
+            raise LookupError(column)
+    return value
+
+
+def top_columns(columns: Iterable[str], known: Collection[str]) -> list[str]:
+    """Return the columns that hold columns and nested fields, without duplicates."""
+    return list(dict.fromkeys(x if x in known else x.partition(".")[0] for x in columns))
 
 
 def numbered_records(
@@ -142,7 +186,7 @@ def _numbered(
         for row, record in enumerate(read(file, columns), start=1):
             if record is None:
                 continue
-            for column in record if columns is None else columns:
+            for column in record if columns is None else top_columns(columns, record):
                 _check_text(record.get(column))
             yield row, record
     except CorpusError:
@@ -163,9 +207,13 @@ def _numbered(
 
 def _check_text(value: object) -> None:
     """Raise UnicodeEncodeError for a lone surrogate, which JSON allows but Arrow does not."""
-    for text in value if isinstance(value, list) else [value]:
-        if isinstance(text, str):
-            text.encode()
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, Mapping):
+        _check_text(list(value.values()))
+    elif isinstance(value, list):
+        for item in value:
+            _check_text(item)
 
 
 def missing_column_error(where: str, column: str, columns: Iterable[str]) -> CorpusError:
@@ -184,9 +232,12 @@ def missing_column_error(where: str, column: str, columns: Iterable[str]) -> Cor
 
 
 def _check_columns(file: str, columns: Sequence[str] | None, known: Iterable[str]) -> None:
-    for column in columns or ():
-        if column not in known:
+    known = list(known)
+    for column, top in ((column, *top_columns([column], known)) for column in columns or ()):
+        if top not in known:
             raise missing_column_error(file, column, known)
+        if known.count(top) > 1:
+            raise CorpusError(f"{file} must have one column {top!r}, got {known.count(top)}.")
 
 
 def _read_lines(file: str, columns: Sequence[str] | None) -> Iterator[Record]:
@@ -197,7 +248,7 @@ def _read_lines(file: str, columns: Sequence[str] | None) -> Iterator[Record]:
 
 
 def _read_json(file: str, columns: Sequence[str] | None) -> Iterator[Record]:
-    """Read one object per line, or one array of objects.
+    """Read one object per line, one array of objects, or one object with such an array.
 
     The first non-empty object must have the columns; later ones may lack them.
     """
@@ -205,7 +256,7 @@ def _read_json(file: str, columns: Sequence[str] | None) -> Iterator[Record]:
         if stream.peek(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             records = json.load(stream)
         else:
-            records = (json.loads(line) if line else _BLANK for line in map(bytes.strip, stream))
+            records = _json_lines(stream, columns)
         first = True
         for row, record in enumerate(records, start=1):
             if record is _BLANK:
@@ -223,21 +274,64 @@ def _read_json(file: str, columns: Sequence[str] | None) -> Iterator[Record]:
             yield record
 
 
+def _json_lines(stream: io.BufferedReader, columns: Sequence[str] | None) -> Iterator[object]:
+    """Read one value per line, or one that spans all lines."""
+    whole: object = _BLANK
+    for line in map(bytes.strip, stream):
+        if not line:
+            yield _BLANK
+            continue
+        if whole is _BLANK:
+            try:
+                whole = json.loads(line)
+            except json.JSONDecodeError as error:
+                try:
+                    whole = json.loads(line + b"\n" + stream.read())
+                except json.JSONDecodeError:
+                    raise error from None
+            yield from _rows_inside(whole, columns)
+        else:
+            yield json.loads(line)
+
+
+def _rows_inside(value: object, columns: Sequence[str] | None) -> list[object]:
+    """Return the rows in the only list of objects of an object without the columns, or the value.
+
+    SQuAD, for example, has its rows in "data", next to "version".
+    """
+    if not isinstance(value, dict) or any(has_column(value, column) for column in columns or ()):
+        return [value]
+    tables = [
+        inner
+        for inner in value.values()
+        if isinstance(inner, list) and inner and all(isinstance(row, dict) for row in inner)
+    ]
+    return tables[0] if len(tables) == 1 else [value]
+
+
 def _read_csv(file: str, columns: Sequence[str] | None, *, delimiter: str) -> Iterator[Record]:
+    """Read rows under a header, which may be repeated where files were concatenated.
+
+    Quotes are part of the text in .tsv files (IANA, text/tab-separated-values).
+    """
     csv.field_size_limit(2**31 - 1)  # the default of 128 kB is too small for a long document
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    advice = "use .jsonl for text" if delimiter == "\t" else "quote text"
     with _open(file) as stream:
         lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-        rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        rows = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
         header = next(rows, list(columns or ()))
         _check_columns(file, columns, header)
-        places = [(column, header.index(column)) for column in columns or dict.fromkeys(header)]
+        names = dict.fromkeys(header) if columns is None else top_columns(columns, header)
+        places = [(column, header.index(column)) for column in names]
         for row in rows:
             if row and len(row) != len(header):
                 raise CorpusError(
                     f"{file} must have {len(header)} fields in a row, like its header, got "
-                    f"{len(row)} in line {rows.line_num}; quote text that contains {delimiter!r}."
+                    f"{len(row)} in line {rows.line_num}; {advice} that contains {delimiter!r}."
                 )
-            yield {column: row[place] for column, place in places} if row else None
+            skipped = not row or row == header
+            yield None if skipped else {column: row[place] for column, place in places}
 
 
 def _read_parquet(file: str, columns: Sequence[str] | None) -> Iterator[Record]:
@@ -246,7 +340,7 @@ def _read_parquet(file: str, columns: Sequence[str] | None) -> Iterator[Record]:
     with pyarrow.parquet.ParquetFile(file) as table:
         names = table.schema_arrow.names
         _check_columns(file, columns, names)
-        columns = list(columns or dict.fromkeys(names))
+        columns = list(dict.fromkeys(names)) if columns is None else top_columns(columns, names)
         for batch in table.iter_batches(batch_size=1000, columns=columns):
             order = batch.schema.names  # the order of the file, not of the request
             arrays = [batch.column(order.index(column)).to_pylist() for column in columns]

@@ -213,7 +213,7 @@ def merge_config(base: GenerationConfig, overrides: Mapping[str, Any]) -> Genera
 
 
 def _effective(fields: JsonObject, overrides: Mapping[str, Any]) -> JsonObject:
-    """Return the fields that have an effect beside the overrides, which have priority."""
+    """Return the fields that have an effect together with the overrides, which have priority."""
     fields = {name: value for name, value in fields.items() if name not in overrides}
     dropped: set[str] = set()
     if overrides.get("temperature"):

@@ -223,7 +223,13 @@ def _switch(path: Path, raw: JsonObject, key: str) -> bool | None:
 def write_hf_config(
     folder: Path, config: T5Config, *, generation: JsonObject | None = None
 ) -> None:
-    """Write config.json and generation_config.json, which gets `generation` too."""
+    """Write config.json and generation_config.json.
+
+    Args:
+      folder: folder of the model.
+      config: model config.
+      generation: settings of generation_config.json, in addition to the special ids.
+    """
     ids = {
         "decoder_start_token_id": config.decoder_start_id,
         "eos_token_id": config.eos_id,

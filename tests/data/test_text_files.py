@@ -40,11 +40,14 @@ def json_bytes(documents):
     return json.dumps([{"text": t, "id": i} for i, t in enumerate(documents)], indent=1).encode()
 
 
-def table_bytes(documents, delimiter):
+def tab_bytes(documents):
+    lines = ["id\ttext", *(f"{i}\t{t}" for i, t in enumerate(documents))]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def table_bytes(documents):
     stream = io.StringIO(newline="")
-    csv.writer(stream, delimiter=delimiter).writerows(
-        [["id", "text"], *([i, t] for i, t in enumerate(documents))]
-    )
+    csv.writer(stream).writerows([["id", "text"], *([i, t] for i, t in enumerate(documents))])
     return stream.getvalue().encode()
 
 
@@ -63,8 +66,8 @@ WRITE = {
     ".txt": text_bytes,
     ".jsonl": jsonl_bytes,
     ".json": json_bytes,
-    ".csv": lambda documents: table_bytes(documents, ","),
-    ".tsv": lambda documents: table_bytes(documents, "\t"),
+    ".csv": table_bytes,
+    ".tsv": tab_bytes,
     ".parquet": parquet_bytes,
 }
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
@@ -119,7 +122,7 @@ def test_texts_knows_a_format_by_upper_case_endings(save):
     assert read(save("CORPUS.JSONL.GZ", data)) == DOCUMENTS
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet"])
 def test_texts_keeps_lines_and_tabs_inside_a_document(save, ending):
     documents = ["first line\nsecond\tline\n\nafter a gap", "x" * 200_000]
     assert read(save(f"corpus{ending}", WRITE[ending](documents))) == documents
@@ -127,7 +130,7 @@ def test_texts_keeps_lines_and_tabs_inside_a_document(save, ending):
 
 @pytest.mark.parametrize("ending", WRITE)
 def test_texts_leaves_out_documents_without_text(save, ending):
-    documents = ["", "one", "  \t ", "two", "\u00a0\u2003"]
+    documents = ["", "one", "   ", "two", "\u00a0\u2003"]
     assert read(save(f"corpus{ending}", WRITE[ending](documents))) == ["one", "two"]
 
 
@@ -329,3 +332,55 @@ def test_same_format_tells_json_from_csv():
     assert same_format([".json", ".jsonl", ".json"])
     assert not same_format([".jsonl", ".txt"])
     assert not same_format([".csv", ".tsv"])
+
+
+def test_quotes_in_tab_separated_files_are_text(save):
+    # As in GLUE and SNLI (IANA, text/tab-separated-values).
+    data = b'label\tsentence\nA\t"Hello\nB\tworld"\nA\tplain\nB\t"all quoted"\n'
+    expected = [("A", '"Hello'), ("B", 'world"'), ("A", "plain"), ("B", '"all quoted"')]
+    records = read_records(save("glue.tsv", data))
+    assert [tuple(record.values()) for record in records] == expected
+    data = data.replace(b"\n", b"\r\n") + b"B\t5'2\" tall"
+    assert column(save("glue2.tsv", data), "sentence") == [*(x for _, x in expected), "5'2\" tall"]
+
+
+@pytest.mark.parametrize(("ending", "delimiter"), [(".csv", ","), (".tsv", "\t")])
+def test_headers_of_concatenated_files_are_no_rows(save, ending, delimiter):
+    part = f"text{delimiter}id\none{delimiter}1\n"
+    assert read(save(f"parts{ending}", (part * 3).encode())) == ["one"] * 3
+
+
+def test_columns_that_are_there_twice_are_refused_where_needed(save):
+    file = save("twice.csv", b"text,id,text\na,1,b\n")
+    assert "one column 'text', got 2" in failure(file)
+    assert column(file, "id") == ["1"]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_rows_inside_one_object_are_read(save, indent):
+    rows = [{"text": "one"}, {"text": "two"}]
+    squad = json.dumps({"version": "1", "data": rows}, indent=indent).encode()
+    assert read(save("squad.json", squad)) == ["one", "two"]
+    alone = json.dumps({"text": "one", "tags": rows}, indent=indent).encode()
+    assert read(save("alone.json", alone)) == ["one"]
+    two = json.dumps({"data": rows, "more": rows}, indent=indent).encode()
+    assert "must have a column 'text', got data, more" in failure(save("two.json", two))
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_fields_inside_a_column_are_named_with_dots(save, ending):
+    rows = [{"translation": {"en": "a", "de": "b"}, "answers": {"text": ["x", "y"]}}]
+    if ending == ".parquet":
+        stream = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows), stream)
+        file = save("rows.parquet", stream.getvalue())
+    else:
+        file = save("rows.jsonl", json.dumps(rows[0]).encode())
+    assert read(file, "translation.de") == ["b"]
+    assert read(file, "answers.text.1") == ["y"]
+    with pytest.raises(CorpusError, match=r"'translation\.fr'"):
+        list(read_records(file, ["translation.fr"]))
+
+
+def test_column_whose_name_has_dots_has_priority(save):
+    assert read(save("rows.jsonl", b'{"a.b": "whole", "a": {"b": "field"}}'), "a.b") == ["whole"]
