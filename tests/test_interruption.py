@@ -176,3 +176,18 @@ def test_handlers_are_those_of_before_afterwards():
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert stop_request() is not request
     assert isinstance(stop_request(), StopRequest)
+
+
+def test_thread_that_does_not_end_delays_no_exit():
+    process = start(
+        """
+        import threading
+        threading.Thread(target=time.sleep, args=(60,)).start()
+        with stop_request().deferred() as stopping:
+            ready()
+            while not stopping():
+                time.sleep(0.01)
+        """
+    )
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=6) == 0

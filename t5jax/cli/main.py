@@ -23,6 +23,8 @@ from t5jax.interruption import handle_signals
 from t5jax.parallel import RunAborted
 
 _PACKAGE = Path(__file__).parents[1]
+# Seconds of an interrupted process to exit.
+_EXIT_SECONDS = 2.0
 # Held by the thread that terminates the process.
 _ending = threading.Lock()
 
@@ -74,19 +76,36 @@ def _exit_status() -> Iterator[None]:
     with handle_signals() as request:
         try:
             yield
+            if request.number is not None:
+                _exit_soon(0)
         except RunAborted as error:
             _end(error)
         except (KeyboardInterrupt, Exception) as error:
             # Libraries may turn an interruption into an error of their own.
             if request.number is not None or isinstance(error, KeyboardInterrupt):
                 print("interrupted", file=sys.stderr)
-                sys.exit(128 + (request.number or signal.SIGINT))
+                status = 128 + (request.number or signal.SIGINT)
+                if request.number is not None:
+                    _exit_soon(status)
+                sys.exit(status)
             if not (isinstance(error, ValueError | OSError) and _is_expected(error)):
                 raise
             print(_sentence(error), file=sys.stderr)
             sys.exit(2)
         finally:
             threading.excepthook = previous_hook
+
+
+def _exit_soon(status: int) -> None:
+    """End an interrupted process, even if a library waits for its threads at the exit of Python."""
+    if "jax" in sys.modules:
+        from t5jax.parallel import process_count
+
+        if process_count() > 1:
+            return  # the other processes would take this one for dead
+    timer = threading.Timer(_EXIT_SECONDS, os._exit, (status,))
+    timer.daemon = True
+    timer.start()
 
 
 class _Console(logging.Handler):
