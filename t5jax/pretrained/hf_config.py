@@ -164,6 +164,11 @@ def read_hf_config(
         fields["decoder_start_id"] = fields["pad_id"] if start is None else start
     tie = _switch(path, raw, "tie_word_embeddings")
     scale = _switch(path, raw, "scale_decoder_outputs")
+    if tie is False and switches["tie_embeddings"] and fields["num_decoder_layers"]:
+        notes.append(
+            "config.json does not tie the output layer to the embedding, but the checkpoint has no "
+            "output layer; the embedding takes its place, so outputs may be meaningless."
+        )
     if scale is None:
         scale = tie is not False
         if family == "t5" and tie and not switches["tie_embeddings"]:

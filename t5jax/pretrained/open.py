@@ -11,6 +11,7 @@ from t5jax.models import Params, T5Config
 from t5jax.pretrained import mesh_tf, native
 from t5jax.pretrained.hf import download_snapshot, holds_hf_model, open_hf, transformer_folder
 from t5jax.pretrained.hf_config import read_generation_file
+from t5jax.pretrained.recognize import recognize
 from t5jax.pretrained.source import CheckpointSource, Progress
 from t5jax.pretrained.t5x import STEP_PATTERN, find_t5x, open_t5x
 from t5jax.tokenizers import Tokenizer, load_tokenizer
@@ -113,14 +114,16 @@ def open_checkpoint(path: Path, *, encoder_only: bool = False) -> CheckpointSour
         return native.open_native(path, params=newest, encoder_only=encoder_only)
     if holds_hf_model(path):
         return open_hf(path, encoder_only=encoder_only)
+    if (what := recognize(path)) is not None:
+        raise ValueError(f"{path} must be a checkpoint that t5jax reads, got {what}.")
     if (checkpoint := find_t5x(path)) is not None:
         return open_t5x(checkpoint, encoder_only=encoder_only)
     if (prefix := mesh_tf.find_mesh_tf(path)) is not None:
         return mesh_tf.open_mesh_tf(prefix, encoder_only=encoder_only)
     if not path.is_dir():
         raise ValueError(
-            f"{path} must be a folder with a model, a .safetensors file, a T5X checkpoint or the "
-            "prefix of a Mesh TensorFlow checkpoint; it is none of them."
+            f"{path} must be a folder with a model, a .safetensors, .bin or .pt file, a T5X "
+            "checkpoint or the prefix of a Mesh TensorFlow checkpoint; it is none of them."
         )
     names = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
     raise ValueError(

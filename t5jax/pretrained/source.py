@@ -144,7 +144,8 @@ class CheckpointSource:
     def dtype(self, path: str) -> np.dtype:
         """Return the stored dtype of one of our parameters; float32 if its layers differ."""
         dtypes = {self.arrays[name].dtype for name in self.layout[path].names}
-        return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+        dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+        return np.dtype(np.float32) if dtype == np.float64 else dtype
 
     def num_bytes(self, path: str) -> int:
         """Return the stored size of one of our parameters, in bytes."""
@@ -319,10 +320,10 @@ def _computing_order(path: str) -> tuple[int, str]:
 
 
 def _check_array(array: LazyArray, name: str, shape: tuple[int, ...]) -> None:
-    if array.dtype not in DTYPES.values():
+    if array.dtype not in (*DTYPES.values(), np.dtype(np.float64)):
         raise ValueError(
             f"{array.file}: {name} must have dtype {', '.join(DTYPES)}, got {array.dtype.name}; "
-            "quantized files are not supported."
+            "fp8 and quantized files are not read, use one with float weights."
         )
     if tuple(array.shape) != shape:
         raise ValueError(

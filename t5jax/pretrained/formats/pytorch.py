@@ -15,11 +15,13 @@ from typing import Any, BinaryIO
 
 from t5jax.errors import shorten
 from t5jax.pretrained.formats.lazy_array import FileRegion
-from t5jax.pretrained.formats.torch_pickle import PickleReader, Tensor
+from t5jax.pretrained.formats.torch_pickle import Opaque, PickleReader, Tensor
 
 # Far above any real checkpoint; they bound memory and time for damaged files.
 _MAX_PICKLE_BYTES = 64 << 20
 _MAX_AXES = 8
+# Keys of the model in the files of Lightning, DeepSpeed, fairseq and hand-written loops.
+_STATE_KEYS = ("state_dict", "model_state_dict", "module", "model", "net")
 _MAX_SIZE = 1 << 63
 
 # Elements of an empty array, counting axes of size 0 as 1; otherwise its sizes are unbounded.
@@ -59,17 +61,28 @@ def open_pytorch(path: Path) -> dict[str, FileRegion]:
     except OSError as error:
         raise ValueError(f"{path} must be a readable file ({error.strerror}).") from error
     if not isinstance(state, dict):
+        kind = state.name if isinstance(state, Opaque) else type(state).__name__
         raise ValueError(
-            f"{path} must contain a dict of tensors, got a {type(state).__name__}; save "
-            "model.state_dict() instead."
+            f"{path} must contain a dict of tensors, got a {kind}; save model.state_dict() instead."
         )
+    state = _model_state(state)
     for name, value in state.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or not isinstance(name, str):
+            kind = value.name if isinstance(value, Opaque) else type(value).__name__
             raise ValueError(
-                f"{path} must contain only tensors, got a {type(value).__name__} as "
-                f"{shorten(name)}; save model.state_dict() instead."
+                f"{path} must contain only tensors, got a {kind} as {shorten(str(name))}; save "
+                "model.state_dict() instead."
             )
     return {name: _region(path, name, tensor, offsets) for name, tensor in state.items()}
+
+
+def _model_state(state: dict[object, object]) -> dict[Any, Any]:
+    """Return the tensors of a model that a trainer saved with its optimizer and options."""
+    for key in _STATE_KEYS:
+        inner = state.get(key)
+        if isinstance(inner, dict) and inner and not isinstance(next(iter(inner)), int):
+            return _model_state(inner)
+    return state
 
 
 def _described(start: bytes) -> str:

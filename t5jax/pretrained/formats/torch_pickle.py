@@ -9,6 +9,7 @@ import dataclasses
 import io
 import itertools
 import pickletools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,16 @@ _FUNCTIONS = {
     "torch._utils._rebuild_parameter",
 }
 
+# Packages whose objects trainers save next to tensors.  Nothing of them is imported or called: an
+# object becomes an `Opaque`.
+_HARMLESS = re.compile(
+    r"(lightning|lightning_fabric|omegaconf|pytorch_lightning|transformers|torch\.nn|torch\.optim)"
+    r"(\.[A-Za-z]\w*)+|argparse\.Namespace|collections\.(Counter|defaultdict)|_codecs\.encode|"
+    r"datetime\.(date|datetime|timedelta)|numpy\.(dtype|ndarray|float32|float64|int64)|"
+    r"numpy\._?core\.multiarray\.(scalar|_reconstruct)|(builtins|__builtin__)\.set|"
+    r"pathlib\.(Path|PosixPath|PurePosixPath|WindowsPath)|torch\.device"
+)
+
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
@@ -70,6 +81,17 @@ class Tensor:
     strides: Any
 
 
+@dataclasses.dataclass
+class Opaque:
+    """Object of a class that is not interpreted."""
+
+    name: str
+
+
+def _is_harmless(name: str) -> bool:
+    return _HARMLESS.fullmatch(name) is not None
+
+
 class PickleReader:
     """Reader of consecutive pickles.
 
@@ -93,8 +115,9 @@ class PickleReader:
         """Read the value of the next pickle.
 
         Returns:
-          A Tensor, Storage, Global, str, int, bool or None, or a tuple, list or dict of them; dict
-          keys are str.  Nesting is unlimited, and a value may contain itself.
+          A Tensor, Storage, Global, Opaque, str, bytes, int, float, bool or None, or a tuple, list
+          or dict of them; dict keys are str or int.  Nesting is unlimited, and a value may contain
+          itself.
         Raises:
           ValueError: the pickle is damaged, or torch does not write such pickles for tensors.
         """
@@ -124,6 +147,16 @@ class PickleReader:
                 pass
             case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINUNICODE" | "SHORT_BINUNICODE":
                 push(argument)
+            case "BINFLOAT" | "SHORT_BINBYTES" | "BINBYTES":  # of options saved with the tensors
+                push(argument)
+            case "EMPTY_SET":
+                push([])
+            case "ADDITEMS":
+                items = self._pop_to_mark()
+                self._top(list).extend(items)
+            case "NEWOBJ":
+                function, _ = self._pop(2)
+                push(self._call(function, None))
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 push(_CONSTANTS[opcode])
             case "EMPTY_DICT":
@@ -158,7 +191,7 @@ class PickleReader:
             case "BUILD":
                 # A state dict's `_metadata` attribute, the versions of its modules.
                 self._pop(1)
-                self._top(dict)
+                self._top((dict, Opaque))
             case "BINPERSID":
                 push(self._storage(self._pop(1)[0]))
             case "SETITEM":
@@ -193,27 +226,28 @@ class PickleReader:
         del self._stack[mark:]
         return items
 
-    def _top(self, kind: type = object) -> Any:
+    def _top(self, kind: type | tuple[type, ...] = object) -> Any:
         floor = self._marks[-1] if self._marks else 0
         if len(self._stack) <= floor or not isinstance(self._stack[-1], kind):
             raise self._damaged()
         return self._stack[-1]
 
     def _set(self, items: list[Any]) -> None:
-        target = self._top(dict)
+        target = self._top((dict, Opaque))
         if len(items) % 2:
             raise self._damaged()
         for key, value in zip(items[::2], items[1::2], strict=True):
             # A malicious key of nested tuples could also take forever to hash.
-            if type(key) is not str:
+            if type(key) not in (str, int):  # optimizers number their parameters
                 raise ValueError(
                     f"{self._path} must have strings as dict keys, got {type(key).__name__}; save "
                     "model.state_dict() instead."
                 )
-            target[key] = value
+            if isinstance(target, dict):
+                target[key] = value
 
     def _global(self, name: str) -> Global:
-        if name not in _STORAGES and name not in _FUNCTIONS:
+        if name not in _STORAGES and name not in _FUNCTIONS and not _is_harmless(name):
             raise ValueError(
                 f"{self._path} refers to {shorten(name)}, which tensors do not need; it may be "
                 "malicious, do not load it."
@@ -233,6 +267,8 @@ class PickleReader:
                 case Global("torch._utils._rebuild_parameter"), (Tensor() as tensor, _, _):
                     return tensor
         name = function.name if isinstance(function, Global) else type(function).__name__
+        if isinstance(function, Global) and name not in _FUNCTIONS and _is_harmless(name):
+            return Opaque(name)
         raise ValueError(
             f"{self._path} calls {name} in a way that torch does not for plain tensors; it is "
             "damaged or malicious, do not load it."

@@ -4,6 +4,7 @@ Linear weights are [out, in] in torch files, and [in, out] in Flax files and t5j
 separate in these files and stacked in t5jax.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from t5jax.pretrained.name_map import (
     NameMap,
     NameRule,
 )
+from t5jax.pretrained.recognize import recognize_tensors
 from t5jax.pretrained.source import CheckpointSource, checked_source
 
 _EMBEDDINGS = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
@@ -43,7 +45,20 @@ _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias"
 
 # Single-file text encoders of image models include their tokenizer.
 _VOCABULARY = "spiece_model"
-_HEADS = ("classification_head.", "qa_outputs.", "classifier.")
+_HEADS = ("classification_head.", "qa_outputs.", "classifier.", "v_head.", "value_head.", "score.")
+# Buffers of attention variants and profilers, which hold nothing that is learned.
+_BUFFERS = (
+    ".position_ids",
+    ".inv_freq",
+    ".total_ops",
+    ".total_params",
+    "total_ops",
+    "total_params",
+)
+# Prefixes of DistributedDataParallel, torch.compile, Lightning, task heads, trl and peft.
+_WRAPPERS = ("module", "_orig_mod", "model", "transformer", "pretrained_model", "base_model", "t5")
+# A parameter that every T5 has.
+_ANCHOR = "encoder.block.0.layer.0.SelfAttention.q"
 
 
 class _Format(NamedTuple):
@@ -53,13 +68,13 @@ class _Format(NamedTuple):
       open: function that opens the arrays of a file.
       spell: function from a torch module name to the array name in the file.
       linear: axes of linear weights, as in `NameRule`.
-      wrapper: prefix of every name if the model is wrapped in a class with a task head.
+      separator: separator of the parts of an array name.
     """
 
     open: Callable[[Path], Mapping[str, Any]]
     spell: Callable[[str], str]
     linear: tuple[int, ...]
-    wrapper: str = "transformer."
+    separator: str = "."
 
 
 def _torch_name(name: str) -> str:
@@ -78,7 +93,7 @@ def _flax_name(name: str) -> str:
 _FORMATS = {
     WEIGHTS_FILE: _Format(open_safetensors, _torch_name, (1, 0)),
     "pytorch_model.bin": _Format(open_pytorch, _torch_name, (1, 0)),
-    "flax_model.msgpack": _Format(open_msgpack_tree, _flax_name, (), "transformer/"),
+    "flax_model.msgpack": _Format(open_msgpack_tree, _flax_name, (), "/"),
 }
 
 
@@ -119,16 +134,23 @@ def _rules(form: _Format, *, gated: bool, prefix: str) -> Iterator[NameRule]:
     yield NameRule(PROJECTION_PATH, sentence_transformers.PROJECTION_TENSOR, (1, 0))
 
 
+# Formats of files that are opened by their path.
+_KIND_OF = {
+    ".safetensors": WEIGHTS_FILE,
+    **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), "pytorch_model.bin"),
+}
+
+
 def holds_hf_model(path: Path) -> bool:
     """Return whether `open_hf` opens a file or folder."""
     if path.is_file():
-        return path.suffix == ".safetensors"
+        return path.suffix in _KIND_OF
     path = sentence_transformers.transformer_folder(path)
     return (path / CONFIG_FILE).is_file() and _weights_file(path) is not None
 
 
 def open_hf(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
-    """Open a folder or a single safetensors file without reading its tensors.
+    """Open a folder or a single safetensors or torch file without reading its tensors.
 
     Args:
       path: path of the folder or file; the config of a file without a config.json next to it is
@@ -142,8 +164,15 @@ def open_hf(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
     config_file = folder / CONFIG_FILE
     has_config = path.is_dir() or config_file.is_file()
     family = check_family(config_file) if has_config else "t5"
-    file, kind = (_weights_file(folder) if path.is_dir() else None) or (path, WEIGHTS_FILE)
-    arrays = _open_arrays(file, _FORMATS[kind].open)
+    found = _weights_file(folder) if path.is_dir() else None
+    file, kind = found or (path, _KIND_OF.get(path.suffix, WEIGHTS_FILE))
+    arrays = _open_arrays(file, _FORMATS[kind])
+    if arrays and not any(math.prod(array.shape) for array in arrays.values()):
+        raise ValueError(
+            f"{file} must contain tensors with values, got {len(arrays)} empty ones, as DeepSpeed "
+            "ZeRO-3 leaves them; run its zero_to_fp32.py, or train with "
+            "stage3_gather_16bit_weights_on_model_save."
+        )
     name_map, layout, ignored, unknown = _match_arrays(arrays, file, kind)
     table = layout[EMBEDDING_PATH].names[0]
     if path.is_dir() and (projection := sentence_transformers.open_projection(path)) is not None:
@@ -179,8 +208,7 @@ def _match_arrays(
 ) -> tuple[NameMap, dict[str, Leaf], dict[str, str], list[str]]:
     """Return the name map, the layout, ignored names with reasons, and unknown names."""
     form = _FORMATS[kind]
-    wrapped = any(name.startswith(form.wrapper) for name in arrays)
-    prefix = form.wrapper if wrapped else ""
+    prefix = _wrapper(arrays, form, file)
     ignored: dict[str, str] = {}
     table = _embedding_name(
         arrays, [prefix + form.spell(name) for name in _EMBEDDINGS], ignored, file
@@ -192,11 +220,31 @@ def _match_arrays(
     for name in rest:
         if name == prefix + form.spell(_UNUSED):
             ignored[name] = "unused cross-attention bias"
-        elif name.startswith(_HEADS):
+        elif name.removeprefix(prefix).startswith(_HEADS) or name.startswith(_HEADS):
             ignored[name] = "head for another task"
+        elif name.endswith(_BUFFERS):
+            ignored[name] = "buffer without learned values"
         elif name == _VOCABULARY:
             ignored[name] = "SentencePiece model"
     return name_map, layout, ignored, [name for name in rest if name not in ignored]
+
+
+def _wrapper(arrays: Mapping[str, LazyArray], form: _Format, file: Path) -> str:
+    """Return the prefix that wrappers of the model gave to every name."""
+    anchor = form.spell(_ANCHOR)
+    prefixes = {name.removesuffix(anchor) for name in arrays if name.endswith(anchor)}
+    if len(prefixes) > 1:
+        raise ValueError(
+            f"{file} must contain one T5, got several with the prefixes "
+            f"{', '.join(map(repr, sorted(prefixes)))}; save one of them."
+        )
+    prefix = prefixes.pop() if prefixes else ""
+    if not {*prefix.split(form.separator)} <= {*_WRAPPERS, ""}:
+        what = recognize_tensors(arrays) or "save the T5 without the prefix"
+        raise ValueError(
+            f"{file} must contain a T5 alone, got one with the prefix {prefix!r:.80}: {what}."
+        )
+    return prefix
 
 
 def _weights_file(path: Path) -> tuple[Path, str] | None:
@@ -208,8 +256,13 @@ def _weights_file(path: Path) -> tuple[Path, str] | None:
     return None
 
 
-def _open_arrays(file: Path, opener: Callable[[Path], Mapping[str, Any]]) -> dict[str, LazyArray]:
-    """Open the arrays of a file, or of all files in an index."""
+def _open_arrays(file: Path, form: _Format) -> dict[str, LazyArray]:
+    """Open the arrays of a file, or of all files in an index.
+
+    An index may list the aliases of tied tensors, which are stored once.
+    """
+    opener = form.open
+    aliases = tuple(form.spell(name) for name in (*_EMBEDDINGS, "lm_head"))
     if file.name.endswith(INDEX_SUFFIX):
         files = read_shard_index(file)
         opened = {shard: opener(shard) for shard in dict.fromkeys(files.values())}
@@ -219,6 +272,8 @@ def _open_arrays(file: Path, opener: Callable[[Path], Mapping[str, Any]]) -> dic
     arrays = {}
     for tensor, holder in files.items():
         value = opened[holder].get(tensor)
+        if value is None and tensor.endswith(aliases):
+            continue
         if not hasattr(value, "blocks"):
             raise ValueError(
                 f"{holder} must contain the tensor {shorten(tensor)}, which {file.name} lists; "
@@ -234,7 +289,12 @@ def _embedding_name(
     """Return the name of the embedding, and add its aliases to `ignored`."""
     present = [name for name in aliases if name in arrays]
     if not present:
-        raise ValueError(f"{file} must contain the embedding {aliases[0]}, got none.")
+        first = ", ".join(shorten(name) for name in [*arrays][:3]) or "no tensors"
+        what = recognize_tensors(arrays)
+        raise ValueError(
+            f"{file} must contain the embedding {aliases[0]}, got {first}, ...; "
+            + (f"it is {what}." if what else "it is not a T5, or has other names.")
+        )
     first, *others = present
     for other in others:
         if not arrays_equal(arrays[first], arrays[other]):

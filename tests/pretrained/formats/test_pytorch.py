@@ -4,6 +4,7 @@ What torch writes is compared with torch's own values, bit for bit; damaged and 
 assembled by `torch_pickles`, without torch.
 """
 
+import datetime
 import os
 import pickle
 import random
@@ -11,6 +12,8 @@ import re
 import struct
 import tracemalloc
 import zipfile
+from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,14 +171,13 @@ def test_open_file_refuses_other_views_by_name(torch, tmp_path, container):
 def test_open_file_refuses_all_but_tensors(torch, tmp_path, container):
     tensors = {"a.weight": torch.ones(2)}
     for state, found in (
-        ({"state_dict": tensors}, "got a dict as state_dict"),
-        ({"model": tensors, "epoch": 3}, "got a dict as model"),
+        ({"weights": tensors}, "got a dict as weights"),
         ({**tensors, "epoch": 3}, "got a int as epoch"),
         ({**tensors, "names": ["a", "b"]}, "got a list as names"),
         ([tensors], "dict of tensors, got a list"),
         (torch.ones(2), "dict of tensors, got a Tensor"),
         (None, "dict of tensors, got a NoneType"),
-        ({1: torch.ones(2)}, "strings as dict keys, got int"),
+        ({1: torch.ones(2)}, "got a Tensor as 1"),
     ):
         message = error_of(save(tmp_path / "model.bin", state, container))
         assert found in message
@@ -188,10 +190,34 @@ def test_open_file_refuses_other_objects_of_torch_by_name(torch, tmp_path, conta
         ({"a": torch.ones(2).to(torch.complex64)}, "torch.ComplexFloatStorage"),
         ({"a": torch.ones(2).to_sparse()}, "torch._utils._rebuild_sparse_tensor"),
         ({"a": torch.float32}, "torch.float32"),
-        (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
     ):
         message = error_of(save(tmp_path / "model.bin", state, container))
         assert f"refers to {asked}, which" in message
+
+
+def test_open_file_names_the_class_of_a_whole_module(torch, tmp_path):
+    message = error_of(save(tmp_path / "model.bin", torch.nn.Linear(2, 2), "zip"))
+    assert "dict of tensors, got a torch.nn.modules.linear.Linear" in message
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_tensors_are_found_among_what_trainers_save(torch, tmp_path, container):
+    model = torch.nn.Linear(2, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(2)).sum().backward()
+    optimizer.step()
+    options = {"lr": 1e-3, "path": Path("runs"), "names": {"a", "b"}, "args": Namespace(x=1.5)}
+    state = model.state_dict()
+    for content in (
+        {"state_dict": state, "hyper_parameters": options, "epoch": 3},
+        {"model": state, "optimizer": optimizer.state_dict(), "score": np.float64(0.5)},
+        {"optimizer": optimizer.state_dict(), "model_state_dict": state},
+        {"module": {"model": state}, "time": datetime.datetime(2026, 1, 1)},
+    ):
+        opened = open_pytorch(save(tmp_path / "last.ckpt", content, container))
+        assert opened.keys() == state.keys()
+        for name, values in state.items():
+            np.testing.assert_array_equal(read_array(opened[name]), values.numpy())
 
 
 def test_torch_reads_the_files_of_these_tests(torch, tmp_path):

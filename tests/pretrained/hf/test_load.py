@@ -185,13 +185,73 @@ def test_load_reads_files_of_mixed_types(tmp_path):
     assert_loads(tmp_path, {n: x.astype(np.float32) for n, x in mixed.items()})
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.int8, np.uint8, ml_dtypes.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, ml_dtypes.float8_e4m3fn])
 def test_load_refuses_types_that_are_no_exact_float32(tmp_path, dtype):
     tensors = hf_folders.random_tensors(CONFIG)
     name = "encoder.block.1.layer.0.SelfAttention.k.weight"
     tensors[name] = tensors[name].astype(dtype)
     message = error_of(hf_folders.write(tmp_path, CONFIG, tensors))
     assert f"{name} must have dtype float32, bfloat16, float16, got " in message
+
+
+def test_load_reads_float64_as_float32(tmp_path):
+    tensors = hf_folders.random_tensors(CONFIG)
+    hf_folders.write(tmp_path, CONFIG, {n: x.astype(np.float64) for n, x in tensors.items()})
+    assert_loads(tmp_path, tensors)
+
+
+PREFIXES = [
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "base_model.model.",
+    "module._orig_mod.",
+    "transformer.",
+]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_load_reads_names_that_a_wrapper_made(tmp_path, prefix):
+    tensors = hf_folders.random_tensors(CONFIG)
+    head = {"v_head.summary.weight": np.ones((1, 4), np.float32)}
+    hf_folders.write(tmp_path, CONFIG, {prefix + n: x for n, x in tensors.items()} | head)
+    assert_loads(tmp_path, tensors)
+
+
+def test_load_refuses_two_models_in_one_file(tmp_path):
+    tensors = hf_folders.random_tensors(CONFIG)
+    both = {p + n: x for p in ("model.", "ema.") for n, x in tensors.items()}
+    message = error_of(hf_folders.write(tmp_path, CONFIG, both))
+    assert "one T5, got several with the prefixes 'ema.', 'model.'" in message
+
+
+def test_load_ignores_buffers(tmp_path):
+    tensors = hf_folders.random_tensors(CONFIG)
+    buffers = {"encoder.block.0.total_ops": np.zeros(1), "total_params": np.zeros(1)}
+    hf_folders.write(tmp_path, CONFIG, tensors | buffers)
+    assert_loads(tmp_path, tensors)
+    assert any("buffer" in line for line in open_hf(tmp_path).ignored.values())
+
+
+def test_load_reads_an_index_that_lists_aliases(tmp_path):
+    tensors = hf_folders.random_tensors(CONFIG)
+    hf_folders.write(tmp_path, CONFIG, tensors, num_shards=2)
+    index = tmp_path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    shard = content["weight_map"]["shared.weight"]
+    for alias in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"):
+        content["weight_map"][alias] = shard
+    index.write_text(json.dumps(content))
+    assert_loads(tmp_path, tensors)
+    content["weight_map"]["encoder.block.0.layer.9.weight"] = shard
+    index.write_text(json.dumps(content))
+    assert "must contain the tensor encoder.block.0.layer.9.weight" in error_of(tmp_path)
+
+
+def test_load_names_the_stubs_of_deepspeed(tmp_path):
+    tensors = hf_folders.random_tensors(CONFIG)
+    hf_folders.write(tmp_path, CONFIG, {n: x.reshape(-1)[:0] for n, x in tensors.items()})
+    assert "zero_to_fp32.py" in error_of(tmp_path)
 
 
 def test_load_ignores_the_bias_that_cross_attention_never_had(tmp_path):
