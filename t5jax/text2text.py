@@ -1,6 +1,7 @@
 """T5 with its tokenizer, from text to text."""
 
 import functools
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -42,7 +43,9 @@ from t5jax.models import (
 )
 from t5jax.ops import is_kernel
 from t5jax.pretrained import save_pretrained
-from t5jax.tokenizers import Tokenizer, encode_with_eos
+from t5jax.tokenizers import Tokenizer, count_unknown, encode_with_eos
+
+_log = logging.getLogger("t5jax")
 
 
 class Text2Text:
@@ -99,6 +102,7 @@ class Text2Text:
         self._config = config
         self._params = params
         self._tokenizer = tokenizer
+        self._reported_unknown = False
         self.generation_config = generation_config or GenerationConfig()
         self.logit_error = logit_error
 
@@ -659,6 +663,10 @@ class Text2Text:
         tokenizer = self._require_tokenizer()
         _check_texts(name, texts)
         inputs = [encode_with_eos(tokenizer, text) for text in texts]
+        if not self._reported_unknown and any(tokenizer.unk_id in ids for ids in inputs):
+            self._reported_unknown = True
+            counts = count_unknown(texts, inputs, tokenizer=tokenizer)
+            _log.warning(f"{name}: {counts}; the model does not see them")
         return limit_lengths(
             inputs, max_tokens, truncate=truncate, eos_id=tokenizer.eos_id, name=name
         )

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, SupportsInt
 
 import jax
 import jax.numpy as jnp
@@ -390,7 +390,7 @@ def _dead_end(prefix_len: int) -> GeneratedSequence:
     return GeneratedSequence([], prefix_len, "dead_end", -np.inf, -np.inf)
 
 
-def check_finite(failed: int | Array) -> None:
+def check_finite(failed: SupportsInt) -> None:
     """Check that all logits of a loop were finite.
 
     Args:

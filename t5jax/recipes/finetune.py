@@ -142,10 +142,15 @@ def _run(
         tokenizer = setup_tokenizer(config, texts.documents, checkpoint=path)
         model = setup_model(config, tokenizer, architecture=architecture, checkpoint=path)
         policy, generation = config.compute_policy(), _default_generation(config, path)
-        limits, say = config.limits, log_once
-        pairs = tokenize_pairs(texts, tokenizer=tokenizer, limits=limits, say=say)
+        checks = {
+            "tokenizer": tokenizer,
+            "limits": config.limits,
+            "max_unknown": config.max_unknown_targets,
+            "say": log_once,
+        }
+        pairs = tokenize_pairs(texts, **checks)
         shares = mixing_shares(tasks, pairs, size_limit=config.size_limit)
-        splits = validation_splits(tasks, texts, tokenizer=tokenizer, limits=limits, say=say)
+        splits = validation_splits(tasks, texts, **checks)
 
         steps = config.fit.steps
         optimizer = make_optimizer(config.optimizer, total_steps=steps, stacked=is_stacked)

@@ -12,6 +12,7 @@ from t5jax.training import RunConfig
 
 # Options that may change when a run is resumed, in addition to those of every run.
 RESUMABLE = (
+    "max_unknown_targets",
     "tasks",  # a path; the contents of the file are recorded as options and data
     "eval_batch_size",
     "final_num_beams",
@@ -38,6 +39,8 @@ class FinetuneConfig(RunConfig):
         are too long to be generated are only reported.
       empty_targets: policy for training examples with an empty target: raise an error, drop or
         keep.  If not 'error', a validation or test split may have only empty references.
+      max_unknown_targets: maximum fraction of targets with unknown tokens, such as characters that
+        the vocabulary lacks; a run with more is refused.
       size_limit: maximum number of examples per task that counts in the mixing rates of tasks
         without weights; T5 tried 2**16 to 2**21.
       num_beams: beam width for validation during training; 1 = no beam search.
@@ -68,6 +71,7 @@ class FinetuneConfig(RunConfig):
     pack: bool = True
     too_long: TooLong = "error"
     empty_targets: Empty = "error"
+    max_unknown_targets: float = 0.1
     size_limit: int = 2**19
     num_beams: int = 1
     final_num_beams: int = 4
@@ -95,6 +99,10 @@ class FinetuneConfig(RunConfig):
             eval_batch_size=self.eval_batch_size,
             average=self.average,
         )
+        if not 0 <= self.max_unknown_targets <= 1:
+            raise ValueError(
+                f"max_unknown_targets must be in [0, 1], got {self.max_unknown_targets}."
+            )
         for count in (self.num_beams, self.final_num_beams):
             self.writing(count)  # reject a bad length penalty before training
 

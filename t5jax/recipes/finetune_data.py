@@ -28,9 +28,11 @@ from t5jax.models import T5Config
 from t5jax.parallel import local_rows, log_once
 from t5jax.recipes.finetune_config import FinetuneConfig
 from t5jax.recipes.validation import EvalSplit
-from t5jax.tokenizers import Tokenizer, encode_with_eos
+from t5jax.tokenizers import Tokenizer, UnknownCounts, count_unknown, encode_with_eos
 
 Say = Callable[[str], None]
+# Fraction of texts with unknown tokens from which on they are reported.
+_REPORTED_UNKNOWN = 0.01
 _HELDOUT: tuple[Split, ...] = ("validation", "test")
 
 
@@ -107,7 +109,7 @@ def _shared(
 
 
 def tokenize_pairs(
-    texts: TaskTexts, *, tokenizer: Tokenizer, limits: PairLimits, say: Say
+    texts: TaskTexts, *, tokenizer: Tokenizer, limits: PairLimits, max_unknown: float, say: Say
 ) -> dict[str, Pairs]:
     """Tokenize the training examples of each task, and apply the limits.
 
@@ -115,27 +117,58 @@ def tokenize_pairs(
       texts: examples of all tasks; the first reference is the target.
       tokenizer: tokenizer of the run.
       limits: length limits, and policies for examples that exceed them.
+      max_unknown: maximum fraction of targets with unknown tokens.
       say: called with the number of examples over each limit, if any.
     Returns:
       Task name -> pairs of ids, EOS included.
     Raises:
-      ValueError: an example is over a limit whose policy is "error", or no example remains.
+      ValueError: an example is over a limit whose policy is "error", no example remains, or too
+        many targets have unknown tokens.
     """
     pairs = {}
     for name, examples in texts.train.items():
-        pairs[name], counts = apply_limits(
-            [encode_with_eos(tokenizer, one.input) for one in examples],
-            [encode_with_eos(tokenizer, one.references[0]) for one in examples],
-            limits=limits,
-            name=name,
+        inputs = [encode_with_eos(tokenizer, one.input) for one in examples]
+        targets = [encode_with_eos(tokenizer, one.references[0]) for one in examples]
+        where = f"training examples of task {name!r}"
+        counts = count_unknown([one.input for one in examples], inputs, tokenizer=tokenizer)
+        _report_unknown(counts, f"inputs in {where}", say)
+        counts = count_unknown(
+            [one.references[0] for one in examples], targets, tokenizer=tokenizer
         )
+        _report_unknown(counts, f"targets in {where}", say, max_unknown=max_unknown)
+        pairs[name], counts = apply_limits(inputs, targets, limits=limits, name=name)
         for line in _account(counts, limits):
             say(f"task {name!r}: {line}")
     return pairs
 
 
+def _report_unknown(
+    counts: UnknownCounts, where: str, say: Say, *, max_unknown: float | None = None
+) -> None:
+    """Report what a vocabulary cannot spell, or reject it beyond a limit."""
+    if max_unknown is not None and counts.unknown_texts > max_unknown * counts.texts:
+        raise ValueError(
+            f"at most {max_unknown:.0%} of the {where} may have unknown tokens, got {counts}; "
+            "replace these characters, train a tokenizer on the data, use bytes or a ByT5, or "
+            "raise max_unknown_targets."
+        )
+    if counts.unknown_texts > _REPORTED_UNKNOWN * counts.texts:
+        say(f"warning: {where}: {counts}")
+    if counts.lost_whitespace:
+        say(
+            f"warning: {where}: {counts.lost_whitespace} of {counts.texts} have line breaks or "
+            "tabs, which the tokenizer turns into spaces"
+        )
+
+
 def validation_splits(
-    tasks: Sequence[Task], texts: TaskTexts, *, tokenizer: Tokenizer, limits: PairLimits, say: Say
+    tasks: Sequence[Task],
+    texts: TaskTexts,
+    *,
+    tokenizer: Tokenizer,
+    limits: PairLimits,
+    max_unknown: float,
+    say: Say,
 ) -> list[EvalSplit]:
     """Check and tokenize the held-out examples of each task, in order.
 
@@ -146,11 +179,13 @@ def validation_splits(
       texts: examples of all tasks.
       tokenizer: tokenizer of the run.
       limits: length limits, and policies for examples that exceed them.
+      max_unknown: maximum fraction of references with unknown tokens.
       say: called with a message about truncated inputs and about references that are empty or too
         long to be generated.
     Raises:
-      ValueError: a metric does not accept the references; or the policy is "error", and an input
-        or every reference of an example is too long, or all references of a split are empty.
+      ValueError: a metric does not accept the references, or too many have unknown tokens; or the
+        policy is "error", and an input or every reference of an example is too long, or all
+        references of a split are empty.
     """
     splits = []
     for task in tasks:
@@ -160,6 +195,12 @@ def validation_splits(
             examples = texts.heldout[task.name, split]
             inputs = [encode_with_eos(tokenizer, one.input) for one in examples]
             where = f"{split} of task {task.name!r}"
+            counts = count_unknown([one.input for one in examples], inputs, tokenizer=tokenizer)
+            _report_unknown(counts, f"inputs in {where}", say)
+            references = [text for one in examples for text in one.references]
+            ids = [tokenizer.encode(text) for text in references]
+            counts = count_unknown(references, ids, tokenizer=tokenizer)
+            _report_unknown(counts, f"references in {where}", say, max_unknown=max_unknown)
             _check_inputs(inputs, limits, where, say)
             _check_references(examples, limits, where, tokenizer, say)
             cut = [truncate_ids(ids, limits.input_length).tolist() for ids in inputs]

@@ -35,6 +35,7 @@ from t5jax.parallel import (
 from t5jax.pretrained import locate_checkpoint
 from t5jax.recipes.pretrain_config import RESUMABLE, UNRECORDED, PretrainConfig
 from t5jax.text2text import Text2Text
+from t5jax.tokenizers import Tokenizer
 from t5jax.training import (
     LossEvaluator,
     RunLock,
@@ -147,7 +148,7 @@ def _run(config: PretrainConfig, lock: RunLock, trackers: Sequence[Tracker]) -> 
         init = functools.partial(init_state, model, optimizer, mesh=mesh, options=config.step)
         state = init(seed=seed, params=initial_params(config, mesh))
     log_model(model, state.params, policy, mesh)
-    _log_corpus(config, len(chunks), raw_length)
+    _log_corpus(config, chunks, raw_length, tokenizer)
 
     result = run_trainer(
         config,
@@ -192,13 +193,27 @@ def _heldout_batches(
     )
 
 
-def _log_corpus(config: PretrainConfig, num_chunks: int, raw_length: int) -> None:
-    num_tokens = num_chunks * raw_length
-    epochs = config.fit.steps * config.batch_size / num_chunks
+def _log_corpus(
+    config: PretrainConfig, chunks: ExampleSource, raw_length: int, tokenizer: Tokenizer
+) -> None:
+    num_tokens = len(chunks) * raw_length
+    epochs = config.fit.steps * config.batch_size / len(chunks)
+    unknown = _unknown_rate(chunks, tokenizer)
     log_once(
-        f"corpus: {num_tokens / 1e6:.1f} M tokens; {config.fit.steps} steps of "
-        f"{config.batch_size} x {config.input_length} are {epochs:.1f} epochs"
+        f"corpus: {num_tokens / 1e6:.1f} M tokens, {unknown:.1%} unknown; {config.fit.steps} steps "
+        f"of {config.batch_size} x {config.input_length} are {epochs:.1f} epochs"
     )
+    if unknown > 0.01:
+        log_once(
+            f"warning: {unknown:.1%} of the tokens are unknown, and the losses count them; train a "
+            "tokenizer on the text, or use bytes"
+        )
+
+
+def _unknown_rate(chunks: ExampleSource, tokenizer: Tokenizer) -> float:
+    """Return the fraction of unknown tokens in up to 1000 evenly spaced chunks."""
+    step = -(-len(chunks) // 1000)
+    return float(np.mean([chunks[i] == tokenizer.unk_id for i in range(0, len(chunks), step)]))
 
 
 def _log_losses(evaluation: Mapping[str, float], uniform: float, unigram: float) -> None:

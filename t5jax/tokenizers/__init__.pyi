@@ -18,12 +18,18 @@ from .sentencepiece import (
     SentencePieceTokenizer as SentencePieceTokenizer,
     train_tokenizer as train_tokenizer,
 )
+from .unknown import (
+    UnknownCounts as UnknownCounts,
+    count_unknown as count_unknown,
+)
 
 __all__ = [
     "ByteTokenizer",
     "HuggingFaceTokenizer",
     "SentencePieceTokenizer",
     "Tokenizer",
+    "UnknownCounts",
+    "count_unknown",
     "encode_with_eos",
     "load_tokenizer",
     "train_tokenizer",

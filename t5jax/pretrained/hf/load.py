@@ -164,8 +164,8 @@ def open_hf(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
     config_file = folder / CONFIG_FILE
     has_config = path.is_dir() or config_file.is_file()
     family = check_family(config_file) if has_config else "t5"
-    found = _weights_file(folder) if path.is_dir() else None
-    file, kind = found or (path, _KIND_OF.get(path.suffix, WEIGHTS_FILE))
+    weights = _weights_file(folder) if path.is_dir() else None
+    file, kind = weights or (path, _KIND_OF.get(path.suffix, WEIGHTS_FILE))
     arrays = _open_arrays(file, _FORMATS[kind])
     if arrays and not any(math.prod(array.shape) for array in arrays.values()):
         raise ValueError(
