@@ -202,8 +202,14 @@ class TaskEvaluator:
         }
 
     def ranking_key(self, evaluation: Mapping[str, float]) -> float:
-        """Return the loss or the negative score, according to `best_by`; lower is better."""
-        return evaluation["loss"] if self._config.best_by == "loss" else -evaluation["score"]
+        """Return the loss or the negative score, according to `best_by`; lower is better.
+
+        Among equal scores, the lower loss is better.
+        """
+        if self._config.best_by == "loss":
+            return evaluation["loss"]
+        # Far below the difference of two scores, in percent.
+        return -evaluation["score"] + 1e-7 * min(evaluation["loss"], 100.0)
 
 
 def score_splits(

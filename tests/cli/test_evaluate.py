@@ -223,7 +223,7 @@ def test_evaluate_prints_sacrebleu_s_signature(evaluate):
             "--predictions de.txt --references de.ref --metrics wer --use-stemmer",
             "use_stemmer must go with one of rouge1",
         ),
-        ("--predictions de.txt --references de.ref --metrics pearson", "must be a number"),
+        ("--predictions sts.txt --references de.ref --metrics pearson", "must be a number"),
     ],
 )
 def test_evaluate_refuses_in_one_sentence(evaluate, arguments, message):

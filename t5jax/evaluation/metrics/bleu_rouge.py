@@ -1,4 +1,4 @@
-"""BLEU and chrF from sacrebleu and ROUGE from rouge-score, with per-example statistics.
+"""BLEU, chrF and TER from sacrebleu and ROUGE from rouge-score, with per-example statistics.
 
 sacrebleu's corpus scores are functions of summed n-gram counts.  Counts are stored per example, so
 that bootstrap resamples are scored without recounting n-grams.
@@ -7,6 +7,7 @@ that bootstrap resamples are scored without recounting n-grams.
 import dataclasses
 import importlib
 import importlib.metadata
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -17,7 +18,9 @@ from t5jax.evaluation.metrics import bootstrap
 from t5jax.evaluation.metrics.bootstrap import MetricResult
 from t5jax.evaluation.metrics.references import References, pair_references
 
-Tokenize = Literal["13a", "intl", "zh", "char", "none"]
+Tokenize = Literal[
+    "13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "spm", "none"
+]
 Rouge = Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
 # sacrebleu's defaults.
 _BLEU_ORDER = 4
@@ -25,6 +28,8 @@ _CHAR_ORDER = 6
 _BETA = 2
 # ASCII punctuation that chrF++ splits off words.
 _PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
+_CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_UNICODE_WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+")
 
 
 def bleu(
@@ -44,12 +49,16 @@ def bleu(
     Returns:
       The score; `detail` holds sacrebleu's signature, precisions and brevity penalty.
     Raises:
-      ValueError: sacrebleu is not installed.
+      ValueError: sacrebleu, or what its tokenizer needs, is not installed.
     """
     sacrebleu = _import_library("sacrebleu")
     pairs = pair_references(predictions, references)
-    # `force` silences the warning about tokenized text, which is legitimate input.
-    metric = sacrebleu.BLEU(tokenize=tokenize, lowercase=lowercase, force=True)
+    try:
+        # `force` silences the warning about tokenized text, which is legitimate input.
+        metric = sacrebleu.BLEU(tokenize=tokenize, lowercase=lowercase, force=True)
+    except (RuntimeError, ImportError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"tokenize={tokenize} needs more of sacrebleu: {reason}") from error
     signature = _signature(metric, pairs)
     # effective_order does not affect counts; without it sacrebleu warns about sentence scores.
     sentences = sacrebleu.BLEU(
@@ -117,6 +126,35 @@ def chrf(
     return MetricResult(counts, score, result.format(signature=signature))
 
 
+def ter(
+    predictions: Sequence[str], references: References, *, lowercase: bool = False
+) -> MetricResult:
+    """Compute sacrebleu's translation edit rate, in percent; lower is better.
+
+    It is the number of word edits and shifts per word of the nearest reference, and ignores case
+    if `lowercase` is set.  (Snover et al. 2006)
+
+    Args:
+      predictions: one text per example.
+      references: one or more texts per prediction.
+      lowercase: whether to ignore case.
+    Returns:
+      The rate; `detail` holds sacrebleu's signature.
+    Raises:
+      ValueError: sacrebleu is not installed.
+    """
+    sacrebleu = _import_library("sacrebleu")
+    pairs = pair_references(predictions, references)
+    metric = sacrebleu.TER(case_sensitive=not lowercase)
+    signature = _signature(metric, pairs)
+    sentences = [metric.sentence_score(prediction, texts) for prediction, texts in pairs]
+    result = bootstrap.ratio_percent(
+        np.array([one.num_edits for one in sentences]),
+        np.array([one.ref_length for one in sentences]),
+    )
+    return dataclasses.replace(result, detail=f"TER|{signature} = {result.score:.2f}")
+
+
 def rouge(
     kind: Rouge, predictions: Sequence[str], references: References, *, use_stemmer: bool = False
 ) -> MetricResult:
@@ -125,7 +163,9 @@ def rouge(
     Args:
       kind: "rouge1" and "rouge2" match word n-grams, "rougeL" the longest common subsequence, and
         "rougeLsum" the same sentence by sentence, split at line breaks.
-      predictions: one text per example; only ASCII letters and digits count.
+      predictions: one text per example; only ASCII letters and digits count, unless a reference
+        has letters but none in ASCII: then all letters of the example count, and each Chinese or
+        Japanese character is a word.
       references: one or more texts per prediction.
       use_stemmer: whether to match words with the same Porter stem; English only.
     Returns:
@@ -133,19 +173,34 @@ def rouge(
     Raises:
       ValueError: rouge-score is not installed.
     """
-    scorer = _import_library("rouge_score.rouge_scorer").RougeScorer(
-        [kind], use_stemmer=use_stemmer
-    )
+    library = _import_library("rouge_score.rouge_scorer")
+    pairs = pair_references(predictions, references)
+    scorer = library.RougeScorer([kind], use_stemmer=use_stemmer)
+    unicode_scorer = library.RougeScorer([kind], tokenizer=_UnicodeTokenizer())
+    wide = [any(map(_lacks_ascii_words, texts)) for _, texts in pairs]
     scores = [
-        scorer.score_multi(texts, prediction)[kind].fmeasure
-        for prediction, texts in pair_references(predictions, references)
+        (unicode_scorer if is_wide else scorer).score_multi(texts, prediction)[kind].fmeasure
+        for (prediction, texts), is_wide in zip(pairs, wide, strict=True)
     ]
     stemmer = "yes" if use_stemmer else "no"
     version = importlib.metadata.version("rouge-score")
     return dataclasses.replace(
         bootstrap.mean_percent(np.array(scores)),
-        detail=f"{kind}|stemmer:{stemmer}|version:{version}",
+        detail=f"{kind}|stemmer:{stemmer}|version:{version}" + "|words:unicode" * any(wide),
     )
+
+
+class _UnicodeTokenizer:
+    """Tokenizer of rouge-score for any script."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the words of a text, and each Chinese or Japanese character."""
+        return _UNICODE_WORD.findall(text.lower())
+
+
+def _lacks_ascii_words(text: str) -> bool:
+    words = "".join(_UNICODE_WORD.findall(text))
+    return bool(words) and not any(x.isascii() for x in words)
 
 
 def _signature(metric: Any, pairs: Sequence[tuple[str, list[str]]]) -> str:

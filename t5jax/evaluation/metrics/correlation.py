@@ -1,6 +1,6 @@
 """Correlations of predicted numbers, and perplexity."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,19 +9,22 @@ from jaxtyping import Float, Int
 from t5jax.evaluation.metrics.bootstrap import MetricResult
 from t5jax.evaluation.metrics.references import References, pair_single_reference
 
+# google-research's T5 scores text that is no number as this.
+_NO_NUMBER = -1.0
+
 
 def pearson(predictions: Sequence[str], references: References) -> MetricResult:
     """Compute the Pearson correlation, in percent; NaN if either side is constant.
 
     Args:
-      predictions: one number per example, as text.
+      predictions: one number per example, as text; any other text counts as -1, as in T5.
       references: one number per prediction, as text.
     Returns:
       The correlation.
     Raises:
-      ValueError: a text is not a finite number, or an example has several references.
+      ValueError: a reference is not a finite number, or an example has several references.
     """
-    return MetricResult(_parse_pairs(predictions, references), _pearson)
+    return _correlation(predictions, references, _pearson)
 
 
 def spearman(predictions: Sequence[str], references: References) -> MetricResult:
@@ -30,14 +33,14 @@ def spearman(predictions: Sequence[str], references: References) -> MetricResult
     Ties get their mean rank.
 
     Args:
-      predictions: one number per example, as text.
+      predictions: one number per example, as text; any other text counts as -1, as in T5.
       references: one number per prediction, as text.
     Returns:
       The correlation.
     Raises:
-      ValueError: a text is not a finite number, or an example has several references.
+      ValueError: a reference is not a finite number, or an example has several references.
     """
-    return MetricResult(_parse_pairs(predictions, references), _spearman)
+    return _correlation(predictions, references, _spearman)
 
 
 def perplexity(
@@ -101,21 +104,21 @@ def _has_constant_column(rows: Float[np.ndarray, "n 2"]) -> bool:
     return bool((rows == rows[0]).all(axis=0).any())
 
 
-def _parse_pairs(predictions: Sequence[str], references: References) -> Float[np.ndarray, "n 2"]:
+def _correlation(
+    predictions: Sequence[str], references: References, combine: Callable[[np.ndarray], float]
+) -> MetricResult:
     pairs = pair_single_reference(predictions, references)
-    columns = zip(("prediction", "reference"), zip(*pairs, strict=True), strict=True)
-    return np.stack([_parse(name, texts) for name, texts in columns], axis=1)
-
-
-def _parse(name: str, texts: Sequence[str]) -> Float[np.ndarray, "n"]:
-    values = np.array([_to_float(text) for text in texts])
-    wrong = np.flatnonzero(~np.isfinite(values))
+    rows = np.array([[_to_float(text) for text in pair] for pair in pairs])
+    wrong = np.flatnonzero(~np.isfinite(rows[:, 1]))
     if len(wrong):
         raise ValueError(
-            f"each {name} must be a number, got {texts[wrong[0]]!r:.60} for example {wrong[0]} "
-            f"({len(wrong)} non-numbers in all)."
+            f"each reference must be a number, got {pairs[wrong[0]][1]!r:.60} for example "
+            f"{wrong[0]} ({len(wrong)} non-numbers in all)."
         )
-    return values
+    bad = ~np.isfinite(rows[:, 0])
+    rows[bad, 0] = _NO_NUMBER
+    detail = f"{bad.sum()} of {len(bad)} predictions are no numbers and count as {_NO_NUMBER:g}"
+    return MetricResult(rows, combine, detail if bad.any() else "")
 
 
 def _to_float(text: str) -> float:

@@ -19,9 +19,9 @@ class TextOptions:
     """Text comparison options of metrics.
 
     Attributes:
-      tokenize: sacrebleu tokenizer for BLEU: 13a (as in WMT), intl, zh, char, or none for text that
-        is already tokenized.
-      lowercase: ignore case in BLEU and chrF.
+      tokenize: sacrebleu tokenizer for BLEU: 13a (as in WMT), intl, zh, ja-mecab, ko-mecab, char,
+        flores101, flores200, spm, or none for text that is already tokenized.
+      lowercase: ignore case in BLEU, chrF and TER.
       use_stemmer: match words with the same stem in ROUGE; English only.
 
     Examples:
@@ -100,6 +100,9 @@ METRICS: dict[str, Metric] = {
         functools.partial(bleu_rouge.chrf, word_order=2),
         "sacrebleu's chrF2 of characters and words",
         ("lowercase",),
+    ),
+    "ter": Metric(
+        bleu_rouge.ter, "sacrebleu's translation edit rate", ("lowercase",), is_error=True
     ),
     "rouge1": _rouge("rouge1", "ROUGE F1 of words"),
     "rouge2": _rouge("rouge2", "ROUGE F1 of pairs of words"),

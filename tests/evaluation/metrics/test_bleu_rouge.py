@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from t5jax.evaluation.metrics.bleu_rouge import bleu, chrf, rouge
+from t5jax.evaluation.metrics.bleu_rouge import bleu, chrf, rouge, ter
 from t5jax.evaluation.metrics.bootstrap import bootstrap_interval
 
 TEXT = "the cat sat on a Mat . , runs running Läufer 世界 it's 3.5 don't (so) — \U0001f600"
@@ -129,3 +129,39 @@ def test_libraries_are_imported_by_use_alone():
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert "t5jax" in loaded
     assert not loaded & {"sacrebleu", "rouge_score", "nltk", "scipy"}
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_ter_is_sacrebleu_s(lowercase):
+    sacrebleu = pytest.importorskip("sacrebleu")
+    predictions, listed = texts(5, references=2)
+    metric = sacrebleu.TER(case_sensitive=not lowercase)
+    expected = metric.corpus_score(predictions, list(zip(*listed, strict=True)))
+    result = ter(predictions, listed, lowercase=lowercase)
+    assert result.score == pytest.approx(expected.score, rel=1e-12)
+    assert result.detail.startswith("TER|")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "expected"),
+    [
+        ("今天天气很好", "今天天气很好", 100.0),
+        ("今天很好", "今天天气很好", 80.0),  # 4 of 4 and 4 of 6 characters
+        ("Сегодня хорошо", "сегодня плохо", 50.0),
+        ("", "сегодня плохо", 0.0),
+    ],
+)
+def test_rouge_counts_words_of_all_scripts(prediction, reference, expected):
+    pytest.importorskip("rouge_score")
+    result = rouge("rouge1", [prediction], [[reference]])
+    assert result.score == pytest.approx(expected)
+    assert result.detail.endswith("|words:unicode")
+    mixed = rouge("rouge1", ["a b", prediction], [["a c"], [reference]])
+    assert mixed.score == pytest.approx((50 + expected) / 2)
+
+
+def test_tokenizer_without_its_library_is_an_error_of_one_sentence(monkeypatch):
+    pytest.importorskip("sacrebleu")
+    monkeypatch.setitem(sys.modules, "MeCab", None)
+    with pytest.raises(ValueError, match="tokenize=ja-mecab needs more of sacrebleu"):
+        bleu(["a"], [["a"]], tokenize="ja-mecab")

@@ -60,9 +60,21 @@ def test_spearman_of_a_draw_ranks_it_anew():
     assert low < measured.score < high
 
 
-def test_pearson_refuses_what_is_no_number():
-    with pytest.raises(ValueError, match="each prediction must be a number, got 'x' for example 1"):
-        pearson(["1", "x", "inf"], ["1", "2", "3"])
+def test_predictions_that_are_no_numbers_count_as_minus_one():
+    # google-research's T5: string_to_float(default=-1), scored by numpy.
+    rng = np.random.default_rng(0)
+    gold = np.round(rng.uniform(0, 5, 100), 1)
+    said = np.round(np.clip(gold + rng.normal(0, 0.3, 100), 0, 5), 1)
+    texts = [str(x) for x in said]
+    for place, text in ((7, "entailment"), (40, ""), (41, "nan"), (42, "inf")):
+        texts[place], said[place] = text, -1
+    result = pearson(texts, [str(x) for x in gold])
+    assert result.score == pytest.approx(100 * np.corrcoef(said, gold)[0, 1])
+    assert result.detail == "4 of 100 predictions are no numbers and count as -1"
+    assert pearson(["1", "2"], ["2", "1"]).detail == ""
+
+
+def test_pearson_refuses_references_that_are_no_numbers():
     with pytest.raises(ValueError, match="each reference must be a number, got '' for example 0"):
         pearson(["1", "2"], ["", "2"])
 
