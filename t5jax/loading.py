@@ -14,6 +14,7 @@ from t5jax.pretrained import (
     find_generation_settings,
     load_pretrained,
     locate_checkpoint,
+    read_sentence_encoder,
 )
 from t5jax.pretrained.hf import save_hf
 from t5jax.text2text import Text2Text
@@ -73,6 +74,7 @@ def load(
         dtype=np.dtype(jnp.float32 if dtype == "auto" else dtype),
         mesh=mesh,
     )
+    sentence_encoder = read_sentence_encoder(path, config, name=str(name_or_path))
     error = None
     if weights == "int8":
         params, error = quantize_params(params, config, policy=policy)
@@ -82,6 +84,7 @@ def load(
         tokenizer or own_tokenizer,
         policy=policy,
         generation_config=generation,
+        sentence_encoder=sentence_encoder,
         logit_error=error,
     )
 
@@ -109,5 +112,6 @@ def export_hf(t5: Text2Text, folder: str | os.PathLike, *, overwrite: bool = Fal
         Weights.from_params(t5.params),
         t5.tokenizer,
         generation=to_generation_file(t5.generation_config),
+        sentence_encoder=t5.sentence_encoder,
         overwrite=overwrite,
     )

@@ -37,6 +37,7 @@ from t5jax.models import (
     ComputePolicy,
     LogitError,
     Params,
+    SentenceEncoder,
     T5Config,
     bind,
     check_saveable,
@@ -46,6 +47,9 @@ from t5jax.pretrained import save_pretrained
 from t5jax.tokenizers import Tokenizer, count_unknown, encode_with_eos
 
 _log = logging.getLogger("t5jax")
+
+# Default limit of inputs that no model sets, EOS included.
+_MAX_TOKENS = 2048
 
 
 class Text2Text:
@@ -73,6 +77,7 @@ class Text2Text:
         *,
         policy: ComputePolicy = ComputePolicy(),
         generation_config: GenerationConfig | None = None,
+        sentence_encoder: SentenceEncoder | None = None,
         logit_error: LogitError | None = None,
     ):
         """Create a model from config, parameters and tokenizer.
@@ -83,6 +88,8 @@ class Text2Text:
           tokenizer: tokenizer of the model; if None, only methods that take ids work.
           policy: compute policy; defaults to float32.
           generation_config: default generation options; defaults to `GenerationConfig()`.
+          sentence_encoder: layers and settings of a sentence encoder, used by `embed`; defaults to
+            the normalized mean of the states, after the projection if there is one.
           logit_error: change of the logits caused by int8 weights.
         Raises:
           ValueError: the parameters do not match the config, or the tokenizer has more ids than
@@ -104,6 +111,7 @@ class Text2Text:
         self._tokenizer = tokenizer
         self._reported_unknown = False
         self.generation_config = generation_config or GenerationConfig()
+        self._sentence_encoder = sentence_encoder
         self.logit_error = logit_error
 
     def __repr__(self) -> str:
@@ -122,7 +130,8 @@ class Text2Text:
         """Compute policy.
 
         To change it, create `Text2Text(t5.config, t5.params, t5.tokenizer, policy=...)`; the two
-        models share their parameters.
+        models share their parameters.  A sentence encoder also needs
+        `sentence_encoder=t5.sentence_encoder`.
         """
         return self._model.policy
 
@@ -145,6 +154,11 @@ class Text2Text:
         """Tokenizer of the model; if None, only methods that take ids work."""
         return self._tokenizer
 
+    @property
+    def sentence_encoder(self) -> SentenceEncoder | None:
+        """Layers and settings read from a folder of sentence-transformers, or None."""
+        return self._sentence_encoder
+
     @functools.cached_property
     def engine(self) -> Engine:
         """Generation engine, from ids to ids."""
@@ -153,7 +167,12 @@ class Text2Text:
     @functools.cached_property
     def scorer(self) -> Scorer:
         """Scorer of ids: encoder states, embeddings and log-probabilities."""
-        return Scorer(self.config, self.params, policy=self.policy)
+        return Scorer(
+            self.config,
+            self.params,
+            policy=self.policy,
+            sentence_encoder=self.sentence_encoder,
+        )
 
     def generate(
         self,
@@ -393,7 +412,7 @@ class Text2Text:
         texts: Sequence[str],
         *,
         batch_size: int = 32,
-        max_input_tokens: int = 2048,
+        max_input_tokens: int | None = None,
         truncate: bool = False,
     ) -> tuple[Float[np.ndarray, "B S D"], Bool[np.ndarray, "B S"]]:
         """Return the final encoder states of every text, and their mask.
@@ -401,14 +420,15 @@ class Text2Text:
         Args:
           texts: inputs.
           batch_size: maximum number of texts computed at once.
-          max_input_tokens: maximum length of a text in tokens, EOS included.
+          max_input_tokens: maximum length of a text in tokens, EOS included.  Defaults to the limit
+            of a sentence encoder, to which it truncates texts with a warning, or to 2048.
           truncate: truncate longer texts with a warning instead of raising an error.
         Returns:
           [B, S, D] float32 states, 0 on padding, and a [B, S] mask that is True on tokens; S is the
           length of the longest text, EOS included.
         Raises:
           TypeError: `texts` is not a list of strings.
-          ValueError: a text is too long, or the model has no tokenizer.
+          ValueError: a text is too long, the model has no tokenizer, or a state is not finite.
 
         Examples:
           >>> states, mask = t5.encode(["the baker", ""])
@@ -416,32 +436,39 @@ class Text2Text:
           (16, 1)
         """
         check_at_least(1, batch_size=batch_size)
-        inputs = self.tokenize(texts, max_tokens=max_input_tokens, truncate=truncate)
+        inputs = self._tokenize_for_encoder(texts, "", max_input_tokens, truncate)
         return self.scorer.encode(inputs, batch_size=batch_size)
 
     def embed(
         self,
         texts: Sequence[str],
         *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
         batch_size: int = 32,
-        max_input_tokens: int = 2048,
+        max_input_tokens: int | None = None,
         truncate: bool = False,
     ) -> Float[np.ndarray, "B E"]:
-        """Return one embedding per text: the normalized mean of its encoder states.
+        """Return one embedding per text.
 
-        Models with a projection (sentence-T5, GTR) apply it to the mean.  (arXiv:2108.08877,
-        section 3)
+        For a folder of sentence-transformers, it is the vector of its `encode`: prompt, length
+        limit and layers are the folder's.  For other models, it is the normalized mean of the
+        encoder states, after the projection if there is one.  (arXiv:2108.08877, section 3)
 
         Args:
           texts: inputs.
+          prompt: prompt to prepend to every text; "" for none.  Takes precedence over
+            `prompt_name`.
+          prompt_name: name of one of the model's prompts; defaults to the model's default prompt.
           batch_size: as in `encode`.
           max_input_tokens: as in `encode`.
           truncate: as in `encode`.
         Returns:
-          [B, E] float32, rows of norm 1; E is the width of the projection, or d_model without one.
+          [B, E] float32, rows of norm 1 unless a sentence encoder does not normalize; E is its
+          output width, the width of the projection, or d_model without one.
         Raises:
           TypeError: as in `encode`.
-          ValueError: as in `encode`.
+          ValueError: as in `encode`, or the model has no prompt named `prompt_name`.
 
         Examples:
           >>> embeddings = t5.embed(["the baker", "my sister"])
@@ -449,8 +476,26 @@ class Text2Text:
           [1.0, 1.0]
         """
         check_at_least(1, batch_size=batch_size)
-        inputs = self.tokenize(texts, max_tokens=max_input_tokens, truncate=truncate)
-        return self.scorer.embed(inputs, batch_size=batch_size)
+        encoder = self.scorer.sentence_encoder
+        prompt = encoder.prompt(prompt=prompt, prompt_name=prompt_name)
+        inputs = self._tokenize_for_encoder(texts, prompt, max_input_tokens, truncate)
+        # The length of the prompt alone, although its last piece may merge with the text.
+        alone = self._require_tokenizer().encode(encoder.prepare(prompt)) if prompt else []
+        limit = max_input_tokens or encoder.max_tokens
+        length = len(alone) if limit is None else min(len(alone), limit - 1)
+        return self.scorer.embed(inputs, batch_size=batch_size, prompt_length=length)
+
+    def _tokenize_for_encoder(
+        self, texts: Sequence[str], prompt: str, max_input_tokens: int | None, truncate: bool
+    ) -> list[list[int]]:
+        """Return the ids of texts, prepared as the sentence encoder requires."""
+        _check_texts("texts", texts)
+        encoder = self.scorer.sentence_encoder
+        if max_input_tokens is None:
+            max_input_tokens = encoder.max_tokens or _MAX_TOKENS
+            truncate = truncate or encoder.max_tokens is not None
+        prepared = [encoder.prepare(prompt + text) for text in texts]
+        return self.tokenize(prepared, max_tokens=max_input_tokens, truncate=truncate)
 
     def score(
         self,
@@ -696,6 +741,7 @@ class Text2Text:
             self.params,
             self.tokenizer,
             generation=to_generation_file(self.generation_config),
+            sentence_encoder=self.sentence_encoder,
             overwrite=overwrite,
         )
 

@@ -461,6 +461,36 @@ def test_weights_that_break_on_the_way_are_an_error_with_that_step(t5, short):
         broken.generate([short[0]], max_new_tokens=LIMIT)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_scores_of_an_output_layer_that_is_not_finite_are_an_error(t5, short, bad):
+    """Also if the target itself has a finite log-probability, as with a logit of -inf."""
+    params = jax.tree.map(lambda leaf: leaf, t5.params)
+    params["output"] = {"kernel": params["output"]["kernel"].at[:, 40].set(bad)}
+    broken = Text2Text(t5.config, params, t5.tokenizer)
+    message = r"^logits must be finite, got NaN or infinity for input 0; .*dtype='float32' or"
+    with pytest.raises(ValueError, match=message):
+        broken.score(short[:1], ["apples"])
+    with pytest.raises(ValueError, match=message):
+        broken.rank(short[:1], ["apples", ""])
+    with pytest.raises(ValueError, match=message):
+        broken.scorer.score_tokens([[5, 1]], [[6, 1]], batch_size=1, num_best=0)
+    assert np.isfinite(broken.embed(short)).all()  # the encoder is intact
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_encoder_that_is_not_finite_is_an_error(t5, bad):
+    params = jax.tree.map(lambda leaf: leaf, t5.params)
+    scale = params["encoder"]["final_norm"]["scale"]
+    params["encoder"] = params["encoder"] | {"final_norm": {"scale": scale.at[3].set(bad)}}
+    broken = Text2Text(t5.config, params, t5.tokenizer)
+    with pytest.raises(ValueError, match=r"^embeddings must be finite, got NaN or infinity for"):
+        broken.embed(["apples", ""])
+    with pytest.raises(ValueError, match=r"^encoder states must be finite, got NaN or infinity"):
+        broken.encode(["apples", ""])
+    with pytest.raises(ValueError, match=r"^logits must be finite, got NaN or infinity for input"):
+        broken.score(["apples", ""], ["", "apples"])
+
+
 # Warmth.
 
 

@@ -390,6 +390,11 @@ def _dead_end(prefix_len: int) -> GeneratedSequence:
     return GeneratedSequence([], prefix_len, "dead_end", -np.inf, -np.inf)
 
 
+NOT_FINITE = (
+    "the weights are corrupt or overflow: load them with dtype='float32' or dtype='bfloat16'."
+)
+
+
 def check_finite(failed: SupportsInt) -> None:
     """Check that all logits of a loop were finite.
 
@@ -400,8 +405,8 @@ def check_finite(failed: SupportsInt) -> None:
     """
     if int(failed) >= 0:
         raise ValueError(
-            f"logits must be finite, got NaN or infinity at step {int(failed)} of the decoder; the "
-            "weights are corrupt or overflow: load them with dtype='float32' or dtype='bfloat16'."
+            f"logits must be finite, got NaN or infinity at step {int(failed)} of the decoder; "
+            f"{NOT_FINITE}"
         )
 
 

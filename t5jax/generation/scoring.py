@@ -11,7 +11,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from t5jax.data import shift_right
 from t5jax.generation.batching import InputBatch, batch_bucket, batches_by_length, pad_batch
-from t5jax.models import ComputePolicy, Params, T5Config, bind
+from t5jax.generation.engine import NOT_FINITE
+from t5jax.models import (
+    ComputePolicy,
+    Layer,
+    Params,
+    SentenceEncoder,
+    T5Config,
+    apply_layers,
+    bind,
+)
 
 # Number of positions whose logits are in memory at once; all would not fit for a large vocabulary.
 _CHUNK = 8
@@ -38,6 +47,7 @@ class Scorer:
       config: architecture of the model.
       params: parameters of the model.
       policy: compute policy.
+      sentence_encoder: layers between encoder states and embeddings.
 
     Examples:
       >>> scorer = t5jax.generation.Scorer(config, params, policy=t5jax.ComputePolicy())
@@ -46,10 +56,18 @@ class Scorer:
       ((2, 3, 16), [3, 2])
     """
 
-    def __init__(self, config: T5Config, params: Params, *, policy: ComputePolicy):
+    def __init__(
+        self,
+        config: T5Config,
+        params: Params,
+        *,
+        policy: ComputePolicy,
+        sentence_encoder: SentenceEncoder | None = None,
+    ):
         self.config = config
         self.params = params
         self.policy = policy
+        self.sentence_encoder = sentence_encoder or SentenceEncoder.default(config)
 
     def encode(
         self, inputs: Sequence[Sequence[int]], *, batch_size: int
@@ -62,6 +80,8 @@ class Scorer:
         Returns:
           [B, S, D] float32 states, 0 on padding, and a [B, S] mask that is True on ids; S is the
           length of the longest input.
+        Raises:
+          ValueError: a state is not finite.
         """
         lengths = np.array([len(ids) for ids in inputs], np.int32)
         width = int(lengths.max(initial=0))
@@ -74,26 +94,40 @@ class Scorer:
             encoded = np.asarray(encoded.astype(jnp.float32))
             for index, row in zip(batch.indices, encoded, strict=False):
                 states[index, : lengths[index]] = row[: lengths[index]]
+                _check_finite("encoder states", index, states[index])
         return states, mask
 
     def embed(
-        self, inputs: Sequence[Sequence[int]], *, batch_size: int
+        self, inputs: Sequence[Sequence[int]], *, batch_size: int, prompt_length: int = 0
     ) -> Float[np.ndarray, "B E"]:
         """Return the embedding of every input.
 
         Args:
           inputs: ids of every input.
           batch_size: maximum number of inputs computed at once.
+          prompt_length: number of leading ids of every input that belong to the prompt.
         Returns:
-          [B, E] float32, rows of norm 1; E is `projection_dim`, or `d_model` without a projection.
+          [B, E] float32; E is the output width of the sentence encoder.
+        Raises:
+          ValueError: an embedding is not finite.
         """
-        width = self.config.projection_dim or self.config.d_model
+        encoder = self.sentence_encoder
+        layers = encoder.with_projection(self.params.get("projection", {}).get("kernel"))
+        width = encoder.width(self.config)
         embeddings = np.zeros((len(inputs), width), np.float32)
         for batch in self._batches(inputs, batch_size):
             rows = embed_batch(
-                self.params, batch.tokens, batch.mask, config=self.config, policy=self.policy
+                self.params,
+                batch.tokens,
+                batch.mask,
+                layers=layers,
+                prompt_length=jnp.int32(prompt_length),
+                config=self.config,
+                policy=self.policy,
             )
-            embeddings[batch.indices] = np.asarray(rows)[: len(batch.indices)]
+            for index, row in zip(batch.indices, np.asarray(rows), strict=False):
+                embeddings[index] = row[:width]
+                _check_finite("embeddings", index, row)
         return embeddings
 
     def score_candidates(
@@ -112,6 +146,8 @@ class Scorer:
             split.
         Returns:
           For each target of each input, a [T] float32 array in nats.
+        Raises:
+          ValueError: logits are not finite.
         """
         most = max(map(len, candidates), default=0)
         scores: list[list[Float[np.ndarray, " T"]]] = [[] for _ in inputs]
@@ -130,6 +166,8 @@ class Scorer:
                 scores[index] = [
                     one[: len(ids)] for one, ids in zip(row, targets_of_input, strict=False)
                 ]
+                for log_probs_of_target in scores[index]:
+                    _check_finite("logits", index, log_probs_of_target)
         return scores
 
     def score_tokens(
@@ -149,6 +187,8 @@ class Scorer:
           num_best: number of most likely tokens to return for each position.
         Returns:
           The scores of each target.
+        Raises:
+          ValueError: logits are not finite.
         """
         scores: dict[int, TokenScores] = {}
         for batch in self._batches(inputs, batch_size):
@@ -156,6 +196,7 @@ class Scorer:
             arrays = map(np.asarray, self._score_batch(batch, padded, num_best=num_best))
             for index, *row in zip(batch.indices, *arrays, strict=False):
                 scores[index] = TokenScores(*(part[: len(targets[index])] for part in row))
+                _check_finite("logits", index, row[0][: len(targets[index])])
         return [scores[index] for index in range(len(inputs))]
 
     def cross_attention(
@@ -173,6 +214,8 @@ class Scorer:
           batch_size: maximum number of pairs computed at once.
         Returns:
           For each input, an [L, N, T, S] float32 array; its rows sum to 1 over S.
+        Raises:
+          ValueError: a weight is not finite.
         """
         weights: dict[int, Float[np.ndarray, "L N T S"]] = {}
         for batch in self._batches(inputs, batch_size):
@@ -188,6 +231,7 @@ class Scorer:
             rows = np.moveaxis(np.asarray(rows), 1, 0)
             for index, row in zip(batch.indices, rows, strict=False):
                 weights[index] = row[:, :, : len(targets[index]), : len(inputs[index])].copy()
+                _check_finite("attention weights", index, weights[index])
         return [weights[index] for index in range(len(inputs))]
 
     def _batches(self, inputs: Sequence[Sequence[int]], batch_size: int) -> Iterator[InputBatch]:
@@ -223,6 +267,14 @@ class Scorer:
         return shift_right(targets, start_id=self.config.decoder_start_id)
 
 
+def _check_finite(name: str, index: int, values: np.ndarray) -> None:
+    """Raise ValueError unless all values that were computed for an input are finite."""
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"{name} must be finite, got NaN or infinity for input {index}; {NOT_FINITE}"
+        )
+
+
 @functools.partial(jax.jit, static_argnames=("config", "policy"))
 def encode_batch(
     params: Params,
@@ -252,27 +304,27 @@ def embed_batch(
     encoder_tokens: Int[Array, "B S"],
     encoder_mask: Bool[Array, "B S"],
     *,
+    layers: tuple[Layer, ...],
+    prompt_length: Int[Array, ""],
     config: T5Config,
     policy: ComputePolicy,
 ) -> Float[Array, "B E"]:
-    """Return the normalized mean of the final encoder states, after the model's projection if any.
+    """Return the embeddings that the layers of a sentence encoder make of the encoder states.
 
     Args:
       params: parameters of the model.
       encoder_tokens: [B, S] input ids.
       encoder_mask: [B, S] True on ids that are not padding.
-      config: architecture of the model; `projection_dim` enables the projection.
+      layers: layers of the sentence encoder.
+      prompt_length: number of leading ids that belong to the prompt.
+      config: architecture of the model.
       policy: compute policy.
     Returns:
       [B, E] float32.
     """
     model = bind(config, params, policy=policy)
     states = model.encode(encoder_tokens, encoder_mask=encoder_mask).astype(jnp.float32)
-    weights = encoder_mask.astype(jnp.float32)[..., None]
-    mean = jnp.sum(states * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
-    if model.projection is not None:
-        mean = model.projection(mean)
-    return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+    return apply_layers(layers, states, encoder_mask, prompt_length=prompt_length)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "policy", "num_best"))
@@ -299,7 +351,7 @@ def score_tokens(
       policy: compute policy.
       num_best: number of most likely tokens to return for each position.
     Returns:
-      float32 log-probabilities in nats.
+      float32 log-probabilities in nats, NaN where a logit is not finite.
     """
     model = bind(config, params, policy=policy)
     encoded = model.encode(encoder_tokens, encoder_mask=encoder_mask)
@@ -307,7 +359,10 @@ def score_tokens(
 
     def score_chunk(chunk):
         states, targets = chunk
-        log_probs = jax.nn.log_softmax(model.logits(states))
+        logits = model.logits(states)
+        # An infinite logit of one token would leave the log-probabilities of others finite.
+        finite = jnp.isfinite(logits).all(axis=-1, keepdims=True)
+        log_probs = jnp.where(finite, jax.nn.log_softmax(logits), jnp.nan)
         chosen = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
         return chosen, *jax.lax.top_k(log_probs, num_best)
 

@@ -23,6 +23,9 @@ from .open import (
     open_checkpoint as open_checkpoint,
     save_pretrained as save_pretrained,
 )
+from .sentence_transformers import (
+    read_sentence_encoder as read_sentence_encoder,
+)
 from .source import (
     Weights as Weights,
 )

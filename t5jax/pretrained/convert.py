@@ -10,10 +10,11 @@ import jax
 import numpy as np
 
 from t5jax.fileio import JsonObject, write_atomically
-from t5jax.models import Params
+from t5jax.models import Params, SentenceEncoder
 from t5jax.pretrained import open
 from t5jax.pretrained.formats import DTYPES
 from t5jax.pretrained.hf import save_hf
+from t5jax.pretrained.sentence_transformers import read_sentence_encoder
 from t5jax.pretrained.source import CheckpointSource, Progress, Weights, WrittenArray
 from t5jax.pretrained.t5x import save_t5x
 
@@ -88,6 +89,9 @@ def convert_checkpoint(
     checkpoint = open.open_checkpoint(path, encoder_only=encoder_only)
     _check_apart(path, checkpoint, Path(destination).expanduser())
     tokenizer, generation = open.find_tokenizer(path), open.find_generation_settings(path)
+    sentence_encoder = read_sentence_encoder(path, checkpoint.config, name=str(source))
+    if to == "t5x":
+        _check_plain(sentence_encoder)
     total = sum(checkpoint.num_bytes(name) for name in checkpoint.layout)
 
     def advance(num_bytes: int) -> None:
@@ -105,6 +109,7 @@ def convert_checkpoint(
             params,
             tokenizer,
             generation=generation,
+            sentence_encoder=sentence_encoder,
             overwrite=overwrite,
         )
         weights = Weights.from_params(params)
@@ -119,6 +124,7 @@ def convert_checkpoint(
                 weights,
                 tokenizer,
                 generation=generation,
+                sentence_encoder=sentence_encoder,
                 overwrite=overwrite,
                 max_shard_bytes=max_shard_bytes,
                 written=written.append,
@@ -137,6 +143,16 @@ def convert_checkpoint(
     file = Path(destination).expanduser() / REPORT_FILE
     write_atomically(file, json.dumps(report, indent=1) + "\n")
     return Conversion(checkpoint, report)
+
+
+def _check_plain(encoder: SentenceEncoder | None) -> None:
+    """Reject a sentence encoder with arrays of its own, which T5X does not support."""
+    if encoder is not None and jax.tree.leaves(encoder.layers):
+        names = ", ".join(type(layer).__name__ for layer in encoder.layers)
+        raise ValueError(
+            f"a T5X checkpoint must be a plain T5, got one with {names}; use the Hugging Face or "
+            "t5jax format."
+        )
 
 
 def _check_apart(path: Path, source: CheckpointSource, destination: Path) -> None:

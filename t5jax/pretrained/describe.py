@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from t5jax.fileio import JsonObject
-from t5jax.models import T5Config, preset_fields
+from t5jax.models import Dense, Pooling, SentenceEncoder, T5Config, preset_fields
 from t5jax.pretrained import open
+from t5jax.pretrained.sentence_transformers import read_sentence_encoder
 from t5jax.pretrained.source import CheckpointSource
 from t5jax.tokenizers import Tokenizer
 
@@ -34,10 +35,14 @@ def describe_checkpoint(
       ('t5jax', 97, dict_keys(['float32']))
     """
     path = open.locate_checkpoint(str(source), revision=revision, subfolder=subfolder)
-    return _describe(open.open_checkpoint(path), open.find_tokenizer(path))
+    checkpoint = open.open_checkpoint(path)
+    encoder = read_sentence_encoder(path, checkpoint.config, name=str(source))
+    return _describe(checkpoint, open.find_tokenizer(path), encoder)
 
 
-def _describe(source: CheckpointSource, tokenizer: Tokenizer | None) -> JsonObject:
+def _describe(
+    source: CheckpointSource, tokenizer: Tokenizer | None, encoder: SentenceEncoder | None
+) -> JsonObject:
     config = source.config
     counts = {path: int(np.prod(shape)) for path, shape in source.shapes.items()}
     types: dict[str, int] = {}
@@ -73,8 +78,33 @@ def _describe(source: CheckpointSource, tokenizer: Tokenizer | None) -> JsonObje
             "decoder start": config.decoder_start_id,
             **({} if tokenizer is None else {"unknown": tokenizer.unk_id}),
         },
+        **({} if encoder is None else {"embedding": _describe_sentence_encoder(encoder)}),
         "ignored": source.ignored_lines(),
         "notes": list(source.notes),
+    }
+
+
+def _describe_sentence_encoder(encoder: SentenceEncoder) -> dict[str, str | int | bool]:
+    """Return the layers after the T5 encoder, and the settings that are not the defaults."""
+    layers = []
+    for layer in encoder.layers:
+        name = type(layer).__name__
+        if isinstance(layer, Pooling):
+            name += f" ({' + '.join(layer.modes)}{'' if layer.include_prompt else ', no prompt'})"
+        elif isinstance(layer, Dense) and layer.activation != "Identity":
+            name += f" ({layer.activation})"
+        layers.append(name)
+    facts = {
+        "max tokens": encoder.max_tokens,
+        "lower case": encoder.lower_case or None,
+        "prompts": " ".join(name for name, text in encoder.prompts.items() if text) or None,
+        "default prompt": encoder.default_prompt_name,
+        "similarity": encoder.similarity,
+        "features kept": encoder.truncate_dim,
+    }
+    return {
+        "layers": " > ".join(layers),
+        **{name: value for name, value in facts.items() if value is not None},
     }
 
 

@@ -14,8 +14,9 @@ PARAMS = "params"
 # All files that a saved model may contain.
 _MODEL_FILES = re.compile(
     r"(config|generation_config|conversion|modules|tokenizer|tokenizer_config|special_tokens_map|"
-    r"added_tokens|vocab)\.json|params|params\.checksum|model.*\.safetensors(\.index\.json)?|"
-    r"checkpoint_[0-9]+|[0-9]_(Pooling|Dense|Normalize)|(spiece|sentencepiece|tokenizer)\.model|"
+    r"added_tokens|vocab|sentence_bert_config|config_sentence_transformers)\.json|params|"
+    r"params\.checksum|model.*\.safetensors(\.index\.json)?|checkpoint_[0-9]+|"
+    r"[0-9]+_(Pooling|Dense|LayerNorm|Normalize)|(spiece|sentencepiece|tokenizer)\.model|"
     r"merges\.txt"
 )
 

@@ -19,11 +19,12 @@ from t5jax.checkpoint import (
     shapes_by_path,
 )
 from t5jax.fileio import JsonObject, StrPath, write_json
-from t5jax.models import Params, T5Config, abstract_params
+from t5jax.models import Params, SentenceEncoder, T5Config, abstract_params
 from t5jax.pretrained import infer_config
 from t5jax.pretrained.formats import open_zarr_folder
 from t5jax.pretrained.model_folder import CONFIG_FILE, GENERATION_FILE, PARAMS, write_model_folder
 from t5jax.pretrained.name_map import Leaf
+from t5jax.pretrained.sentence_transformers import write_sentence_transformers
 from t5jax.pretrained.source import CheckpointSource, Progress
 from t5jax.tokenizers import Tokenizer
 
@@ -149,6 +150,7 @@ def save_native(
     tokenizer: Tokenizer | None,
     *,
     generation: JsonObject | None = None,
+    sentence_encoder: SentenceEncoder | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a folder that `load_native` reads.
@@ -159,6 +161,7 @@ def save_native(
       params: model parameters.
       tokenizer: tokenizer to save with them, or None.
       generation: contents of generation_config.json; empty or None for no file.
+      sentence_encoder: layers after the encoder and settings, in sentence-transformers' format.
       overwrite: whether to replace a saved model at `path`.
     Raises:
       FileExistsError: `path` contains files that must not be replaced.
@@ -167,6 +170,15 @@ def save_native(
         (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
         save_tree(folder / PARAMS, params)
         (folder / CHECKSUM).write_text(_checksum(params) + "\n")
+        if sentence_encoder is not None:
+            write_sentence_transformers(
+                folder,
+                sentence_encoder,
+                d_model=config.d_model,
+                projection=np.asarray(params["projection"]["kernel"])
+                if config.projection_dim
+                else None,
+            )
         if tokenizer is not None:
             tokenizer.save(folder)
         if generation:

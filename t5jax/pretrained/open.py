@@ -7,11 +7,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t5jax.fileio import JsonObject, StrPath
-from t5jax.models import Params, T5Config
+from t5jax.models import Params, SentenceEncoder, T5Config
 from t5jax.pretrained import mesh_tf, native
-from t5jax.pretrained.hf import download_snapshot, holds_hf_model, open_hf, transformer_folder
+from t5jax.pretrained.hf import download_snapshot, holds_hf_model, open_hf
 from t5jax.pretrained.hf_config import read_generation_file
 from t5jax.pretrained.recognize import recognize
+from t5jax.pretrained.sentence_transformers import transformer_folder
 from t5jax.pretrained.source import CheckpointSource, Progress
 from t5jax.pretrained.t5x import STEP_PATTERN, find_t5x, open_t5x
 from t5jax.tokenizers import Tokenizer, load_tokenizer
@@ -171,6 +172,7 @@ def save_pretrained(
     tokenizer: Tokenizer | None,
     *,
     generation: JsonObject | None = None,
+    sentence_encoder: SentenceEncoder | None = None,
     overwrite: bool = False,
 ) -> None:
     """Save a model in t5jax's own format.
@@ -181,6 +183,7 @@ def save_pretrained(
       params: model parameters.
       tokenizer: tokenizer to save with them, or None.
       generation: contents of generation_config.json; empty or None for no file.
+      sentence_encoder: layers after the encoder and settings of a sentence encoder, or None.
       overwrite: whether to replace a saved model at `path`.
     Raises:
       FileExistsError: `path` contains files that must not be replaced.
@@ -191,4 +194,12 @@ def save_pretrained(
       >>> sorted(path.name for path in Path("model").iterdir())
       ['config.json', 'params', 'params.checksum']
     """
-    native.save_native(path, config, params, tokenizer, generation=generation, overwrite=overwrite)
+    native.save_native(
+        path,
+        config,
+        params,
+        tokenizer,
+        generation=generation,
+        sentence_encoder=sentence_encoder,
+        overwrite=overwrite,
+    )

@@ -19,6 +19,7 @@ from t5jax.generation.scoring import (
     score_tokens,
 )
 from t5jax.models.config import ComputePolicy
+from t5jax.models.sentence_encoder import SentenceEncoder
 from t5jax.models.t5 import bind
 from t5jax.text2text import Text2Text
 
@@ -118,6 +119,19 @@ def test_score_tokens_does_not_hold_all_logits_at_once(tiny):
     assert "2,64,97" not in text
 
 
+def embed(config, params, mask):
+    projection = params.get("projection", {}).get("kernel")
+    return embed_batch(
+        params,
+        TOKENS,
+        mask,
+        layers=SentenceEncoder.default(config).with_projection(projection),
+        prompt_length=jnp.int32(0),
+        config=config,
+        policy=POLICY,
+    )
+
+
 @pytest.mark.parametrize("projection_dim", [0, 7])
 def test_embed_is_the_mean_of_states_projected_and_of_length_1(tiny, projection_dim):
     config, params = tiny[0].replace(projection_dim=projection_dim), dict(tiny[1])
@@ -127,7 +141,7 @@ def test_embed_is_the_mean_of_states_projected_and_of_length_1(tiny, projection_
     states = np.asarray(
         encode_batch(params, TOKENS, MASK, config=config, policy=POLICY), np.float64
     )
-    found = embed_batch(params, TOKENS, MASK, config=config, policy=POLICY)
+    found = embed(config, params, MASK)
     mean = np.stack([row[kept].mean(axis=0) for row, kept in zip(states, MASK, strict=True)])
     expected = mean @ kernel if projection_dim else mean
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
@@ -138,9 +152,9 @@ def test_embed_of_a_row_without_tokens_is_zero_and_leaves_the_others(tiny):
     config, params = tiny
     mask = MASK.copy()
     mask[2] = False
-    found = np.asarray(embed_batch(params, TOKENS, mask, config=config, policy=POLICY))
+    found = np.asarray(embed(config, params, mask))
     assert not found[2].any()
-    expected = np.asarray(embed_batch(params, TOKENS, MASK, config=config, policy=POLICY))
+    expected = np.asarray(embed(config, params, MASK))
     np.testing.assert_array_equal(found[:2], expected[:2])
 
 

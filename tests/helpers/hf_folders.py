@@ -127,3 +127,21 @@ def write_flax(folder, config, tensors, *, num_shards=1):
         index = json.dumps({"metadata": {}, "weight_map": weight_map})
         (folder / "flax_model.msgpack.index.json").write_text(index, encoding="utf-8")
     return folder
+
+
+def write_sentence_layers(folder, weight, *, bias=None, transformer=""):
+    """Turns a folder with an encoder into a sentence encoder: mean, dense layer [out, in]."""
+    steps = {transformer: "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
+    modules = [
+        {"path": path, "type": f"sentence_transformers.models.{kind}"}
+        for path, kind in steps.items()
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    dense = {"in_features": weight.shape[1], "out_features": weight.shape[0]}
+    dense |= {"bias": bias is not None, "activation_function": None}
+    pooling = {"word_embedding_dimension": weight.shape[1], "pooling_mode_mean_tokens": True}
+    for path, settings in (("1_Pooling", pooling), ("2_Dense", dense)):
+        (folder / path).mkdir()
+        (folder / path / "config.json").write_text(json.dumps(settings))
+    arrays = {"linear.weight": weight} | ({} if bias is None else {"linear.bias": bias})
+    save_file(arrays, folder / "2_Dense" / "model.safetensors")

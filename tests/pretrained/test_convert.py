@@ -20,7 +20,7 @@ import pytest
 import tensorstore
 from helpers import hf_folders, torch_pickles as pickles
 from helpers.trees import assert_same_bits
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from t5jax.checkpoint.trees import load_tree
 from t5jax.models.config import T5Config
@@ -398,14 +398,9 @@ def test_run_never_replaces_its_source(tmp_path, monkeypatch, given, destination
         (tmp_path / "links" / file.name).symlink_to(file)
     encoder = tmp_path / "sentence" / "0_Transformer"
     hf_folders.write(encoder, CONFIG, hf_folders.random_tensors(CONFIG, gated=True, decoder=False))
-    steps = {"0_Transformer": "Transformer", "2_Dense": "Dense"}
-    modules = [{"path": path, "type": f"models.{kind}"} for path, kind in steps.items()]
-    (tmp_path / "sentence" / "modules.json").write_text(json.dumps(modules))
-    (tmp_path / "sentence" / "2_Dense").mkdir()
-    dense = {"bias": False, "activation_function": None}
-    (tmp_path / "sentence" / "2_Dense" / "config.json").write_text(json.dumps(dense))
-    weight = {"linear.weight": np.ones((4, 16), np.float32)}
-    save_file(weight, tmp_path / "sentence" / "2_Dense" / "model.safetensors")
+    hf_folders.write_sentence_layers(
+        tmp_path / "sentence", np.ones((4, 16), np.float32), transformer="0_Transformer"
+    )
     before = snapshot(tmp_path)
     with pytest.raises(ValueError, match="the destination must not contain the source") as caught:
         run(given, destination, to="hf", dtype="bfloat16", overwrite=overwrite)
@@ -461,24 +456,20 @@ def test_run_leaves_nothing_if_it_is_interrupted(tmp_path, sources, monkeypatch,
     assert not list(tmp_path.rglob("*out*"))
 
 
-def test_run_leaves_nothing_if_the_destination_cannot_hold_the_model(tmp_path):
+@pytest.mark.parametrize("bias", [None, np.arange(4, dtype=np.float32)])
+def test_run_leaves_nothing_if_the_destination_cannot_hold_the_model(tmp_path, bias):
     config = CONFIG | {"num_decoder_layers": 0}
     tensors = hf_folders.random_tensors(CONFIG, gated=True, decoder=False)
     hf_folders.write(tmp_path / "in", config, tensors)
-    modules = [{"path": "", "type": "Transformer"}, {"path": "2_Dense", "type": "Dense"}]
-    (tmp_path / "in" / "modules.json").write_text(json.dumps(modules))
-    (tmp_path / "in" / "2_Dense").mkdir()
-    dense = {"bias": False, "activation_function": None}
-    (tmp_path / "in" / "2_Dense" / "config.json").write_text(json.dumps(dense))
     weight = np.random.default_rng(0).normal(size=(4, 16)).astype(np.float32)
-    file = tmp_path / "in" / "2_Dense" / "model.safetensors"
-    save_file({"linear.weight": weight}, file)
+    hf_folders.write_sentence_layers(tmp_path / "in", weight, bias=bias)
     with pytest.raises(ValueError, match="must be a plain T5"):
         run(tmp_path / "in", tmp_path / "out", to="t5x")
     assert list(tmp_path.iterdir()) == [tmp_path / "in"]
     report = run(tmp_path / "in", tmp_path / "out", to="hf")
-    written = load_file(tmp_path / "out" / "2_Dense" / "model.safetensors")["linear.weight"]
-    assert written.tobytes() == weight.tobytes()
+    written = load_file(tmp_path / "out" / "2_Dense" / "model.safetensors")
+    assert written["linear.weight"].tobytes() == weight.tobytes()
+    assert ("linear.bias" in written) == (bias is not None)
     told = {tensor["name"]: tensor["sha256"] for tensor in report["tensors"]}
     assert told["2_Dense/linear.weight"] == hashlib.sha256(weight.tobytes()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints: transformers, sentence-transformers and the hub."""
+"""Hugging Face checkpoints: transformers and the hub."""
 
 from t5jax._lazy import attach
 

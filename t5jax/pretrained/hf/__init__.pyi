@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints: transformers, sentence-transformers and the hub."""
+"""Hugging Face checkpoints: transformers and the hub."""
 
 from .hub import (
     download_snapshot as download_snapshot,
@@ -9,9 +9,6 @@ from .load import (
 )
 from .save import (
     save_hf as save_hf,
-)
-from .sentence_transformers import (
-    transformer_folder as transformer_folder,
 )
 
 __all__ = [

@@ -15,8 +15,12 @@ _FILES = (
     "vocab.json",
     "merges.txt",
     "modules.json",
+    "sentence_*_config.json",
+    "config_sentence_transformers.json",
     "*_Pooling/config.json",
+    "*_Normalize/config.json",
     "*_Dense/*",
+    "*_LayerNorm/*",
 )
 
 # Weight formats in order of preference; only the first one that a repository has is downloaded.

@@ -20,7 +20,6 @@ from t5jax.pretrained.formats import (
     open_safetensors,
     read_array,
 )
-from t5jax.pretrained.hf import sentence_transformers
 from t5jax.pretrained.hf.shards import INDEX_SUFFIX, WEIGHTS_FILE, read_shard_index
 from t5jax.pretrained.hf_config import check_family, read_hf_config
 from t5jax.pretrained.infer_config import drop_decoder, infer_fields, infer_shapes, mark_shared_bias
@@ -36,6 +35,11 @@ from t5jax.pretrained.name_map import (
     NameRule,
 )
 from t5jax.pretrained.recognize import recognize_tensors
+from t5jax.pretrained.sentence_transformers import (
+    PROJECTION_TENSOR,
+    open_projection,
+    transformer_folder,
+)
 from t5jax.pretrained.source import CheckpointSource, checked_source
 
 _EMBEDDINGS = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
@@ -131,7 +135,7 @@ def _rules(form: _Format, *, gated: bool, prefix: str) -> Iterator[NameRule]:
         yield rule(f"{stack}/final_norm/scale", f"{stack}.final_layer_norm")
     yield rule(OUTPUT_PATH, "lm_head", form.linear)
     yield rule(EMBEDDING_PATH, _EMBEDDINGS[0])
-    yield NameRule(PROJECTION_PATH, sentence_transformers.PROJECTION_TENSOR, (1, 0))
+    yield NameRule(PROJECTION_PATH, PROJECTION_TENSOR, (1, 0))
 
 
 # Formats of files that are opened by their path.
@@ -145,7 +149,7 @@ def holds_hf_model(path: Path) -> bool:
     """Return whether `open_hf` opens a file or folder."""
     if path.is_file():
         return path.suffix in _KIND_OF
-    path = sentence_transformers.transformer_folder(path)
+    path = transformer_folder(path)
     return (path / CONFIG_FILE).is_file() and _weights_file(path) is not None
 
 
@@ -160,7 +164,7 @@ def open_hf(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
       ValueError: the files are damaged, the model is not a supported T5, or the weights do not
         match the config; the message names the file, and the first wrong tensor with both shapes.
     """
-    folder = sentence_transformers.transformer_folder(path) if path.is_dir() else path.parent
+    folder = transformer_folder(path) if path.is_dir() else path.parent
     config_file = folder / CONFIG_FILE
     has_config = path.is_dir() or config_file.is_file()
     family = check_family(config_file) if has_config else "t5"
@@ -175,9 +179,9 @@ def open_hf(path: Path, *, encoder_only: bool = False) -> CheckpointSource:
         )
     name_map, layout, ignored, unknown = _match_arrays(arrays, file, kind)
     table = layout[EMBEDDING_PATH].names[0]
-    if path.is_dir() and (projection := sentence_transformers.open_projection(path)) is not None:
-        arrays[sentence_transformers.PROJECTION_TENSOR] = projection
-        layout |= name_map.match([sentence_transformers.PROJECTION_TENSOR], source=path)[0]
+    if path.is_dir() and (projection := open_projection(path)) is not None:
+        arrays[PROJECTION_TENSOR] = projection
+        layout |= name_map.match([PROJECTION_TENSOR], source=path)[0]
     if encoder_only:
         drop_decoder(layout, ignored)
     elif OUTPUT_PATH in layout and _is_tied(arrays, layout[OUTPUT_PATH], table):

@@ -2,15 +2,19 @@
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 
 from t5jax.fileio import JsonObject, StrPath
-from t5jax.models import T5Config
+from t5jax.models import SentenceEncoder, T5Config
 from t5jax.pretrained.formats import SafetensorsWriter
-from t5jax.pretrained.hf import load, sentence_transformers
+from t5jax.pretrained.hf import load
 from t5jax.pretrained.hf.shards import split_into_shards, write_shard_index
 from t5jax.pretrained.hf_config import write_hf_config
 from t5jax.pretrained.model_folder import write_model_folder
 from t5jax.pretrained.name_map import PROJECTION_PATH
+from t5jax.pretrained.sentence_transformers import write_sentence_transformers
 from t5jax.pretrained.source import Weights, WrittenArray, num_layers
 from t5jax.tokenizers import Tokenizer
 
@@ -24,6 +28,7 @@ def save_hf(
     tokenizer: Tokenizer | None,
     *,
     generation: JsonObject | None = None,
+    sentence_encoder: SentenceEncoder | None = None,
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     written: Callable[[WrittenArray], object] = lambda _: None,
@@ -38,6 +43,8 @@ def save_hf(
       weights: model parameters, in the dtypes to write.
       tokenizer: tokenizer to save with them, or None.
       generation: further contents of generation_config.json.
+      sentence_encoder: layers after the encoder and settings, to save in sentence-transformers'
+        format; None saves them only if the model has a projection.
       overwrite: whether to replace a saved model at `path`.
       max_shard_bytes: maximum size of a weights file; larger models get several files and an index.
       written: callback for each tensor that has been written.
@@ -89,10 +96,26 @@ def save_hf(
         if len(shards) > 1:
             write_shard_index(folder, shards)
         write_hf_config(folder, config, generation=generation)
-        if PROJECTION_PATH in weights.shapes:
-            kernel = weights.read(PROJECTION_PATH)
-            sentence_transformers.write_sentence_transformers(folder, kernel)
-            tensor = sentence_transformers.PROJECTION_TENSOR
-            written(WrittenArray.from_values(tensor, PROJECTION_PATH, kernel.T))
+        if PROJECTION_PATH in weights.shapes or sentence_encoder is not None:
+            _write_sentence_encoder(folder, config, weights, sentence_encoder, written)
         if tokenizer is not None:
             tokenizer.save(folder)
+
+
+def _write_sentence_encoder(
+    folder: Path,
+    config: T5Config,
+    weights: Weights,
+    encoder: SentenceEncoder | None,
+    written: Callable[[WrittenArray], object],
+) -> None:
+    projection = weights.read(PROJECTION_PATH) if config.projection_dim else None
+    arrays = write_sentence_transformers(
+        folder,
+        encoder or SentenceEncoder.default(config),
+        d_model=config.d_model,
+        projection=projection,
+    )
+    for name, values in arrays.items():
+        is_projection = projection is not None and np.shares_memory(values, projection)
+        written(WrittenArray.from_values(name, PROJECTION_PATH if is_projection else name, values))

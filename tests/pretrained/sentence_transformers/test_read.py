@@ -15,8 +15,13 @@ from safetensors.numpy import load_file, save_file
 
 import t5jax
 from t5jax.models.t5 import abstract_params
-from t5jax.pretrained.hf.sentence_transformers import open_projection, transformer_folder
+from t5jax.pretrained.describe import describe_checkpoint
 from t5jax.pretrained.open import find_tokenizer, load_pretrained, open_checkpoint
+from t5jax.pretrained.sentence_transformers import (
+    open_projection,
+    read_sentence_encoder,
+    transformer_folder,
+)
 from t5jax.pretrained.source import Weights
 from t5jax.pretrained.t5x.save import save_t5x
 from t5jax.tokenizers.sentencepiece import train_tokenizer
@@ -154,7 +159,17 @@ def test_load_widens_a_projection_exactly(make, weight, dtype):
     np.testing.assert_array_equal(kernel, narrow.T.astype(np.float32))
 
 
-@pytest.mark.parametrize("settings", [MEAN, {"pooling_mode": "mean"}, {"pooling_mode": ["mean"]}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        MEAN,
+        POOLING,
+        {"word_embedding_dimension": 16},
+        {"pooling_mode": "mean"},
+        {"pooling_mode": ["mean"]},
+        {"embedding_dimension": 16, "pooling_mode_cls_token": True, "pooling_mode": "mean"},
+    ],
+)
 def test_load_reads_the_mean_in_every_spelling(make, settings):
     root = make()
     (root / "1_Pooling" / "config.json").write_text(json.dumps(settings))
@@ -174,49 +189,102 @@ def test_load_finds_the_tokenizer_beside_the_encoder(make, vocabulary, old):
 @pytest.mark.parametrize(
     "settings",
     [
-        POOLING,
-        POOLING | {"pooling_mode_cls_token": True},
-        MEAN | {"pooling_mode_max_tokens": True},
-        {"word_embedding_dimension": 16},
-        {"pooling_mode": "cls"},
-        {"pooling_mode": ["mean", "max"]},
-        MEAN | {"pooling_mode": "lasttoken"},
+        {"pooling_mode": "median"},
+        {"pooling_mode": ["mean", "sum"]},
+        {"pooling_mode": []},
         MEAN | {"pooling_mode": "x" * 10_000},
         {"pooling_mode": {"mean": True}},
     ],
 )
-def test_load_refuses_another_pooling(make, settings):
+def test_load_refuses_an_unknown_pooling(make, settings):
     root = make()
     (root / "1_Pooling" / "config.json").write_text(json.dumps(settings))
-    assert "1_Pooling/config.json must set mean pooling over tokens" in error_of(root)
+    assert "1_Pooling/config.json must set pooling_mode to some of cls, max, mean" in error_of(root)
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "reason"),
     [
-        {"bias": True},
-        {"bias": None},
-        {"activation_function": "torch.nn.modules.activation.Tanh"},
-        {"activation_function": ["torch.nn.modules.linear.Identity"]},
-        {"use_residual": True},
-        {"note": "x" * 10_000, "bias": 1},
+        ({"pooling_mode_median": True}, "only known settings, got pooling_mode_median"),
+        ({"include_prompt": "no"}, "include_prompt to true or false, got 'no'"),
     ],
 )
-def test_load_refuses_another_projection(make, changes):
+def test_load_refuses_an_unknown_setting_of_pooling(make, changes, reason):
+    root = make()
+    edit(root / "1_Pooling" / "config.json", **changes)
+    assert reason in error_of(root)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"bias": None}, "bias to true or false, got None"),
+        ({"bias": 1, "note": "x" * 10_000}, "bias to true or false, got 1"),
+        ({"use_residual": "yes"}, "use_residual to true or false, got 'yes'"),
+        ({"activation_function": "torch.nn.modules.activation.PReLU"}, "PReLU"),
+        ({"activation_function": "mine.Tanh"}, "got 'mine.Tanh'"),
+        ({"activation_function": "torch.nn.functional.tanh"}, "functional.tanh"),
+        ({"activation_function": ["torch.nn.modules.linear.Identity"]}, "activation_function to"),
+        ({"module_input_name": "scores"}, "module_input_name to one of token_embeddings, "),
+        ({"module_output_name": "scores"}, "module_output_name to one of token_embeddings, "),
+    ],
+)
+def test_load_refuses_an_unknown_dense_layer(make, changes, reason):
     root = make()
     edit(root / "2_Dense" / "config.json", **changes)
-    message = error_of(root)
-    assert "2_Dense/config.json must be a projection without bias, activation or" in message
+    assert reason in error_of(root)
 
 
-def test_load_refuses_a_projection_without_activation_key(make):
+@pytest.mark.parametrize(
+    ("tensors", "changes", "reason"),
+    [
+        ({"linear.weight": (WIDTH, 16)}, {"bias": True}, "only linear.weight, linear.bias, got"),
+        ({"linear.weight": (WIDTH, 15)}, {"bias": True}, "only linear.weight, linear.bias, got"),
+        (
+            {"linear.weight": (WIDTH, 15), "linear.bias": (WIDTH,)},
+            {"bias": True},
+            f"linear.weight must have shape ({WIDTH}, 16), got ({WIDTH}, 15)",
+        ),
+        (
+            {"linear.weight": (WIDTH, 16), "linear.bias": (WIDTH, 1)},
+            {"bias": True},
+            f"linear.bias must have shape ({WIDTH},), got ({WIDTH}, 1)",
+        ),
+        (
+            {"linear.weight": (WIDTH, 16)},
+            {"use_residual": True},
+            "only linear.weight, residual.weight, got",
+        ),
+        (
+            {"linear.weight": (WIDTH, 16)},
+            {"activation_function": "torch.nn.ReLU", "out_features": 7},
+            f"linear.weight must have shape (7, 16), got ({WIDTH}, 16)",
+        ),
+        (
+            {"linear.weight": (WIDTH, 16)},
+            {"activation_function": "torch.nn.ReLU", "out_features": None},
+            "out_features, got None",
+        ),
+    ],
+)
+def test_load_refuses_arrays_of_another_dense_layer(make, tensors, changes, reason):
+    root = make()
+    edit(root / "2_Dense" / "config.json", **changes)
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in tensors.items()}
+    save_file(arrays, root / "2_Dense" / "model.safetensors")
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        t5jax.load(root)
+
+
+def test_load_reads_a_projection_without_activation(make):
     """Its default in sentence-transformers is a tanh; null is none."""
     root = make()
     edit(root / "2_Dense" / "config.json", activation_function=None)
     assert open_checkpoint(root).config.projection_dim == WIDTH
     settings = {key: value for key, value in DENSE.items() if key != "activation_function"}
     (root / "2_Dense" / "config.json").write_text(json.dumps(settings))
-    assert "must be a projection without bias, activation" in error_of(root)
+    encoder = read_sentence_encoder(root, open_checkpoint(root).config)
+    assert encoder.layers[1].activation == "Tanh"
 
 
 @pytest.mark.parametrize(
@@ -242,27 +310,38 @@ def test_load_refuses_a_projection_of_other_states(make, shape):
     assert "linear.weight must have shape" in error_of(root)
 
 
-def test_load_refuses_two_projections(make):
-    root = make()
-    shutil.copytree(root / "2_Dense", root / "4_Dense")
-    modules = json.loads((root / "modules.json").read_text())
-    modules.append(modules[2] | {"path": "4_Dense"})
-    (root / "modules.json").write_text(json.dumps(modules))
-    assert "modules.json must list one Dense" in error_of(root)
-
-
-@pytest.mark.parametrize("kind", ["LayerNorm", "CLIPModel", "WeightedLayerPooling", "", "x" * 9999])
+@pytest.mark.parametrize(
+    "kind",
+    ["CLIPModel", "WeightedLayerPooling", "WordWeights", "WordEmbeddings", "LSTM", "", "x" * 9999],
+)
 def test_load_refuses_an_unknown_step(make, kind):
     root = make()
     edit_module(root, 2, type=f"sentence_transformers.models.{kind}")
-    assert "must list only Transformer, Pooling, Dense and Normalize" in error_of(root)
+    message = error_of(root)
+    assert "must list only Transformer, Pooling, Dense, LayerNorm, Dropout and Normal" in message
+    assert kind[:20] in message
 
 
-@pytest.mark.parametrize("kind", [None, 7, ["Dense"], {}])
-def test_load_refuses_a_step_without_type(make, kind):
+@pytest.mark.parametrize("kind", [None, 7, ["Dense"], {}, "Dense", "custom_st.Dense"])
+def test_load_refuses_a_step_of_other_code(make, kind):
     root = make()
     edit_module(root, 2, type=kind)
-    assert "must list only Transformer, Pooling, Dense and Normalize" in error_of(root)
+    assert "must list only Transformer, Pooling, Dense, LayerNorm, Dropout and " in error_of(root)
+
+
+def test_load_refuses_a_second_transformer(make):
+    root = make()
+    edit_module(root, 2, type=OLD_TYPES["Transformer"])
+    assert "must list one Transformer, and list it first, got Transformer as" in error_of(root)
+
+
+@pytest.mark.parametrize(("kept", "reason"), [((0,), "got none"), ((0, 2, 1), "before 2_Dense")])
+def test_load_refuses_a_sentence_encoder_that_does_not_pool(make, kept, reason):
+    root = make()
+    modules = json.loads((root / "modules.json").read_text())
+    (root / "modules.json").write_text(json.dumps([modules[i] for i in kept]))
+    with pytest.raises(ValueError, match=f"must list a Pooling.*{reason}"):
+        t5jax.load(root)
 
 
 @pytest.mark.parametrize("name", ["../2_Dense", "{root}/2_Dense", "..", "2_Dense/..", "a\\b", "C:"])
@@ -345,7 +424,160 @@ def test_load_refuses_or_reads_modules_with_any_byte_changed(make):
     assert refused > 20
 
 
+# Settings for texts.
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "limit"),
+    [
+        ("sentence_bert_config.json", {"max_seq_length": 7}, 7),
+        ("sentence_roberta_config.json", {"max_seq_length": 7}, 7),
+        ("sentence_bert_config.json", {"tokenizer_args": {"model_max_length": 7}}, 7),
+        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"max_length": 7}}}, 7),
+        ("tokenizer_config.json", {"model_max_length": 7}, 7),
+        ("tokenizer_config.json", {"model_max_length": int(1e30)}, None),
+        ("config.json", {"max_position_embeddings": 7}, 7),
+    ],
+)
+def test_load_reads_the_limit_from_every_place(make, file, settings, limit):
+    root = make()
+    before = json.loads((root / file).read_text()) if (root / file).is_file() else {}
+    (root / file).write_text(json.dumps(before | settings))
+    assert t5jax.load(root).sentence_encoder.max_tokens == limit
+
+
+def test_embed_cuts_texts_at_the_limit_with_a_warning(make):
+    root = make()
+    (root / "sentence_bert_config.json").write_text('{"max_seq_length": 4}')
+    t5 = t5jax.load(root)
+    with pytest.warns(UserWarning, match=r"cut to 4 tokens: texts\[0\]"):
+        cut = t5.embed([TEXTS[1]])
+    with pytest.warns(UserWarning, match="cut to 4 tokens"):
+        assert t5.encode([TEXTS[1]])[1].sum() == 4
+    whole = t5.embed([TEXTS[1]], max_input_tokens=2048)
+    assert np.abs(cut - whole).max() > 1e-3
+    with pytest.raises(ValueError, match="at most 5 tokens"):
+        t5.embed([TEXTS[1]], max_input_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "reason"),
+    [
+        ("sentence_bert_config.json", {"max_seq_length": 0}, "at least 1, got 0"),
+        ("sentence_bert_config.json", {"max_seq_length": "8"}, "at least 1, got '8'"),
+        ("sentence_bert_config.json", {"do_lower_case": 1}, "do_lower_case to true or false"),
+        ("sentence_bert_config.json", {"lower": True}, "only known settings, got lower"),
+        ("sentence_bert_config.json", {"tokenizer_name_or_path": "t5"}, "tokenizer_name_or_path"),
+        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "got 'fill-mask'"),
+        ("sentence_bert_config.json", {"model_args": {"quant": 1}}, "model_args.quant"),
+        ("sentence_bert_config.json", {"model_args": 3}, "model_args to an object, got 3"),
+        (
+            "sentence_bert_config.json",
+            {"processing_kwargs": {"text": {"truncation": False}}},
+            "trun",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"processing_kwargs": {"text": {"stride": 3}}},
+            "text.stride",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"modality_config": {"text": {"method": "forward", "method_output_name": "pooled"}}},
+            "modality_config.text",
+        ),
+        (
+            "tokenizer_config.json",
+            {"model_max_length": 9, "truncation_side": "left"},
+            "truncation_side to 'right', got 'left'",
+        ),
+        ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "SparseEncoder"),
+        ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts to texts by name"),
+        ("config_sentence_transformers.json", {"prompts": {"a": 1}}, "prompts to texts by name"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "b"}, "document, got 'b'"),
+        ("config_sentence_transformers.json", {"truncate_dim": 0}, "truncate_dim"),
+    ],
+)
+def test_load_refuses_an_unsupported_setting(make, file, settings, reason):
+    root = make()
+    (root / file).write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=re.escape(reason)) as caught:
+        t5jax.load(root)
+    assert str(caught.value).startswith(str(root / file))
+    assert "\n" not in str(caught.value)
+
+
+def test_embed_names_the_prompts_of_the_model(make):
+    root = make()
+    prompts = {"prompts": {"title": "a bee ", "query": "sees "}}
+    (root / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    t5 = t5jax.load(root)
+    with pytest.raises(ValueError, match=r"prompt_name.*query, document, title, got 'titel'"):
+        t5.embed(TEXTS, prompt_name="titel")
+    expected = t5.embed([f"a bee {text}" for text in TEXTS])
+    np.testing.assert_array_equal(t5.embed(TEXTS, prompt_name="title"), expected)
+    np.testing.assert_array_equal(t5.embed(TEXTS, prompt="a bee ", prompt_name="query"), expected)
+
+
+def test_prompts_of_a_model_without_sentence_encoder(t5):
+    np.testing.assert_array_equal(t5.embed(["ab"], prompt="x "), t5.embed(["x ab"]))
+    np.testing.assert_array_equal(t5.embed(["ab"], prompt_name="query"), t5.embed(["ab"]))
+    with pytest.raises(ValueError, match=r"prompt_name.*'title'"):
+        t5.embed(["ab"], prompt_name="title")
+
+
+def test_instructor_leaves_the_prompt_out(make):
+    """Its files do not say so; sentence-transformers knows these models by name."""
+    root = make()
+    config = open_checkpoint(root).config
+    for name, included in (("hkunlp/instructor-large", False), ("hkunlp/other", True)):
+        encoder = read_sentence_encoder(root, config, name=name)
+        assert encoder.layers[0].include_prompt == included
+
+
 # Written by us.
+
+
+@pytest.mark.parametrize("save", [t5jax.export_hf, lambda t5, folder: t5.save(folder)])
+def test_saving_keeps_layers_and_settings(make, tmp_path, save):
+    root = make()
+    edit(root / "1_Pooling" / "config.json", include_prompt=False, pooling_mode=["max", "cls"])
+    rng = np.random.default_rng(3)
+    arrays = {"linear.weight": rng.normal(size=(WIDTH, 32)), "linear.bias": rng.normal(size=WIDTH)}
+    arrays |= {"residual.weight": rng.normal(size=(WIDTH, 32))}
+    arrays = {name: values.astype(np.float32) for name, values in arrays.items()}
+    save_file(arrays, root / "2_Dense" / "model.safetensors")
+    settings = {"bias": True, "use_residual": True, "in_features": 32}
+    edit(root / "2_Dense" / "config.json", activation_function="torch.nn.GELU", **settings)
+    lengths = {"max_seq_length": 6, "do_lower_case": True}
+    (root / "sentence_bert_config.json").write_text(json.dumps(lengths))
+    prompts = {"prompts": {"query": "sees "}, "default_prompt_name": "query"}
+    prompts |= {"similarity_fn_name": "dot", "truncate_dim": 5}
+    (root / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    t5 = t5jax.load(root)
+    save(t5, tmp_path / "out")
+    again = t5jax.load(tmp_path / "out")
+    for name in ("max_tokens", "lower_case", "prompts", "default_prompt_name", "similarity"):
+        assert getattr(again.sentence_encoder, name) == getattr(t5.sentence_encoder, name)
+    texts = ["A bee", "sees", "and a bee"]
+    assert again.embed(texts).shape == (3, 5)
+    np.testing.assert_array_equal(again.embed(texts), t5.embed(texts))
+    np.testing.assert_array_equal(again.embed(texts, prompt=""), t5.embed(texts, prompt=""))
+    t5.save(tmp_path / "native")
+    t5.save(tmp_path / "native", overwrite=True)
+
+
+def test_inspect_describes_layers_and_settings(make):
+    root = make()
+    edit(root / "1_Pooling" / "config.json", include_prompt=False, pooling_mode=["max", "cls"])
+    edit(root / "2_Dense" / "config.json", in_features=32)
+    weight = {"linear.weight": np.zeros((WIDTH, 32), np.float32)}
+    save_file(weight, root / "2_Dense" / "model.safetensors")
+    (root / "sentence_bert_config.json").write_text('{"max_seq_length": 6}')
+    assert describe_checkpoint(root)["embedding"] == {
+        "layers": "Pooling (max + cls, no prompt) > Dense > Normalize",
+        "max tokens": 6,
+    }
 
 
 @pytest.mark.parametrize("old", [False, True])

@@ -1,0 +1,5 @@
+"""Sentence encoders in sentence-transformers' format."""
+
+from t5jax._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)
