@@ -165,7 +165,7 @@ def _alike(word: str, order: list[str]) -> list[str]:
 
 
 def _common(word: str, other: str) -> int:
-    """Letters that two words have in common at their beginnings."""
+    """Return the number of letters in the common prefix of two words."""
     pairs = zip(word, other, strict=False)
     return len([*itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)])
 

@@ -41,8 +41,8 @@ def choose_checkpoints(
                 measured.append((loss, step))
     if not measured:
         raise ValueError(
-            f"{folder} must have an evaluated checkpoint to select the best, got steps {steps} "
-            "without a loss; use the last instead."
+            f"{folder} must have an evaluated checkpoint to select the best, got only "
+            f"steps {steps} without a loss; select the last instead."
         )
     return [step for _, step in sorted(measured)[:count]]
 

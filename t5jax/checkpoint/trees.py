@@ -87,7 +87,7 @@ def check_shapes(
     for name in saved:
         if name not in wanted:
             raise ArrayMismatch(
-                f"{folder} holds {name}, which this config has no use for; the config belongs to "
+                f"{folder} holds {name}, which this config does not use; the config belongs to "
                 "other weights."
             )
 

@@ -231,7 +231,7 @@ def check_task_names(tasks: Sequence[Task]) -> None:
     names = [task.name for task in tasks]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"tasks must have names of their own, got {name!r} twice; rename one.")
+            raise ValueError(f"task names must be unique, got {name!r} twice; rename one.")
 
 
 # Fields allowed in JSON, with their types.

@@ -214,7 +214,7 @@ class GenerationConfig:
             )
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             if getattr(self, name) in self.suppress_tokens:
-                raise ValueError(f"{name} = {getattr(self, name)} must not be suppressed too.")
+                raise ValueError(f"{name} = {getattr(self, name)} must not be in suppress_tokens.")
 
     @property
     def sampling_params(self) -> dict[str, np.ndarray]:

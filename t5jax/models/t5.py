@@ -389,7 +389,7 @@ def bind(
             )
     for path in given:
         if path not in expected:
-            raise ValueError(f"params have {path}, which this config has no use for.")
+            raise ValueError(f"params have {path}, which this config does not use.")
     return nnx.merge(graph, dict(params))
 
 

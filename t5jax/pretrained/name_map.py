@@ -52,7 +52,7 @@ class Leaf(NamedTuple):
     per_layer: bool
 
     def to_ours(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Convert the shape of one of their arrays to that of our parameter, or of one layer."""
+        """Convert the shape of a stored array to that of our parameter, or of one of its layers."""
         return tuple(shape[axis] for axis in self.axes or range(len(shape)))
 
     def to_theirs(self, shape: Sequence[T]) -> tuple[T, ...]:

@@ -113,7 +113,7 @@ class FinetuneConfig(RunConfig):
 
     @property
     def keep_round(self) -> tuple[int, int] | None:
-        """Return the number and spacing, in steps, of the last checkpoints to average, if any."""
+        """Return how many of the last checkpoints to average, and the steps between them."""
         return (self.average, self.fit.checkpoint_every) if self.use == "last" else None
 
     def writing(self, num_beams: int, base: GenerationConfig | None = None) -> GenerationConfig:

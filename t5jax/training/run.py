@@ -320,7 +320,7 @@ def claim_run_dir(
     if path.exists():
         if _read_run(path)["corpus"] != text_digest:
             raise ValueError(
-                f"{folder} holds a run on other text: the data must have the digest in {RUN_FILE}; "
+                f"{folder} holds a run on other data, with another digest in {RUN_FILE}; "
                 "restore the data of that run, or choose another --output."
             )
         if (folder / CONFIG_FILE).exists():

@@ -398,8 +398,8 @@ class SkipMonitor:
             if not math.isfinite(metrics["loss"]):
                 raise ValueError(
                     f"the loss must be finite, got {metrics['loss']} at step {step}; start again "
-                    "with a lower learning rate, or continue from an earlier checkpoint, which is "
-                    "intact, with other text."
+                    "with a lower learning rate, or continue with other text from an earlier "
+                    "checkpoint, which is intact."
                 )
             self._in_a_row = 0
             return

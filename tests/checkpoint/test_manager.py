@@ -249,7 +249,7 @@ def test_load_tree_names_the_first_array_that_does_not_fit(tmp_path):
     with pytest.raises(ValueError, match=r"weights must have shape \(300, 199\).*\(300, 200\)"):
         load_tree(tmp_path / "params", shapes(wrong))
     fewer = {"weights": tree(0.0)["weights"]}
-    with pytest.raises(ValueError, match="holds inner/count, which this config has no use for"):
+    with pytest.raises(ValueError, match="holds inner/count, which this config does not use"):
         load_tree(tmp_path / "params", shapes(fewer))
     with pytest.raises(ValueError, match="must hold other"):
         load_tree(tmp_path / "params", shapes({"other": jnp.ones(1)}))

@@ -337,7 +337,7 @@ def test_finetune_refuses_another_run_in_its_folder(learned):
         run(folder, other)
     with pytest.raises(ValueError, match=r"steps must be at least 60, .*got 40"):
         run(folder, steps=40)
-    with pytest.raises(ValueError, match="names of their own, got 'up' twice"):
+    with pytest.raises(ValueError, match="names must be unique, got 'up' twice"):
         run(folder, task(), task())
 
 

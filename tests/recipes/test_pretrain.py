@@ -203,7 +203,7 @@ def test_run_refuses_a_corpus_that_changed_since(finished, tmp_path):
     shutil.copytree(config.output, output)
     text.write_text(Path(config.data.path).read_text() + "\nOne more line of text.")
     changed = dataclasses.replace(config, output=str(output), data=DataConfig(path=str(text)))
-    with pytest.raises(ValueError, match="holds a run on other text"):
+    with pytest.raises(ValueError, match="holds a run on other data"):
         pretrain(changed)
 
 
@@ -288,7 +288,7 @@ def test_run_refuses_a_model_file_that_changed_since(finished, tmp_path):
     ("changes", "message"),
     [
         ({"data": DataConfig(path="absent.txt")}, "does not exist"),
-        ({"input_length": 3000}, "must hide at most 125 spans"),
+        ({"input_length": 3000}, "must have at most 125 spans"),
         ({"fit": FitConfig(steps=5), "optimizer": "short cosine"}, "more than warmup_steps=9"),
         ({"mesh": MeshConfig(data=2, tensor=4)}, "must divide num_heads = 2"),
         ({"mesh": MeshConfig(data=1, sequence=8)}, "= 8 must divide the length of targets, 12"),

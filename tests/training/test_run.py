@@ -136,7 +136,7 @@ def test_check_refuses_a_file_and_a_record_that_is_none(tmp_path):
 
 def test_claim_refuses_other_text_and_other_models(tmp_path):
     claim(tmp_path / "run")
-    with pytest.raises(ValueError, match="a run on other text"):
+    with pytest.raises(ValueError, match="a run on other data"):
         claim(tmp_path / "run", text="abd")
     with pytest.raises(ValueError, match="d_ff = 8, got 9"):
         claim(tmp_path / "run", model=MODEL.replace(d_ff=9))

@@ -128,7 +128,7 @@ class SpanCorruption:
         _, spans = self._config.counts(self.lengths(input_length).raw)
         if spans > len(self._sentinels):
             raise ValueError(
-                f"an input of {input_length} tokens must hide at most {len(self._sentinels)} "
+                f"an input of {input_length} tokens must have at most {len(self._sentinels)} "
                 f"spans, one per sentinel of the tokenizer, got {spans}; lower input_length "
                 "or corruption.density, or raise corruption.mean_span."
             )

@@ -58,7 +58,9 @@ def bleu(
         metric = sacrebleu.BLEU(tokenize=tokenize, lowercase=lowercase, force=True)
     except (RuntimeError, ImportError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"tokenize={tokenize} needs more of sacrebleu: {reason}") from error
+        raise ValueError(
+            f"tokenize={tokenize} requires an optional dependency of sacrebleu: {reason}"
+        ) from error
     signature = _signature(metric, pairs)
     # effective_order does not affect counts; without it sacrebleu warns about sentence scores.
     sentences = sacrebleu.BLEU(

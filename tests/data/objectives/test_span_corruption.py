@@ -216,5 +216,5 @@ def test_span_corruption_makes_examples_of_the_lengths_it_gives():
 def test_span_corruption_needs_a_sentinel_for_each_span():
     objective = SpanCorruption(T5, tokenizer=BYTES, decoder_start_id=0)
     objective.check(48)
-    with pytest.raises(ValueError, match="an input of 3000 tokens must hide at most 125 spans"):
+    with pytest.raises(ValueError, match="an input of 3000 tokens must have at most 125 spans"):
         objective.check(3000)
