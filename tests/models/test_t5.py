@@ -606,7 +606,7 @@ def test_bind_names_parameter_it_has_no_use_for(tiny):
     wrong = changed(tiny[1], "decoder/lm_head/kernel", jnp.zeros((16, 97)))
     with pytest.raises(ValueError, match=r"decoder/lm_head/kernel.*does not use"):
         bind(tiny[0], wrong)
-    with pytest.raises(ValueError, match=r"output/kernel.*no use"):
+    with pytest.raises(ValueError, match=r"output/kernel.*does not use"):
         bind(tiny[0].replace(tie_embeddings=True), tiny[1])
 
 
