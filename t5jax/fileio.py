@@ -39,11 +39,17 @@ def is_plain_name(name: str) -> bool:
 def write_atomically(path: StrPath, content: bytes | str) -> None:
     """Write a file under a temporary name, then rename it; text is encoded as UTF-8.
 
-    After a crash or on a full disk, the previous file is intact.
+    After a crash or on a full disk, the previous file is intact.  The target of a link is replaced,
+    not the link; a device or pipe is written to.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}{_SUFFIX}")
     data = content.encode() if isinstance(content, str) else content
+    if path.parts[:2] == ("/", "dev") or (path.exists() and not path.is_file()):
+        with path.open("wb") as file:
+            file.write(data)
+        return
+    path = path.resolve()
+    temporary = path.with_name(f".{path.name}{_SUFFIX}")
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -146,6 +152,35 @@ def _remove(path: Path) -> None:
 
 # Shard indices of the largest models take a few MB.
 MAX_JSON_BYTES = 64 << 20
+
+
+def read_bounded(path: StrPath, *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """Read a file that must not be larger than a limit.
+
+    Raises:
+      ValueError: the file is larger.
+      OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(
+            f"{path} must have at most {max_bytes} bytes; it is a different kind of file."
+        )
+    return content
+
+
+def read_text(path: StrPath) -> str:
+    """Read a UTF-8 file of at most `MAX_JSON_BYTES`.
+
+    Raises:
+      ValueError: the file is larger or not UTF-8.
+      OSError: the file cannot be read.
+    """
+    try:
+        return read_bounded(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be UTF-8 text, got {error.reason}.") from error
 
 
 def read_json(path: Path) -> Any:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from t5jax.fileio import (
     is_temporary,
     read_json,
     read_json_object,
+    read_text,
     write_atomically,
     write_json,
 )
@@ -206,3 +208,40 @@ def test_read_does_not_wait_for_a_pipe(tmp_path):
     assert "must be a readable file" in error_of(tmp_path / "pipe")
     assert "must be a readable file" in error_of(tmp_path)
     assert "must be a readable file" in error_of(tmp_path / "absent")
+
+
+def test_write_writes_through_links_and_into_devices(tmp_path):
+    target, link = tmp_path / "real.txt", tmp_path / "link.txt"
+    target.write_text("old")
+    link.symlink_to(target)
+    write_atomically(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    dangling = tmp_path / "dangling.txt"
+    dangling.symlink_to(tmp_path / "later.txt")
+    write_atomically(dangling, "new")
+    assert (tmp_path / "later.txt").read_text() == "new"
+    write_atomically("/dev/null", "lost")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_write_into_a_pipe_reaches_its_reader(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        received = pool.submit(pipe.read_bytes)
+        write_atomically(pipe, "text")
+        assert received.result(timeout=10) == b"text"
+    assert pipe.is_fifo()
+
+
+def test_read_text_refuses_what_is_too_large_or_not_utf_8(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbftext")
+    assert read_text(tmp_path / "a.txt") == "text"
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"b\.txt must be UTF-8"):
+        read_text(tmp_path / "b.txt")
+    with (tmp_path / "c.txt").open("wb") as file:
+        file.truncate(12 << 30)  # sparse
+    with pytest.raises(ValueError, match=r"c\.txt must have at most"):
+        read_text(tmp_path / "c.txt")

@@ -1,6 +1,8 @@
 """Checkpoints of a run: written atomically, and verified when read."""
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import zlib
@@ -126,9 +128,8 @@ class CheckpointManager:
         self._check_space(trees)
         checksums = {name: int(checksum(tree)) for name, tree in trees.items()}
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        items[_RECORD] = ocp.args.JsonSave(
-            {"record": dict(record), "checksums": checksums, "loss": loss}
-        )
+        contents = {"record": dict(record), "checksums": checksums, "loss": loss}
+        items[_RECORD] = ocp.args.JsonSave({**contents, "digest": _digest(contents)})
         if loss is not None:
             self._losses[step] = loss
         with self._explain_write_errors():
@@ -383,6 +384,11 @@ def complete_steps(folder: str | os.PathLike) -> list[int]:
     )
 
 
+def _digest(contents: JsonObject) -> str:
+    text = json.dumps(json.loads(json.dumps(contents)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _read_record(folder: Path) -> JsonObject:
     import orbax.checkpoint as ocp
 
@@ -391,6 +397,9 @@ def _read_record(folder: Path) -> JsonObject:
     with ocp.Checkpointer(handler, **alone) as checkpointer:
         try:
             contents = checkpointer.restore((folder / _RECORD).resolve())
+            # Absent in older checkpoints.
+            if "digest" in contents and contents.pop("digest") != _digest(contents):
+                raise ValueError("the digest differs")
             return {
                 "record": contents["record"],
                 "checksums": dict(contents["checksums"]),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from t5jax.errors import suggest
+from t5jax.fileio import read_text
 
 # Groups of the most common options, unprefixed on the command line: `--steps`, not `--fit.steps`.
 UNPREFIXED = ("fit", "step")
@@ -57,7 +58,7 @@ def read_arguments(path: str, config_class: type) -> list[str]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"config must be an existing YAML or JSON file, got {path}.")
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"config must be a YAML or JSON file, got {path}: {reason}.") from error

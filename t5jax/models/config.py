@@ -3,11 +3,10 @@
 import dataclasses
 import json
 import os
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from t5jax.errors import suggest
-from t5jax.fileio import JsonObject, parse_json_object
+from t5jax.fileio import JsonObject, parse_json_object, read_text
 from t5jax.models.presets import preset_fields
 
 Activation = Literal["relu", "gelu_tanh", "gelu_erf", "silu"]
@@ -195,7 +194,7 @@ class T5Config:
         Raises:
           ValueError: as in `from_json`.
         """
-        return cls.from_json(_read_text(path), source=str(path))
+        return cls.from_json(read_text(path), source=str(path))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -254,7 +253,7 @@ def read_compute_fields(path: str | os.PathLike) -> JsonObject:
       FileNotFoundError: the file does not exist.
       ValueError: not a JSON object, or a field has an invalid value.
     """
-    fields = parse_json_object(_read_text(path), source=str(path))
+    fields = parse_json_object(read_text(path), source=str(path))
     fields = {name: fields[name] for name in _COMPUTE_FIELDS if name in fields}
     try:
         ComputePolicy(**fields)
@@ -276,13 +275,6 @@ def pad_vocab(num_tokens: int) -> int:
       32128
     """
     return -(-num_tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-
-
-def _read_text(path: str | os.PathLike) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be JSON: {error}.") from error
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -18,7 +18,7 @@ from t5jax.checkpoint import (
     save_tree,
     shapes_by_path,
 )
-from t5jax.fileio import JsonObject, StrPath, write_json
+from t5jax.fileio import JsonObject, StrPath, read_text, write_json
 from t5jax.models import Params, SentenceEncoder, T5Config, abstract_params
 from t5jax.pretrained import infer_config
 from t5jax.pretrained.formats import open_zarr_folder
@@ -136,7 +136,7 @@ def _check_checksum(folder: Path, params: Params) -> None:
     if folder.parent.name.isdigit() and not file.is_file():
         expected = recorded_checksum(folder.parent, folder.name)
     elif file.is_file():
-        expected = file.read_text().strip()
+        expected = read_text(file).strip()
     else:
         return
     if str(expected) != _checksum(params):

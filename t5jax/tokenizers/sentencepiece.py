@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from t5jax.fileio import StrPath, write_atomically
+from t5jax.fileio import StrPath, read_bounded, write_atomically
 from t5jax.tokenizers.base import Tokenizer, checked_sentinel, content_ids, save_config
 
 MODEL_FILES = ("spiece.model", "sentencepiece.model", "tokenizer.model")
@@ -69,7 +69,7 @@ class SentencePieceTokenizer(Tokenizer):
           ValueError: the file is not a complete SentencePiece model, or has no EOS piece.
         """
         try:
-            return cls(Path(path).read_bytes(), num_sentinels=num_sentinels)
+            return cls(read_bounded(path), num_sentinels=num_sentinels)
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
 

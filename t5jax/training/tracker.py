@@ -321,7 +321,8 @@ def read_metrics(folder: str | os.PathLike) -> list[JsonObject]:
     """Read the entries of a run's `metrics.jsonl`, up to an incomplete last line."""
     path = Path(folder) / METRICS_FILE
     entries = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    text = path.read_bytes().decode("utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         try:
             entries.append(json.loads(line))
         except ValueError:

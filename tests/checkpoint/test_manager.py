@@ -1,5 +1,6 @@
 """What was saved comes back bit for bit, or is known to be damaged."""
 
+import json
 import logging
 import shutil
 import subprocess
@@ -176,7 +177,25 @@ def remove_record(folder: Path) -> None:
     shutil.rmtree(folder / "record")
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_bit, remove_record])
+def change_record(folder: Path) -> None:
+    file = folder / "record" / "metadata"
+    text = file.read_text()
+    file.write_text(text.replace('"next": 20', '"next": 80'))
+
+
+def test_record_of_an_older_checkpoint_has_no_digest(tmp_path):
+    save_two(tmp_path)
+    file = tmp_path / "2" / "record" / "metadata"
+    contents = json.loads(file.read_text())
+    del contents["digest"]
+    file.write_text(json.dumps(contents))
+    checkpoints = CheckpointManager(tmp_path, keep=2)
+    restored = checkpoints.restore_latest({"params": shapes(tree(0))}, warn=pytest.fail)
+    checkpoints.close()
+    assert (restored[0], restored[2]) == (2, {"next": 20})
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_bit, remove_record, change_record])
 def test_checkpoints_fall_back_when_the_newest_is_damaged(tmp_path, damage):
     save_two(tmp_path)
     damage(tmp_path / "2")
