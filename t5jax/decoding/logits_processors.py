@@ -15,6 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from t5jax.decoding.automaton import Automaton, allowed_tokens
 
+# Larger n-grams are compared in a loop, whose program does not grow with their size.
+_MAX_UNROLLED = 16
+
 
 class Context(NamedTuple):
     """Progress of every row at the current step.
@@ -130,12 +133,21 @@ def _no_repeat_ngram(
     """Rule out tokens that would repeat an n-gram, as NoRepeatNGramLogitsProcessor does."""
     sequences, length = context.sequences, context.length
     width = sequences.shape[1]
-    # True where the `ngram_size - 1` tokens starting at a position equal the last ones.
-    matches = jnp.ones(sequences.shape, bool)
-    for k in range(ngram_size - 1):
+    if ngram_size > width:
+        return scores
+
+    def match(k: int | Array, matches: Bool[Array, "R W"]) -> Bool[Array, "R W"]:
         # In shorter sequences the clipped index is arbitrary; `complete` masks them.
         last = jnp.take(sequences, length - ngram_size + 1 + k, axis=1, mode="clip")
-        matches = matches & (jnp.roll(sequences, -k, axis=1) == last[:, None])
+        return matches & (jnp.roll(sequences, -k, axis=1) == last[:, None])
+
+    # True where the `ngram_size - 1` tokens starting at a position equal the last ones.
+    matches = jnp.ones(sequences.shape, bool)
+    if ngram_size <= _MAX_UNROLLED:
+        for k in range(ngram_size - 1):
+            matches = match(k, matches)
+    else:
+        matches = jax.lax.fori_loop(0, ngram_size - 1, match, matches)
     continuations = jnp.roll(sequences, 1 - ngram_size, axis=1)
     complete = (jnp.arange(width) + ngram_size - 1 < length) & (length + 1 >= ngram_size)
     repeats = _token_mask(continuations, matches & complete[None], scores.shape)

@@ -14,6 +14,8 @@ Ids = Sequence[int]
 
 # The stop automaton has one state per byte.
 _MAX_STOP_CHARACTERS = 1000
+# Caches and tables grow with it.
+_MAX_NEW_TOKENS = 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,8 +107,16 @@ class GenerationConfig:
     def _check_types(self):
         for name in _INTEGERS:
             value = getattr(self, name)
-            if value is not None:
+            if value is not None or getattr(GenerationConfig, name) is not None:
                 _check_integer(name, value)
+                if value >= 2**31:
+                    raise ValueError(f"{name} must be less than 2**31, got {value!r:.30}.")
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if value is None and getattr(GenerationConfig, name) is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+                raise ValueError(f"{name} must be a number, got {value!r:.60}.")
         for name, (kind, types) in _LISTS.items():
             value = getattr(self, name)
             if value is None and name == "allowed_texts":
@@ -131,6 +141,10 @@ class GenerationConfig:
         if 0 < self.temperature < 1e-6 or self.temperature > 1e6:
             raise ValueError(
                 f"temperature must be 0 or in [1e-6, 1e6], got {self.temperature}; 0 is greedy."
+            )
+        if self.max_new_tokens > _MAX_NEW_TOKENS:
+            raise ValueError(
+                f"max_new_tokens must be at most {_MAX_NEW_TOKENS}, got {self.max_new_tokens}."
             )
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be in [0, 2**31), got {self.seed}.")
@@ -157,10 +171,19 @@ class GenerationConfig:
         for name in ("min_new_tokens", "no_repeat_ngram_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
-        if not self.repetition_penalty > 0:
+        if not 1e-6 <= self.repetition_penalty <= 1e6:
             raise ValueError(
-                f"repetition_penalty must be above 0, got {self.repetition_penalty}; 1.0 = off."
+                "repetition_penalty must be in [1e-6, 1e6], got "
+                f"{self.repetition_penalty}; 1.0 = off."
             )
+        for name in ("bad_words", "stop_strings", "allowed_texts"):
+            for text in getattr(self, name) or ():
+                try:
+                    text.encode()
+                except UnicodeEncodeError:
+                    raise ValueError(
+                        f"{name} must be Unicode texts, got {text!a:.60}, which is not."
+                    ) from None
         for name in ("bad_words", "stop_strings"):
             if "" in getattr(self, name):
                 raise ValueError(f"{name} must not contain the empty text; remove it.")
@@ -239,6 +262,14 @@ _INTEGERS = (
     "no_repeat_ngram_size",
     "batch_size",
     "max_input_tokens",
+)
+_NUMBERS = (
+    "length_penalty",
+    "temperature",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
 )
 _LISTS = {
     "suppress_tokens": ("ids", int),

@@ -150,7 +150,7 @@ def test_repetition_penalty_makes_what_occurs_less_likely(penalty):
         history.expect(processors, penalized(np.float32(penalty)))
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 20])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 20, 10**9])
 def test_no_repeat_ngram_lets_none_occur_twice(size):
     changed = 0
     for history in histories():
@@ -503,3 +503,15 @@ def test_processors_together_behind_a_prefix_are_those_of_transformers(theirs):
         limit=8,
         count=10,
     )
+
+
+@pytest.mark.parametrize("size", [16, 17, 19])
+def test_long_ngrams_are_those_of_brute_force(size):
+    # The last size - 1 tokens occur before, followed by 7.
+    pattern = list(range(size - 1))
+    sequence = np.array([[*pattern, 7, 3, *pattern, 0, 0]], np.int32)
+    length = jnp.int32(2 * size)
+    context = Context(jnp.asarray(sequence), length, length - 1, jnp.int32(99), None)
+    scores = jnp.zeros((1, 30))
+    result = LogitsProcessors(no_repeat_ngram_size=size)(scores, context, eos_id=1)
+    assert np.flatnonzero(np.isinf(result[0])).tolist() == [7]
