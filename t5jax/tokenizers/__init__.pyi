@@ -2,6 +2,7 @@
 
 from .base import (
     Tokenizer as Tokenizer,
+    check_same_tokenizer as check_same_tokenizer,
     encode_with_eos as encode_with_eos,
 )
 from .byte import (

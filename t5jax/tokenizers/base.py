@@ -11,6 +11,8 @@ from t5jax.fileio import StrPath, write_atomically
 
 CONFIG_FILE = "tokenizer_config.json"
 MAX_SENTINELS = 100_000
+# Pieces in one text that two tokenizers are compared on.
+_PROBE_PIECES = 50
 
 
 @runtime_checkable
@@ -86,6 +88,45 @@ class Tokenizer(Protocol):
         Args:
           folder: output folder, created if missing.
         """
+
+
+def check_same_tokenizer(tokenizer: Tokenizer, other: Tokenizer, *, where: str) -> None:
+    """Check that a tokenizer gives the ids that a model was trained with.
+
+    Args:
+      tokenizer: tokenizer to use.
+      other: tokenizer of the model.
+      where: source of the model, for the message.
+    Raises:
+      ValueError: their fingerprints differ; the message shows both, and the first difference.
+    """
+    if tokenizer.fingerprint == other.fingerprint:
+        return
+    reason = _difference(tokenizer, other)
+    if reason is not None:
+        raise ValueError(
+            f"the tokenizer must be that of {where}, {other.fingerprint:.12}, got "
+            f"{tokenizer.fingerprint:.12}: {reason}; leave out the tokenizer, or set "
+            "allow_other_tokenizer."
+        )
+
+
+def _difference(tokenizer: Tokenizer, other: Tokenizer) -> str | None:
+    """Describe the first difference of two tokenizers; None if they give the same ids."""
+    if tokenizer.vocab_size != other.vocab_size:
+        return f"{tokenizer.vocab_size} ids instead of {other.vocab_size}"
+    pieces = []
+    for i in range(tokenizer.vocab_size):
+        ours, theirs = tokenizer.decode([i]), other.decode([i])
+        if ours != theirs:
+            return f"id {i} is {ours!r} instead of {theirs!r}"
+        pieces.append(ours)
+    # Files of two formats may hold the same tokenizer.
+    for i in range(0, len(pieces), _PROBE_PIECES):
+        text = "".join(pieces[i : i + _PROBE_PIECES])
+        if tokenizer.encode(text) != other.encode(text):
+            return "texts are divided differently"
+    return None
 
 
 def encode_with_eos(tokenizer: Tokenizer, text: str) -> list[int]:

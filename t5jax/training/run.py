@@ -52,6 +52,8 @@ class RunConfig:
         tokenizer's, except with a JSON file.
       tokenizer: folder of a tokenizer, such as that of a downloaded T5, or 'bytes'; defaults to the
         checkpoint's, or without a checkpoint to one trained on the data.
+      allow_other_tokenizer: allow a tokenizer that differs from that of the checkpoint or of the
+        run to resume.
       vocab_size: vocabulary size of the trained tokenizer, without its 100 sentinels; 4000 by
         default.
       batch_size: number of rows per step, over all devices.
@@ -75,6 +77,7 @@ class RunConfig:
     checkpoint: str | None = None
     model: str = "tiny"
     tokenizer: str | None = None
+    allow_other_tokenizer: bool = False
     vocab_size: int | None = None
     batch_size: int
     fit: FitConfig = FitConfig(steps=1000)
@@ -164,6 +167,7 @@ class RunConfig:
 # split a sum differently.
 _RESUMABLE = (
     "output",
+    "allow_other_tokenizer",
     "model",  # compared as an architecture
     "mesh",
     "hosts",

@@ -25,7 +25,13 @@ from t5jax.parallel import (
 )
 from t5jax.pretrained import CHECKPOINTS, find_tokenizer, load_pretrained, open_checkpoint
 from t5jax.profiling import Profiler, chip_of_kind, train_step_flops
-from t5jax.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer, train_tokenizer
+from t5jax.tokenizers import (
+    ByteTokenizer,
+    Tokenizer,
+    check_same_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 from t5jax.training.run import RunConfig
 from t5jax.training.step import Metrics, TrainState, make_train_step
 from t5jax.training.tracker import Tracker, open_tracker, read_evaluations
@@ -81,23 +87,22 @@ def setup_tokenizer(
       The tokenizer.
     Raises:
       FileNotFoundError: `config.tokenizer` does not exist or holds no tokenizer.
-      ValueError: the padding id is also the unknown id, or the checkpoint has no tokenizer and
-        `config.tokenizer` is not set.
+      ValueError: the padding id is also the unknown id; or the checkpoint has no tokenizer and
+        `config.tokenizer` is not set, or has another one.
     """
+    trained = None if checkpoint is None else find_tokenizer(checkpoint)
+    own = load_tokenizer(config.folder) if config.folder.is_dir() else None
     if checkpoint is not None and config.tokenizer is None:
-        tokenizer = find_tokenizer(checkpoint)
+        tokenizer = trained
         if tokenizer is None:
             raise ValueError(
                 f"tokenizer must be set for {config.checkpoint}, which has no tokenizer; set it to "
                 "a folder that has one, or to bytes."
             )
     else:
-        tokenizer = load_tokenizer(config.folder) if config.folder.is_dir() else None
-    if tokenizer is None and config.tokenizer == BYTES:
-        tokenizer = ByteTokenizer()
-    if tokenizer is None and config.tokenizer is not None:
-        check_tokenizer(config.tokenizer)
-        tokenizer = load_tokenizer(config.tokenizer)
+        tokenizer = own
+    if tokenizer is None:
+        tokenizer = _tokenizer_option(config)
     if tokenizer is None:
         vocab_size = config.vocab_size or DEFAULT_VOCAB_SIZE
         log_once(f"training a tokenizer with a vocabulary of {vocab_size}")
@@ -107,7 +112,25 @@ def setup_tokenizer(
             f"the tokenizer must have a separate padding id, got {tokenizer.pad_id} for padding "
             "and for unknown text; train one with t5jax.tokenizers.train_tokenizer."
         )
+    if not config.allow_other_tokenizer:
+        if trained is not None:
+            check_same_tokenizer(tokenizer, trained, where=str(config.checkpoint))
+        # The run's own is used, even if that of the options is gone.
+        exists = config.tokenizer == BYTES or Path(config.tokenizer or "").is_dir()
+        if own is not None and config.tokenizer is not None and exists:
+            asked = _tokenizer_option(config)
+            assert asked is not None
+            check_same_tokenizer(asked, own, where=config.output)
     return tokenizer
+
+
+def _tokenizer_option(config: RunConfig) -> Tokenizer | None:
+    if config.tokenizer is None:
+        return None
+    if config.tokenizer == BYTES:
+        return ByteTokenizer()
+    check_tokenizer(config.tokenizer)
+    return load_tokenizer(config.tokenizer)
 
 
 def check_files(model: str, tokenizer: str | None) -> None:

@@ -330,7 +330,7 @@ def test_finetune_refuses_another_run_in_its_folder(learned):
     folder, _ = learned
     with pytest.raises(ValueError, match="seed = 0, got 1"):
         run(folder, seed=1)
-    with pytest.raises(ValueError, match="other text"):
+    with pytest.raises(ValueError, match="other data"):
         run(folder, task(train=rows(201, 5)))
     other = task(metrics=("exact_match", "f1"), metric_options=MetricOptions(positive="B"))
     with pytest.raises(ValueError, match=r"tasks\.up\.metric_options\.positive = None, got 'B'"):

@@ -23,6 +23,7 @@ from t5jax.optim.schedules import ScheduleConfig
 from t5jax.parallel.mesh import MeshConfig, make_mesh
 from t5jax.recipes.pretrain import pretrain
 from t5jax.recipes.pretrain_config import PretrainConfig
+from t5jax.tokenizers import train_tokenizer
 from t5jax.training import setup
 from t5jax.training.run import recorded_options
 from t5jax.training.step import StepConfig
@@ -239,6 +240,19 @@ def test_run_begins_with_a_checkpoint(finished, inputs, tmp_path, caplog):
     assert json.loads((tmp_path / "1" / "run.json").read_text())["options"]["checkpoint"]
     with pytest.raises(ValueError, match=r"checkpoint = .*, got None"):
         pretrain(make_config(inputs, tmp_path / "1"))
+
+
+def test_run_refuses_another_tokenizer_than_the_checkpoint_s_or_its_own(finished, inputs, tmp_path):
+    config, _, _ = finished
+    other = tmp_path / "other"
+    train_tokenizer(Path(config.data.path).read_text().splitlines(), vocab_size=27).save(other)
+    changes = {"model": "tiny", "tokenizer": str(other), "checkpoint": str(config.output)}
+    more = make_config(inputs, tmp_path / "more", **changes)
+    with pytest.raises(ValueError, match=rf"must be that of {config.output}, bytes, got .* ids"):
+        pretrain(more)
+    assert not (tmp_path / "more").exists()
+    allowed = dataclasses.replace(more, allow_other_tokenizer=True, fit=FitConfig(steps=1))
+    pretrain(allowed)
 
 
 def test_config_refuses_a_model_beside_a_checkpoint():
