@@ -109,7 +109,7 @@ class GenerationConfig:
             value = getattr(self, name)
             if value is not None or getattr(GenerationConfig, name) is not None:
                 _check_integer(name, value)
-                if value >= 2**31:
+                if value >= 2**31 and name != "seed":  # which has a rule for both ends
                     raise ValueError(f"{name} must be less than 2**31, got {value!r:.30}.")
         for name in _NUMBERS:
             value = getattr(self, name)
